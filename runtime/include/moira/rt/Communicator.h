@@ -1,0 +1,69 @@
+//===- Communicator.h - collectives over groups of ranks --------*- C++ -*-===//
+// One Communicator a rank. Groups are formed from axis lists of the mesh. All buffers are
+// contiguous host memory in C order. Sums are made in rank order within the group, so every
+// implementation gives the same bits on every rank.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_COMMUNICATOR_H
+#define MOIRA_RT_COMMUNICATOR_H
+
+#include "moira/rt/Status.h"
+#include "plan_generated.h"
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace moira::rt {
+
+/// The ranks that differ from this one only along some axes, in row-major order of their
+/// coordinates there.
+struct Group {
+  std::vector<int> members; // world ranks
+  int self = 0;             // index of this rank in members
+};
+
+/// Not thread-safe: one thread drives one rank. Every call is collective over its group and fails
+/// on all members when one fails or the timeout passes (RankFailed names the rank that did not
+/// arrive and `what`). in and out may be the same pointer only for allReduce.
+class Communicator {
+public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+  /// "threads" or "mpi".
+  virtual const char *kind() const = 0;
+
+  /// out[i] = reduce over members of in[i]; dtype f32, f64, bf16 (summed in f32) or i32.
+  virtual Status allReduce(const Group &group, const void *in, void *out, size_t count,
+                           fb::DType dtype, fb::Reduce op, const std::string &what) = 0;
+  /// Member m sends block j of `in` (blockBytes each, group-size blocks) to member j; out holds
+  /// member m's block at index m.
+  virtual Status allToAll(const Group &group, const void *in, void *out, size_t blockBytes,
+                          const std::string &what) = 0;
+  /// out holds every member's `bytes`, in member order.
+  virtual Status allGather(const Group &group, const void *in, void *out, size_t bytes,
+                           const std::string &what) = 0;
+  virtual Status barrier(const std::string &what) = 0;
+  /// Makes every other rank's pending and later calls fail with this cause. Thread-safe.
+  virtual void abort(const Status &cause) = 0;
+};
+
+/// `size` communicators of one process, one for each rank thread.
+std::vector<std::unique_ptr<Communicator>> makeThreadCommunicators(int size, double timeoutSeconds);
+
+/// What a launcher says about this process, from the environment (Open MPI, srun/PMIx, torchrun).
+struct LaunchInfo {
+  std::string launcher; // "none", "mpirun", "srun", "torchrun"
+  int rank = 0, size = 1, localRank = 0, localSize = 1;
+};
+LaunchInfo discoverLaunch();
+
+/// Loads the MPI plugin (libmoira_comm_mpi.so beside the program or its ../lib) and joins
+/// MPI_COMM_WORLD. MpiUnavailable says what was tried.
+Expected<std::unique_ptr<Communicator>> makeMpiCommunicator(double timeoutSeconds);
+
+} // namespace moira::rt
+
+#endif // MOIRA_RT_COMMUNICATOR_H
