@@ -1,0 +1,115 @@
+//===- MoeDenseOps.td - products, norms and element-wise ops ------------------*- tablegen -*-===//
+#ifndef MOIRA_MOE_DENSE_OPS
+#define MOIRA_MOE_DENSE_OPS
+include "Moe/MoeDialect.td"
+include "Moe/ShardingRuleInterface.td"
+
+class Moe_RuleOp<string mnemonic, list<string> extra = [], list<Trait> traits = []>
+    : Moe_Op<mnemonic, !listconcat(traits, [Pure,
+        DeclareOpInterfaceMethods<ShardingRuleInterface, !listconcat(["getFactorRule"], extra)>])> {
+  let hasVerifier = 1;
+}
+
+def Moe_EmbeddingOp : Moe_RuleOp<"embedding", ["localize"]> {
+  let summary = "rows of a table by token id";
+  let description = [{
+    ids[t..], table[v,D] → [t..,D]. On a shard of the vocabulary `row_offset` is the number of its first row; other ids give zeros and the result is partial.
+
+        %0 = moe.embedding %ids, %table : (tensor<2x24xi32>, tensor<256x64xf32>) -> tensor<2x24x64xf32>
+
+    Constraints: (C1) the result has the shape of ids followed by D; (C2) result and table have one element type.
+  }];
+  let arguments = (ins Moe_IntTensor:$ids, Moe_Tensor:$table, OptionalAttr<AnyAttr>:$row_offset);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$ids `,` $table attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_LinearOp : Moe_RuleOp<"linear"> {
+  let summary = "contraction of the trailing dimensions";
+  let description = [{
+    x[t..,K..], w[N..,K..] → [t..,N..]; the trailing `contract` dimensions of both are summed over, in f32. Linear in x.
+
+        %q = moe.linear %x, %wq contract 1 : (tensor<2x24x64xf32>, tensor<4x16x64xf32>) -> tensor<2x24x4x16xf32>
+
+    Constraints: (C1) 1 ≤ contract ≤ the rank of both operands; (C2) the contracted sizes are equal; (C3) the result is t.. followed by N..;
+    (C4) x and w have one element type; the result has it too or is f32.
+  }];
+  let arguments = (ins Moe_Tensor:$x, Moe_Tensor:$w, I64Attr:$contract);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `,` $w `contract` $contract attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_RmsNormOp : Moe_RuleOp<"rms_norm"> {
+  let summary = "x · rsqrt(mean(x²) + eps) · w over the trailing dimensions of w";
+  let description = [{
+        %1 = moe.rms_norm %x, %w eps 1.0e-5 : (tensor<2x24x64xf32>, tensor<64xf32>) -> tensor<2x24x64xf32>
+
+    Computed in f32. Constraints: (C1) w's shape is a suffix of x's; (C2) result and x have one shape; (C3) eps ≥ 0.
+  }];
+  let arguments = (ins Moe_Tensor:$x, Moe_Tensor:$w, F64Attr:$eps);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `,` $w `eps` $eps attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_SumSquaresOp : Moe_RuleOp<"sum_squares"> {
+  let summary = "Σ x² over the trailing `norm_dims` dimensions, f32";
+  let description = [{
+    First half of a norm whose dimensions are split: the result is partial. Constraints: (C1) 1 ≤ norm_dims ≤ rank of x; (C2) the result is f32 with x's leading shape.
+  }];
+  let arguments = (ins Moe_Tensor:$x, I64Attr:$norm_dims);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$x `dims` $norm_dims attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_RmsApplyOp : Moe_RuleOp<"rms_apply"> {
+  let summary = "x · rsqrt(ss / count + eps) · w";
+  let description = [{
+    Second half of a norm whose dimensions are split; `count` is the global number of elements. Constraints: (C1) w's shape is a suffix of x's; (C2) ss has x's
+    leading shape; (C3) result and x have one shape; (C4) count ≥ 1.
+  }];
+  let arguments = (ins Moe_Tensor:$x, Moe_F32Tensor:$ss, Moe_Tensor:$w, F64Attr:$eps, I64Attr:$count);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `,` $ss `,` $w `eps` $eps `count` $count attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_AddOp : Moe_RuleOp<"add"> {
+  let summary = "a + b; b may have only the trailing dimensions of a";
+  let description = [{
+    A sum: operands of one shape may be partial together. Constraints: (C1) b's shape is a suffix of a's; (C2) the result has a's shape; (C3) one element type.
+  }];
+  let arguments = (ins Moe_Tensor:$a, Moe_Tensor:$b);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$a `,` $b attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_ClampOp : Moe_RuleOp<"clamp"> {
+  let summary = "min(max(x, lo), hi)";
+  let description = [{ Constraints: (C1) lo ≤ hi; (C2) result and x have one type up to sharding. }];
+  let arguments = (ins Moe_Tensor:$x, F64Attr:$lo, F64Attr:$hi);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `from` $lo `to` $hi attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_GluOp : Moe_RuleOp<"glu"> {
+  let summary = "act(x[..,0,:]) · x[..,1,:]";
+  let description = [{
+        %h = moe.glu silu %gu : (tensor<2x24x2x112xf32>) -> tensor<2x24x112xf32>
+
+    Constraints: (C1) the last dimension but one of x is 2; (C2) the result is x without it.
+  }];
+  let arguments = (ins Moe_Tensor:$x, Moe_ActivationAttr:$activation);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$activation $x attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_SigmoidGateOp : Moe_RuleOp<"sigmoid_gate"> {
+  let summary = "x · σ(g), one gate a row";
+  let description = [{
+    x[t..,D], g[t..,1] → [t..,D]. Linear in x. Constraints: (C1) g has x's leading shape and a last dimension of 1; (C2) result and x have one shape.
+  }];
+  let arguments = (ins Moe_Tensor:$x, Moe_Tensor:$g);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `,` $g attr-dict `:` functional-type(operands, results)";
+}
+
+#endif // MOIRA_MOE_DENSE_OPS

@@ -1,0 +1,54 @@
+//===- MoeExpertOps.td - routing, dispatch, expert products, combine ----------*- tablegen -*-===//
+#ifndef MOIRA_MOE_EXPERT_OPS
+#define MOIRA_MOE_EXPERT_OPS
+include "Moe/MoeDenseOps.td"
+
+def Moe_RouteOp : Moe_RuleOp<"route"> {
+  let summary = "choose k experts a token and weigh them";
+  let description = [{
+        %r = moe.route %logits, #moe.router<…> : (tensor<2x24x8xf32>) -> !moe.routing<2x24, experts = 8, k = 2>
+
+    Constraints: (C1) logits are [t..,E] with t.. and E those of the routing; (C2) the router's k is the routing's.
+  }];
+  let arguments = (ins Moe_Tensor:$logits, Moe_RouterAttr:$router);
+  let results = (outs Moe_RoutingType:$result);
+  let assemblyFormat = "$logits `,` $router attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_DispatchOp : Moe_RuleOp<"dispatch", ["refineResultShardings"]> {
+  let summary = "one row for each token and choice, sorted by expert";
+  let description = [{
+    x[t..,D], routing → [T·k,D]. Sorted stably: rows of an expert lie in token order, then choice order. `expert_axes` names the mesh axes over which the experts
+    are split (set by `--dist-shard-expert`); the result's rows are ragged then, and `bound` asks for an initial bound other than the default.
+
+    Constraints: (C1) x is t.. of the routing followed by D; (C2) the result is [T·k,D].
+  }];
+  let arguments = (ins Moe_Tensor:$x, Moe_RoutingType:$routing, DefaultValuedOptionalAttr<StrArrayAttr, "{}">:$expert_axes, OptionalAttr<I64Attr>:$bound);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `,` $routing attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_GroupedMatmulOp : Moe_RuleOp<"grouped_matmul"> {
+  let summary = "each row times its expert's matrix";
+  let description = [{
+    rows[R,K..], groups, w[E,N..,K..] → [R,N..], the trailing `contract` dimensions summed over in f32. Linear in rows. `groups` is the routing that sorted the rows; after the
+    partition phase it is the i32 row counts [token shards, E].
+
+    Constraints: (C1) 1 ≤ contract < rank of w; (C2) rows are [R,K..]; (C3) the result is [R,N..]; (C4) groups count E experts.
+  }];
+  let arguments = (ins Moe_Tensor:$rows, AnyTypeOf<[Moe_RoutingType, Moe_I32Tensor]>:$groups, Moe_Tensor:$w, I64Attr:$contract);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$rows `by` $groups `,` $w `contract` $contract attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_CombineOp : Moe_RuleOp<"combine", ["refineResultShardings"]> {
+  let summary = "weighted sum of a token's k rows";
+  let description = [{
+    rows[T·k,D], routing → [t..,D]: Σ_j weight_j · row_j in the fixed order of j. Linear in rows. Constraints: (C1) rows are [T·k,D]; (C2) the result is t.. followed by D.
+  }];
+  let arguments = (ins Moe_Tensor:$rows, Moe_RoutingType:$routing);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$rows `,` $routing attr-dict `:` functional-type(operands, results)";
+}
+
+#endif // MOIRA_MOE_EXPERT_OPS

@@ -1,0 +1,5 @@
+//===- MoeOps.td - all operations of the moe dialect --------------------------*- tablegen -*-===//
+include "Moe/MoeStateOps.td"
+include "Moe/MoeDenseOps.td"
+include "Moe/MoeAttentionOps.td"
+include "Moe/MoeExpertOps.td"

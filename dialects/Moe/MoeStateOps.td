@@ -1,0 +1,36 @@
+//===- MoeStateOps.td - weights and how programs read them --------------------*- tablegen -*-===//
+#ifndef MOIRA_MOE_STATE_OPS
+#define MOIRA_MOE_STATE_OPS
+include "Moe/MoeDialect.td"
+include "Moe/ShardingRuleInterface.td"
+
+def Moe_StateOp : Moe_Op<"state", [Symbol]> {
+  let summary = "a tensor that outlives a step: a weight, later an optimizer moment or a cache";
+  let description = [{
+    A module-level symbol named as the checkpoint would name it (a stacked tensor by its stacked name). Without a source it starts as zeros.
+
+        moe.state @"model.layers.0.mlp.experts.down_proj" : tensor<8x64x112xf32>
+            from #moe.source<names = ["model.layers.0.mlp.experts.{e}.w2.weight"], per_expert = true, disk_shape = [64, 112]>
+
+    Constraints: (C1) the type is a static ranked tensor of floats; (C2) the source's blocks, one for each expert and name, fill it exactly;
+    (C3) it stands directly in a module.
+  }];
+  let arguments = (ins SymbolNameAttr:$sym_name, TypeAttr:$type, OptionalAttr<Moe_SourceAttr>:$source, OptionalAttr<I64Attr>:$layer);
+  let assemblyFormat = "$sym_name `:` $type (`from` $source^)? (`layer` $layer^)? attr-dict";
+  let hasVerifier = 1;
+  let extraClassDeclaration = [{
+    ::mlir::RankedTensorType getTensorType() { return ::llvm::cast<::mlir::RankedTensorType>(getType()); }
+  }];
+}
+
+def Moe_ParamOp : Moe_Op<"param", [Pure, DeclareOpInterfaceMethods<SymbolUserOpInterface>]> {
+  let summary = "the value of a state tensor";
+  let description = [{
+    Constraints: (C1) the symbol is a `moe.state`; (C2) the result has its type, shardings included.
+  }];
+  let arguments = (ins FlatSymbolRefAttr:$state);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$state attr-dict `:` type($result)";
+}
+
+#endif // MOIRA_MOE_STATE_OPS

@@ -1,0 +1,17 @@
+//===- MoeOps.h - operations of the moe dialect -----------------*- C++ -*-===//
+#ifndef MOIRA_DIALECT_MOE_MOEOPS_H
+#define MOIRA_DIALECT_MOE_MOEOPS_H
+
+#include "mlir/Bytecode/BytecodeOpInterface.h"
+#include "mlir/IR/Builders.h"
+#include "mlir/IR/ImplicitLocOpBuilder.h"
+#include "mlir/IR/SymbolTable.h"
+#include "mlir/Interfaces/SideEffectInterfaces.h"
+#include "moira/Analysis/FactorRule.h"
+#include "moira/Dialect/Moe/IR/MoeDialect.h"
+
+#include "Moe/ShardingRuleInterface.h.inc"
+#define GET_OP_CLASSES
+#include "Moe/MoeOps.h.inc"
+
+#endif // MOIRA_DIALECT_MOE_MOEOPS_H

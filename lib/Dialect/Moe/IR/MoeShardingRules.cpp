@@ -1,0 +1,322 @@
+//===- MoeShardingRules.cpp - how each moe operation may be partitioned ---===//
+// FactorRules (letters in the comments are factors), what ragged rows do to shardings, and what
+// depends on the rank.
+//===----------------------------------------------------------------------===//
+#include "moira/Dialect/Dist/IR/DistOps.h"
+#include "moira/Dialect/Moe/IR/MoeOps.h"
+
+using namespace mlir;
+using namespace moira;
+using namespace moira::moe;
+using dist::DimShardingAttr;
+using dist::ShardingAttr;
+
+#include "Moe/ShardingRuleInterface.cpp.inc"
+
+using Ids = SmallVector<int>;
+
+static ArrayRef<int64_t> shapeOf(Value v) { return cast<RankedTensorType>(v.getType()).getShape(); }
+
+static Ids join(Ids a, const Ids &b) {
+  llvm::append_range(a, b);
+  return a;
+}
+
+/// The last n of ids.
+static Ids tail(const Ids &ids, size_t n) { return Ids(ids.end() - n, ids.end()); }
+static Ids head(const Ids &ids, size_t n) { return Ids(ids.begin(), ids.begin() + n); }
+
+static constexpr FactorKind pass = FactorKind::passThrough, reduce = FactorKind::reduction,
+                            whole = FactorKind::needReplication,
+                            unconstrained = FactorKind::unconstrained;
+
+//===----------------------------------------------------------------------===//
+// Dense
+//===----------------------------------------------------------------------===//
+
+/// ids[t..], table[v,D] → [t..,D]: a shard of the table gives zeros for other rows, so v is a
+/// reduction.
+FactorRule EmbeddingOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(pass, shapeOf(getIds()));
+  int v = rule.addFactor(reduce, shapeOf(getTable())[0]),
+      d = rule.addFactor(pass, shapeOf(getTable())[1]);
+  rule.operands = {t, {v, d}};
+  rule.results = {join(t, {d})};
+  return rule;
+}
+
+/// x[t..,K..], w[N..,K..] → [t..,N..]
+FactorRule LinearOp::getFactorRule() {
+  FactorRule rule;
+  int64_t n = getContract();
+  Ids t = rule.addFactors(pass, shapeOf(getX()).drop_back(n)),
+      k = rule.addFactors(reduce, shapeOf(getX()).take_back(n));
+  Ids out = rule.addFactors(pass, shapeOf(getW()).drop_back(n));
+  rule.operands = {join(t, k), join(out, k)};
+  rule.results = {join(t, out)};
+  rule.linearity = Linearity::first;
+  return rule;
+}
+
+/// x[t..,N..], w[N..] → x. N.. may be cut: --dist-expand-norms then splits the op in two.
+FactorRule RmsNormOp::getFactorRule() {
+  FactorRule rule;
+  Ids x = rule.addFactors(pass, shapeOf(getX()));
+  rule.operands = {x, tail(x, shapeOf(getW()).size())};
+  rule.results = {x};
+  return rule;
+}
+
+/// x[t..,N..] → [t..], partial where N.. is cut.
+FactorRule SumSquaresOp::getFactorRule() {
+  FactorRule rule;
+  int64_t n = getNormDims();
+  Ids t = rule.addFactors(pass, shapeOf(getX()).drop_back(n)),
+      k = rule.addFactors(reduce, shapeOf(getX()).take_back(n));
+  rule.operands = {join(t, k)};
+  rule.results = {t};
+  return rule;
+}
+
+/// x[t..,N..], ss[t..], w[N..] → x
+FactorRule RmsApplyOp::getFactorRule() {
+  FactorRule rule;
+  Ids x = rule.addFactors(pass, shapeOf(getX()));
+  size_t n = shapeOf(getW()).size();
+  rule.operands = {x, head(x, x.size() - n), tail(x, n)};
+  rule.results = {x};
+  return rule;
+}
+
+/// a[t..,N..], b[N..] → a. A sum of equal shapes is jointly linear; a bias must meet a complete a.
+FactorRule AddOp::getFactorRule() {
+  FactorRule rule;
+  Ids a = rule.addFactors(pass, shapeOf(getA()));
+  rule.operands = {a, tail(a, shapeOf(getB()).size())};
+  rule.results = {a};
+  if (shapeOf(getA()) == shapeOf(getB()))
+    rule.linearity = Linearity::jointly;
+  return rule;
+}
+
+FactorRule ClampOp::getFactorRule() {
+  FactorRule rule;
+  Ids x = rule.addFactors(pass, shapeOf(getX()));
+  rule.operands = {x};
+  rule.results = {x};
+  return rule;
+}
+
+/// x[t..,2,F] → [t..,F]
+FactorRule GluOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(pass, shapeOf(getX()).drop_back(2));
+  int two = rule.addFactor(whole, 2), f = rule.addFactor(pass, shapeOf(getX()).back());
+  rule.operands = {join(t, {two, f})};
+  rule.results = {join(t, {f})};
+  return rule;
+}
+
+/// x[t..,D], g[t..,1] → x, linear in x.
+FactorRule SigmoidGateOp::getFactorRule() {
+  FactorRule rule;
+  Ids x = rule.addFactors(pass, shapeOf(getX()));
+  int one = rule.addFactor(whole, 1);
+  rule.operands = {x, join(head(x, x.size() - 1), {one})};
+  rule.results = {x};
+  rule.linearity = Linearity::first;
+  return rule;
+}
+
+//===----------------------------------------------------------------------===//
+// Attention
+//===----------------------------------------------------------------------===//
+
+FactorRule PositionsOp::getFactorRule() {
+  FactorRule rule;
+  rule.results = {rule.addFactors(pass, shapeOf(getResult()))};
+  return rule;
+}
+
+/// pos[S] → cos[S,r], sin[S,r]
+FactorRule RopeTableOp::getFactorRule() {
+  FactorRule rule;
+  int s = rule.addFactor(pass, shapeOf(getPos())[0]),
+      r = rule.addFactor(whole, shapeOf(getCos())[1]);
+  rule.operands = {{s}};
+  rule.results = {{s, r}, {s, r}};
+  return rule;
+}
+
+/// x[b,s,h,d], cos[s,r], sin[s,r] → x
+FactorRule RopeOp::getFactorRule() {
+  FactorRule rule;
+  Ids x = rule.addFactors(pass, shapeOf(getX()).drop_back());
+  int d = rule.addFactor(whole, shapeOf(getX()).back()),
+      r = rule.addFactor(whole, shapeOf(getCos())[1]);
+  rule.operands = {join(x, {d}), {x[1], r}, {x[1], r}};
+  rule.results = {join(x, {d})};
+  return rule;
+}
+
+/// q[b,s,h,d], k[b,u,g,d], v[b,u,g,d], qpos[s], kpos[u], kmask[b,u] → [b,s,h,d]: a query needs all
+/// keys (u), kv heads g follow the query heads h.
+FactorRule AttentionOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> q = shapeOf(getQ()), k = shapeOf(getK());
+  int b = rule.addFactor(pass, q[0]), s = rule.addFactor(pass, q[1]),
+      h = rule.addFactor(pass, q[2]), d = rule.addFactor(whole, q[3]);
+  int u = rule.addFactor(whole, k[1]), g = rule.addFactor(unconstrained, k[2], /*follows=*/h);
+  rule.operands = {{b, s, h, d}, {b, u, g, d}, {b, u, g, d}, {s}, {u}, {b, u}};
+  rule.results = {{b, s, h, d}};
+  return rule;
+}
+
+//===----------------------------------------------------------------------===//
+// Experts
+//===----------------------------------------------------------------------===//
+
+/// logits[t..,e] → routing[t..]: every token needs all scores.
+FactorRule RouteOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(pass, getType().getTokens());
+  int e = rule.addFactor(whole, getType().getExperts());
+  rule.operands = {join(t, {e})};
+  rule.results = {t};
+  return rule;
+}
+
+/// x[t..,d], routing[t..] → rows[r,d]: the permutation ties r to t.. (refineResultShardings).
+FactorRule DispatchOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(pass, getRouting().getType().getTokens());
+  int d = rule.addFactor(pass, shapeOf(getX()).back()),
+      r = rule.addFactor(unconstrained, shapeOf(getResult())[0]);
+  rule.operands = {join(t, {d}), t};
+  rule.results = {{r, d}};
+  rule.linearity = Linearity::first;
+  return rule;
+}
+
+/// rows[r,K..], groups, w[e,N..,K..] → [r,N..]: rows know which experts their shard has, so e is
+/// free.
+FactorRule GroupedMatmulOp::getFactorRule() {
+  FactorRule rule;
+  int64_t n = getContract();
+  ArrayRef<int64_t> w = shapeOf(getW());
+  int r = rule.addFactor(pass, shapeOf(getRows())[0]), e = rule.addFactor(unconstrained, w[0]);
+  Ids out = rule.addFactors(pass, w.drop_front().drop_back(n)),
+      k = rule.addFactors(reduce, w.take_back(n));
+  Ids groups;
+  if (auto routing = dyn_cast<RoutingType>(getGroups().getType()))
+    groups = rule.addFactors(unconstrained, routing.getTokens());
+  else
+    groups = rule.addFactors(unconstrained, shapeOf(getGroups()));
+  rule.operands = {join({r}, k), groups, join({e}, join(out, k))};
+  rule.results = {join({r}, out)};
+  rule.linearity = Linearity::first;
+  return rule;
+}
+
+/// rows[r,d], routing[t..] → [t..,d]
+FactorRule CombineOp::getFactorRule() {
+  FactorRule rule;
+  int r = rule.addFactor(unconstrained, shapeOf(getRows())[0]),
+      d = rule.addFactor(pass, shapeOf(getRows())[1]);
+  Ids t = rule.addFactors(pass, getRouting().getType().getTokens());
+  rule.operands = {{r, d}, t};
+  rule.results = {join(t, {d})};
+  rule.linearity = Linearity::first;
+  return rule;
+}
+
+/// Below this many bytes a ragged buffer starts at its worst case: a retry would cost more than the
+/// memory.
+static constexpr int64_t kSmallRaggedBytes = 1 << 20;
+
+/// Rows come out ragged. T_l tokens a shard, P expert shards of E_l experts; a slot needs T_l·k/P
+/// rows on average, at most T_l·min(k,E_l). tokens {dp},{ep}, experts {ep} → ragged{dp}{ep} P x B;
+/// tokens {dp}, experts {ep} → ragged{dp}{ep} 1 x B; tokens {dp} → ragged{dp}{} 1 x T_l·k.
+LogicalResult DispatchOp::refineResultShardings(const MeshInfo &mesh,
+                                                ArrayRef<ShardingAttr> operands,
+                                                SmallVectorImpl<ShardingAttr> &results) {
+  SmallVector<StringAttr> tokenAxes, expertAxes, otherAxes;
+  for (DimShardingAttr dim : operands[1].getDims())
+    llvm::append_range(tokenAxes, dim.getAxes());
+  for (StringAttr axis : getExpertAxes().getAsRange<StringAttr>())
+    if (mesh.sizeOf(axis.getValue()) > 1)
+      expertAxes.push_back(axis);
+  auto isTokenAxis = [&](StringAttr axis) { return llvm::is_contained(tokenAxes, axis); };
+  bool exchange = !expertAxes.empty() && llvm::all_of(expertAxes, isTokenAxis);
+  if (!exchange && llvm::any_of(expertAxes, isTokenAxis))
+    return emitOpError("MOE-0601: the expert axes must all split the tokens or none may");
+  for (StringAttr axis : tokenAxes)
+    if (!llvm::is_contained(expertAxes, axis))
+      otherAxes.push_back(axis);
+
+  RoutingType routing = getRouting().getType();
+  int64_t tokens = routing.numTokens() / mesh.sizeOf(tokenAxes), k = routing.getK();
+  int64_t parts = mesh.sizeOf(expertAxes), slots = exchange ? parts : 1, bound = tokens * k;
+  if (parts > 1) {
+    int64_t worst = tokens * std::min(k, routing.getExperts() / parts);
+    int64_t bytes = worst * slots * shapeOf(getX()).back() * 4;
+    bound = bytes <= kSmallRaggedBytes
+                ? worst
+                : std::min<int64_t>(worst, 2 * llvm::divideCeil(tokens * k, parts));
+    if (getBound())
+      bound = std::min<int64_t>(worst, *getBound());
+  }
+  results[0] = results[0].withDim(
+      0, DimShardingAttr::get(getContext(), exchange || parts == 1 ? otherAxes : tokenAxes, 0,
+                              expertAxes, slots, bound));
+  return success();
+}
+
+/// Without an exchange each shard adds up only the rows of its own experts: partial over their
+/// axes.
+LogicalResult CombineOp::refineResultShardings(const MeshInfo &mesh,
+                                               ArrayRef<ShardingAttr> operands,
+                                               SmallVectorImpl<ShardingAttr> &results) {
+  DimShardingAttr rows = operands[0].getDims()[0];
+  SmallVector<StringAttr> partial(results[0].getPartialAxes());
+  SmallVector<StringAttr> cut;
+  for (DimShardingAttr dim : operands[1].getDims())
+    llvm::append_range(cut, dim.getAxes());
+  for (StringAttr axis : rows.getExpertAxes())
+    if (!llvm::is_contained(cut, axis) && !llvm::is_contained(partial, axis))
+      partial.push_back(axis);
+  results[0] = results[0].withPartial(partial);
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// What depends on the rank
+//===----------------------------------------------------------------------===//
+
+/// First element of this rank's part of a dimension; null where it is not cut.
+static Attribute offsetOf(int64_t size, DimShardingAttr dim, const MeshInfo &mesh) {
+  if (dim.getAxes().empty())
+    return {};
+  return dist::OffsetAttr::get(dim.getContext(), dim.getAxes(), dist::localSize(size, dim, mesh));
+}
+
+void EmbeddingOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,
+                           ArrayRef<ShardingAttr>) {
+  if (Attribute offset = offsetOf(shapeOf(getTable())[0], operands[1].getDims()[0], mesh))
+    setRowOffsetAttr(offset);
+}
+
+void PositionsOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr>,
+                           ArrayRef<ShardingAttr> results) {
+  if (Attribute offset = offsetOf(shapeOf(getResult())[0], results[0].getDims()[0], mesh))
+    setStartAttr(offset);
+}
+
+void AttentionOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,
+                           ArrayRef<ShardingAttr>) {
+  if (Attribute offset = offsetOf(shapeOf(getQ())[2], operands[0].getDims()[2], mesh))
+    setHeadOffsetAttr(offset);
+  if (Attribute offset = offsetOf(shapeOf(getK())[2], operands[1].getDims()[2], mesh))
+    setKvOffsetAttr(offset);
+}

@@ -1,0 +1,282 @@
+//===- MoeVerifiers.cpp - constraints of the moe operations ---------------===//
+// One function an op; constraint numbers are those of the .td files. Shapes are compared without
+// shardings, so that the same rules hold for global and for local programs.
+//===----------------------------------------------------------------------===//
+#include "moira/Dialect/Dist/IR/DistOps.h"
+#include "moira/Dialect/Moe/IR/MoeOps.h"
+
+#include <cmath>
+
+using namespace mlir;
+using namespace moira;
+using namespace moira::moe;
+
+#define GET_OP_CLASSES
+#include "Moe/MoeOps.cpp.inc"
+
+static RankedTensorType tensorOf(Value v) { return cast<RankedTensorType>(v.getType()); }
+static ArrayRef<int64_t> shapeOf(Value v) { return tensorOf(v).getShape(); }
+static Type elementOf(Value v) { return tensorOf(v).getElementType(); }
+
+static SmallVector<int64_t> concat(ArrayRef<int64_t> a, ArrayRef<int64_t> b) {
+  SmallVector<int64_t> shape(a);
+  llvm::append_range(shape, b);
+  return shape;
+}
+
+static bool isSuffix(ArrayRef<int64_t> suffix, ArrayRef<int64_t> shape) {
+  return suffix.size() <= shape.size() && shape.take_back(suffix.size()) == suffix;
+}
+
+//===----------------------------------------------------------------------===//
+// State
+//===----------------------------------------------------------------------===//
+
+LogicalResult StateOp::verify() {
+  auto type = dyn_cast<RankedTensorType>(getType());
+  if (!type || !type.hasStaticShape() || !isa<FloatType>(type.getElementType()))
+    return emitOpError("C1: the type must be a static ranked tensor of floats");
+  if (!isa<ModuleOp>((*this)->getParentOp()))
+    return emitOpError("C3: a state stands directly in a module");
+  SourceAttr source = getSourceAttr();
+  if (!source)
+    return success();
+  int64_t block = 1, names = source.getNames().size(),
+          leading = (source.getPerExpert() ? 1 : 0) + (names > 1 ? 1 : 0);
+  for (int64_t size : source.getDiskShape().asArrayRef())
+    block *= size;
+  int64_t wanted = 1;
+  if (type.getRank() < leading || (names > 1 && type.getDimSize(leading - 1) != names))
+    return emitOpError("C2: the leading dimensions must index ")
+           << (source.getPerExpert() ? "the expert and " : "") << names << " names";
+  for (int64_t size : type.getShape().drop_front(leading))
+    wanted *= size;
+  if (block != wanted)
+    return emitOpError("C2: a block has ")
+           << wanted << " elements, the tensors in the file have " << block;
+  return success();
+}
+
+LogicalResult ParamOp::verifySymbolUses(SymbolTableCollection &symbolTable) {
+  auto state = symbolTable.lookupNearestSymbolFrom<StateOp>(*this, getStateAttr());
+  if (!state)
+    return emitOpError("C1: ") << getStateAttr() << " is not a moe.state";
+  RankedTensorType type = state.getTensorType(), result = getType();
+  // After localisation the state keeps its global type and sharding, the value has the local shape.
+  if (dist::ShardingAttr sharding = dist::getSharding(type); sharding && !result.getEncoding()) {
+    MeshInfo mesh = dist::getMesh((*this)->getParentOfType<ModuleOp>());
+    type = RankedTensorType::get(dist::localShape(type.getShape(), sharding, mesh),
+                                 type.getElementType());
+  }
+  if (result != type)
+    return emitOpError("C2: the result has type ") << result << ", the state gives " << type;
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Dense
+//===----------------------------------------------------------------------===//
+
+LogicalResult EmbeddingOp::verify() {
+  if (tensorOf(getTable()).getRank() != 2 ||
+      ArrayRef(concat(shapeOf(getIds()), shapeOf(getTable()).take_back())) != shapeOf(getResult()))
+    return emitOpError(
+        "C1: the result must have the shape of ids followed by the table's last dimension");
+  if (elementOf(getTable()) != elementOf(getResult()))
+    return emitOpError("C2: table and result must have one element type");
+  return success();
+}
+
+LogicalResult LinearOp::verify() {
+  int64_t n = getContract();
+  ArrayRef<int64_t> x = shapeOf(getX()), w = shapeOf(getW());
+  if (n < 1 || n > int64_t(x.size()) || n > int64_t(w.size()))
+    return emitOpError("C1: contract = ")
+           << n << " must lie between 1 and the ranks of the operands";
+  if (x.take_back(n) != w.take_back(n))
+    return emitOpError("C2: the contracted dimensions differ: ")
+           << getX().getType() << " and " << getW().getType();
+  if (ArrayRef(concat(x.drop_back(n), w.drop_back(n))) != shapeOf(getResult()))
+    return emitOpError("C3: the result must be x's and then w's other dimensions");
+  if (elementOf(getX()) != elementOf(getW()) ||
+      (elementOf(getResult()) != elementOf(getX()) && !elementOf(getResult()).isF32()))
+    return emitOpError("C4: operands must have one element type, and the result that or f32");
+  return success();
+}
+
+LogicalResult RmsNormOp::verify() {
+  if (!isSuffix(shapeOf(getW()), shapeOf(getX())))
+    return emitOpError("C1: w's shape must be a suffix of x's");
+  if (shapeOf(getX()) != shapeOf(getResult()))
+    return emitOpError("C2: result and x must have one shape");
+  if (!(getEps().convertToDouble() >= 0))
+    return emitOpError("C3: eps must not be negative");
+  return success();
+}
+
+LogicalResult SumSquaresOp::verify() {
+  int64_t n = getNormDims();
+  if (n < 1 || n > tensorOf(getX()).getRank())
+    return emitOpError("C1: dims must lie between 1 and the rank of x");
+  if (shapeOf(getX()).drop_back(n) != shapeOf(getResult()))
+    return emitOpError("C2: the result must have x's leading shape");
+  return success();
+}
+
+LogicalResult RmsApplyOp::verify() {
+  ArrayRef<int64_t> x = shapeOf(getX()), w = shapeOf(getW());
+  if (!isSuffix(w, x))
+    return emitOpError("C1: w's shape must be a suffix of x's");
+  if (x.drop_back(w.size()) != shapeOf(getSs()))
+    return emitOpError("C2: ss must have x's leading shape");
+  if (x != shapeOf(getResult()))
+    return emitOpError("C3: result and x must have one shape");
+  if (getCount() < 1)
+    return emitOpError("C4: count must be at least 1");
+  return success();
+}
+
+LogicalResult AddOp::verify() {
+  if (!isSuffix(shapeOf(getB()), shapeOf(getA())))
+    return emitOpError("C1: b's shape must be a suffix of a's: ")
+           << getA().getType() << " and " << getB().getType();
+  if (shapeOf(getA()) != shapeOf(getResult()))
+    return emitOpError("C2: the result must have a's shape");
+  if (elementOf(getA()) != elementOf(getB()) || elementOf(getA()) != elementOf(getResult()))
+    return emitOpError("C3: operands and result must have one element type");
+  return success();
+}
+
+LogicalResult ClampOp::verify() {
+  if (!(getLo().convertToDouble() <= getHi().convertToDouble()))
+    return emitOpError("C1: lo must not exceed hi");
+  if (shapeOf(getX()) != shapeOf(getResult()) || elementOf(getX()) != elementOf(getResult()))
+    return emitOpError("C2: result and x must have one type");
+  return success();
+}
+
+LogicalResult GluOp::verify() {
+  ArrayRef<int64_t> x = shapeOf(getX());
+  if (x.size() < 2 || x[x.size() - 2] != 2)
+    return emitOpError("C1: the last dimension but one of x must be 2");
+  if (ArrayRef(concat(x.drop_back(2), x.take_back())) != shapeOf(getResult()))
+    return emitOpError("C2: the result must be x without that dimension");
+  return success();
+}
+
+LogicalResult SigmoidGateOp::verify() {
+  ArrayRef<int64_t> x = shapeOf(getX()), g = shapeOf(getG());
+  if (x.empty() || ArrayRef(concat(x.drop_back(), {1})) != g)
+    return emitOpError("C1: g must have x's leading shape and a last dimension of 1");
+  if (x != shapeOf(getResult()))
+    return emitOpError("C2: result and x must have one shape");
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Attention
+//===----------------------------------------------------------------------===//
+
+LogicalResult PositionsOp::verify() {
+  return tensorOf(getResult()).getRank() == 1
+             ? success()
+             : emitOpError("C1: the result must have one dimension");
+}
+
+LogicalResult RopeTableOp::verify() {
+  int64_t dim = getDim();
+  if (dim < 2 || dim % 2 || tensorOf(getPos()).getRank() != 1 ||
+      shapeOf(getCos()) != shapeOf(getSin()) ||
+      shapeOf(getCos()) != ArrayRef(concat(shapeOf(getPos()), {dim / 2})))
+    return emitOpError("C1: dim must be even and the results [S, dim/2]");
+  if (!(getTheta().convertToDouble() > 0) || !(getFactor().convertToDouble() > 0))
+    return emitOpError("C2: theta and factor must be positive");
+  if (getScaling() != "none" && getScaling() != "linear")
+    return emitOpError("C3: unknown scaling ") << getScalingAttr();
+  return success();
+}
+
+LogicalResult RopeOp::verify() {
+  ArrayRef<int64_t> x = shapeOf(getX()), cos = shapeOf(getCos());
+  if (x.size() != 4 || x != shapeOf(getResult()))
+    return emitOpError("C1: x must have four dimensions and the result its shape");
+  if (cos.size() != 2 || cos != shapeOf(getSin()) || cos[0] != x[1] || cos[1] * 2 > x[3])
+    return emitOpError("C2: cos and sin must be [S, r] with 2r at most the head's size");
+  return success();
+}
+
+LogicalResult AttentionOp::verify() {
+  ArrayRef<int64_t> q = shapeOf(getQ()), k = shapeOf(getK());
+  if (q.size() != 4 || k.size() != 4 || k != shapeOf(getV()) || q != shapeOf(getResult()) ||
+      q[0] != k[0] || q[3] != k[3] || shapeOf(getQpos()) != ArrayRef<int64_t>{q[1]} ||
+      shapeOf(getKpos()) != ArrayRef<int64_t>{k[1]} ||
+      shapeOf(getKmask()) != ArrayRef<int64_t>{k[0], k[1]})
+    return emitOpError(
+        "C1: shapes must be q[B,Sq,H,d], k and v[B,Sk,Hk,d], qpos[Sq], kpos[Sk], kmask[B,Sk]");
+  int64_t heads = getQHeads(), kvHeads = getKvHeads();
+  if (kvHeads < 1 || heads < 1 || heads % kvHeads)
+    return emitOpError("C2: ") << kvHeads << " key/value heads must divide " << heads
+                               << " query heads";
+  if (getWindow() < 0 || !std::isfinite(getScale().convertToDouble()))
+    return emitOpError("C3: window must not be negative and scale must be finite");
+  if ((!getHeadOffset() && q[2] != heads) || (!getKvOffset() && k[2] != kvHeads))
+    return emitOpError("C4: without offsets the operands must hold all heads");
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Experts
+//===----------------------------------------------------------------------===//
+
+LogicalResult RouteOp::verify() {
+  RoutingType routing = getType();
+  if (ArrayRef(concat(routing.getTokens(), {routing.getExperts()})) != shapeOf(getLogits()))
+    return emitOpError("C1: logits must be the routing's tokens followed by its experts");
+  if (getRouter().getK() != routing.getK())
+    return emitOpError("C2: the router chooses ")
+           << getRouter().getK() << " experts, the routing holds " << routing.getK();
+  return success();
+}
+
+/// rows are [T·k, D]. A shard's rows never meet this op: the partition phase replaces it.
+static bool areRowsOf(Value rows, RoutingType routing) {
+  return tensorOf(rows).getRank() == 2 && shapeOf(rows)[0] == routing.numTokens() * routing.getK();
+}
+
+LogicalResult DispatchOp::verify() {
+  RoutingType routing = getRouting().getType();
+  if (tensorOf(getX()).getRank() < 1 ||
+      ArrayRef(concat(routing.getTokens(), shapeOf(getX()).take_back())) != shapeOf(getX()))
+    return emitOpError("C1: x must be the routing's tokens followed by D");
+  if (!areRowsOf(getResult(), routing) || shapeOf(getResult())[1] != shapeOf(getX()).back())
+    return emitOpError("C2: the result must be [T·k, D]");
+  return success();
+}
+
+LogicalResult GroupedMatmulOp::verify() {
+  int64_t n = getContract();
+  ArrayRef<int64_t> rows = shapeOf(getRows()), w = shapeOf(getW());
+  if (n < 1 || n >= int64_t(w.size()))
+    return emitOpError("C1: contract must lie between 1 and the rank of w less one");
+  if (rows.empty() || rows.drop_front() != w.take_back(n))
+    return emitOpError("C2: rows must be [R, K..] with w's contracted dimensions");
+  if (ArrayRef(concat(rows.take_front(), w.drop_front().drop_back(n))) != shapeOf(getResult()))
+    return emitOpError("C3: the result must be [R, N..]");
+  int64_t experts;
+  if (auto routing = dyn_cast<RoutingType>(getGroups().getType()))
+    experts = routing.getExperts();
+  else
+    experts = shapeOf(getGroups()).size() == 2 ? shapeOf(getGroups())[1] : -1;
+  if (experts != w[0])
+    return emitOpError("C4: the groups count ") << experts << " experts, w has " << w[0];
+  return success();
+}
+
+LogicalResult CombineOp::verify() {
+  RoutingType routing = getRouting().getType();
+  if (!areRowsOf(getRows(), routing))
+    return emitOpError("C1: rows must be [T·k, D]");
+  if (ArrayRef(concat(routing.getTokens(), shapeOf(getRows()).take_back())) != shapeOf(getResult()))
+    return emitOpError("C2: the result must be the routing's tokens followed by D");
+  return success();
+}
