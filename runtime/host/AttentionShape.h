@@ -1,0 +1,28 @@
+//===- AttentionShape.h - sizes and visibility of one attention call ------===//
+// Shared by the reference and the fast attention, so that they cannot disagree on who sees what.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_HOST_ATTENTIONSHAPE_H
+#define MOIRA_RT_HOST_ATTENTIONSHAPE_H
+
+#include "HostOps.h"
+
+namespace moira::rt::host {
+
+struct AttentionShape {
+  int64_t batch, queries, keys, heads, kvHeads, headDim;
+  int64_t window;
+  std::vector<int64_t> kvHeadOf; // row of k and v that each query head of this rank reads
+
+  bool sees(int64_t queryPosition, int64_t keyPosition, int32_t mask) const {
+    return keyPosition <= queryPosition && mask != 0 &&
+           (window <= 0 || queryPosition - keyPosition < window);
+  }
+};
+
+/// Fills `shape` from the operands and parameters; fails if a query head's key/value head is not
+/// present.
+Status attentionShape(const Call &call, AttentionShape &shape);
+
+} // namespace moira::rt::host
+
+#endif // MOIRA_RT_HOST_ATTENTIONSHAPE_H

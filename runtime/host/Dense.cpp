@@ -1,0 +1,96 @@
+//===- Dense.cpp - reference embedding, linear, positions, rope_table -------===//
+// Plain loops; the contracts are in Calls.def.
+//===----------------------------------------------------------------------===//
+#include "HostOps.h"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+namespace moira::rt::host {
+
+template <typename S>
+void refProduct(const S *x, const S *w, S *out, int64_t m, int64_t n, int64_t k) {
+  for (int64_t i = 0; i < m; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      double sum = 0;
+      for (int64_t c = 0; c < k; ++c)
+        sum += double(x[i * k + c]) * double(w[j * k + c]);
+      out[i * n + j] = S(sum);
+    }
+}
+template void refProduct(const float *, const float *, float *, int64_t, int64_t, int64_t);
+template void refProduct(const double *, const double *, double *, int64_t, int64_t, int64_t);
+
+namespace ref {
+
+template <typename S> Status embedding(const Call &call) {
+  const TensorRef &ids = call.in[0], &tableRef = call.in[1];
+  const S *table = call.input<S>(1);
+  S *out = call.output<S>(0);
+  int64_t vocabulary = tableRef.shape[0], width = tableRef.shape[1], n = ids.elements();
+  int64_t first = call.params.integer("row_offset");
+  for (int64_t t = 0; t < n; ++t) {
+    int64_t id =
+        ids.dtype == fb::DType::i64 ? call.input<int64_t>(0)[t] : call.input<int32_t>(0)[t];
+    // first >= 0 and id < 0 both belong to "not ours"; no subtraction that could overflow.
+    if (id >= first && id - first < vocabulary && id >= 0 && first >= 0)
+      std::copy_n(table + (id - first) * width, width, out + t * width);
+    else
+      std::fill_n(out + t * width, width, S(0));
+  }
+  return {};
+}
+
+template <typename S> Status linear(const Call &call) {
+  if (Status s = checkTrailing(call, "contract", {&call.in[0], &call.in[1]}); !s)
+    return s;
+  int64_t contract = call.params.integer("contract");
+  refProduct(call.input<S>(0), call.input<S>(1), call.output<S>(0), leading(call.in[0], contract),
+             leading(call.in[1], contract), trailing(call.in[0], contract));
+  return {};
+}
+
+template <typename S> Status positions(const Call &call) {
+  int32_t *out = call.output<int32_t>(0);
+  int64_t n = call.out[0].elements(), start = call.params.integer("start");
+  if (start < 0 || start > INT32_MAX - n)
+    return badCall(call, format("start is %lld", (long long)start));
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = int32_t(start + i);
+  return {};
+}
+
+/// As the reference implementation (transformers) rounds it: frequencies and angles in the scalar
+/// type, so in float for f32.
+template <typename S> Status rope_table(const Call &call) {
+  const int32_t *pos = call.input<int32_t>(0);
+  S *cosines = call.output<S>(0), *sines = call.output<S>(1);
+  int64_t n = call.in[0].elements(), r = call.out[0].shape[1];
+  int64_t dim = call.params.integer("dim");
+  S theta = S(call.params.real("theta"));
+  std::string_view scaling = call.params.text("scaling");
+  if (scaling != "none" && scaling != "linear" && !scaling.empty())
+    return badCall(call, "unknown scaling '" + std::string(scaling) + "'");
+  S factor = scaling == "linear" ? S(call.params.real("factor", 1)) : S(1);
+  for (int64_t i = 0; i < r; ++i) {
+    S frequency = S(1) / std::pow(theta, S(2 * i) / S(dim)) / factor;
+    for (int64_t p = 0; p < n; ++p) {
+      S angle = S(pos[p]) * frequency;
+      cosines[p * r + i] = std::cos(angle);
+      sines[p * r + i] = std::sin(angle);
+    }
+  }
+  return {};
+}
+
+#define INSTANTIATE(name)                                                                          \
+  template Status name<float>(const Call &);                                                       \
+  template Status name<double>(const Call &);
+INSTANTIATE(embedding)
+INSTANTIATE(linear)
+INSTANTIATE(positions)
+INSTANTIATE(rope_table)
+
+} // namespace ref
+} // namespace moira::rt::host

@@ -1,0 +1,159 @@
+//===- Elementwise.cpp - reference element-wise and row-wise calls ----------===//
+// rms_norm and its two halves, add, clamp, glu, sigmoid_gate, rope. The mesh program runs generated
+// kernels instead of these.
+//===----------------------------------------------------------------------===//
+#include "HostOps.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace moira::rt::host::ref {
+
+namespace {
+
+template <typename S> double squares(const S *x, int64_t n) {
+  double sum = 0;
+  for (int64_t i = 0; i < n; ++i)
+    sum += double(x[i]) * double(x[i]);
+  return sum;
+}
+
+template <typename S>
+void scaleRow(const S *x, const S *w, S *out, int64_t n, double meanSquare, double eps) {
+  double factor = 1 / std::sqrt(meanSquare + eps);
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = S(double(x[i]) * factor * double(w[i]));
+}
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+using Activation = double (*)(double);
+
+Activation activationNamed(std::string_view name) {
+  if (name == "silu")
+    return [](double x) { return x * sigmoid(x); };
+  if (name == "gelu")
+    return [](double x) { return 0.5 * x * std::erfc(-x * std::sqrt(0.5)); };
+  if (name == "gelu_tanh")
+    return [](double x) {
+      double inner = std::sqrt(2 / std::acos(-1.0)) * (x + 0.044715 * x * x * x);
+      return 0.5 * x * (1 + std::tanh(inner));
+    };
+  if (name == "relu")
+    return [](double x) { return std::max(x, 0.0); };
+  return nullptr;
+}
+
+} // namespace
+
+template <typename S> Status rms_norm(const Call &call) {
+  if (Status s = checkTrailing(call, "norm_dims", {&call.in[0]}); !s)
+    return s;
+  const S *x = call.input<S>(0), *w = call.input<S>(1);
+  S *out = call.output<S>(0);
+  int64_t width = call.in[1].elements(),
+          rows = leading(call.in[0], call.params.integer("norm_dims"));
+  double eps = call.params.real("eps");
+  for (int64_t t = 0; t < rows; ++t, x += width, out += width)
+    scaleRow(x, w, out, width, squares(x, width) / double(width), eps);
+  return {};
+}
+
+template <typename S> Status sum_squares(const Call &call) {
+  if (Status s = checkTrailing(call, "norm_dims", {&call.in[0]}); !s)
+    return s;
+  const S *x = call.input<S>(0);
+  int64_t dims = call.params.integer("norm_dims");
+  int64_t width = trailing(call.in[0], dims), rows = leading(call.in[0], dims);
+  for (int64_t t = 0; t < rows; ++t)
+    call.output<S>(0)[t] = S(squares(x + t * width, width));
+  return {};
+}
+
+template <typename S> Status rms_apply(const Call &call) {
+  const S *x = call.input<S>(0), *sums = call.input<S>(1), *w = call.input<S>(2);
+  S *out = call.output<S>(0);
+  int64_t width = call.in[2].elements(), rows = call.in[1].elements();
+  double count = double(call.params.integer("count")), eps = call.params.real("eps");
+  for (int64_t t = 0; t < rows; ++t)
+    scaleRow(x + t * width, w, out + t * width, width, double(sums[t]) / count, eps);
+  return {};
+}
+
+template <typename S> Status add(const Call &call) {
+  const S *a = call.input<S>(0), *b = call.input<S>(1);
+  S *out = call.output<S>(0);
+  int64_t width = call.in[1].elements(), n = call.in[0].elements();
+  for (int64_t i = 0; i < n; i += width)
+    for (int64_t j = 0; j < width; ++j)
+      out[i + j] = a[i + j] + b[j];
+  return {};
+}
+
+/// NaN stays NaN.
+template <typename S> Status clamp(const Call &call) {
+  const S *x = call.input<S>(0);
+  S low = S(call.params.real("min")), high = S(call.params.real("max"));
+  for (int64_t i = 0, n = call.in[0].elements(); i < n; ++i)
+    call.output<S>(0)[i] = x[i] < low ? low : x[i] > high ? high : x[i];
+  return {};
+}
+
+template <typename S> Status glu(const Call &call) {
+  Activation activation = activationNamed(call.params.text("activation"));
+  if (!activation)
+    return badCall(call,
+                   "unknown activation '" + std::string(call.params.text("activation")) + "'");
+  const S *x = call.input<S>(0);
+  S *out = call.output<S>(0);
+  int64_t width = trailing(call.out[0], 1), rows = leading(call.out[0], 1);
+  for (int64_t t = 0; t < rows; ++t)
+    for (int64_t i = 0; i < width; ++i)
+      out[t * width + i] =
+          S(activation(double(x[2 * t * width + i])) * double(x[(2 * t + 1) * width + i]));
+  return {};
+}
+
+template <typename S> Status sigmoid_gate(const Call &call) {
+  const S *x = call.input<S>(0), *gate = call.input<S>(1);
+  int64_t width = trailing(call.in[0], 1), rows = leading(call.in[0], 1);
+  for (int64_t t = 0; t < rows; ++t)
+    for (int64_t i = 0; i < width; ++i)
+      call.output<S>(0)[t * width + i] = S(double(x[t * width + i]) * sigmoid(double(gate[t])));
+  return {};
+}
+
+/// Rotates the pairs (i, i + r) of the first 2r dimensions of each head; the rest passes through.
+template <typename S> Status rope(const Call &call) {
+  const S *x = call.input<S>(0), *cosines = call.input<S>(1), *sines = call.input<S>(2);
+  S *out = call.output<S>(0);
+  const std::vector<int64_t> &shape = call.in[0].shape;
+  int64_t sequence = shape[1], heads = shape[2], width = shape[3], r = call.in[1].shape[1];
+  if (r > width / 2)
+    return badCall(
+        call, format("%lld pairs to rotate in a head of %lld", (long long)r, (long long)width));
+  for (int64_t t = 0; t < shape[0] * sequence * heads; ++t, x += width, out += width) {
+    int64_t s = t / heads % sequence;
+    for (int64_t i = 0; i < r; ++i) {
+      S c = cosines[s * r + i], n = sines[s * r + i], low = x[i], high = x[i + r];
+      out[i] = low * c - high * n;
+      out[i + r] = high * c + low * n;
+    }
+    std::copy(x + 2 * r, x + width, out + 2 * r);
+  }
+  return {};
+}
+
+#define INSTANTIATE(name)                                                                          \
+  template Status name<float>(const Call &);                                                       \
+  template Status name<double>(const Call &);
+INSTANTIATE(rms_norm)
+INSTANTIATE(sum_squares)
+INSTANTIATE(rms_apply)
+INSTANTIATE(add)
+INSTANTIATE(clamp)
+INSTANTIATE(glu)
+INSTANTIATE(sigmoid_gate)
+INSTANTIATE(rope)
+
+} // namespace moira::rt::host::ref

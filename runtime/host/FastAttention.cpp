@@ -1,0 +1,122 @@
+//===- FastAttention.cpp - blocked attention in f32 -------------------------===//
+// Blocks of queries against blocks of keys, products by oneDNN, online softmax. Block pairs in
+// which nobody sees anybody are skipped, so causal attention does about half of the work. Order of
+// blocks is fixed: same input, same bits.
+//===----------------------------------------------------------------------===//
+#include "AttentionShape.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <dnnl.h>
+#include <vector>
+
+namespace moira::rt::host {
+
+namespace {
+
+constexpr int64_t queryBlock = 64, keyBlock = 256;
+
+/// e^x for x <= 0 within 2 ulp, without branches or calls so that loops over it vectorise. Zero
+/// below -87, NaN for NaN.
+inline float expNegative(float x) {
+  constexpr float toInteger =
+      12582912.0f; // 1.5 * 2^23: the sum's low mantissa bits are the integer
+  float clamped = x < -87.0f ? -87.0f : x;
+  float shifted = clamped * 1.44269504f + toInteger;
+  float n = shifted - toInteger;
+  float r = clamped - n * 0.693359375f + n * 2.12194440e-4f; // ln 2 in two parts
+  float p = 1.0f / 5040;
+  p = p * r + 1.0f / 720;
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  float power = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127u) << 23);
+  return x < -87.0f ? 0.0f : p * power;
+}
+
+/// Positions of a block, to rule whole pairs out.
+struct Range {
+  int32_t low, high;
+  Range(const int32_t *first, int64_t n) {
+    auto [l, h] = std::minmax_element(first, first + n);
+    low = *l;
+    high = *h;
+  }
+};
+
+} // namespace
+
+Status fast::attention(const Call &call) {
+  AttentionShape a;
+  if (Status s = attentionShape(call, a); !s)
+    return s;
+  const float *q = call.input<float>(0), *k = call.input<float>(1), *v = call.input<float>(2);
+  const int32_t *qpos = call.input<int32_t>(3), *kpos = call.input<int32_t>(4),
+                *kmask = call.input<int32_t>(5);
+  float *out = call.output<float>(0);
+  float scale = float(call.params.real("scale", 1));
+  int64_t queryStride = a.heads * a.headDim, keyStride = a.kvHeads * a.headDim;
+
+  std::vector<float> score(size_t(queryBlock * keyBlock)), largest(queryBlock), total(queryBlock),
+      result(size_t(queryBlock * a.headDim));
+  for (int64_t b = 0; b < a.batch; ++b)
+    for (int64_t h = 0; h < a.heads; ++h)
+      for (int64_t i0 = 0; i0 < a.queries; i0 += queryBlock) {
+        int64_t nq = std::min(queryBlock, a.queries - i0);
+        Range queryRange(qpos + i0, nq);
+        std::fill(largest.begin(), largest.end(), -INFINITY);
+        std::fill(total.begin(), total.end(), 0.0f);
+        std::fill(result.begin(), result.end(), 0.0f);
+        const float *queries = q + (b * a.queries + i0) * queryStride + h * a.headDim;
+        for (int64_t j0 = 0; j0 < a.keys; j0 += keyBlock) {
+          int64_t nk = std::min(keyBlock, a.keys - j0);
+          Range keyRange(kpos + j0, nk);
+          if (keyRange.low > queryRange.high ||
+              (a.window > 0 && int64_t(queryRange.low) - keyRange.high >= a.window))
+            continue;
+          int64_t kv = (b * a.keys + j0) * keyStride + a.kvHeadOf[size_t(h)] * a.headDim;
+          if (dnnl_sgemm('N', 'T', nq, nk, a.headDim, scale, queries, queryStride, k + kv,
+                         keyStride, 0.0f, score.data(), nk) != dnnl_success)
+            return badCall(call, "oneDNN refused the product of queries and keys");
+          for (int64_t i = 0; i < nq; ++i) {
+            float *row = score.data() + i * nk;
+            float top = largest[size_t(i)];
+            for (int64_t j = 0; j < nk; ++j) {
+              bool seen = a.sees(qpos[i0 + i], kpos[j0 + j], kmask[b * a.keys + j0 + j]);
+              row[j] = seen ? row[j] : -INFINITY;
+              top = std::max(top, row[j]);
+            }
+            if (top == -INFINITY) { // nothing seen yet: keep the block's weights zero
+              std::fill_n(row, nk, 0.0f);
+              continue;
+            }
+            float sum = 0;
+            for (int64_t j = 0; j < nk; ++j)
+              row[j] = expNegative(row[j] - top);
+            for (int64_t j = 0; j < nk; ++j)
+              sum += row[j];
+            float keep = expNegative(largest[size_t(i)] - top);
+            largest[size_t(i)] = top;
+            total[size_t(i)] = total[size_t(i)] * keep + sum;
+            for (int64_t d = 0; d < a.headDim; ++d)
+              result[size_t(i * a.headDim + d)] *= keep;
+          }
+          if (dnnl_sgemm('N', 'N', nq, a.headDim, nk, 1.0f, score.data(), nk, v + kv, keyStride,
+                         1.0f, result.data(), a.headDim) != dnnl_success)
+            return badCall(call, "oneDNN refused the product of weights and values");
+        }
+        for (int64_t i = 0; i < nq; ++i) {
+          float factor = total[size_t(i)] > 0 ? 1 / total[size_t(i)] : 0;
+          float *target = out + ((b * a.queries + i0 + i) * a.heads + h) * a.headDim;
+          for (int64_t d = 0; d < a.headDim; ++d)
+            target[d] = result[size_t(i * a.headDim + d)] * factor;
+        }
+      }
+  return {};
+}
+
+} // namespace moira::rt::host

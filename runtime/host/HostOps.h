@@ -1,0 +1,79 @@
+//===- HostOps.h - what the host's call implementations share ---*- C++ -*-===//
+// The signature of an implementation, checked access to its operands, and its error form. Reference
+// implementations are templates over the scalar (float or double) in namespace `ref`, one file per
+// concept; `fast` has the f32 ones that are worth having. Dispatch is in HostCall.cpp.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_HOST_HOSTOPS_H
+#define MOIRA_RT_HOST_HOSTOPS_H
+
+#include "moira/rt/Device.h"
+
+namespace moira::rt::host {
+
+/// One call. Operand counts and dtypes are checked before an implementation sees it, shapes by the
+/// plan verifier; numbers that are data (ids, counts, positions) are checked by the implementation.
+struct Call {
+  std::string_view name;
+  std::span<const TensorRef> in, out;
+  const CallParams &params;
+  const RouteHooks *hooks;
+
+  template <typename S> const S *input(size_t i) const {
+    return static_cast<const S *>(in[i].data);
+  }
+  template <typename S> S *output(size_t i) const { return static_cast<S *>(out[i].data); }
+};
+
+using Implementation = Status (*)(const Call &);
+
+/// BadRun "call 'pack': <message>; the plan or its data is damaged: compile the plan again".
+Status badCall(const Call &call, const std::string &message);
+
+/// Product of the dimensions [from, to) of `shape`.
+int64_t product(const std::vector<int64_t> &shape, size_t from, size_t to);
+/// Product of the last `count` dimensions, and of the ones before them.
+int64_t trailing(const TensorRef &t, int64_t count);
+int64_t leading(const TensorRef &t, int64_t count);
+/// Fails unless the integer parameter `name` is in [low, high].
+Status checkParam(const Call &call, std::string_view name, int64_t low, int64_t high);
+/// Fails unless the parameter `name`, a number of trailing dimensions, exists in every given
+/// tensor.
+Status checkTrailing(const Call &call, std::string_view name,
+                     std::initializer_list<const TensorRef *> tensors);
+/// Fails unless counts are all >= 0 and their sum is <= limit. `what` names them in the message.
+Status checkCounts(const Call &call, std::span<const int32_t> counts, int64_t limit,
+                   const char *what);
+
+/// Fails unless `pos`, which `token` reads, is -1 or one of the `available` rows.
+inline Status checkRow(const Call &call, int64_t token, int32_t pos, int64_t available) {
+  if (pos >= -1 && pos < available)
+    return {};
+  return badCall(
+      call, format("token %lld reads row %d of %lld", (long long)token, pos, (long long)available));
+}
+
+/// The product of a dense or grouped matmul: out[m,n] = sum_k x[m,k] * w[n,k], all contiguous.
+/// Sums in double for the reference, by oneDNN for the fast flavor.
+template <typename S>
+void refProduct(const S *x, const S *w, S *out, int64_t m, int64_t n, int64_t k);
+Status fastProduct(const Call &call, const float *x, const float *w, float *out, int64_t m,
+                   int64_t n, int64_t k);
+
+/// Reference implementations, each named like its call, S = float or double.
+namespace ref {
+#define MOIRA_CALL(name, inputs, outputs, params)                                                  \
+  template <typename S> Status name(const Call &call);
+#include "moira/rt/Calls.def"
+} // namespace ref
+
+/// f32 only. A call without one here has no faster form than its reference.
+namespace fast {
+Status linear(const Call &call);
+Status attention(const Call &call);
+Status grouped_matmul(const Call &call);
+Status combine(const Call &call);
+} // namespace fast
+
+} // namespace moira::rt::host
+
+#endif // MOIRA_RT_HOST_HOSTOPS_H
