@@ -1,0 +1,50 @@
+//===- Options.h - moe-opt's compiler options -------------------*- C++ -*-===//
+// The command line of the compiler mode (docs/cli.md), parsed and checked. The pass-driver mode is
+// MLIR's own.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_DRIVER_OPTIONS_H
+#define MOIRA_DRIVER_OPTIONS_H
+
+#include "moira/rt/Status.h"
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace moira {
+
+/// Named stops on a model's road, in order.
+enum class Phase { import, autodiff, shard, partition, localize, plan };
+inline constexpr const char *kPhaseNames[] = {"import",    "autodiff", "shard",
+                                              "partition", "localize", "plan"};
+const char *phaseName(Phase phase);
+
+struct CompilerOptions {
+  std::string model;  // directory, config.json, .mlir, .mlirbc or .moeplan
+  std::string output; // empty: stdout for IR; a plan file needs a name
+  std::string task = "forward";
+  int64_t batch = 1, seq = 128;
+  std::string mesh; // "dp=2,ep=4"; empty: one rank
+  std::string dtype = "f32";
+  std::string target = "host";
+  std::string hostCpu = "x86-64-v3"; // instruction set of generated host kernels
+  std::optional<int64_t> raggedBound;
+  std::optional<uint64_t> memoryLimit; // bytes a rank
+  std::optional<Phase> compileTo, compileFrom;
+  std::string dumpPhasesTo;
+  std::string report = "text";        // text (stderr), json (stdout) or none
+  std::vector<std::string> mlirFlags; // passed on to MLIR: --mlir-…, --debug…
+};
+
+/// True if the command line means the compiler: it has a compiler option, or its model is not MLIR
+/// text for the pass driver.
+bool wantsCompiler(int argc, char **argv);
+
+/// Parses argv. All problems at once; an unknown flag names the nearest known one. Sets `help` (and
+/// prints it to stdout) for --help.
+rt::Status parseCompilerOptions(int argc, char **argv, CompilerOptions &options, bool &help);
+
+} // namespace moira
+
+#endif // MOIRA_DRIVER_OPTIONS_H

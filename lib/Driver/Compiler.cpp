@@ -1,0 +1,2 @@
+#include "moira/Driver/Compiler.h"
+int moira::runCompiler(const CompilerOptions &) { return 4; }

@@ -1,0 +1,282 @@
+//===- Options.cpp - parsing moe-opt's command line -----------------------===//
+#include "moira/Driver/Options.h"
+#include "mlir/Pass/PassRegistry.h"
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/StringExtras.h"
+#include "llvm/ADT/StringRef.h"
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/raw_ostream.h"
+
+#include <functional>
+
+using namespace llvm;
+using namespace moira;
+using rt::ErrorId;
+using rt::Status;
+
+const char *moira::phaseName(Phase phase) { return kPhaseNames[static_cast<int>(phase)]; }
+
+namespace {
+
+/// One option: how it is written, what it does, and how its value is taken (an error message, or
+/// empty).
+struct OptionSpec {
+  StringRef name;
+  StringRef value; // placeholder in the help
+  StringRef help;
+  std::function<std::string(StringRef)> set;
+};
+
+std::optional<Phase> parsePhase(StringRef name) {
+  for (auto [i, phase] : enumerate(kPhaseNames))
+    if (name == phase)
+      return static_cast<Phase>(i);
+  return std::nullopt;
+}
+
+/// Accepts a whole number of at least `minimum`.
+std::function<std::string(StringRef)> takeInteger(std::function<void(int64_t)> store,
+                                                  int64_t minimum) {
+  return [=](StringRef text) -> std::string {
+    int64_t number;
+    if (text.getAsInteger(10, number) || number < minimum)
+      return "expects a whole number of at least " + std::to_string(minimum) + ", got '" +
+             text.str() + "'";
+    store(number);
+    return "";
+  };
+}
+
+std::function<std::string(StringRef)> takeOneOf(std::string &store,
+                                                std::vector<std::string> choices) {
+  return [&store, choices](StringRef text) -> std::string {
+    if (!is_contained(choices, text.str()))
+      return "expects one of " + join(choices, ", ") + ", got '" + text.str() + "'";
+    store = text.str();
+    return "";
+  };
+}
+
+std::function<std::string(StringRef)> takePhase(std::optional<Phase> &store) {
+  return [&store](StringRef text) -> std::string {
+    store = parsePhase(text);
+    return store ? ""
+                 : "expects one of import, autodiff, shard, partition, localize, plan, got '" +
+                       text.str() + "'";
+  };
+}
+
+/// Bytes, or with a suffix K, M, G, T (powers of 1024).
+std::function<std::string(StringRef)> takeBytes(std::optional<uint64_t> &store) {
+  return [&store](StringRef text) -> std::string {
+    StringRef digits = text.take_while(isDigit), suffix = text.drop_front(digits.size());
+    suffix.consume_back("iB") || suffix.consume_back("B");
+    uint64_t number,
+        shift =
+            suffix.empty() ? 0 : 10 * (1 + StringRef("KMGT").find_insensitive(suffix.take_front()));
+    if (digits.getAsInteger(10, number) || number == 0 || suffix.size() > 1 || shift > 40 ||
+        number > (uint64_t(1) << 50 >> shift))
+      return "expects bytes, e.g. 40000000000 or 40G, got '" + text.str() + "'";
+    store = number << shift;
+    return "";
+  };
+}
+
+std::vector<OptionSpec> optionTable(CompilerOptions &o) {
+  auto takeText = [](std::string &store) {
+    return [&store](StringRef text) { return store = text.str(), std::string(); };
+  };
+  return {
+      {"task", "NAME", "forward (default)",
+       takeOneOf(o.task, {"forward", "grad", "train", "generate"})},
+      {"batch", "N", "global batch size (default 1)",
+       takeInteger([&o](int64_t n) { o.batch = n; }, 1)},
+      {"seq", "N", "sequence length (default 128)", takeInteger([&o](int64_t n) { o.seq = n; }, 1)},
+      {"mesh", "AXES", "e.g. dp=2,ep=4,tp=2 (default: one rank)", takeText(o.mesh)},
+      {"dtype", "TYPE", "compute type: f32 (default) or bf16", takeOneOf(o.dtype, {"f32", "bf16"})},
+      {"target", "TARGET", "host (default) or sm_90", takeOneOf(o.target, {"host", "sm_90"})},
+      {"host-cpu", "CPU",
+       "instruction set of generated host kernels: x86-64-v3 (default), x86-64-v4",
+       takeOneOf(o.hostCpu, {"x86-64-v3", "x86-64-v4"})},
+      {"ragged-bound", "N", "initial rows a slot of dropless exchanges",
+       takeInteger([&o](int64_t n) { o.raggedBound = n; }, 1)},
+      {"memory-limit", "BYTES", "refuse a plan that needs more on a rank (K, M, G, T allowed)",
+       takeBytes(o.memoryLimit)},
+      {"compile-to", "PHASE",
+       "stop after a phase and print its IR: import autodiff shard partition localize plan",
+       takePhase(o.compileTo)},
+      {"compile-from", "PHASE", "the input is IR that has reached this phase",
+       takePhase(o.compileFrom)},
+      {"dump-phases-to", "DIR", "write the IR of every phase there", takeText(o.dumpPhasesTo)},
+      {"report", "FORM", "text on stderr (default), json on stdout, or none",
+       takeOneOf(o.report, {"text", "json", "none"})},
+  };
+}
+
+/// Options of the contract that belong to tasks this version does not compile yet are refused by
+/// name, not as unknown words.
+constexpr StringRef kLaterOptions[] = {"max-seq",
+                                       "micro-batches",
+                                       "dec-seq",
+                                       "zero",
+                                       "offload",
+                                       "optimizer",
+                                       "lr",
+                                       "betas",
+                                       "eps",
+                                       "weight-decay",
+                                       "clip-norm",
+                                       "schedule",
+                                       "capacity-factor",
+                                       "drop-policy",
+                                       "aux-loss",
+                                       "z-loss",
+                                       "router-noise"};
+
+bool isMlirFlag(StringRef name) {
+  return name.starts_with("mlir-") || name == "debug" || name == "debug-only";
+}
+
+/// "name" and "value" of --name=value; nullopt for anything else.
+std::optional<std::pair<StringRef, std::optional<StringRef>>> splitFlag(StringRef arg) {
+  if (!arg.consume_front("--"))
+    return std::nullopt;
+  size_t equals = arg.find('=');
+  if (equals == StringRef::npos)
+    return std::make_pair(arg, std::optional<StringRef>());
+  return std::make_pair(arg.take_front(equals),
+                        std::optional<StringRef>(arg.drop_front(equals + 1)));
+}
+
+std::string nearest(StringRef name, ArrayRef<OptionSpec> table) {
+  StringRef best;
+  unsigned bestDistance = std::max<unsigned>(2, name.size() / 3) + 1;
+  for (const OptionSpec &option : table)
+    if (unsigned distance = name.edit_distance(option.name, true, bestDistance);
+        distance < bestDistance) {
+      bestDistance = distance;
+      best = option.name;
+    }
+  return best.empty() ? "" : "; did you mean --" + best.str() + "?";
+}
+
+void printHelp(ArrayRef<OptionSpec> table) {
+  outs() << "moe-opt MODEL [options] -o FILE      compile a model for a mesh\n"
+            "moe-opt FILE.mlir --some-pass …      run passes (moe-opt --list-passes names them)\n\n"
+            "MODEL is a model directory (config.json and safetensors), a config.json alone, .mlir "
+            "or .mlirbc text of any phase, or a .moeplan.\n\n";
+  for (const OptionSpec &option : table)
+    outs() << "  --" << left_justify((option.name + "=" + option.value).str(), 26) << option.help
+           << "\n";
+  outs()
+      << "  -o FILE                     the plan, or IR with --compile-to (default: stdout for "
+         "IR)\n"
+         "  --mlir-…                    MLIR's debugging options, e.g. --mlir-print-ir-after-all\n";
+}
+
+} // namespace
+
+bool moira::wantsCompiler(int argc, char **argv) {
+  CompilerOptions scratch;
+  std::vector<OptionSpec> table = optionTable(scratch);
+  bool hasModel = false, writesPlan = false;
+  for (int i = 1; i < argc; ++i) {
+    StringRef arg = argv[i];
+    if (auto flag = splitFlag(arg)) {
+      if (flag->first == "help" || is_contained(kLaterOptions, flag->first) ||
+          any_of(table, [&](const OptionSpec &o) { return o.name == flag->first; }))
+        return true;
+      continue;
+    }
+    if (arg == "-h" || arg == "-help")
+      return true;
+    if (arg == "-o") {
+      writesPlan |= i + 1 < argc && StringRef(argv[i + 1]).ends_with(".moeplan");
+      ++i;
+    } else if (!arg.starts_with("-") || arg == "-") {
+      hasModel |= !arg.ends_with(".mlir") && !arg.ends_with(".mlirbc") && arg != "-";
+    }
+  }
+  return hasModel || writesPlan || argc == 1;
+}
+
+Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &options, bool &help) {
+  Status status;
+  std::vector<OptionSpec> table = optionTable(options);
+  help = argc == 1;
+  std::vector<std::string> models;
+  for (int i = 1; i < argc; ++i) {
+    StringRef arg = argv[i];
+    if (arg == "--help" || arg == "-h" || arg == "-help") {
+      help = true;
+      continue;
+    }
+    if (arg == "-o") {
+      if (++i == argc)
+        status.add(ErrorId::UnknownFlag, "-o expects a file name");
+      else
+        options.output = argv[i];
+      continue;
+    }
+    auto flag = splitFlag(arg);
+    if (!flag) {
+      if (arg.starts_with("-") && arg != "-")
+        status.add(ErrorId::UnknownFlag,
+                   "unknown option '" + arg.str() + "'; moe-opt --help lists them");
+      else
+        models.push_back(arg.str());
+      continue;
+    }
+    auto [name, value] = *flag;
+    auto *known = find_if(table, [&, n = name](const OptionSpec &o) { return o.name == n; });
+    if (known != table.end()) {
+      if (!value && i + 1 < argc && !StringRef(argv[i + 1]).starts_with("-"))
+        value = argv[++i];
+      std::string problem = value && !value->empty() ? known->set(*value)
+                                                     : "expects a value: --" + known->name.str() +
+                                                           "=" + known->value.str();
+      if (!problem.empty())
+        status.add(ErrorId::UnknownFlag, "--" + known->name.str() + " " + problem);
+    } else if (isMlirFlag(name)) {
+      options.mlirFlags.push_back(arg.str());
+    } else if (is_contained(kLaterOptions, name)) {
+      status.add(ErrorId::BadUsage, "--" + name.str() +
+                                        " belongs to a task that this version of moe-opt does not "
+                                        "compile; it compiles --task=forward");
+    } else if (mlir::PassInfo::lookup(name)) {
+      status.add(ErrorId::BadUsage,
+                 "--" + name.str() +
+                     " runs a pass, other options compile a model; use one or the other "
+                     "(--dump-phases-to=DIR writes the IR to run passes on)");
+    } else {
+      status.add(ErrorId::UnknownFlag,
+                 "unknown option '--" + name.str() + "'" + nearest(name, table) +
+                     (nearest(name, table).empty() ? "; moe-opt --help lists them" : ""));
+    }
+  }
+  if (help) {
+    printHelp(table);
+    return {};
+  }
+  if (models.size() != 1)
+    status.add(ErrorId::BadUsage,
+               models.empty() ? "no model given; moe-opt MODEL [options] -o FILE"
+                              : "more than one model given: '" + join(models, "', '") + "'");
+  else
+    options.model = models.front();
+  if (options.task != "forward")
+    status.add(ErrorId::BadUsage,
+               "--task=" + options.task +
+                   " is not compiled by this version; it compiles --task=forward");
+  if (options.compileTo && options.compileFrom && *options.compileTo < *options.compileFrom)
+    status.add(ErrorId::BadUsage,
+               std::string("--compile-to=") + phaseName(*options.compileTo) +
+                   " lies before --compile-from=" + phaseName(*options.compileFrom));
+  if (options.output.empty() && !options.compileTo &&
+      !StringRef(options.model).ends_with(".moeplan"))
+    status.add(ErrorId::BadUsage,
+               "no output given: -o FILE.moeplan for a plan, or --compile-to=PHASE to print IR");
+  if (options.target == "host" && options.dtype == "bf16")
+    status.add(ErrorId::BadUsage, "--dtype=bf16 needs --target=sm_90; the host computes in f32");
+  return status;
+}

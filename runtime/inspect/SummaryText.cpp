@@ -1,0 +1,196 @@
+//===- SummaryText.cpp - a plan summary for people ------------------------===//
+// The compile report (at most 25 lines) and moe-inspect's text. Numbers come from PlanSummary.cpp
+// only.
+//===----------------------------------------------------------------------===//
+#include "moira/rt/PlanSummary.h"
+
+#include <algorithm>
+#include <map>
+
+using namespace moira::rt;
+
+namespace {
+
+std::string countText(uint64_t n) {
+  if (n >= 1'000'000'000'000)
+    return format("%.2f T", n / 1e12);
+  if (n >= 1'000'000'000)
+    return format("%.2f B", n / 1e9);
+  if (n >= 1'000'000)
+    return format("%.2f M", n / 1e6);
+  return n >= 10'000 ? format("%.1f K", n / 1e3) : std::to_string(n);
+}
+
+std::string shapeText(const std::vector<int64_t> &shape) {
+  std::string text;
+  for (int64_t size : shape)
+    text += (text.empty() ? "" : "x") + std::to_string(size);
+  return text.empty() ? "scalar" : text;
+}
+
+/// "[ep, -, tp pad 2]"
+std::string shardingText(const ShardSummary &shard) {
+  std::string text = "[";
+  for (size_t i = 0; i < shard.axes.size(); ++i) {
+    std::string dim;
+    for (const std::string &axis : shard.axes[i])
+      dim += (dim.empty() ? "" : ",") + axis;
+    if (shard.pads[i])
+      dim += format(" pad %lld", static_cast<long long>(shard.pads[i]));
+    text += (i ? ", " : "") + (dim.empty() ? "-" : dim);
+  }
+  return text + "]";
+}
+
+uint64_t bytesOf(const ProgramSummary &program, const char *role) {
+  uint64_t bytes = 0;
+  for (const ArenaSummary &arena : program.arenas)
+    if (arena.role == role)
+      bytes += arena.bytes;
+  return bytes;
+}
+
+/// Totals over layers for each axes × kind.
+std::vector<CollectiveSummary> totalCollectives(const ProgramSummary &program) {
+  std::map<std::pair<std::string, std::string>, CollectiveSummary> totals;
+  for (const CollectiveSummary &row : program.collectives) {
+    CollectiveSummary &total = totals[{row.axes, row.kind}];
+    total.axes = row.axes;
+    total.kind = row.kind;
+    total.count += row.count;
+    total.payload += row.payload;
+    total.padding += row.padding;
+    total.message += row.message;
+  }
+  std::vector<CollectiveSummary> out;
+  for (auto &[key, row] : totals)
+    out.push_back(row);
+  return out;
+}
+
+std::string header(const PlanSummary &s) {
+  std::string text = format(
+      "model          %s, --task=%s, %s, batch %lld x sequence %lld, target %s\n",
+      s.modelClass.empty() ? "custom" : s.modelClass.c_str(), s.task.c_str(), s.dtype.c_str(),
+      static_cast<long long>(s.batch), static_cast<long long>(s.seq), s.target.c_str());
+  if (s.parameters)
+    text += "parameters     " + countText(s.parameters) + " total, " +
+            countText(s.activeParameters) + " active for a token\n";
+  if (s.tensorsFound)
+    text += format("weights        imported %llu of %llu tensors\n",
+                   (unsigned long long)s.tensorsFound, (unsigned long long)s.tensorsExpected);
+  else if (s.tensorsExpected)
+    text += format("weights        planned from config.json alone: none of %llu tensors was seen\n",
+                   (unsigned long long)s.tensorsExpected);
+  return text + format("mesh           %s (%llu rank%s)\n", meshText(s).c_str(),
+                       (unsigned long long)s.ranks, s.ranks == 1 ? "" : "s");
+}
+
+std::string memoryText(const ProgramSummary &p) {
+  std::string text = "memory a rank  " + bytesText(p.totalBytes) + ": weights " +
+                     bytesText(bytesOf(p, "state")) + ", activations " +
+                     bytesText(bytesOf(p, "activations"));
+  if (p.boundMax)
+    text += ", expert exchange " + bytesText(bytesOf(p, "ragged")) +
+            format(" (bound %llu rows a slot, worst case %llu)", (unsigned long long)p.boundInitial,
+                   (unsigned long long)p.boundMax);
+  text += "\n";
+  if (!p.peakInstruction.empty())
+    text += "               most live values (" + bytesText(p.peakLiveBytes) + ") at " +
+            p.peakInstruction + (p.peakLocation.empty() ? "" : " of " + p.peakLocation) + "\n";
+  return text;
+}
+
+} // namespace
+
+std::string moira::rt::bytesText(uint64_t bytes) {
+  const char *units[] = {"B", "KiB", "MiB", "GiB", "TiB", "PiB"};
+  double value = bytes;
+  int unit = 0;
+  while (value >= 1024 && unit < 5) {
+    value /= 1024;
+    ++unit;
+  }
+  return unit == 0 ? format("%llu B", (unsigned long long)bytes)
+                   : format("%.1f %s", value, units[unit]);
+}
+
+std::string moira::rt::meshText(const PlanSummary &summary) {
+  std::string text;
+  for (const auto &[name, size] : summary.mesh)
+    text += (text.empty() ? "" : ",") + name + "=" + std::to_string(size);
+  return text.empty() ? "one rank" : text;
+}
+
+std::string moira::rt::reportText(const PlanSummary &summary) {
+  std::string text = header(summary);
+  const ProgramSummary *program = summary.main();
+  if (!program)
+    return text;
+  text += memoryText(*program);
+  std::vector<CollectiveSummary> totals = totalCollectives(*program);
+  if (totals.empty()) {
+    text += "communication  none\n";
+  } else {
+    text += "communication  a rank sends in one step\n               axes        kind            "
+            "calls      payload      padding\n";
+    for (size_t i = 0; i < totals.size() && i < 12; ++i)
+      text += format("               %-11s %-14s %6llu %12s %12s\n", totals[i].axes.c_str(),
+                     totals[i].kind.c_str(), (unsigned long long)totals[i].count,
+                     bytesText(totals[i].payload).c_str(), bytesText(totals[i].padding).c_str());
+    if (totals.size() > 12)
+      text += format("               and %zu more rows, see moe-inspect\n", totals.size() - 12);
+  }
+  uint64_t instructions = 0;
+  for (const QueueSummary &queue : program->queues)
+    instructions += queue.instructions;
+  text += format("plan           %s: %llu instructions, %llu kernels\n",
+                 bytesText(summary.fileBytes).c_str(), (unsigned long long)instructions,
+                 (unsigned long long)summary.kernels);
+  return text;
+}
+
+std::string moira::rt::summaryText(const PlanSummary &summary) {
+  std::string text = header(summary);
+  text += format("plan           %s, %llu kernels in %s, by %s\n",
+                 bytesText(summary.fileBytes).c_str(), (unsigned long long)summary.kernels,
+                 bytesText(summary.sectionBytes).c_str(), summary.producer.c_str());
+  for (const ProgramSummary &p : summary.programs) {
+    text += format("\nprogram %s (%llu rank%s%s)\n", p.name.c_str(), (unsigned long long)p.ranks,
+                   p.ranks == 1 ? "" : "s", p.reference ? ", unfused reference ops" : "");
+    text += memoryText(p);
+    text += "\n  arenas                      bytes  at the largest bound\n";
+    for (const ArenaSummary &a : p.arenas)
+      text += format("  %-16s %16llu %21llu\n", a.name.c_str(), (unsigned long long)a.bytes,
+                     (unsigned long long)a.bytesAtMax);
+    text += "\n  queues          instructions  records  waits\n";
+    for (const QueueSummary &q : p.queues)
+      text +=
+          format("  %-16s %11llu %8llu %6llu\n", q.name.c_str(), (unsigned long long)q.instructions,
+                 (unsigned long long)q.records, (unsigned long long)q.waits);
+    if (!p.collectives.empty()) {
+      text += "\n  communication, bytes that a rank sends (payload and padding apart)\n  axes      "
+              "  kind            layer  calls          payload          padding\n";
+      for (const CollectiveSummary &c : p.collectives)
+        text +=
+            format("  %-11s %-14s %6s %6llu %16llu %16llu\n", c.axes.c_str(), c.kind.c_str(),
+                   c.layer < 0 ? "-" : std::to_string(c.layer).c_str(), (unsigned long long)c.count,
+                   (unsigned long long)c.payload, (unsigned long long)c.padding);
+    }
+    if (!p.reference) {
+      size_t width = 6;
+      for (const ShardSummary &s : p.shards)
+        width = std::max(width, s.name.size());
+      text += format("\n  %-*s  %-6s %-18s %-18s %s\n", int(width), "weight", "dtype", "global",
+                     "on a rank", "cut over");
+      for (const ShardSummary &s : p.shards)
+        text += format("  %-*s  %-6s %-18s %-18s %s\n", int(width), s.name.c_str(), s.dtype.c_str(),
+                       shapeText(s.shape).c_str(), shapeText(s.localShape).c_str(),
+                       shardingText(s).c_str());
+    }
+    text += "\n  instructions\n";
+    for (const auto &[name, count] : p.instructionCounts)
+      text += format("  %8llu  %s\n", (unsigned long long)count, name.c_str());
+  }
+  return text;
+}

@@ -1,0 +1,104 @@
+//===- moe-inspect.cpp - see what a plan will do --------------------------===//
+//   moe-inspect PLAN [--json | --ranks=0-7]
+// Text or JSON on stdout: mesh, memory, communication, queues, the shard of every weight, or where
+// each rank stands and what it holds.
+//===----------------------------------------------------------------------===//
+#include "moira/rt/PlanSummary.h"
+
+#include <CLI/CLI.hpp>
+
+#include <charconv>
+#include <cstdio>
+#include <iostream>
+
+using namespace moira::rt;
+
+namespace {
+
+/// Prints every problem and returns the exit code.
+int fail(const Status &status) {
+  std::cerr << status.str();
+  return status.exitCode();
+}
+
+/// "3" or "0-7" within the plan's ranks.
+Status parseRanks(const std::string &text, uint64_t ranks, uint64_t &first, uint64_t &last) {
+  auto number = [](std::string_view part, uint64_t &value) {
+    auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
+    return error == std::errc() && end == part.data() + part.size();
+  };
+  size_t dash = text.find('-');
+  std::string_view from = std::string_view(text).substr(0, dash);
+  std::string_view to = dash == std::string::npos ? from : std::string_view(text).substr(dash + 1);
+  if (!number(from, first) || !number(to, last) || first > last || last >= ranks)
+    return {ErrorId::BadUsage,
+            "--ranks=" + text + " is not a rank or range within 0-" + std::to_string(ranks - 1)};
+  return {};
+}
+
+/// One line a rank (coordinates), then the part of every weight that it holds.
+void printRanks(const PlanSummary &summary, uint64_t first, uint64_t last) {
+  for (uint64_t rank = first; rank <= last; ++rank) {
+    std::vector<std::pair<std::string, uint64_t>> coordinates(summary.mesh.size());
+    uint64_t rest = rank;
+    for (size_t i = summary.mesh.size(); i-- > 0; rest /= summary.mesh[i].second)
+      coordinates[i] = {summary.mesh[i].first, rest % summary.mesh[i].second};
+    std::printf("rank %llu", (unsigned long long)rank);
+    for (const auto &[axis, index] : coordinates)
+      std::printf("  %s=%llu", axis.c_str(), (unsigned long long)index);
+    std::printf("\n");
+    if (!summary.main())
+      continue;
+    for (const ShardSummary &shard : summary.main()->shards) {
+      std::string box;
+      for (size_t d = 0; d < shard.shape.size(); ++d) {
+        uint64_t index = 0;
+        for (const std::string &axis : shard.axes[d])
+          for (size_t i = 0; i < coordinates.size(); ++i)
+            if (coordinates[i].first == axis)
+              index = index * summary.mesh[i].second + coordinates[i].second;
+        int64_t begin = std::min<int64_t>(index * shard.localShape[d], shard.shape[d]);
+        int64_t end = std::min<int64_t>(begin + shard.localShape[d], shard.shape[d]);
+        box += (box.empty() ? "" : ", ") + std::to_string(begin) + ":" + std::to_string(end);
+      }
+      std::printf("  %s[%s]\n", shard.name.c_str(), box.c_str());
+    }
+  }
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+  CLI::App app(
+      "Shows what a plan will do: mesh, memory, communication, queues, the shard of every weight.");
+  std::string path, ranks;
+  bool json = false;
+  app.add_option("PLAN", path, "a .moeplan file")->required();
+  app.add_flag("--json", json, "everything as JSON");
+  app.add_option("--ranks", ranks, "coordinates and weights of a rank or a range, e.g. 0-7");
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError &error) {
+    if (error.get_exit_code() == 0)
+      return app.exit(error);
+    return fail({ErrorId::UnknownFlag,
+                 std::string(error.what()) + "; moe-inspect PLAN [--json | --ranks=0-7]"});
+  }
+  if (json && !ranks.empty())
+    return fail(
+        {ErrorId::BadUsage,
+         "--json and --ranks do not go together: --json holds the sharding of every weight"});
+  Expected<PlanFile> file = PlanFile::open(path);
+  if (!file)
+    return fail(file.status());
+  PlanSummary summary = summarize(*file);
+  if (!ranks.empty()) {
+    uint64_t first = 0, last = 0;
+    if (Status status = parseRanks(ranks, summary.ranks, first, last); !status)
+      return fail(status);
+    printRanks(summary, first, last);
+    return 0;
+  }
+  std::cout << (json ? summaryJson(summary) : summaryText(summary));
+  return 0;
+}
