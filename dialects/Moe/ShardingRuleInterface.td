@@ -22,7 +22,7 @@ def ShardingRuleInterface : OpInterface<"ShardingRuleInterface"> {
         Called once, before shapes become local: set what depends on the rank (offsets), given the shardings of operands and results. Default: nothing.
       }], "void", "localize",
       (ins "const ::moira::MeshInfo &":$mesh, "::llvm::ArrayRef<::moira::dist::ShardingAttr>":$operands,
-           "::llvm::ArrayRef<::moira::dist::ShardingAttr>":$results), "", [{}]>
+           "::llvm::ArrayRef<::moira::dist::ShardingAttr>":$results), "", [{ return; }]>
   ];
 }
 

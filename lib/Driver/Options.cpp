@@ -228,7 +228,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
       continue;
     }
     auto [name, value] = *flag;
-    auto *known = find_if(table, [&, n = name](const OptionSpec &o) { return o.name == n; });
+    auto known = find_if(table, [&, n = name](const OptionSpec &o) { return o.name == n; });
     if (known != table.end()) {
       if (!value && i + 1 < argc && !StringRef(argv[i + 1]).starts_with("-"))
         value = argv[++i];
