@@ -6,13 +6,13 @@ include "Moe/MoeDenseOps.td"
 def Moe_RouteOp : Moe_RuleOp<"route"> {
   let summary = "choose k experts a token and weigh them";
   let description = [{
-        %r = moe.route %logits, #moe.router<…> : (tensor<2x24x8xf32>) -> !moe.routing<2x24, experts = 8, k = 2>
+        %r = moe.route #moe.router<…> of %logits : (tensor<2x24x8xf32>) -> !moe.routing<2x24, experts = 8, k = 2>
 
     Constraints: (C1) logits are [t..,E] with t.. and E those of the routing; (C2) the router's k is the routing's.
   }];
   let arguments = (ins Moe_Tensor:$logits, Moe_RouterAttr:$router);
   let results = (outs Moe_RoutingType:$result);
-  let assemblyFormat = "$logits `,` $router attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$router `of` $logits attr-dict `:` functional-type(operands, results)";
 }
 
 def Moe_DispatchOp : Moe_RuleOp<"dispatch", ["refineResultShardings"]> {
