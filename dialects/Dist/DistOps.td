@@ -43,7 +43,7 @@ def Dist_AllReduceOp : Dist_CollectiveOp<"all_reduce"> {
   }];
   let arguments = (ins AnyRankedTensor:$x, StrArrayAttr:$axes, Dist_ReduceKindAttr:$kind);
   let results = (outs AnyRankedTensor:$result);
-  let assemblyFormat = "$kind $x `over` $axes attr-dict `:` type($x) `->` type($result)";
+  let assemblyFormat = "`` $kind $x `over` $axes attr-dict `:` type($x) `->` type($result)";
 }
 
 def Dist_AllGatherOp : Dist_CollectiveOp<"all_gather"> {
@@ -63,7 +63,7 @@ def Dist_ReduceScatterOp : Dist_CollectiveOp<"reduce_scatter"> {
   }];
   let arguments = (ins AnyRankedTensor:$x, I64Attr:$dim, StrArrayAttr:$axes, Dist_ReduceKindAttr:$kind);
   let results = (outs AnyRankedTensor:$result);
-  let assemblyFormat = "$kind $x `dim` $dim `over` $axes attr-dict `:` type($x) `->` type($result)";
+  let assemblyFormat = "`` $kind $x `dim` $dim `over` $axes attr-dict `:` type($x) `->` type($result)";
 }
 
 def Dist_AllToAllOp : Dist_CollectiveOp<"all_to_all"> {

@@ -99,7 +99,7 @@ def Moe_GluOp : Moe_RuleOp<"glu"> {
   }];
   let arguments = (ins Moe_Tensor:$x, Moe_ActivationAttr:$activation);
   let results = (outs Moe_Tensor:$result);
-  let assemblyFormat = "$activation $x attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "`` $activation $x attr-dict `:` functional-type(operands, results)";
 }
 
 def Moe_SigmoidGateOp : Moe_RuleOp<"sigmoid_gate"> {

@@ -4,7 +4,7 @@
 include "Moe/MoeDialect.td"
 include "Moe/ShardingRuleInterface.td"
 
-def Moe_StateOp : Moe_Op<"state", [Symbol]> {
+def Moe_StateOp : Moe_Op<"state", [HasParent<"::mlir::ModuleOp">, Symbol]> {
   let summary = "a tensor that outlives a step: a weight, later an optimizer moment or a cache";
   let description = [{
     A module-level symbol named as the checkpoint would name it (a stacked tensor by its stacked name). Without a source it starts as zeros.

@@ -5,6 +5,7 @@
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/ADT/StringRef.h"
 #include "llvm/Support/FileSystem.h"
+#include "llvm/Support/Process.h"
 #include "llvm/Support/raw_ostream.h"
 
 #include <functional>
@@ -197,7 +198,7 @@ bool moira::wantsCompiler(int argc, char **argv) {
       hasModel |= !arg.ends_with(".mlir") && !arg.ends_with(".mlirbc") && arg != "-";
     }
   }
-  return hasModel || writesPlan || argc == 1;
+  return hasModel || writesPlan || (argc == 1 && sys::Process::StandardInIsUserInput());
 }
 
 Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &options, bool &help) {

@@ -264,7 +264,7 @@ LogicalResult RegroupOp::verify() {
                areSlots(getSlots(), getCounts()) && tensorOf(getRows()).getRank() == 2 &&
                    tensorOf(getGroups()).getRank() == 2 &&
                    tensorOf(getRows()).getDimSize(1) == tensorOf(getSlots()).getDimSize(3) &&
-                   getSegments() >= 1,
+                   int64_t(getSegments()) >= 1,
                "C1: shapes must be slots[G,P,B,D], counts[G,P,C] → rows[R,D], groups[G/P,E]");
 }
 
@@ -272,7 +272,7 @@ LogicalResult UngroupOp::verify() {
   return check(*this,
                areSlots(getSlots(), getCounts()) && tensorOf(getRows()).getRank() == 2 &&
                    tensorOf(getRows()).getDimSize(1) == tensorOf(getSlots()).getDimSize(3) &&
-                   getSegments() >= 1,
+                   int64_t(getSegments()) >= 1,
                "C1: shapes must be rows[R,D], counts[G,P,C] → slots[G,P,B,D]");
 }
 

@@ -36,8 +36,6 @@ LogicalResult StateOp::verify() {
   auto type = dyn_cast<RankedTensorType>(getType());
   if (!type || !type.hasStaticShape() || !isa<FloatType>(type.getElementType()))
     return emitOpError("C1: the type must be a static ranked tensor of floats");
-  if (!isa<ModuleOp>((*this)->getParentOp()))
-    return emitOpError("C3: a state stands directly in a module");
   SourceAttr source = getSourceAttr();
   if (!source)
     return success();
@@ -131,7 +129,7 @@ LogicalResult RmsApplyOp::verify() {
     return emitOpError("C2: ss must have x's leading shape");
   if (x != shapeOf(getResult()))
     return emitOpError("C3: result and x must have one shape");
-  if (getCount() < 1)
+  if (int64_t(getCount()) < 1)
     return emitOpError("C4: count must be at least 1");
   return success();
 }
@@ -217,7 +215,7 @@ LogicalResult AttentionOp::verify() {
   if (kvHeads < 1 || heads < 1 || heads % kvHeads)
     return emitOpError("C2: ") << kvHeads << " key/value heads must divide " << heads
                                << " query heads";
-  if (getWindow() < 0 || !std::isfinite(getScale().convertToDouble()))
+  if (int64_t(getWindow()) < 0 || !std::isfinite(getScale().convertToDouble()))
     return emitOpError("C3: window must not be negative and scale must be finite");
   if ((!getHeadOffset() && q[2] != heads) || (!getKvOffset() && k[2] != kvHeads))
     return emitOpError("C4: without offsets the operands must hold all heads");

@@ -1,0 +1,484 @@
+// Every numbered constraint of the moe dialect has one case here that breaks it.
+// RUN: moe-opt %s --split-input-file --verify-diagnostics
+
+// RouterAttr C1
+// expected-error @+1 {{C1: k must be at least 1, got 0}}
+#r = #moe.router<k = 0, score = softmax, order = score_topk, renorm = none, scale = 1.0 : f64>
+
+// -----
+
+// RouterAttr C2
+// expected-error @+1 {{C2: scale must be finite and not 0}}
+#r = #moe.router<k = 1, score = softmax, order = score_topk, renorm = none, scale = 0.0 : f64>
+
+// -----
+
+// SourceAttr C1
+// expected-error @+1 {{C1: a source needs a tensor name}}
+#s = #moe.source<names = [], disk_shape = [4]>
+
+// -----
+
+// SourceAttr C2
+// expected-error @+1 {{C2: {e} must stand in}}
+#s = #moe.source<names = ["a.{e}.w"], disk_shape = [4]>
+
+// -----
+
+// SourceAttr C3
+// expected-error @+1 {{C3: disk_shape has a size of 0}}
+#s = #moe.source<names = ["a"], disk_shape = [0]>
+
+// -----
+
+// RoutingType C1
+// expected-error @+1 {{C1: k = 5 must lie between 1 and the number of experts, 4}}
+!r = !moe.routing<2x6, experts = 4, k = 5>
+
+// -----
+
+// RoutingType C2
+// expected-error @+1 {{C2: token sizes must be positive}}
+!r = !moe.routing<0x6, experts = 4, k = 2>
+
+// -----
+
+// RoutingType C3
+// expected-error @+1 {{C3: the encoding must be a complete, not ragged #dist.sharding of 2 dimensions}}
+!r = !moe.routing<2x6, experts = 4, k = 2, #dist.sharding<[{dp}]>>
+
+// -----
+
+// StateOp C1
+// expected-error @+1 {{C1: the type must be a static ranked tensor of floats}}
+moe.state @w : tensor<4xi32>
+
+// -----
+
+// StateOp C2
+// expected-error @+1 {{C2: a block has 8 elements, the tensors in the file have 7}}
+moe.state @w : tensor<4x2xf32> from #moe.source<names = ["a"], disk_shape = [7]>
+
+// -----
+
+// StateOp C3
+func.func @f() {
+  // expected-error @+1 {{expects parent op 'builtin.module'}}
+  moe.state @w : tensor<4xf32>
+  return
+}
+
+// -----
+
+// ParamOp C1
+func.func @f() {
+  // expected-error @+1 {{C1: @w is not a moe.state}}
+  %0 = moe.param @w : tensor<4xf32>
+  return
+}
+
+// -----
+
+// ParamOp C2
+moe.state @w : tensor<4xf32>
+func.func @f() {
+  // expected-error @+1 {{C2: the result has type}}
+  %0 = moe.param @w : tensor<5xf32>
+  return
+}
+
+// -----
+
+// EmbeddingOp C1
+func.func @f(%i: tensor<2xi32>, %t: tensor<4x8xf32>) {
+  // expected-error @+1 {{C1: the result must have the shape of ids}}
+  %0 = moe.embedding %i, %t : (tensor<2xi32>, tensor<4x8xf32>) -> tensor<2x4xf32>
+  return
+}
+
+// -----
+
+// EmbeddingOp C2
+func.func @f(%i: tensor<2xi32>, %t: tensor<4x8xf32>) {
+  // expected-error @+1 {{C2: table and result must have one element type}}
+  %0 = moe.embedding %i, %t : (tensor<2xi32>, tensor<4x8xf32>) -> tensor<2x8xbf16>
+  return
+}
+
+// -----
+
+// LinearOp C1
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<4x8xf32>) {
+  // expected-error @+1 {{C1: contract = 3 must lie between}}
+  %0 = moe.linear %x, %w contract 3 : (tensor<2x8xf32>, tensor<4x8xf32>) -> tensor<2x4xf32>
+  return
+}
+
+// -----
+
+// LinearOp C2
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<4x7xf32>) {
+  // expected-error @+1 {{C2: the contracted dimensions differ}}
+  %0 = moe.linear %x, %w contract 1 : (tensor<2x8xf32>, tensor<4x7xf32>) -> tensor<2x4xf32>
+  return
+}
+
+// -----
+
+// LinearOp C3
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<4x8xf32>) {
+  // expected-error @+1 {{C3: the result must be x's and then w's other dimensions}}
+  %0 = moe.linear %x, %w contract 1 : (tensor<2x8xf32>, tensor<4x8xf32>) -> tensor<4x2xf32>
+  return
+}
+
+// -----
+
+// LinearOp C4
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<4x8xbf16>) {
+  // expected-error @+1 {{C4: operands must have one element type}}
+  %0 = moe.linear %x, %w contract 1 : (tensor<2x8xf32>, tensor<4x8xbf16>) -> tensor<2x4xf32>
+  return
+}
+
+// -----
+
+// RmsNormOp C1
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<4xf32>) {
+  // expected-error @+1 {{C1: w's shape must be a suffix of x's}}
+  %0 = moe.rms_norm %x, %w eps 0.1 : (tensor<2x8xf32>, tensor<4xf32>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
+// RmsNormOp C2
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<8xf32>) {
+  // expected-error @+1 {{C2: result and x must have one shape}}
+  %0 = moe.rms_norm %x, %w eps 0.1 : (tensor<2x8xf32>, tensor<8xf32>) -> tensor<8xf32>
+  return
+}
+
+// -----
+
+// RmsNormOp C3
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<8xf32>) {
+  // expected-error @+1 {{C3: eps must not be negative}}
+  %0 = moe.rms_norm %x, %w eps -0.1 : (tensor<2x8xf32>, tensor<8xf32>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
+// SumSquaresOp C1
+func.func @f(%x: tensor<2x8xf32>) {
+  // expected-error @+1 {{C1: dims must lie between 1 and the rank of x}}
+  %0 = moe.sum_squares %x dims 3 : (tensor<2x8xf32>) -> tensor<2xf32>
+  return
+}
+
+// -----
+
+// SumSquaresOp C2
+func.func @f(%x: tensor<2x8xf32>) {
+  // expected-error @+1 {{C2: the result must have x's leading shape}}
+  %0 = moe.sum_squares %x dims 1 : (tensor<2x8xf32>) -> tensor<8xf32>
+  return
+}
+
+// -----
+
+// RmsApplyOp C1
+func.func @f(%x: tensor<2x8xf32>, %s: tensor<2xf32>, %w: tensor<4xf32>) {
+  // expected-error @+1 {{C1: w's shape must be a suffix of x's}}
+  %0 = moe.rms_apply %x, %s, %w eps 0.1 count 8 : (tensor<2x8xf32>, tensor<2xf32>, tensor<4xf32>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
+// RmsApplyOp C2
+func.func @f(%x: tensor<2x8xf32>, %s: tensor<8xf32>, %w: tensor<8xf32>) {
+  // expected-error @+1 {{C2: ss must have x's leading shape}}
+  %0 = moe.rms_apply %x, %s, %w eps 0.1 count 8 : (tensor<2x8xf32>, tensor<8xf32>, tensor<8xf32>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
+// RmsApplyOp C3
+func.func @f(%x: tensor<2x8xf32>, %s: tensor<2xf32>, %w: tensor<8xf32>) {
+  // expected-error @+1 {{C3: result and x must have one shape}}
+  %0 = moe.rms_apply %x, %s, %w eps 0.1 count 8 : (tensor<2x8xf32>, tensor<2xf32>, tensor<8xf32>) -> tensor<8xf32>
+  return
+}
+
+// -----
+
+// RmsApplyOp C4
+func.func @f(%x: tensor<2x8xf32>, %s: tensor<2xf32>, %w: tensor<8xf32>) {
+  // expected-error @+1 {{C4: count must be at least 1}}
+  %0 = moe.rms_apply %x, %s, %w eps 0.1 count 0 : (tensor<2x8xf32>, tensor<2xf32>, tensor<8xf32>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
+// AddOp C1
+func.func @f(%a: tensor<2x8xf32>, %b: tensor<2xf32>) {
+  // expected-error @+1 {{C1: b's shape must be a suffix of a's}}
+  %0 = moe.add %a, %b : (tensor<2x8xf32>, tensor<2xf32>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
+// AddOp C2
+func.func @f(%a: tensor<2x8xf32>, %b: tensor<8xf32>) {
+  // expected-error @+1 {{C2: the result must have a's shape}}
+  %0 = moe.add %a, %b : (tensor<2x8xf32>, tensor<8xf32>) -> tensor<8xf32>
+  return
+}
+
+// -----
+
+// AddOp C3
+func.func @f(%a: tensor<2x8xf32>, %b: tensor<8xbf16>) {
+  // expected-error @+1 {{C3: operands and result must have one element type}}
+  %0 = moe.add %a, %b : (tensor<2x8xf32>, tensor<8xbf16>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
+// ClampOp C1
+func.func @f(%x: tensor<8xf32>) {
+  // expected-error @+1 {{C1: lo must not exceed hi}}
+  %0 = moe.clamp %x from 1.0 to 0.0 : (tensor<8xf32>) -> tensor<8xf32>
+  return
+}
+
+// -----
+
+// ClampOp C2
+func.func @f(%x: tensor<8xf32>) {
+  // expected-error @+1 {{C2: result and x must have one type}}
+  %0 = moe.clamp %x from 0.0 to 1.0 : (tensor<8xf32>) -> tensor<9xf32>
+  return
+}
+
+// -----
+
+// GluOp C1
+func.func @f(%x: tensor<4x3x8xf32>) {
+  // expected-error @+1 {{C1: the last dimension but one of x must be 2}}
+  %0 = moe.glu silu %x : (tensor<4x3x8xf32>) -> tensor<4x8xf32>
+  return
+}
+
+// -----
+
+// GluOp C2
+func.func @f(%x: tensor<4x2x8xf32>) {
+  // expected-error @+1 {{C2: the result must be x without that dimension}}
+  %0 = moe.glu silu %x : (tensor<4x2x8xf32>) -> tensor<4x2xf32>
+  return
+}
+
+// -----
+
+// SigmoidGateOp C1
+func.func @f(%x: tensor<4x8xf32>, %g: tensor<4x2xf32>) {
+  // expected-error @+1 {{C1: g must have x's leading shape}}
+  %0 = moe.sigmoid_gate %x, %g : (tensor<4x8xf32>, tensor<4x2xf32>) -> tensor<4x8xf32>
+  return
+}
+
+// -----
+
+// SigmoidGateOp C2
+func.func @f(%x: tensor<4x8xf32>, %g: tensor<4x1xf32>) {
+  // expected-error @+1 {{C2: result and x must have one shape}}
+  %0 = moe.sigmoid_gate %x, %g : (tensor<4x8xf32>, tensor<4x1xf32>) -> tensor<4x1xf32>
+  return
+}
+
+// -----
+
+// PositionsOp C1
+func.func @f() {
+  // expected-error @+1 {{C1: the result must have one dimension}}
+  %0 = moe.positions : tensor<2x3xi32>
+  return
+}
+
+// -----
+
+// RopeTableOp C1
+func.func @f(%p: tensor<6xi32>) {
+  // expected-error @+1 {{C1: dim must be even}}
+  %c:2 = moe.rope_table %p theta 1.0 dim 7 scaling "none" by 1.0 : (tensor<6xi32>) -> (tensor<6x3xf32>, tensor<6x3xf32>)
+  return
+}
+
+// -----
+
+// RopeTableOp C2
+func.func @f(%p: tensor<6xi32>) {
+  // expected-error @+1 {{C2: theta and factor must be positive}}
+  %c:2 = moe.rope_table %p theta 0.0 dim 8 scaling "none" by 1.0 : (tensor<6xi32>) -> (tensor<6x4xf32>, tensor<6x4xf32>)
+  return
+}
+
+// -----
+
+// RopeTableOp C3
+func.func @f(%p: tensor<6xi32>) {
+  // expected-error @+1 {{C3: unknown scaling}}
+  %c:2 = moe.rope_table %p theta 1.0 dim 8 scaling "magic" by 1.0 : (tensor<6xi32>) -> (tensor<6x4xf32>, tensor<6x4xf32>)
+  return
+}
+
+// -----
+
+// RopeOp C1
+func.func @f(%x: tensor<6x4x8xf32>, %c: tensor<6x4xf32>) {
+  // expected-error @+1 {{C1: x must have four dimensions}}
+  %0 = moe.rope %x, %c, %c : (tensor<6x4x8xf32>, tensor<6x4xf32>, tensor<6x4xf32>) -> tensor<6x4x8xf32>
+  return
+}
+
+// -----
+
+// RopeOp C2
+func.func @f(%x: tensor<2x6x4x8xf32>, %c: tensor<6x5xf32>) {
+  // expected-error @+1 {{C2: cos and sin must be [S, r]}}
+  %0 = moe.rope %x, %c, %c : (tensor<2x6x4x8xf32>, tensor<6x5xf32>, tensor<6x5xf32>) -> tensor<2x6x4x8xf32>
+  return
+}
+
+// -----
+
+// AttentionOp C1
+func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>, %m: tensor<2x6xi32>, %n: tensor<2x5xi32>) {
+  // expected-error @+1 {{C1: shapes must be q}}
+  %0 = moe.attention %q, %k, %k at %p, %p mask %n heads 4 over 2 scale 1.0 window 0 : (tensor<2x6x4x8xf32>, tensor<2x6x2x8xf32>, tensor<2x6x2x8xf32>, tensor<6xi32>, tensor<6xi32>, tensor<2x5xi32>) -> tensor<2x6x4x8xf32>
+  return
+}
+
+// -----
+
+// AttentionOp C2
+func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>, %m: tensor<2x6xi32>) {
+  // expected-error @+1 {{C2: 3 key/value heads must divide 4 query heads}}
+  %0 = moe.attention %q, %k, %k at %p, %p mask %m heads 4 over 3 scale 1.0 window 0 : (tensor<2x6x4x8xf32>, tensor<2x6x2x8xf32>, tensor<2x6x2x8xf32>, tensor<6xi32>, tensor<6xi32>, tensor<2x6xi32>) -> tensor<2x6x4x8xf32>
+  return
+}
+
+// -----
+
+// AttentionOp C3
+func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>, %m: tensor<2x6xi32>) {
+  // expected-error @+1 {{C3: window must not be negative}}
+  %0 = moe.attention %q, %k, %k at %p, %p mask %m heads 4 over 2 scale 1.0 window -1 : (tensor<2x6x4x8xf32>, tensor<2x6x2x8xf32>, tensor<2x6x2x8xf32>, tensor<6xi32>, tensor<6xi32>, tensor<2x6xi32>) -> tensor<2x6x4x8xf32>
+  return
+}
+
+// -----
+
+// AttentionOp C4
+func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>, %m: tensor<2x6xi32>) {
+  // expected-error @+1 {{C4: without offsets the operands must hold all heads}}
+  %0 = moe.attention %q, %k, %k at %p, %p mask %m heads 8 over 2 scale 1.0 window 0 : (tensor<2x6x4x8xf32>, tensor<2x6x2x8xf32>, tensor<2x6x2x8xf32>, tensor<6xi32>, tensor<6xi32>, tensor<2x6xi32>) -> tensor<2x6x4x8xf32>
+  return
+}
+
+// -----
+
+// RouteOp C1
+func.func @f(%l: tensor<2x6x5xf32>) {
+  // expected-error @+1 {{C1: logits must be the routing's tokens followed by its experts}}
+  %0 = moe.route #moe.router<k = 2, score = softmax, order = score_topk, renorm = sum, scale = 1.0 : f64> of %l : (tensor<2x6x5xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C2
+func.func @f(%l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C2: the router chooses 1 experts, the routing holds 2}}
+  %0 = moe.route #moe.router<k = 1, score = softmax, order = score_topk, renorm = sum, scale = 1.0 : f64> of %l : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// DispatchOp C1
+func.func @f(%x: tensor<2x5x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C1: x must be the routing's tokens followed by D}}
+  %0 = moe.dispatch %x, %r : (tensor<2x5x8xf32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<24x8xf32>
+  return
+}
+
+// -----
+
+// DispatchOp C2
+func.func @f(%x: tensor<2x6x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C2: the result must be [T}}
+  %0 = moe.dispatch %x, %r : (tensor<2x6x8xf32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<12x8xf32>
+  return
+}
+
+// -----
+
+// GroupedMatmulOp C1
+func.func @f(%x: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %w: tensor<4x5x8xf32>) {
+  // expected-error @+1 {{C1: contract must lie between}}
+  %0 = moe.grouped_matmul %x by %r, %w contract 3 : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x5x8xf32>) -> tensor<24x5xf32>
+  return
+}
+
+// -----
+
+// GroupedMatmulOp C2
+func.func @f(%x: tensor<24x7xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %w: tensor<4x5x8xf32>) {
+  // expected-error @+1 {{C2: rows must be [R, K..]}}
+  %0 = moe.grouped_matmul %x by %r, %w contract 1 : (tensor<24x7xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x5x8xf32>) -> tensor<24x5xf32>
+  return
+}
+
+// -----
+
+// GroupedMatmulOp C3
+func.func @f(%x: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %w: tensor<4x5x8xf32>) {
+  // expected-error @+1 {{C3: the result must be [R, N..]}}
+  %0 = moe.grouped_matmul %x by %r, %w contract 1 : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x5x8xf32>) -> tensor<24x6xf32>
+  return
+}
+
+// -----
+
+// GroupedMatmulOp C4
+func.func @f(%x: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %w: tensor<3x5x8xf32>) {
+  // expected-error @+1 {{C4: the groups count 4 experts, w has 3}}
+  %0 = moe.grouped_matmul %x by %r, %w contract 1 : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<3x5x8xf32>) -> tensor<24x5xf32>
+  return
+}
+
+// -----
+
+// CombineOp C1
+func.func @f(%x: tensor<12x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C1: rows must be [T}}
+  %0 = moe.combine %x, %r : (tensor<12x8xf32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x8xf32>
+  return
+}
+
+// -----
+
+// CombineOp C2
+func.func @f(%x: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C2: the result must be the routing's tokens followed by D}}
+  %0 = moe.combine %x, %r : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x7xf32>
+  return
+}

@@ -1,0 +1,63 @@
+// Every op of the moe dialect prints and parses back to itself, custom and generic form.
+// RUN: moe-opt %s --verify-roundtrip | FileCheck %s
+// RUN: moe-opt %s --mlir-print-op-generic | moe-opt | FileCheck %s
+
+// CHECK: moe.state @experts.w : tensor<8x2x112x64xf32> from <names = ["e.{e}.w1", "e.{e}.w3"], per_expert = true, disk_shape = [112, 64]> layer 0
+moe.state @experts.w : tensor<8x2x112x64xf32> from #moe.source<names = ["e.{e}.w1", "e.{e}.w3"], per_expert = true, disk_shape = [112, 64]> layer 0
+// CHECK: moe.state @moments : tensor<4xf32>
+moe.state @moments : tensor<4xf32>
+
+// CHECK-LABEL: func.func @dense
+func.func @dense(%ids: tensor<2x6xi32>, %table: tensor<16x8xf32>, %w: tensor<4x2x8xf32>, %norm: tensor<8xf32>, %bias: tensor<4x2xf32>, %gate: tensor<1x8xf32>, %up: tensor<2x5x8xf32>) {
+  // CHECK: moe.param @moments : tensor<4xf32>
+  %p = moe.param @moments : tensor<4xf32>
+  // CHECK: moe.embedding %{{.*}}, %{{.*}} : (tensor<2x6xi32>, tensor<16x8xf32>) -> tensor<2x6x8xf32>
+  %x = moe.embedding %ids, %table : (tensor<2x6xi32>, tensor<16x8xf32>) -> tensor<2x6x8xf32>
+  // CHECK: moe.rms_norm %{{.*}}, %{{.*}} eps 1.000000e-05 :
+  %n = moe.rms_norm %x, %norm eps 1.0e-5 : (tensor<2x6x8xf32>, tensor<8xf32>) -> tensor<2x6x8xf32>
+  // CHECK: moe.linear %{{.*}}, %{{.*}} contract 1 :
+  %q = moe.linear %n, %w contract 1 : (tensor<2x6x8xf32>, tensor<4x2x8xf32>) -> tensor<2x6x4x2xf32>
+  // CHECK: moe.add
+  %b = moe.add %q, %bias : (tensor<2x6x4x2xf32>, tensor<4x2xf32>) -> tensor<2x6x4x2xf32>
+  // CHECK: moe.clamp %{{.*}} from -1.000000e+00 to 1.000000e+00 :
+  %c = moe.clamp %b from -1.0 to 1.0 : (tensor<2x6x4x2xf32>) -> tensor<2x6x4x2xf32>
+  // CHECK: moe.glu silu %{{.*}} :
+  %u = moe.linear %n, %up contract 1 : (tensor<2x6x8xf32>, tensor<2x5x8xf32>) -> tensor<2x6x2x5xf32>
+  %g = moe.glu silu %u : (tensor<2x6x2x5xf32>) -> tensor<2x6x5xf32>
+  // CHECK: moe.sum_squares %{{.*}} dims 1 :
+  %ss = moe.sum_squares %x dims 1 : (tensor<2x6x8xf32>) -> tensor<2x6xf32>
+  // CHECK: moe.rms_apply %{{.*}}, %{{.*}}, %{{.*}} eps 0.000000e+00 count 8 :
+  %a = moe.rms_apply %x, %ss, %norm eps 0.0 count 8 : (tensor<2x6x8xf32>, tensor<2x6xf32>, tensor<8xf32>) -> tensor<2x6x8xf32>
+  %l = moe.linear %a, %gate contract 1 : (tensor<2x6x8xf32>, tensor<1x8xf32>) -> tensor<2x6x1xf32>
+  // CHECK: moe.sigmoid_gate
+  %s = moe.sigmoid_gate %a, %l : (tensor<2x6x8xf32>, tensor<2x6x1xf32>) -> tensor<2x6x8xf32>
+  return
+}
+
+// CHECK-LABEL: func.func @attention
+func.func @attention(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %mask: tensor<2x6xi32>) -> tensor<2x6x4x8xf32> {
+  // CHECK: moe.positions : tensor<6xi32>
+  %pos = moe.positions : tensor<6xi32>
+  // CHECK: moe.rope_table %{{.*}} theta 1.000000e+04 dim 8 scaling "none" by 1.000000e+00 :
+  %cos, %sin = moe.rope_table %pos theta 1.0e4 dim 8 scaling "none" by 1.0 : (tensor<6xi32>) -> (tensor<6x4xf32>, tensor<6x4xf32>)
+  // CHECK: moe.rope
+  %r = moe.rope %q, %cos, %sin : (tensor<2x6x4x8xf32>, tensor<6x4xf32>, tensor<6x4xf32>) -> tensor<2x6x4x8xf32>
+  // CHECK: moe.attention %{{.*}}, %{{.*}}, %{{.*}} at %{{.*}}, %{{.*}} mask %{{.*}} heads 4 over 2 scale 2.500000e-01 window 0 :
+  %o = moe.attention %r, %k, %k at %pos, %pos mask %mask heads 4 over 2 scale 0.25 window 0
+    : (tensor<2x6x4x8xf32>, tensor<2x6x2x8xf32>, tensor<2x6x2x8xf32>, tensor<6xi32>, tensor<6xi32>, tensor<2x6xi32>) -> tensor<2x6x4x8xf32>
+  return %o : tensor<2x6x4x8xf32>
+}
+
+// CHECK-LABEL: func.func @experts
+func.func @experts(%x: tensor<2x6x8xf32>, %logits: tensor<2x6x4xf32>, %w: tensor<4x16x8xf32>, %down: tensor<4x8x16xf32>) -> tensor<2x6x8xf32> {
+  // CHECK: moe.route <k = 2, score = softmax, order = score_topk, renorm = sum, scale = 1.000000e+00 : f64> of %{{.*}} : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  %r = moe.route #moe.router<k = 2, score = softmax, order = score_topk, renorm = sum, scale = 1.0 : f64> of %logits : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  // CHECK: moe.dispatch %{{.*}}, %{{.*}} :
+  %d = moe.dispatch %x, %r : (tensor<2x6x8xf32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<24x8xf32>
+  // CHECK: moe.grouped_matmul %{{.*}} by %{{.*}}, %{{.*}} contract 1 :
+  %h = moe.grouped_matmul %d by %r, %w contract 1 : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x16x8xf32>) -> tensor<24x16xf32>
+  %y = moe.grouped_matmul %h by %r, %down contract 1 : (tensor<24x16xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x8x16xf32>) -> tensor<24x8xf32>
+  // CHECK: moe.combine
+  %o = moe.combine %y, %r : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x8xf32>
+  return %o : tensor<2x6x8xf32>
+}
