@@ -1,0 +1,28 @@
+//===- PlanFusedOps.td - groups of row ops, before they are kernels -----------*- tablegen -*-===//
+// What belongs here: the form between `plan-fuse-kernels` and `plan-lower`, on tensors.
+//===------------------------------------------------------------------------------------------===//
+#ifndef MOIRA_PLAN_FUSED_OPS
+#define MOIRA_PLAN_FUSED_OPS
+include "Plan/PlanDialect.td"
+
+def Plan_FusedOp : Plan_Op<"fused", [IsolatedFromAbove, SingleBlock, Pure]> {
+  let summary = "row ops that one generated kernel will run together";
+  let description = [{
+    The body holds moe ops on whole local tensors; every one works on each row alone.
+
+    Constraints: (C1) the body's arguments have the operands' types; (C2) it ends in a `plan.yield` of the results' types; (C3) it holds at least one op.
+  }];
+  let arguments = (ins Variadic<AnyRankedTensor>:$inputs);
+  let results = (outs Variadic<AnyRankedTensor>:$results);
+  let regions = (region SizedRegion<1>:$body);
+  let assemblyFormat = "`(` $inputs `)` attr-dict-with-keyword `:` functional-type($inputs, $results) $body";
+  let hasVerifier = 1;
+}
+
+def Plan_YieldOp : Plan_Op<"yield", [Terminator, ReturnLike, Pure, HasParent<"FusedOp">]> {
+  let summary = "the results of a group";
+  let arguments = (ins Variadic<AnyRankedTensor>:$values);
+  let assemblyFormat = "($values^ `:` type($values))? attr-dict";
+}
+
+#endif // MOIRA_PLAN_FUSED_OPS

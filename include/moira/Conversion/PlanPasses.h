@@ -1,0 +1,35 @@
+//===- PlanPasses.h - the passes of the phase `plan` ------------*- C++ -*-===//
+// One job each, in the order of PlanPipeline.cpp; each can be run alone by its flag.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_CONVERSION_PLANPASSES_H
+#define MOIRA_CONVERSION_PLANPASSES_H
+
+#include "mlir/Pass/Pass.h"
+#include "moira/Conversion/PlanPipeline.h"
+#include <memory>
+
+namespace moira {
+
+/// `--plan-fuse-kernels`: localized functions; puts row ops that one kernel can run into
+/// plan.fused.
+std::unique_ptr<mlir::Pass> createPlanFuseKernelsPass();
+/// `--plan-lower`: functions of a localized module (or of a global one with `reference`) become
+/// programs of a plan.plan.
+std::unique_ptr<mlir::Pass> createPlanLowerPass(const PlanOptions &options = {},
+                                                bool reference = false);
+/// `--plan-schedule`: orders each program so that dense work stands between an exchange and its
+/// first use.
+std::unique_ptr<mlir::Pass> createPlanSchedulePass();
+/// `--plan-insert-events`: record and wait where a value crosses queues.
+std::unique_ptr<mlir::Pass> createPlanInsertEventsPass();
+/// `--plan-allocate`: addresses for all views, sizes for all arenas.
+std::unique_ptr<mlir::Pass> createPlanAllocatePass();
+/// `--plan-build-kernels`: compiles the kernels' specs into a section.
+std::unique_ptr<mlir::Pass> createPlanBuildKernelsPass(const PlanOptions &options = {});
+
+/// Registers all of them for the pass driver.
+void registerPlanPasses();
+
+} // namespace moira
+
+#endif // MOIRA_CONVERSION_PLANPASSES_H

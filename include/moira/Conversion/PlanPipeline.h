@@ -1,0 +1,34 @@
+//===- PlanPipeline.h - from localized IR to a plan -------------*- C++ -*-===//
+// The phase `plan`: what the driver calls. The passes it is made of are in PlanPasses.h, the file's
+// bytes in Target/Plan/PlanFileIO.h.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_CONVERSION_PLANPIPELINE_H
+#define MOIRA_CONVERSION_PLANPIPELINE_H
+
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/IR/OwningOpRef.h"
+#include <string>
+
+namespace moira {
+
+struct PlanOptions {
+  std::string target = "host";          // "host" or a GPU as ptxas names it, "sm_90"
+  std::string hostCpu = "x86-64-v3";    // instruction set of host kernels: KernelImage.h
+  std::string producer = "moira 0.1.0"; // stands in the file
+};
+
+/// Builds the plan module: one plan.plan with the program `forward` and, if `global` is given, the
+/// program `reference`.
+///
+/// `localized` is a module at the phase `localize`, `global` the module at the phase `import` (or
+/// null: the plan then has no reference program). Neither is changed. Both hold one func.func for
+/// each entry program, with the argument and result attributes of docs/architecture.md, and the
+/// module attribute `plan.info` (a default one is made if it is missing). Errors are emitted as
+/// diagnostics, all that are found at once; MOE-0699 marks what should not happen.
+mlir::LogicalResult buildPlan(mlir::ModuleOp localized, mlir::ModuleOp global,
+                              const PlanOptions &options,
+                              mlir::OwningOpRef<mlir::ModuleOp> &planModule);
+
+} // namespace moira
+
+#endif // MOIRA_CONVERSION_PLANPIPELINE_H
