@@ -1,0 +1,28 @@
+//===- DecoderBuilder.h - a ModelSpec as a moe module -----------*- C++ -*-===//
+#ifndef MOIRA_IMPORT_DECODERBUILDER_H
+#define MOIRA_IMPORT_DECODERBUILDER_H
+
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/IR/OwningOpRef.h"
+#include "moira/Import/WeightTable.h"
+
+namespace moira {
+
+/// The global program for one batch size and length.
+struct ProgramShape {
+  int64_t batch = 1, seq = 1;
+  /// Type of weights and activations: f32, or bf16. Router logits, rotary tables and the resulting
+  /// logits are f32 always.
+  bool bf16 = false;
+};
+
+/// A module with one moe.state for each weight and `@forward(input_ids, attention_mask) → logits`.
+/// Every operation's location is the path of its torch module ("model.layers.0.self_attn"). The moe
+/// and func dialects must be loaded.
+mlir::OwningOpRef<mlir::ModuleOp> buildDecoder(mlir::MLIRContext &context, const ModelSpec &spec,
+                                               const WeightTable &weights,
+                                               const ProgramShape &shape);
+
+} // namespace moira
+
+#endif // MOIRA_IMPORT_DECODERBUILDER_H

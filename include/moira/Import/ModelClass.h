@@ -1,0 +1,104 @@
+//===- ModelClass.h - model classes as data ---------------------*- C++ -*-===//
+// What lib/Import/classes/*.json say (docs/model-classes.md has the format): the fields of a
+// class's config, what they mean for the one decoder that Moira builds, and what its tensors are
+// called.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_IMPORT_MODELCLASS_H
+#define MOIRA_IMPORT_MODELCLASS_H
+
+#include "moira/rt/Status.h"
+#include "llvm/ADT/StringRef.h"
+#include "llvm/Support/JSON.h"
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace moira {
+
+/// One field of config.json.
+struct FieldSpec {
+  enum class Role {
+    used,       ///< read; `type` and ranges hold
+    irrelevant, ///< known not to change the forward pass; `reason` says why
+    fixed       ///< must have one of the values `only`
+  };
+  Role role = Role::used;
+  std::string type; // int, float, bool, string, int_list, string_list, object
+  bool nullable = false;
+  bool implied = false; // its absence is not reported as a default taken
+  llvm::json::Value defaultValue = nullptr;
+  std::optional<double> min, max, above;  // inclusive, inclusive, exclusive
+  std::map<std::string, std::string> map; // spelling in the config → our word
+  std::vector<llvm::json::Value> only;
+  std::string reason;
+};
+
+/// What a weight is for.
+enum class WeightRole {
+  embedding,
+  final_norm,
+  head,
+  input_norm,
+  q,
+  k,
+  v,
+  o,
+  q_bias,
+  k_bias,
+  v_bias,
+  o_bias,
+  q_norm,
+  k_norm,
+  post_norm,
+  mlp_gate_up,
+  mlp_down,
+  shared_gate_up,
+  shared_down,
+  shared_gate,
+  router,
+  expert_gate_up,
+  expert_down
+};
+inline constexpr int kWeightRoles = static_cast<int>(WeightRole::expert_down) + 1;
+llvm::StringRef nameOf(WeightRole role);
+
+/// Names with {l} for the layer and {e} for the expert.
+struct TensorNames {
+  std::string state;             // the state tensor's name
+  std::vector<std::string> from; // names in the checkpoint; more than one: leading dimension
+};
+
+/// One way in which checkpoints store the sparse block: names of router, expert_gate_up and
+/// expert_down.
+struct ExpertLayout {
+  std::string name;
+  std::map<WeightRole, std::vector<std::string>> from;
+};
+
+struct ModelClass {
+  std::string name; // model_type
+  std::map<std::string, FieldSpec> fields;
+  std::map<std::string, std::string> aliases; // other spelling → field
+  /// Meaning → constant, or "$field".
+  std::map<std::string, llvm::json::Value> model;
+  std::map<WeightRole, TensorNames> tensors;
+  std::vector<ExpertLayout> layouts; // the first is taken where there are no tensors to look at
+  std::vector<std::string> unusedTensors; // globs
+};
+
+/// The class of this model_type, or null. Classes are read once; the embedded data is checked by
+/// parseModelClass.
+const ModelClass *findModelClass(llvm::StringRef modelType);
+
+/// All classes, sorted by name.
+std::vector<const ModelClass *> allModelClasses();
+
+/// A class from its file's text, with the text of the file that it includes. Internal errors in
+/// `status`: the data is ours.
+std::optional<ModelClass> parseModelClass(llvm::StringRef text, llvm::StringRef included,
+                                          llvm::StringRef fileName, rt::Status &status);
+
+} // namespace moira
+
+#endif // MOIRA_IMPORT_MODELCLASS_H

@@ -1,0 +1,59 @@
+//===- ModelSpec.h - one decoder-only model, resolved -----------*- C++ -*-===//
+// What a config means: sizes and choices for the decoder that DecoderBuilder builds. No names of
+// config fields are needed past this point, except in messages.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_IMPORT_MODELSPEC_H
+#define MOIRA_IMPORT_MODELSPEC_H
+
+#include "moira/Dialect/Moe/IR/MoeDialect.h"
+#include "moira/Import/ConfigValues.h"
+
+namespace moira {
+
+enum class QkNorm {
+  none,
+  head, ///< over each head's dimensions, one weight for all heads
+  full  ///< over the whole projection
+};
+
+struct LayerSpec {
+  int64_t window = 0; // keys that a query sees, 0: all
+  bool sparse = true;
+};
+
+struct RopeSpec {
+  double theta = 0;
+  std::string scaling = "none"; // as moe.rope_table
+  double factor = 1;
+};
+
+struct ModelSpec {
+  const ModelClass *modelClass = nullptr;
+  int64_t vocab = 0, hidden = 0, heads = 0, kvHeads = 0, headDim = 0;
+  double normEps = 0;
+  bool tiedHead = false, qkvBias = false, oBias = false;
+  QkNorm qkNorm = QkNorm::none;
+  std::optional<double> clipQkv;
+  RopeSpec rope;
+  moe::Activation activation = moe::Activation::silu;
+  int64_t denseWidth = 0, experts = 0, expertWidth = 0;
+  int64_t sharedWidth = 0; // 0: no shared expert
+  int64_t k = 0;
+  moe::Score score = moe::Score::softmax;
+  moe::RouteOrder order = moe::RouteOrder::score_topk;
+  moe::Renorm renorm = moe::Renorm::none;
+  double routerScale = 1;
+  std::vector<LayerSpec> layers;
+
+  /// Size → the config field that gave it, for messages: "experts" → "num_local_experts".
+  std::map<std::string, std::string> fieldOf;
+  std::vector<DefaultTaken> defaults;
+};
+
+/// Resolves a config. Reports every problem that can be found; nothing on any problem.
+std::optional<ModelSpec> resolveModel(const llvm::json::Object &config, llvm::StringRef fileName,
+                                      rt::Status &status);
+
+} // namespace moira
+
+#endif // MOIRA_IMPORT_MODELSPEC_H

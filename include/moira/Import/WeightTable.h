@@ -1,0 +1,79 @@
+//===- WeightTable.h - the weights of a model and where they lie -*- C++ -*-===//
+// Every state tensor that a ModelSpec needs, and the exact accounting of a checkpoint's tensors
+// against it: each needed tensor is there with its shape, each tensor that is there is needed or
+// known not to be.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_IMPORT_WEIGHTTABLE_H
+#define MOIRA_IMPORT_WEIGHTTABLE_H
+
+#include "moira/Import/ModelSpec.h"
+#include "llvm/ADT/ArrayRef.h"
+#include "llvm/ADT/SmallVector.h"
+#include <map>
+
+namespace moira {
+
+/// One state tensor.
+struct WeightState {
+  std::string name; // the symbol
+  WeightRole role;
+  int64_t layer = -1;               // −1: outside of the layers
+  llvm::SmallVector<int64_t> shape; // [experts,] [names,] block…
+  std::vector<std::string> from;    // names in the checkpoint, {e} for the expert
+  bool perExpert = false;
+  llvm::SmallVector<int64_t> diskShape; // of each named tensor
+
+  int64_t elements() const;
+};
+
+class WeightTable {
+public:
+  /// All weights of `spec`; layouts[l] is the number of the ExpertLayout of layer l (ignored for
+  /// dense layers).
+  WeightTable(const ModelSpec &spec, llvm::ArrayRef<unsigned> layouts);
+
+  /// In the order of the model: embedding, layers, norm, head.
+  const std::vector<WeightState> &states() const { return all; }
+  /// The weight, or null if the model has none in this role.
+  const WeightState *find(WeightRole role, int64_t layer = -1) const;
+
+  int64_t parameters() const;
+  /// Parameters that one token meets: all but the experts not chosen.
+  int64_t activeParameters() const;
+  /// Tensors that a checkpoint in these layouts has.
+  int64_t tensors() const;
+
+private:
+  void add(WeightRole role, int64_t layer, llvm::ArrayRef<int64_t> shape,
+           llvm::ArrayRef<int64_t> diskShape, const std::vector<std::string> *from = nullptr);
+  void addLayer(int64_t layer, const ExpertLayout &layout);
+
+  const ModelSpec &spec;
+  std::vector<WeightState> all;
+  std::map<std::pair<int64_t, WeightRole>, size_t> index;
+};
+
+/// A tensor of a checkpoint, as its header describes it.
+struct StoredTensor {
+  std::string name;
+  std::string type; // "F32", "BF16", …
+  std::vector<int64_t> shape;
+  std::string file; // for messages
+};
+
+/// The layout of each layer's experts, from the names that are there (0 where there are none). A
+/// layer in several layouts is an ExtraTensor.
+std::vector<unsigned> detectLayouts(const ModelSpec &spec, llvm::ArrayRef<StoredTensor> stored,
+                                    rt::Status &status);
+
+/// Adds MissingTensor, TensorShape, TensorDType and ExtraTensor problems: of each kind the first
+/// few by name, and how many more.
+void account(const ModelSpec &spec, const WeightTable &table, llvm::ArrayRef<StoredTensor> stored,
+             rt::Status &status);
+
+/// `pattern` with its {l} and {e} (−1: kept) replaced.
+std::string expandName(llvm::StringRef pattern, int64_t layer, int64_t expert = -1);
+
+} // namespace moira
+
+#endif // MOIRA_IMPORT_WEIGHTTABLE_H

@@ -1,0 +1,10 @@
+# Writes OUT, a C++ file that holds every class file of the list FILES as text.
+set(_text "// Generated from lib/Import/classes by EmbedClasses.cmake.\n#include \"EmbeddedClasses.h\"\n\nstatic const moira::EmbeddedClass kClasses[] = {\n")
+string(REPLACE "|" ";" FILES "${FILES}")
+foreach(_file IN LISTS FILES)
+  get_filename_component(_name ${_file} NAME_WE)
+  file(READ ${_file} _content)
+  string(APPEND _text "    {\"${_name}\", R\"moira(${_content})moira\"},\n")
+endforeach()
+string(APPEND _text "};\n\nllvm::ArrayRef<moira::EmbeddedClass> moira::embeddedClasses() { return kClasses; }\n")
+file(WRITE ${OUT} "${_text}")

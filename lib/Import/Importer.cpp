@@ -1,0 +1,107 @@
+//===- Importer.cpp - model directories → the moe dialect -----------------===//
+// The road: files → ModelSpec → WeightTable, accounted against the files → module.
+//===----------------------------------------------------------------------===//
+#include "moira/Import/Importer.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/IR/Verifier.h"
+#include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "moira/Import/ConfigJson.h"
+#include "moira/Import/DecoderBuilder.h"
+#include "moira/rt/Checkpoint.h"
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/Path.h"
+
+using namespace mlir;
+using namespace moira;
+using llvm::sys::path::filename;
+using rt::ErrorId;
+using rt::Status;
+
+bool moira::looksLikeModel(StringRef path) {
+  return llvm::sys::fs::is_directory(path) || path.ends_with(".json");
+}
+
+/// The headers' tensors.
+static std::vector<StoredTensor> listTensors(const rt::Checkpoint &checkpoint) {
+  std::vector<StoredTensor> out;
+  out.reserve(checkpoint.tensors().size());
+  for (const rt::Checkpoint::Entry &entry : checkpoint.tensors())
+    out.push_back({entry.info->name, rt::nameOf(entry.info->type), entry.info->shape,
+                   filename(entry.file->path()).str()});
+  return out;
+}
+
+/// Values of the program are counted in int64 bytes.
+static void checkShape(const ModelSpec &spec, const ImportOptions &options, Status &status) {
+  double tokens = double(options.batch) * double(options.seq);
+  if (options.batch < 1 || options.seq < 1 || tokens * spec.k > 0x1p31 ||
+      tokens * (double(spec.vocab) + 2.0 * spec.expertWidth * spec.k) > 0x1p52)
+    status.add(
+        ErrorId::BadUsage,
+        rt::format("--batch=%lld --seq=%lld: both must be at least 1, and the tokens' values "
+                   "must fit into memory",
+                   (long long)options.batch, (long long)options.seq));
+  if (options.dtype != "f32" && options.dtype != "bf16")
+    status.add(ErrorId::BadUsage, "--dtype=" + options.dtype + " must be f32 or bf16");
+  if (options.task != "forward")
+    status.add(ErrorId::BadUsage, "--task=" + options.task + " must be forward");
+}
+
+static void setConfigFields(ModuleOp module, const ModelSpec &spec) {
+  Builder b(module.getContext());
+  SmallVector<NamedAttribute> fields;
+  for (const auto &[size, field] : spec.fieldOf)
+    fields.push_back(b.getNamedAttr(size, b.getStringAttr(field)));
+  module->setAttr("moe.config_fields", b.getDictionaryAttr(fields));
+}
+
+OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
+                                         const ImportOptions &options, Status &status,
+                                         ImportSummary &summary) {
+  context.loadDialect<func::FuncDialect, moe::MoeDialect>();
+  size_t before = status.diagnostics().size();
+  bool configAlone = !llvm::sys::fs::is_directory(path);
+  SmallString<256> configPath(path);
+  if (!configAlone)
+    llvm::sys::path::append(configPath, "config.json");
+  std::optional<llvm::json::Object> config = readConfig(configPath, status);
+  if (!config)
+    return {};
+  std::optional<ModelSpec> spec = resolveModel(*config, filename(configPath), status);
+  if (!spec)
+    return {};
+  checkShape(*spec, options, status);
+
+  std::vector<StoredTensor> stored;
+  if (!configAlone) {
+    rt::Expected<rt::Checkpoint> checkpoint =
+        rt::Checkpoint::open(path.str(), {.headersOnly = true, .allowTruncated = false});
+    if (!checkpoint) {
+      status.append(checkpoint.takeStatus());
+      return {};
+    }
+    stored = listTensors(*checkpoint);
+  }
+  std::vector<unsigned> layouts = detectLayouts(*spec, stored, status);
+  WeightTable table(*spec, layouts);
+  if (!configAlone && status.diagnostics().size() == before)
+    account(*spec, table, stored, status);
+  if (status.diagnostics().size() != before)
+    return {};
+
+  summary.modelClass = spec->modelClass->name;
+  summary.parameters = table.parameters();
+  summary.activeParameters = table.activeParameters();
+  summary.tensorsExpected = table.tensors();
+  summary.tensorsFound = configAlone ? 0 : table.tensors();
+  summary.defaults = spec->defaults;
+
+  OwningOpRef<ModuleOp> module =
+      buildDecoder(context, *spec, table, {options.batch, options.seq, options.dtype == "bf16"});
+  setConfigFields(*module, *spec);
+  if (failed(verify(*module))) {
+    status.add(ErrorId::Internal, "the importer made invalid IR for " + path.str());
+    return {};
+  }
+  return module;
+}

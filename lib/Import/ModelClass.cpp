@@ -1,0 +1,257 @@
+//===- ModelClass.cpp - model classes as data -----------------------------===//
+// Reading the embedded class files. They are ours, so a mistake in them is an internal error.
+//===----------------------------------------------------------------------===//
+#include "moira/Import/ModelClass.h"
+#include "EmbeddedClasses.h"
+#include "moira/Import/ConfigJson.h"
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/StringExtras.h"
+#include "llvm/ADT/StringMap.h"
+#include "llvm/Support/ErrorHandling.h"
+
+using namespace llvm;
+using namespace moira;
+using rt::ErrorId;
+using rt::Status;
+
+static constexpr const char *kRoleNames[] = {
+    "embedding",   "final_norm",  "head",      "input_norm",     "q",          "k",
+    "v",           "o",           "q_bias",    "k_bias",         "v_bias",     "o_bias",
+    "q_norm",      "k_norm",      "post_norm", "mlp_gate_up",    "mlp_down",   "shared_gate_up",
+    "shared_down", "shared_gate", "router",    "expert_gate_up", "expert_down"};
+static_assert(std::size(kRoleNames) == kWeightRoles);
+
+StringRef moira::nameOf(WeightRole role) { return kRoleNames[static_cast<int>(role)]; }
+
+namespace {
+
+std::optional<WeightRole> roleOf(StringRef name) {
+  for (auto [i, known] : enumerate(kRoleNames))
+    if (name == known)
+      return static_cast<WeightRole>(i);
+  return std::nullopt;
+}
+
+/// Reads one class; every deviation from the format is a problem.
+class ClassReader {
+public:
+  ClassReader(StringRef file, Status &status) : file(file), status(status) {}
+  ModelClass result;
+
+  void read(const json::Object &top) {
+    for (const auto &member : top) {
+      StringRef key = member.first;
+      const json::Value &value = member.second;
+      if (key == "model_type")
+        result.name = text(value, key);
+      else if (key == "include")
+        continue;
+      else if (key == "fields")
+        forEach(value, key, [&](StringRef name, const json::Value &v) { field(name, v); });
+      else if (key == "model")
+        forEach(value, key, [&](StringRef name, const json::Value &v) {
+          result.model.insert_or_assign(name.str(), v);
+        });
+      else if (key == "tensors")
+        forEach(value, key, [&](StringRef name, const json::Value &v) { tensor(name, v); });
+      else if (key == "layouts")
+        layouts(value);
+      else if (key == "unused_tensors")
+        result.unusedTensors = strings(value, key);
+      else
+        fail("unknown key " + key);
+    }
+  }
+
+  /// What only the whole (class and included file) can say.
+  void check() {
+    if (result.name.empty())
+      fail("model_type is missing");
+    if (result.layouts.empty())
+      fail("layouts are missing");
+    for (int i = 0; i < kWeightRoles; ++i)
+      if (!result.tensors.count(static_cast<WeightRole>(i)))
+        fail("tensors has no " + StringRef(kRoleNames[i]));
+    for (const auto &[meaning, value] : result.model)
+      if (std::optional<StringRef> ref = value.getAsString(); ref && ref->starts_with("$")) {
+        auto it = result.fields.find(ref->drop_front().str());
+        if (it == result.fields.end() || it->second.role != FieldSpec::Role::used)
+          fail("model: " + meaning + " refers to " + *ref + ", which is no used field");
+      }
+  }
+
+private:
+  StringRef file;
+  Status &status;
+
+  void fail(const Twine &message) {
+    status.add(ErrorId::Internal, ("model class " + file + ": " + message).str());
+  }
+  std::string text(const json::Value &value, StringRef where) {
+    if (std::optional<StringRef> string = value.getAsString())
+      return string->str();
+    fail(where + " must be a string");
+    return "";
+  }
+  std::vector<std::string> strings(const json::Value &value, StringRef where) {
+    std::vector<std::string> out;
+    if (const json::Array *array = value.getAsArray())
+      for (const json::Value &element : *array)
+        out.push_back(text(element, where));
+    else
+      fail(where + " must be a list");
+    return out;
+  }
+  template <typename F> void forEach(const json::Value &value, StringRef where, F &&visit) {
+    if (const json::Object *object = value.getAsObject())
+      for (const auto &member : *object)
+        visit(StringRef(member.first), member.second);
+    else
+      fail(where + " must be an object");
+  }
+
+  void field(StringRef name, const json::Value &value) {
+    FieldSpec spec;
+    bool typed = false;
+    forEach(value, name, [&](StringRef key, const json::Value &v) {
+      if (key == "type") {
+        spec.type = text(v, name);
+        typed = is_contained(
+            {"int", "float", "bool", "string", "int_list", "string_list", "object"}, spec.type);
+      } else if (key == "nullable") {
+        spec.nullable = v.getAsBoolean().value_or(false);
+      } else if (key == "implied") {
+        spec.implied = v.getAsBoolean().value_or(false);
+      } else if (key == "default") {
+        spec.defaultValue = v;
+      } else if (key == "min") {
+        spec.min = v.getAsNumber();
+      } else if (key == "max") {
+        spec.max = v.getAsNumber();
+      } else if (key == "above") {
+        spec.above = v.getAsNumber();
+      } else if (key == "map") {
+        forEach(v, key, [&](StringRef from, const json::Value &to) {
+          spec.map[from.str()] = text(to, name);
+        });
+      } else if (key == "aliases") {
+        for (const std::string &alias : strings(v, name))
+          result.aliases[alias] = name.str();
+      } else if (key == "irrelevant") {
+        spec.role = FieldSpec::Role::irrelevant;
+        spec.reason = text(v, name);
+      } else if (key == "only") {
+        spec.role = FieldSpec::Role::fixed;
+        if (const json::Array *array = v.getAsArray())
+          spec.only.assign(array->begin(), array->end());
+      } else {
+        fail("field " + name + ": unknown key " + key);
+      }
+    });
+    if (typed != (spec.role == FieldSpec::Role::used) ||
+        (spec.role == FieldSpec::Role::fixed && spec.only.empty()))
+      fail("field " + name + " needs a type, or 'irrelevant', or 'only'");
+    result.fields.insert_or_assign(name.str(), std::move(spec));
+  }
+
+  void tensor(StringRef name, const json::Value &value) {
+    std::optional<WeightRole> role = roleOf(name);
+    if (!role)
+      return fail("tensors: unknown role " + name);
+    TensorNames names;
+    if (value.getAsString()) {
+      names.state = text(value, name);
+      names.from = {names.state};
+    } else {
+      forEach(value, name, [&](StringRef key, const json::Value &v) {
+        if (key == "state")
+          names.state = text(v, name);
+        else if (key == "from")
+          names.from = strings(v, name);
+        else
+          fail(name + ": unknown key " + key);
+      });
+    }
+    if (names.state.empty() || names.from.empty())
+      fail(name + " needs a state and names");
+    result.tensors[*role] = std::move(names);
+  }
+
+  void layouts(const json::Value &value) {
+    const json::Array *array = value.getAsArray();
+    if (!array)
+      return fail("layouts must be a list");
+    result.layouts.clear();
+    for (const json::Value &element : *array) {
+      ExpertLayout layout;
+      forEach(element, "layouts", [&](StringRef key, const json::Value &v) {
+        if (key == "name")
+          layout.name = text(v, key);
+        else if (std::optional<WeightRole> role = roleOf(key))
+          layout.from[*role] = strings(v, key);
+        else
+          fail("layouts: unknown role " + key);
+      });
+      for (WeightRole role :
+           {WeightRole::router, WeightRole::expert_gate_up, WeightRole::expert_down})
+        if (layout.from[role].empty())
+          fail("layout '" + layout.name + "' has no " + nameOf(role));
+      result.layouts.push_back(std::move(layout));
+    }
+  }
+};
+
+using Registry = std::map<std::string, ModelClass, std::less<>>;
+
+const Registry &registry() {
+  static const Registry classes = [] {
+    Registry out;
+    StringMap<StringRef> files;
+    for (const EmbeddedClass &file : embeddedClasses())
+      files[file.name] = file.text;
+    for (const auto &entry : files) {
+      Status status;
+      std::optional<json::Object> top = parseConfig(entry.second, entry.first(), status);
+      if (top && !top->get("model_type"))
+        continue; // a file that others include
+      StringRef included = top ? files.lookup(top->getString("include").value_or("")) : StringRef();
+      std::optional<ModelClass> parsed =
+          top ? parseModelClass(entry.second, included, entry.first(), status) : std::nullopt;
+      if (!parsed)
+        report_fatal_error(Twine(status.str()), /*gen_crash_diag=*/false);
+      out.emplace(parsed->name, std::move(*parsed));
+    }
+    return out;
+  }();
+  return classes;
+}
+
+} // namespace
+
+std::optional<ModelClass> moira::parseModelClass(StringRef text, StringRef included,
+                                                 StringRef fileName, Status &status) {
+  size_t before = status.diagnostics().size();
+  ClassReader reader(fileName, status);
+  for (StringRef part : {included, text}) {
+    if (part.empty())
+      continue;
+    if (std::optional<json::Object> top = parseConfig(part, fileName, status))
+      reader.read(*top);
+  }
+  reader.check();
+  if (status.diagnostics().size() != before)
+    return std::nullopt;
+  return std::move(reader.result);
+}
+
+const ModelClass *moira::findModelClass(StringRef modelType) {
+  auto it = registry().find(modelType.str());
+  return it == registry().end() ? nullptr : &it->second;
+}
+
+std::vector<const ModelClass *> moira::allModelClasses() {
+  std::vector<const ModelClass *> out;
+  for (const auto &[name, modelClass] : registry())
+    out.push_back(&modelClass);
+  return out;
+}

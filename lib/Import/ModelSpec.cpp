@@ -1,0 +1,283 @@
+//===- ModelSpec.cpp - one decoder-only model, resolved -------------------===//
+// The meaning of fields, alone and together. Semantics are those of the classes' published
+// implementation (transformers 5.17).
+//===----------------------------------------------------------------------===//
+#include "moira/Import/ModelSpec.h"
+#include "moira/Import/ConfigJson.h"
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/StringExtras.h"
+
+#include <cmath>
+
+using namespace llvm;
+using namespace moira;
+using rt::ErrorId;
+using rt::Status;
+
+namespace {
+
+class Resolver {
+public:
+  Resolver(const ModelClass &modelClass, ConfigValues values, StringRef fileName, Status &status)
+      : modelClass(modelClass), config(std::move(values)), fileName(fileName), status(status) {}
+
+  ModelSpec resolve() {
+    spec.modelClass = &modelClass;
+    spec.defaults = config.defaults;
+    dense();
+    attention();
+    rope();
+    experts();
+    layers();
+    sort(spec.defaults,
+         [](const DefaultTaken &a, const DefaultTaken &b) { return a.field < b.field; });
+    return std::move(spec);
+  }
+
+private:
+  const ModelClass &modelClass;
+  ConfigValues config;
+  StringRef fileName;
+  Status &status;
+  ModelSpec spec;
+  json::Value absent = nullptr;
+
+  void fail(ErrorId id, const Twine &message) { status.add(id, (fileName + ": " + message).str()); }
+
+  /// The field that a meaning refers to, as this config spells it; empty for a constant.
+  std::string fieldOf(StringRef meaning) const {
+    std::optional<StringRef> text = modelClass.model.at(meaning.str()).getAsString();
+    return text && text->starts_with("$") ? config.shown(text->drop_front()).str() : "";
+  }
+  const json::Value &get(StringRef meaning) const {
+    const json::Value &value = modelClass.model.at(meaning.str());
+    std::optional<StringRef> text = value.getAsString();
+    return text && text->starts_with("$") ? config.values.at(text->drop_front().str()) : value;
+  }
+  bool isNull(StringRef meaning) const { return get(meaning).kind() == json::Value::Null; }
+  bool flag(StringRef meaning) const { return get(meaning).getAsBoolean().value_or(false); }
+  double number(StringRef meaning) const { return get(meaning).getAsNumber().value_or(0); }
+  StringRef word(StringRef meaning) const { return get(meaning).getAsString().value_or(""); }
+  /// A size, and where it comes from.
+  int64_t size(StringRef meaning) {
+    if (std::string field = fieldOf(meaning); !field.empty())
+      spec.fieldOf[meaning.str()] = field;
+    return get(meaning).getAsInteger().value_or(0);
+  }
+  /// "field=value", for messages.
+  std::string shown(StringRef meaning, int64_t value) const {
+    return fieldOf(meaning) + "=" + std::to_string(value);
+  }
+
+  void dense() {
+    spec.vocab = size("vocab");
+    spec.hidden = size("hidden");
+    spec.normEps = number("norm_eps");
+    spec.tiedHead = flag("tied_head");
+    spec.denseWidth = size("dense_width");
+    spec.activation = moe::symbolizeActivation(word("activation")).value_or(moe::Activation::silu);
+  }
+
+  void attention() {
+    spec.heads = size("heads");
+    spec.kvHeads = isNull("kv_heads") ? spec.heads : size("kv_heads");
+    spec.headDim = isNull("head_dim") ? spec.hidden / spec.heads : size("head_dim");
+    spec.qkvBias = flag("qkv_bias");
+    spec.oBias = flag("o_bias");
+    spec.qkNorm = StringSwitch<QkNorm>(word("qk_norm"))
+                      .Case("head", QkNorm::head)
+                      .Case("full", QkNorm::full)
+                      .Default(QkNorm::none);
+    if (!isNull("clip_qkv"))
+      spec.clipQkv = number("clip_qkv");
+    if (spec.heads % spec.kvHeads != 0)
+      fail(ErrorId::BadConfigValue,
+           shown("kv_heads", spec.kvHeads) + " does not divide " + shown("heads", spec.heads));
+    if (spec.headDim < 2 || spec.headDim % 2 != 0)
+      fail(ErrorId::BadConfigValue,
+           fieldOf("head_dim") + "=" + Twine(spec.headDim) +
+               (isNull("head_dim") ? " (" + shown("hidden", spec.hidden) + " over " +
+                                         shown("heads", spec.heads) + ")"
+                                   : std::string()) +
+               " is not an even number, which rotary embedding needs");
+    if (spec.qkNorm == QkNorm::full && spec.heads * spec.headDim != spec.hidden)
+      fail(ErrorId::BadConfigValue, fieldOf("head_dim") + "=" + Twine(spec.headDim) + " times " +
+                                        shown("heads", spec.heads) + " is not " +
+                                        shown("hidden", spec.hidden) +
+                                        ", which the norm over whole projections needs");
+  }
+
+  /// One of two spellings: rope_parameters (v5), or rope_scaling beside rope_theta (v4).
+  void rope() {
+    spec.rope.theta = number("default_theta");
+    bool v5 = !isNull("rope_parameters") && !get("rope_parameters").getAsObject()->empty();
+    bool v4 = !isNull("rope_scaling") && !get("rope_scaling").getAsObject()->empty();
+    if (v4 && v5 && get("rope_parameters") != get("rope_scaling"))
+      fail(ErrorId::BadConfigValue, fieldOf("rope_parameters") + " and " + fieldOf("rope_scaling") +
+                                        " are both given and differ; keep one");
+    StringRef meaning = v4 ? "rope_scaling" : "rope_parameters";
+    std::string field = fieldOf(meaning);
+    json::Object none;
+    const json::Object &parameters = v4 || v5 ? *get(meaning).getAsObject() : none;
+
+    std::string type = "default";
+    for (StringRef key : {"type", "rope_type"})
+      if (const json::Value *value = parameters.get(key); value && *value != absent) {
+        if (std::optional<StringRef> text = value->getAsString())
+          type = text->str();
+        else
+          fail(ErrorId::BadConfigValue,
+               field + "." + key + "=" + jsonText(*value) + " is not a string");
+      }
+    if (type != "default" && type != "linear")
+      return fail(ErrorId::UnsupportedConfig,
+                  field + ".rope_type=" + jsonText(json::Value(json::fixUTF8(type))) +
+                      " is not supported; supported: default, linear");
+    std::map<std::string, const json::Value *> members;
+    for (const auto &member : parameters)
+      members[StringRef(member.first).str()] = &member.second;
+    bool haveTheta = false;
+    for (const auto &[key, value] : members) {
+      std::string where = field + "." + key;
+      if (key == "type" || key == "rope_type")
+        continue;
+      if (key == "rope_theta" || (key == "factor" && type == "linear")) {
+        std::optional<double> n = value->getAsNumber();
+        if (!n || !std::isfinite(*n) || *n <= 0)
+          fail(ErrorId::BadConfigValue,
+               where + "=" + jsonText(*value) + " is not a positive number");
+        else
+          (key == "factor" ? spec.rope.factor : spec.rope.theta) = *n;
+        haveTheta |= key == "rope_theta";
+      } else if (key == "partial_rotary_factor") {
+        if (*value != absent && value->getAsNumber() != 1.0)
+          fail(ErrorId::UnsupportedConfig,
+               where + "=" + jsonText(*value) + " is not supported; supported: 1.0");
+      } else {
+        fail(ErrorId::UnknownConfigField,
+             "unknown field " + field + "." + key.substr(0, 80) + " for rope_type " + type +
+                 "; known: rope_theta, rope_type, type, factor (linear), "
+                 "partial_rotary_factor");
+      }
+    }
+    if (!haveTheta && !isNull("rope_theta")) {
+      spec.rope.theta = number("rope_theta");
+      haveTheta = true;
+    }
+    if (!haveTheta)
+      spec.defaults.push_back({fieldOf("rope_theta"), jsonText(get("default_theta"))});
+    if (type == "linear") {
+      spec.rope.scaling = "linear";
+      if (!parameters.get("factor"))
+        fail(ErrorId::MissingConfigField, field + " lacks factor, which rope_type linear needs");
+    }
+  }
+
+  void experts() {
+    spec.experts = size("experts");
+    spec.expertWidth = size("expert_width");
+    spec.sharedWidth = size("shared_width");
+    spec.k = size("router_k");
+    spec.score = moe::symbolizeScore(word("router_score")).value_or(moe::Score::softmax);
+    spec.order =
+        moe::symbolizeRouteOrder(word("router_order")).value_or(moe::RouteOrder::score_topk);
+    spec.renorm = flag("router_renorm") ? moe::Renorm::sum : moe::Renorm::none;
+    spec.routerScale = number("router_scale");
+    if (spec.k > spec.experts)
+      fail(ErrorId::BadConfigValue,
+           shown("router_k", spec.k) + " is larger than " + shown("experts", spec.experts));
+  }
+
+  void layers() {
+    int64_t count = size("layers");
+    spec.layers.resize(count);
+    int64_t step = number("sparse_step");
+    for (auto [l, layer] : enumerate(spec.layers))
+      layer.sparse = (l + 1) % step == 0;
+    if (const json::Array *denseLayers = get("dense_layers").getAsArray())
+      for (const json::Value &value : *denseLayers) {
+        int64_t l = value.getAsInteger().value_or(-1);
+        if (l < 0 || l >= count)
+          fail(ErrorId::BadConfigValue, fieldOf("dense_layers") + " names layer " +
+                                            jsonText(value) + ", the model has layers 0 to " +
+                                            Twine(count - 1));
+        else
+          spec.layers[l].sparse = false;
+      }
+    windows();
+  }
+
+  void windows() {
+    int64_t window = isNull("window") ? 0 : get("window").getAsInteger().value_or(0);
+    bool typed = word("window_layers") == "typed";
+    bool enabled = flag("window_enabled") && (typed || !isNull("window"));
+    SmallVector<bool> slides(spec.layers.size(), enabled);
+    if (typed)
+      typedLayers(slides);
+    if (!is_contained(slides, true))
+      return;
+    if (!enabled || window < 1)
+      return fail(
+          ErrorId::BadConfigValue,
+          "layers with a sliding window need " +
+              (fieldOf("window_enabled").empty() ? "" : fieldOf("window_enabled") + "=true and ") +
+              fieldOf("window") + " of at least 1");
+    for (auto [layer, slide] : zip(spec.layers, slides))
+      layer.window = slide ? window : 0;
+  }
+
+  /// Which layers slide: layer_types where given, else every other layer below max_window_layers.
+  void typedLayers(SmallVectorImpl<bool> &slides) {
+    if (isNull("layer_types")) {
+      int64_t limit = number("max_window_layers");
+      for (auto [l, slide] : enumerate(slides))
+        slide = slide && l % 2 == 0 && int64_t(l) < limit;
+      return;
+    }
+    const json::Array &types = *get("layer_types").getAsArray();
+    std::string field = fieldOf("layer_types");
+    slides.assign(slides.size(), false);
+    if (types.size() != slides.size())
+      return fail(ErrorId::BadConfigValue, field + " has " + Twine(types.size()) +
+                                               " entries, the model has " + Twine(slides.size()) +
+                                               " layers");
+    for (auto [l, type] : enumerate(types)) {
+      StringRef name = *type.getAsString();
+      slides[l] = name == "sliding_attention";
+      if (!slides[l] && name != "full_attention")
+        fail(ErrorId::UnsupportedConfig,
+             field + "[" + Twine(l) + "]=" + jsonText(type) +
+                 " is not supported; supported: full_attention, sliding_attention");
+    }
+  }
+};
+
+/// Elements of all weights and of the largest products stay far below 2^63.
+void checkTotal(const ModelSpec &spec, StringRef fileName, Status &status) {
+  double layers = spec.layers.size(), D = spec.hidden;
+  double perLayer =
+      D * spec.headDim * (2.0 * spec.heads + 2.0 * spec.kvHeads) +
+      3 * D * (double(spec.experts) * spec.expertWidth + spec.sharedWidth + spec.denseWidth);
+  if (double total = 2 * D * spec.vocab + layers * perLayer; total > 0x1p52)
+    status.add(ErrorId::BadConfigValue,
+               rt::format("%s: the sizes give a model of about %.2g parameters, the limit is %.2g",
+                          fileName.str().c_str(), total, 0x1p52));
+}
+
+} // namespace
+
+std::optional<ModelSpec> moira::resolveModel(const json::Object &config, StringRef fileName,
+                                             Status &status) {
+  size_t before = status.diagnostics().size();
+  const ModelClass *modelClass = classOf(config, fileName, status);
+  if (!modelClass)
+    return std::nullopt;
+  ConfigValues values = readFields(*modelClass, config, fileName, status);
+  if (status.diagnostics().size() != before)
+    return std::nullopt;
+  ModelSpec spec = Resolver(*modelClass, std::move(values), fileName, status).resolve();
+  checkTotal(spec, fileName, status);
+  if (status.diagnostics().size() != before)
+    return std::nullopt;
+  return spec;
+}

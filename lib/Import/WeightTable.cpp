@@ -1,0 +1,135 @@
+//===- WeightTable.cpp - the weights of a model ---------------------------===//
+// Shapes and names; docs/architecture.md, section 1, gives the ranks.
+//===----------------------------------------------------------------------===//
+#include "moira/Import/WeightTable.h"
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/StringExtras.h"
+
+using namespace llvm;
+using namespace moira;
+
+std::string moira::expandName(StringRef pattern, int64_t layer, int64_t expert) {
+  std::string out;
+  while (!pattern.empty()) {
+    size_t next = pattern.find('{');
+    out += pattern.take_front(next);
+    pattern = pattern.drop_front(std::min(next, pattern.size()));
+    if (pattern.consume_front("{l}"))
+      out += std::to_string(layer);
+    else if (expert >= 0 && pattern.consume_front("{e}"))
+      out += std::to_string(expert);
+    else if (!pattern.empty()) {
+      out += pattern.front();
+      pattern = pattern.drop_front();
+    }
+  }
+  return out;
+}
+
+int64_t WeightState::elements() const {
+  int64_t n = 1;
+  for (int64_t size : shape)
+    n *= size;
+  return n;
+}
+
+WeightTable::WeightTable(const ModelSpec &spec, ArrayRef<unsigned> layouts) : spec(spec) {
+  int64_t D = spec.hidden, V = spec.vocab;
+  add(WeightRole::embedding, -1, {V, D}, {V, D});
+  for (int64_t l = 0, e = spec.layers.size(); l < e; ++l)
+    addLayer(l, spec.modelClass->layouts[layouts[l]]);
+  add(WeightRole::final_norm, -1, {D}, {D});
+  if (!spec.tiedHead)
+    add(WeightRole::head, -1, {V, D}, {V, D});
+}
+
+void WeightTable::add(WeightRole role, int64_t layer, ArrayRef<int64_t> shape,
+                      ArrayRef<int64_t> diskShape, const std::vector<std::string> *from) {
+  const TensorNames &names = spec.modelClass->tensors.at(role);
+  WeightState state;
+  state.name = expandName(names.state, layer);
+  state.role = role;
+  state.layer = layer;
+  state.shape.assign(shape.begin(), shape.end());
+  state.diskShape.assign(diskShape.begin(), diskShape.end());
+  for (const std::string &pattern : from ? *from : names.from)
+    state.from.push_back(expandName(pattern, layer));
+  state.perExpert = StringRef(state.from.front()).contains("{e}");
+  index[{layer, role}] = all.size();
+  all.push_back(std::move(state));
+}
+
+void WeightTable::addLayer(int64_t l, const ExpertLayout &layout) {
+  using R = WeightRole;
+  int64_t D = spec.hidden, H = spec.heads, Hk = spec.kvHeads, d = spec.headDim;
+  add(R::input_norm, l, {D}, {D});
+  struct {
+    R weight, bias;
+    int64_t heads;
+  } projections[] = {{R::q, R::q_bias, H}, {R::k, R::k_bias, Hk}, {R::v, R::v_bias, Hk}};
+  for (auto [weight, bias, heads] : projections) {
+    add(weight, l, {heads, d, D}, {heads * d, D});
+    if (spec.qkvBias)
+      add(bias, l, {heads, d}, {heads * d});
+  }
+  if (spec.qkNorm == QkNorm::head) {
+    add(R::q_norm, l, {d}, {d});
+    add(R::k_norm, l, {d}, {d});
+  } else if (spec.qkNorm == QkNorm::full) {
+    add(R::q_norm, l, {H, d}, {H * d});
+    add(R::k_norm, l, {Hk, d}, {Hk * d});
+  }
+  add(R::o, l, {D, H, d}, {D, H * d});
+  if (spec.oBias)
+    add(R::o_bias, l, {D}, {D});
+  add(R::post_norm, l, {D}, {D});
+
+  if (!spec.layers[l].sparse) {
+    int64_t F = spec.denseWidth;
+    add(R::mlp_gate_up, l, {2, F, D}, {F, D});
+    add(R::mlp_down, l, {D, F}, {D, F});
+    return;
+  }
+  int64_t E = spec.experts, F = spec.expertWidth;
+  add(R::router, l, {E, D}, {E, D}, &layout.from.at(R::router));
+  const std::vector<std::string> &gateUp = layout.from.at(R::expert_gate_up),
+                                 &down = layout.from.at(R::expert_down);
+  bool stacked = !StringRef(gateUp.front()).contains("{e}");
+  add(R::expert_gate_up, l, {E, 2, F, D},
+      stacked ? ArrayRef<int64_t>({E, 2 * F, D}) : ArrayRef<int64_t>({F, D}), &gateUp);
+  add(R::expert_down, l, {E, D, F},
+      stacked ? ArrayRef<int64_t>({E, D, F}) : ArrayRef<int64_t>({D, F}), &down);
+  if (int64_t S = spec.sharedWidth) {
+    add(R::shared_gate_up, l, {2, S, D}, {S, D});
+    add(R::shared_down, l, {D, S}, {D, S});
+    add(R::shared_gate, l, {1, D}, {1, D});
+  }
+}
+
+const WeightState *WeightTable::find(WeightRole role, int64_t layer) const {
+  auto it = index.find({layer, role});
+  return it == index.end() ? nullptr : &all[it->second];
+}
+
+int64_t WeightTable::parameters() const {
+  int64_t n = 0;
+  for (const WeightState &state : all)
+    n += state.elements();
+  return n;
+}
+
+int64_t WeightTable::activeParameters() const {
+  int64_t n = 0;
+  for (const WeightState &state : all) {
+    bool routed = state.role == WeightRole::expert_gate_up || state.role == WeightRole::expert_down;
+    n += routed ? state.elements() / spec.experts * spec.k : state.elements();
+  }
+  return n;
+}
+
+int64_t WeightTable::tensors() const {
+  int64_t n = 0;
+  for (const WeightState &state : all)
+    n += int64_t(state.from.size()) * (state.perExpert ? spec.experts : 1);
+  return n;
+}
