@@ -98,9 +98,14 @@ def Dist_ZeroNeedOp : Dist_Op<"zero_need", [Pure]> {
 
 def Dist_RequireBoundOp : Dist_Op<"require_bound"> {
   let summary = "repeat the step with a larger bound if `need` exceeds it";
-  let description = [{ Constraints: (C1) need is tensor<1xi32>, complete. }];
-  let arguments = (ins Moe_I32Tensor:$need);
-  let assemblyFormat = "$need attr-dict `:` type($need)";
+  let description = [{
+        dist.require_bound %need initial 16 worst 48 : tensor<1xi32>
+
+    B starts at `initial`, which is the bound in the types of ragged rows; no input can ask for more than `worst`.
+    Constraints: (C1) need is tensor<1xi32>, complete; (C2) 1 ≤ initial ≤ worst.
+  }];
+  let arguments = (ins Moe_I32Tensor:$need, I64Attr:$initial, I64Attr:$worst);
+  let assemblyFormat = "$need `initial` $initial `worst` $worst attr-dict `:` type($need)";
   let hasVerifier = 1;
 }
 

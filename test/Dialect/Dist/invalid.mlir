@@ -236,7 +236,16 @@ func.func @f(%x: tensor<4x4xf32, #dist.sharding<[{}, {}]>>) {
 // RequireBoundOp C1
 func.func @f(%n: tensor<1xi32, #dist.sharding<[{}], partial = max{dp}>>) {
   // expected-error @+1 {{C1: need is a complete tensor<1xi32>}}
-  dist.require_bound %n : tensor<1xi32, #dist.sharding<[{}], partial = max{dp}>>
+  dist.require_bound %n initial 2 worst 4 : tensor<1xi32, #dist.sharding<[{}], partial = max{dp}>>
+  return
+}
+
+// -----
+
+// RequireBoundOp C2
+func.func @f(%n: tensor<1xi32>) {
+  // expected-error @+1 {{C2: initial must lie between 1 and worst}}
+  dist.require_bound %n initial 5 worst 4 : tensor<1xi32>
   return
 }
 

@@ -53,7 +53,7 @@ func.func @exchange(%x: tensor<2x6x8xf32>, %r: !moe.routing<2x6, experts = 4, k 
     -> (tensor<7x8xf32, #dist.rows<0, 1>>, tensor<1x2xi32>, tensor<2x6x2xi32>, tensor<1xi32>)
   // CHECK: dist.merge
   %z = dist.merge %rows2, %pos2, %r : (tensor<7x8xf32, #dist.rows<0, 1>>, tensor<2x6x2xi32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x8xf32>
-  // CHECK: dist.require_bound %{{.*}} : tensor<1xi32>
-  dist.require_bound %need2 : tensor<1xi32>
+  // CHECK: dist.require_bound %{{.*}} initial 7 worst 24 : tensor<1xi32>
+  dist.require_bound %need2 initial 7 worst 24 : tensor<1xi32>
   return
 }

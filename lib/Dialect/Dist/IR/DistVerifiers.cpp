@@ -240,8 +240,10 @@ static bool areSlots(Value slots, Value counts) {
 
 LogicalResult RequireBoundOp::verify() {
   ShardingAttr sharding = getSharding(getNeed().getType());
-  return check(*this, isOne(getNeed()) && !(sharding && sharding.isPartial()),
-               "C1: need is a complete tensor<1xi32>");
+  if (!isOne(getNeed()) || (sharding && sharding.isPartial()))
+    return emitOpError("C1: need is a complete tensor<1xi32>");
+  return check(*this, getInitial() >= 1 && getInitial() <= getWorst(),
+               "C2: initial must lie between 1 and worst");
 }
 
 LogicalResult PackOp::verify() {
