@@ -1,2 +1,191 @@
+//===- Compiler.cpp - the phases of a compile, in order -------------------===//
+// Reads a model or IR, runs each phase's pipeline, dumps and stops where asked, writes the plan and
+// reports. What a phase does is in its own library.
+//===----------------------------------------------------------------------===//
 #include "moira/Driver/Compiler.h"
-int moira::runCompiler(const CompilerOptions &) { return 4; }
+#include "DiagnosticCollector.h"
+#include "Files.h"
+#include "mlir/IR/AsmState.h"
+#include "mlir/IR/Verifier.h"
+#include "mlir/Parser/Parser.h"
+#include "mlir/Pass/PassManager.h"
+#include "moira/Import/Importer.h"
+#include "moira/rt/PlanSummary.h"
+#include "llvm/Support/CommandLine.h"
+#include "llvm/Support/FileSystem.h"
+#include "llvm/Support/MemoryBuffer.h"
+#include "llvm/Support/raw_ostream.h"
+
+using namespace mlir;
+using namespace moira;
+using rt::ErrorId;
+using rt::Status;
+
+namespace {
+
+/// One compile: the module on its way, and what the report will say.
+class Compilation {
+public:
+  explicit Compilation(const CompilerOptions &options)
+      : options(options), context(makeRegistry(), MLIRContext::Threading::DISABLED),
+        diagnostics(context) {
+    context.loadAllAvailableDialects();
+  }
+
+  Status run();
+
+private:
+  static DialectRegistry makeRegistry() {
+    DialectRegistry registry;
+    registerMoiraDialects(registry);
+    return registry;
+  }
+
+  Status load();
+  Status loadText();
+  Status loadPlan();
+  Status runPhase(Phase phase);
+  Status runPasses(llvm::function_ref<void(OpPassManager &)> build);
+  Status checkMesh();
+  Status buildPlanModule();
+  Status writeAndReport();
+  Status checkMemory(const rt::PlanSummary &summary);
+  /// The module as text with locations, so that --compile-from loses nothing.
+  std::string print();
+
+  const CompilerOptions &options;
+  MLIRContext context;
+  DiagnosticCollector diagnostics;
+  OwningOpRef<ModuleOp> module;
+  OwningOpRef<ModuleOp>
+      global; // the program before partitioning: the source of the reference program
+  Phase reached = Phase::import;
+};
+
+/// What is wrong, or an internal error if a step failed without saying why.
+Status problemsOf(DiagnosticCollector &diagnostics, const char *step) {
+  Status status = diagnostics.take();
+  if (status.ok())
+    status.add(ErrorId::Internal,
+               std::string(step) +
+                   " failed without a message; please report it with the model's config.json");
+  return status;
+}
+
+} // namespace
+
+//===----------------------------------------------------------------------===//
+// Reading
+//===----------------------------------------------------------------------===//
+
+Status Compilation::load() {
+  StringRef model = options.model;
+  if (model.ends_with(".moeplan"))
+    return loadPlan();
+  if (model.ends_with(".mlir") || model.ends_with(".mlirbc") || model == "-")
+    return loadText();
+  if (options.compileFrom && *options.compileFrom != Phase::import)
+    return {ErrorId::BadUsage, std::string("--compile-from=") + phaseName(*options.compileFrom) +
+                                   " needs IR (.mlir), " + options.model + " is a model"};
+  ImportOptions import;
+  import.batch = options.batch;
+  import.seq = options.seq;
+  import.dtype = options.dtype;
+  Status status;
+  ImportSummary summary;
+  module = importModel(context, options.model, import, status, summary);
+  if (status.ok() && !module)
+    status = problemsOf(diagnostics, "import");
+  return status;
+}
+
+Status Compilation::loadText() {
+  diagnostics.setFallback(ErrorId::InvalidIR);
+  if (!llvm::sys::fs::exists(options.model) && options.model != "-")
+    return {ErrorId::FileNotFound, options.model + ": no such file"};
+  module = parseSourceFile<ModuleOp>(options.model, &context);
+  reached = options.compileFrom.value_or(Phase::import);
+  return module ? Status() : problemsOf(diagnostics, "parsing");
+}
+
+Status Compilation::loadPlan() { return {ErrorId::Internal, "plans"}; }
+
+//===----------------------------------------------------------------------===//
+// Phases
+//===----------------------------------------------------------------------===//
+
+Status Compilation::runPasses(llvm::function_ref<void(OpPassManager &)> build) {
+  PassManager passes(&context);
+  if (failed(applyPassManagerCLOptions(passes)))
+    return {ErrorId::UnknownFlag, "MLIR does not accept these debugging options"};
+  build(passes);
+  return succeeded(passes.run(*module)) ? Status() : problemsOf(diagnostics, "a pass");
+}
+
+Status Compilation::runPhase(Phase phase) {
+  return phase <= Phase::autodiff ? Status() : Status(ErrorId::Internal, "later");
+}
+
+std::string Compilation::print() {
+  std::string text;
+  llvm::raw_string_ostream out(text);
+  OpPrintingFlags flags;
+  flags.enableDebugInfo(true, /*prettyForm=*/false);
+  module->print(out, flags);
+  out << "\n";
+  return text;
+}
+
+//===----------------------------------------------------------------------===//
+// Results
+//===----------------------------------------------------------------------===//
+
+Status Compilation::writeAndReport() { return {ErrorId::Internal, "later"}; }
+
+Status Compilation::run() {
+  if (Status status = load(); !status)
+    return status;
+  if (!options.dumpPhasesTo.empty())
+    if (std::error_code error = llvm::sys::fs::create_directories(options.dumpPhasesTo))
+      return {ErrorId::CannotWrite, options.dumpPhasesTo + ": " + error.message()};
+  // A plan that is only looked at is decompiled.
+  bool decompile = reached == Phase::plan && !StringRef(options.output).ends_with(".moeplan");
+  Phase last = decompile ? Phase::plan : options.compileTo.value_or(Phase::plan);
+  for (int phase = static_cast<int>(reached); phase <= static_cast<int>(last); ++phase) {
+    bool given = phase == static_cast<int>(reached); // what was read has been through this phase
+    if (!given) {
+      diagnostics.setFallback(ErrorId::Internal);
+      if (Status status = runPhase(static_cast<Phase>(phase)); !status)
+        return status;
+    }
+    if (!options.dumpPhasesTo.empty()) {
+      std::string name = options.dumpPhasesTo + "/" + std::to_string(phase + 1) + "-" +
+                         kPhaseNames[phase] + ".mlir";
+      if (Status status = writeFile(name, print()); !status)
+        return status;
+    }
+  }
+  if (decompile || options.compileTo)
+    return writeFile(options.output, print());
+  return writeAndReport();
+}
+
+int moira::runCompiler(const CompilerOptions &options) {
+  // MLIR's debugging options are LLVM command-line options: give them to LLVM's parser.
+  registerMLIRContextCLOptions();
+  registerPassManagerCLOptions();
+  registerAsmPrinterCLOptions();
+  std::vector<const char *> flags{"moe-opt"};
+  for (const std::string &flag : options.mlirFlags)
+    flags.push_back(flag.c_str());
+  std::string problems;
+  llvm::raw_string_ostream problemStream(problems);
+  if (!llvm::cl::ParseCommandLineOptions(flags.size(), flags.data(), "", &problemStream)) {
+    llvm::errs() << Status(ErrorId::UnknownFlag, "MLIR says: " + problems).str();
+    return rt::exitCodeOf(ErrorId::UnknownFlag);
+  }
+  Compilation compilation(options);
+  Status status = compilation.run();
+  llvm::errs() << status.str();
+  return status.exitCode();
+}

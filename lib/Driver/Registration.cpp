@@ -3,10 +3,11 @@
 #include "mlir/Transforms/Passes.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "moira/Dialect/Plan/IR/PlanOps.h"
 #include "moira/Driver/Compiler.h"
 
 void moira::registerMoiraDialects(mlir::DialectRegistry &registry) {
-  registry.insert<mlir::func::FuncDialect, moe::MoeDialect, dist::DistDialect>();
+  registry.insert<mlir::func::FuncDialect, moe::MoeDialect, dist::DistDialect, plan::PlanDialect>();
 }
 
 void moira::registerMoiraPasses() { mlir::registerTransformsPasses(); }
