@@ -24,7 +24,6 @@ def Plan_PlanOp : Plan_Op<"plan", [SymbolTable, IsolatedFromAbove, NoTerminator,
     int64_t numRanks();
     /// Number of an axis, major to minor, or -1.
     int64_t indexOfAxis(::llvm::StringRef name);
-    int64_t sizeOfAxes(::llvm::ArrayRef<::mlir::StringAttr> names);
   }];
 }
 
@@ -51,9 +50,9 @@ def Plan_KernelOp : Plan_Op<"kernel", [Symbol, HasParent<"PlanOp">]> {
     `spec` says what it computes and is there until `plan-build-kernels` has made its section.
     Constraints: (C1) the section exists; (C2) it has a section or a spec, not both; (C3) at least one operand is written.
   }];
-  let arguments = (ins SymbolNameAttr:$sym_name, OptionalAttr<FlatSymbolRefAttr>:$section, TypedArrayAttrBase<Plan_OperandAttr, "operands">:$operands_,
+  let arguments = (ins SymbolNameAttr:$sym_name, OptionalAttr<FlatSymbolRefAttr>:$section, TypedArrayAttrBase<Plan_OperandAttr, "operands">:$takes,
                        OptionalAttr<StrAttr>:$spec);
-  let assemblyFormat = "$sym_name (`in` $section^)? (`computes` $spec^)? `takes` $operands_ attr-dict";
+  let assemblyFormat = "$sym_name (`in` $section^)? (`computes` $spec^)? `takes` $takes attr-dict";
   let hasVerifier = 1;
 }
 
