@@ -1,0 +1,323 @@
+//===- Io.cpp - a program's inputs and outputs ----------------------------===//
+// See Io.h.
+//===----------------------------------------------------------------------===//
+#include "moira/rt/Io.h"
+
+#include "moira/rt/Agree.h"
+#include "moira/rt/SafeTensorsWriter.h"
+#include "moira/rt/Weights.h"
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <unistd.h>
+
+namespace moira::rt {
+namespace {
+
+bool isInteger(fb::DType type) { return type == fb::DType::i32 || type == fb::DType::i64; }
+
+int64_t integerAt(const void *data, fb::DType type, int64_t index) {
+  if (type == fb::DType::i32) {
+    int32_t v;
+    std::memcpy(&v, static_cast<const char *>(data) + index * 4, 4);
+    return v;
+  }
+  int64_t v;
+  std::memcpy(&v, static_cast<const char *>(data) + index * 8, 8);
+  return v;
+}
+
+/// "[2, 5]", the index of element `flat`.
+std::string indexText(std::span<const int64_t> shape, int64_t flat) {
+  std::vector<int64_t> index(shape.size());
+  for (size_t d = shape.size(); d-- > 0; flat /= shape[d])
+    index[d] = flat % shape[d];
+  return shapeText(index);
+}
+
+std::vector<int64_t> toVector(const flatbuffers::Vector<int64_t> &v) {
+  return {v.begin(), v.end()};
+}
+
+int64_t product(std::span<const int64_t> shape) {
+  int64_t n = 1;
+  for (int64_t d : shape)
+    n *= d;
+  return n;
+}
+
+/// Values out of the plan's range, or of the type that the plan computes with.
+void checkRange(const fb::Input &input, const HostTensor &source, const std::string &where,
+                Status &problems) {
+  int64_t low = input.minimum(), high = input.maximum();
+  bool ranged = low != 0 || high != 0;
+  if (!ranged && input.dtype() == fb::DType::i32) {
+    low = std::numeric_limits<int32_t>::min();
+    high = std::numeric_limits<int32_t>::max();
+    ranged = true;
+  }
+  if (!ranged)
+    return;
+  int64_t wrong = 0, first = 0;
+  for (int64_t i = 0, n = product(source.shape); i < n; ++i) {
+    int64_t value = integerAt(source.data, source.type, i);
+    if (value < low || value > high)
+      if (wrong++ == 0)
+        first = i;
+  }
+  if (wrong)
+    problems.add(ErrorId::BadInput,
+                 format("%s: %s%s = %lld is out of range %lld..%lld%s", where.c_str(),
+                        input.name()->c_str(), indexText(source.shape, first).c_str(),
+                        static_cast<long long>(integerAt(source.data, source.type, first)),
+                        static_cast<long long>(low), static_cast<long long>(high),
+                        wrong == 1 ? ""
+                                   : format(", and so are %lld other values",
+                                            static_cast<long long>(wrong - 1))
+                                         .c_str()));
+}
+
+bool converts(fb::DType from, fb::DType to) {
+  return isInteger(to) ? isInteger(from) : isFloat(to) ? isFloat(from) : from == to;
+}
+
+const char *accepted(fb::DType type) {
+  return isInteger(type) ? "I32 or I64" : isFloat(type) ? "F32, BF16, F16 or F64" : "U8";
+}
+
+} // namespace
+
+/// What was found for one input: nothing, a tensor, or one whose type plans do not have.
+struct InputSet::Found {
+  bool present = false;
+  const char *typeName = "";
+  std::optional<HostTensor> tensor;
+};
+
+Status InputSet::check(const fb::Program &program, const std::string &origin,
+                       const std::function<Found(const fb::Input &)> &find) {
+  Status problems;
+  this->program = &program;
+  for (const fb::Input *input : *program.inputs()) {
+    sources.emplace_back();
+    Found found = find(*input);
+    if (!found.present) {
+      if (input->optional())
+        continue;
+      std::string there;
+      for (size_t j = 0; j < unused.size() && j < 10; ++j)
+        there += (j ? ", " : "; what it has is not taken by the plan: ") + quoteName(unused[j]);
+      problems.add(ErrorId::BadInput,
+                   format("%s: tensor %s %s is missing%s", origin.c_str(), input->name()->c_str(),
+                          shapeText(toVector(*input->shape())).c_str(), there.c_str()));
+      continue;
+    }
+    if (!found.tensor || !converts(found.tensor->type, input->dtype())) {
+      problems.add(ErrorId::BadInput,
+                   format("%s: %s is %s, the plan takes %s", origin.c_str(), input->name()->c_str(),
+                          found.typeName, accepted(input->dtype())));
+      continue;
+    }
+    if (found.tensor->shape != toVector(*input->shape())) {
+      problems.add(ErrorId::BadInput,
+                   format("%s: %s has shape %s, the plan was compiled for %s", origin.c_str(),
+                          input->name()->c_str(), shapeText(found.tensor->shape).c_str(),
+                          shapeText(toVector(*input->shape())).c_str()));
+      continue;
+    }
+    if (isInteger(input->dtype()))
+      checkRange(*input, *found.tensor, origin, problems);
+    sources.back() = std::move(found.tensor);
+  }
+  return problems;
+}
+
+Expected<InputSet> InputSet::open(const std::string &path, const fb::Program &program) {
+  Expected<SafeTensorsFile> file = SafeTensorsFile::open(path);
+  if (!file)
+    return file.takeStatus();
+  InputSet set;
+  for (const TensorInfo &tensor : file->tensors()) {
+    bool taken = std::any_of(
+        program.inputs()->begin(), program.inputs()->end(),
+        [&](const fb::Input *input) { return input->name()->string_view() == tensor.name; });
+    if (!taken)
+      set.unused.push_back(tensor.name);
+  }
+  Status status = set.check(program, path, [&](const fb::Input &input) {
+    Found found;
+    if (const TensorInfo *info = file->find(input.name()->string_view())) {
+      found.present = true;
+      found.typeName = nameOf(info->type);
+      if (std::optional<fb::DType> type = planType(info->type))
+        found.tensor = HostTensor{*type, info->shape, file->data(*info).data()};
+    }
+    return found;
+  });
+  if (!status)
+    return status;
+  set.file = std::move(*file);
+  return set;
+}
+
+Expected<InputSet> InputSet::fromMemory(const std::map<std::string, HostTensor> &tensors,
+                                        const fb::Program &program) {
+  InputSet set;
+  size_t taken = 0;
+  Status status = set.check(program, "inputs", [&](const fb::Input &input) {
+    Found found;
+    if (auto it = tensors.find(input.name()->str()); it != tensors.end()) {
+      ++taken;
+      found = {true, nameOf(it->second.type), it->second};
+    }
+    return found;
+  });
+  if (taken != tensors.size())
+    status.add(ErrorId::BadInput, format("inputs: the plan does not take %zu of the %zu tensors",
+                                         tensors.size() - taken, tensors.size()));
+  if (!status)
+    return status;
+  return set;
+}
+
+void InputSet::store(size_t index, const MeshPosition &position, const TensorRef &to) const {
+  const fb::Input &input = *program->inputs()->Get(index);
+  Shard shard = position.shard(*input.shape(), *input.dims());
+  const std::optional<HostTensor> &source = sources[index];
+  std::memset(to.data, 0, to.elements() * bytesOf(to.dtype));
+  if (!source) {
+    double fill = input.fill();
+    forEachRun(shard.inLocal(), shard.inLocal(), [&](int64_t at, int64_t, int64_t n) {
+      for (int64_t i = at; i < at + n; ++i)
+        if (to.dtype == fb::DType::i32)
+          static_cast<int32_t *>(to.data)[i] = static_cast<int32_t>(fill);
+        else if (to.dtype == fb::DType::i64)
+          static_cast<int64_t *>(to.data)[i] = static_cast<int64_t>(fill);
+        else if (to.dtype == fb::DType::u8)
+          static_cast<uint8_t *>(to.data)[i] = static_cast<uint8_t>(fill);
+        else
+          convertRun(static_cast<char *>(to.data) + i * bytesOf(to.dtype), to.dtype, &fill,
+                     fb::DType::f64, 1);
+    });
+    return;
+  }
+  if (!isInteger(to.dtype) || source->type == to.dtype) {
+    convertBox(shard.inLocal(), to.data, to.dtype, shard.inGlobal(), source->data, source->type);
+    return;
+  }
+  forEachRun(shard.inLocal(), shard.inGlobal(), [&](int64_t t, int64_t f, int64_t n) {
+    for (int64_t i = 0; i < n; ++i) {
+      int64_t value = integerAt(source->data, source->type, f + i);
+      if (to.dtype == fb::DType::i32)
+        static_cast<int32_t *>(to.data)[t + i] = static_cast<int32_t>(value);
+      else
+        static_cast<int64_t *>(to.data)[t + i] = value;
+    }
+  });
+}
+
+Status writeOutputs(const std::string &path, const fb::Program &program,
+                    const MeshPosition &position, std::span<const TensorRef> views,
+                    Communicator &communicator) {
+  std::vector<TensorSpec> specs;
+  for (const fb::Output *output : *program.outputs())
+    specs.push_back({output->name()->str(),
+                     isInteger(output->dtype()) ? TensorType::i64 : TensorType::f32,
+                     toVector(*output->shape())});
+  // All ranks need rank 0's name for the temporary file.
+  Group world = worldGroup(communicator);
+  std::vector<uint64_t> tags(world.members.size());
+  uint64_t tag = static_cast<uint64_t>(getpid());
+  if (Status s = communicator.allGather(world, &tag, tags.data(), sizeof tag, "writing outputs");
+      !s)
+    return s;
+
+  std::optional<SafeTensorsWriter> writer;
+  auto openWith = [&](auto open) -> Status {
+    Expected<SafeTensorsWriter> opened = open(path, specs, tags[0]);
+    if (!opened)
+      return opened.takeStatus();
+    writer.emplace(std::move(*opened));
+    return {};
+  };
+  Status mine;
+  if (communicator.rank() == 0)
+    mine = openWith(SafeTensorsWriter::create);
+  if (Status s = agree(mine, communicator, "creating the outputs file"); !s)
+    return s;
+  if (communicator.rank() != 0)
+    mine = openWith(SafeTensorsWriter::join);
+
+  for (size_t i = 0; i < views.size() && mine; ++i) {
+    const fb::Output &output = *program.outputs()->Get(i);
+    Shard shard = position.shard(*output.shape(), *output.dims());
+    if (!shard.owner)
+      continue;
+    const TensorRef &view = views[i];
+    std::vector<float> floats;
+    std::vector<int64_t> integers;
+    forEachRun(shard.inGlobal(), shard.inLocal(), [&](int64_t g, int64_t l, int64_t n) {
+      if (!mine)
+        return;
+      const char *from = static_cast<const char *>(view.data) + l * bytesOf(view.dtype);
+      const void *bytes;
+      size_t size;
+      if (specs[i].type == TensorType::i64) {
+        integers.resize(n);
+        for (int64_t k = 0; k < n; ++k)
+          integers[k] = integerAt(from, view.dtype, k);
+        bytes = integers.data(), size = sizeof(int64_t);
+      } else {
+        floats.resize(n);
+        convertRun(floats.data(), fb::DType::f32, from, view.dtype, n);
+        bytes = floats.data(), size = sizeof(float);
+      }
+      mine = writer->write(i, g * size, {static_cast<const uint8_t *>(bytes), n * size});
+    });
+  }
+  if (mine && communicator.rank() != 0)
+    mine = writer->sync();
+  if (Status s = agree(mine, communicator, "writing outputs"); !s)
+    return s;
+  if (communicator.rank() == 0)
+    mine = writer->commit();
+  return agree(mine, communicator, "finishing the outputs file");
+}
+
+Expected<std::vector<GatheredOutput>> gatherOutputs(const fb::Plan &plan,
+                                                    const fb::Program &program,
+                                                    std::span<const TensorRef> views,
+                                                    Communicator &communicator) {
+  Group world = worldGroup(communicator);
+  std::vector<GatheredOutput> outputs;
+  for (size_t i = 0; i < views.size(); ++i) {
+    const fb::Output &output = *program.outputs()->Get(i);
+    size_t size = bytesOf(views[i].dtype);
+    size_t bytes = views[i].elements() * size;
+    std::vector<char> all(bytes * world.members.size());
+    if (Status s = communicator.allGather(world, views[i].data, all.data(), bytes,
+                                          "gathering " + output.name()->str());
+        !s)
+      return s;
+    if (communicator.rank() != 0)
+      continue;
+    GatheredOutput gathered{output.name()->str(), toVector(*output.shape()), {}};
+    gathered.values.resize(product(gathered.shape));
+    for (int rank : world.members) {
+      Shard shard = MeshPosition(plan, program, rank).shard(*output.shape(), *output.dims());
+      const char *local = all.data() + rank * bytes;
+      forEachRun(shard.inGlobal(), shard.inLocal(), [&](int64_t g, int64_t l, int64_t n) {
+        if (isFloat(views[i].dtype))
+          convertRun(&gathered.values[g], fb::DType::f64, local + l * size, views[i].dtype, n);
+        else
+          for (int64_t k = 0; k < n; ++k)
+            gathered.values[g + k] = static_cast<double>(integerAt(local, views[i].dtype, l + k));
+      });
+    }
+    outputs.push_back(std::move(gathered));
+  }
+  return outputs;
+}
+
+} // namespace moira::rt

@@ -1,0 +1,76 @@
+//===- Profile.cpp - where a step's time went -----------------------------===//
+// The trace event format: complete events ("ph": "X") with times in microseconds.
+//===----------------------------------------------------------------------===//
+#include "moira/rt/Profile.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <nlohmann/json.hpp>
+
+namespace moira::rt {
+
+std::string instrName(const fb::Plan &plan, const fb::Instr &instr) {
+  switch (instr.kind()) {
+  case fb::InstrKind::launch:
+    return "kernel " + plan.kernels()->Get(instr.target())->name()->str();
+  case fb::InstrKind::call:
+    return plan.calls()->Get(instr.target())->str();
+  case fb::InstrKind::collective:
+    return fb::EnumNameCollectiveKind(static_cast<fb::CollectiveKind>(instr.target()));
+  default:
+    return fb::EnumNameInstrKind(instr.kind());
+  }
+}
+
+std::string instrLocation(const fb::Plan &plan, const fb::Instr &instr) {
+  return instr.location() < plan.locations()->size()
+             ? plan.locations()->Get(instr.location())->str()
+             : std::string();
+}
+
+Status writeProfile(const std::string &path, const fb::Plan &plan, const fb::Program &program,
+                    const std::vector<RankProfile> &ranks) {
+  std::FILE *file = std::fopen(path.c_str(), "we");
+  if (!file)
+    return Status(ErrorId::CannotWrite, path + ": " + std::strerror(errno));
+  // Written piece by piece: long runs have more events than one JSON value should hold.
+  const char *separator = "{\"traceEvents\":[\n";
+  auto put = [&](const nlohmann::json &event) {
+    std::fputs(separator, file);
+    std::fputs(event.dump(-1, ' ', true, nlohmann::json::error_handler_t::replace).c_str(), file);
+    separator = ",\n";
+  };
+  for (const RankProfile &rank : ranks) {
+    put({{"ph", "M"},
+         {"pid", rank.rank},
+         {"name", "process_name"},
+         {"args", {{"name", "rank " + std::to_string(rank.rank)}}}});
+    for (size_t q = 0; q < program.queues()->size(); ++q)
+      put({{"ph", "M"},
+           {"pid", rank.rank},
+           {"tid", q},
+           {"name", "thread_name"},
+           {"args", {{"name", program.queues()->Get(q)->name()->str()}}}});
+    for (const RankProfile::Event &event : rank.events) {
+      const fb::Instr &instr = *program.instrs()->Get(event.instr);
+      put({{"ph", "X"},
+           {"pid", rank.rank},
+           {"tid", instr.queue()},
+           {"ts", event.start},
+           {"dur", event.duration},
+           {"name", instrName(plan, instr)},
+           {"args",
+            {{"location", instrLocation(plan, instr)},
+             {"instruction", event.instr},
+             {"attempt", event.attempt}}}});
+    }
+  }
+  std::fputs(*separator == '{' ? "{\"traceEvents\":[]}\n" : "\n]}\n", file);
+  bool failed = std::ferror(file) != 0;
+  if (std::fclose(file) != 0 || failed)
+    return Status(ErrorId::CannotWrite, path + ": " + std::strerror(errno));
+  return {};
+}
+
+} // namespace moira::rt

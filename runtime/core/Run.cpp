@@ -1,0 +1,246 @@
+//===- Run.cpp - a whole run of a plan ------------------------------------===//
+// The order of things: launcher, files, memory, weights, step, outputs, check, summary.
+//===----------------------------------------------------------------------===//
+#include "moira/rt/Run.h"
+
+#include "RunSession.h"
+#include "RunSummary.h"
+#include "moira/rt/Agree.h"
+#include "moira/rt/SafeTensorsWriter.h"
+
+#include <cmath>
+#include <cstring>
+
+namespace moira::rt {
+namespace {
+
+Status wrongWorldSize(const fb::Plan &plan, const fb::Program &program, const LaunchInfo &launch,
+                      const std::string &path) {
+  unsigned ranks = program.ranks();
+  std::string mesh = meshText(plan);
+  std::string has = program.reference() ? "the reference program has 1 rank"
+                                        : format("%s has %u rank%s%s%s%s", path.c_str(), ranks,
+                                                 ranks == 1 ? "" : "s", mesh.empty() ? "" : " (",
+                                                 mesh.c_str(), mesh.empty() ? "" : ")");
+  return Status(
+      ErrorId::WrongWorldSize,
+      format("%s, %s started %d; use `%s %u moe-run %s …`, or start moe-run plainly and it "
+             "makes the ranks itself",
+             has.c_str(), launch.launcher.c_str(), launch.size,
+             launch.launcher == "srun"       ? "srun -n"
+             : launch.launcher == "torchrun" ? "torchrun --nproc-per-node"
+                                             : "mpirun -np",
+             ranks, path.c_str()));
+}
+
+/// Everything that fails before ranks exist, all at once where the parts are independent.
+Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &plan,
+               RunSession &session, std::optional<RouteTrace> &routes) {
+  bool reference = options.reference != ReferenceMode::none && !options.check;
+  Expected<PlanFile> opened = PlanFile::open(options.plan);
+  if (!opened)
+    return opened.takeStatus();
+  plan = std::move(*opened);
+  Expected<const fb::Program *> program = findProgram(plan, options.plan, reference);
+  if (!program)
+    return program.takeStatus();
+  session.plan = &plan;
+  session.program = *program;
+  session.f64 = reference && options.reference == ReferenceMode::f64;
+  session.profiled = !options.profile.empty();
+  int ranks = static_cast<int>(session.program->ranks());
+  bool launched = launch.launcher != "none";
+  if (launched && launch.size != ranks)
+    return wrongWorldSize(plan.plan(), *session.program, launch, options.plan);
+
+  Status problems = session.prepare(launched ? launch.localSize : ranks);
+  problems.append(session.openWeights(options.weights));
+  Expected<InputSet> inputs = InputSet::open(options.inputs, *session.program);
+  if (inputs)
+    session.inputs = std::move(*inputs);
+  else
+    problems.append(inputs.takeStatus());
+  for (const std::string *file : {&options.outputs, &options.dumpRouting, &options.profile})
+    if (!file->empty())
+      problems.append(checkWritable(*file));
+  if (!options.dumpRouting.empty() || !options.routeFrom.empty()) {
+    Expected<RouteTrace> trace = RouteTrace::create(
+        plan.plan(), *session.program, !options.dumpRouting.empty(), options.routeFrom);
+    if (trace) {
+      routes = std::move(*trace);
+      session.routes = &*routes;
+    } else {
+      problems.append(trace.takeStatus());
+    }
+  }
+  return problems;
+}
+
+/// The reference program on this process alone, with its outputs gathered.
+Expected<std::vector<GatheredOutput>> runReference(const RunOptions &options, const PlanFile &plan,
+                                                   const std::optional<Checkpoint> &weights) {
+  Expected<const fb::Program *> program = findProgram(plan, options.plan, true);
+  if (!program)
+    return program.takeStatus();
+  RunSession session;
+  session.plan = &plan;
+  session.program = *program;
+  session.f64 = options.reference == ReferenceMode::f64;
+  session.weights = weights;
+  Expected<InputSet> inputs = InputSet::open(options.inputs, **program);
+  if (!inputs)
+    return inputs.takeStatus();
+  session.inputs = std::move(*inputs);
+  Ranks one = Ranks::threads(1, options.timeoutSeconds);
+  Status status = session.prepare(1);
+  if (status)
+    status = session.load(one);
+  if (status)
+    status = session.step(one);
+  if (!status)
+    return status;
+  return gatherOutputs(plan.plan(), **program, session.executors[0]->outputs(),
+                       one.communicator(0));
+}
+
+/// Compares by name; appends one line each to `report`.
+Status compare(const std::vector<GatheredOutput> &outputs,
+               const std::vector<GatheredOutput> &reference, double tolerance,
+               std::string &report) {
+  Status problems;
+  for (const GatheredOutput &output : outputs) {
+    const GatheredOutput *expected = nullptr;
+    for (const GatheredOutput &candidate : reference)
+      if (candidate.name == output.name && candidate.shape == output.shape)
+        expected = &candidate;
+    if (!expected) {
+      problems.add(ErrorId::CheckFailed,
+                   format("the reference has no output %s %s", output.name.c_str(),
+                          shapeText(output.shape).c_str()));
+      continue;
+    }
+    double largest = 0, difference = 0;
+    size_t at = 0;
+    for (size_t i = 0; i < output.values.size(); ++i) {
+      largest = std::max(largest, std::fabs(expected->values[i]));
+      double d = std::fabs(output.values[i] - expected->values[i]);
+      if (!(d <= difference)) { // also for a value that is not a number
+        difference = std::isnan(d) ? INFINITY : d;
+        at = i;
+      }
+    }
+    double relative = difference == 0 ? 0 : difference / largest;
+    std::string text = format("%s differs from the %s reference by %.2g of its largest value %.4g "
+                              "(allowed %.2g)",
+                              output.name.c_str(), reference.empty() ? "" : "one-rank", relative,
+                              largest, tolerance);
+    if (!(relative <= tolerance))
+      problems.add(ErrorId::CheckFailed,
+                   text + format("; worst is element %zu: %.9g instead of %.9g", at,
+                                 output.values[at], expected->values[at]));
+    else
+      report += "check: " + text + "\n";
+  }
+  return problems;
+}
+
+} // namespace
+
+RunOutcome runPlan(const RunOptions &options, const std::function<void(const Status &)> &lastWords,
+                   const std::function<void(const std::string &)> &note) {
+  auto epoch = std::chrono::steady_clock::now();
+  RunOutcome outcome;
+  LaunchInfo launch = discoverLaunch();
+  outcome.speaks = launch.rank == 0;
+  std::optional<Ranks> ranks;
+  if (launch.size > 1) {
+    // Joined first, so that the processes can agree on who reports what is wrong.
+    Expected<std::unique_ptr<Communicator>> mpi = makeMpiCommunicator(options.timeoutSeconds);
+    if (!mpi) {
+      outcome.status = mpi.takeStatus();
+      return outcome;
+    }
+    ranks = Ranks::process(std::move(*mpi), launch);
+    ranks->lastWords = lastWords;
+  }
+
+  PlanFile plan;
+  RunSession session;
+  std::optional<RouteTrace> routes;
+  session.epoch = epoch;
+  outcome.status = prepare(options, launch, plan, session, routes);
+  if (ranks)
+    outcome.status = agree(outcome.status, ranks->communicator(0), "opening the files");
+  if (!outcome.status)
+    return outcome;
+  if (!ranks) {
+    ranks = Ranks::threads(static_cast<int>(session.program->ranks()), options.timeoutSeconds);
+    ranks->lastWords = lastWords;
+  }
+  if (outcome.speaks && !session.inputs->ignored().empty()) {
+    std::string names;
+    for (const std::string &name : session.inputs->ignored())
+      names += (names.empty() ? "" : ", ") + quoteName(name);
+    note(options.inputs + ": ignored, the plan does not take " + names);
+  }
+
+  outcome.status = session.load(*ranks);
+  if (outcome.status)
+    outcome.status = session.step(*ranks);
+  if (!outcome.status)
+    return outcome;
+
+  std::vector<GatheredOutput> gathered;
+  std::vector<RankFigures> figures;
+  std::vector<RankProfile> profiles;
+  outcome.status = ranks->each([&](int local) -> Ranks::Verdict {
+    Communicator &communicator = ranks->communicator(local);
+    Executor &executor = *session.executors[local];
+    if (!options.outputs.empty())
+      if (Status s = writeOutputs(options.outputs, *session.program, executor.position(),
+                                  executor.outputs(), communicator);
+          !s)
+        return Ranks::shared(std::move(s));
+    if (options.check) {
+      Expected<std::vector<GatheredOutput>> all =
+          gatherOutputs(plan.plan(), *session.program, executor.outputs(), communicator);
+      if (!all)
+        return all.takeStatus();
+      if (communicator.rank() == 0)
+        gathered = std::move(*all);
+    }
+    Expected<std::vector<RankFigures>> ofAll = gatherFigures(executor, communicator);
+    if (!ofAll)
+      return ofAll.takeStatus();
+    if (communicator.rank() == 0)
+      figures = std::move(*ofAll);
+    if (session.profiled) {
+      Expected<std::vector<RankProfile>> times =
+          gatherProfiles(session.profiles[local], communicator);
+      if (!times)
+        return times.takeStatus();
+      if (communicator.rank() == 0)
+        profiles = std::move(*times);
+    }
+    return Status();
+  });
+  if (!outcome.status || !ranks->hasRankZero())
+    return outcome;
+
+  std::string checks;
+  if (options.check) {
+    // The mesh program's memory goes first; the other processes are done by now.
+    session.executors.clear();
+    Expected<std::vector<GatheredOutput>> expected = runReference(options, plan, session.weights);
+    outcome.status = expected ? compare(gathered, *expected, options.checkTolerance, checks)
+                              : expected.takeStatus();
+  }
+  if (session.profiled)
+    outcome.status.append(writeProfile(options.profile, plan.plan(), *session.program, profiles));
+  if (routes && !options.dumpRouting.empty())
+    outcome.status.append(routes->write(options.dumpRouting));
+  outcome.summary = summarize(options, launch, *ranks, session, figures) + checks;
+  return outcome;
+}
+
+} // namespace moira::rt

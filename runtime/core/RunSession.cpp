@@ -1,0 +1,112 @@
+//===- RunSession.cpp - what the ranks of a process share -----------------===//
+// See RunSession.h.
+//===----------------------------------------------------------------------===//
+#include "RunSession.h"
+
+#include "moira/rt/Agree.h"
+#include "moira/rt/Weights.h"
+
+#include <algorithm>
+
+namespace moira::rt {
+namespace {
+
+double secondsSince(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+} // namespace
+
+Expected<const fb::Program *> findProgram(const PlanFile &plan, const std::string &path,
+                                          bool reference) {
+  for (const fb::Program *program : *plan.plan().programs())
+    if (program->reference() == reference &&
+        (reference || program->name()->string_view() == "forward"))
+      return program;
+  return Status(ErrorId::BadRun,
+                format("%s has no program %s", path.c_str(), reference ? "reference" : "forward"));
+}
+
+std::string meshText(const fb::Plan &plan) {
+  std::string text;
+  for (const fb::Axis *axis : *plan.axes())
+    text += format("%s%s=%u", text.empty() ? "" : ", ", axis->name()->c_str(), axis->size());
+  return text;
+}
+
+Status RunSession::prepare(int localRanks) {
+  // Each rank's own allocation would succeed where all of them together do not fit.
+  uint64_t each = plannedBytes(*program, program->bound_initial(), f64);
+  uint64_t available = availableMemory();
+  if (each > available / localRanks)
+    return Status(
+        ErrorId::OutOfMemory,
+        format("the plan needs %s for each of %d ranks on this machine, %s are available; "
+               "use more machines or more ranks",
+               byteText(each).c_str(), localRanks, byteText(available).c_str()));
+  // A reference program runs no code of the plan. A plan for another device is refused when its
+  // executors are made.
+  if (program->reference() || plan->plan().target()->string_view() != "host")
+    return {};
+  Expected<std::shared_ptr<const HostImages>> loaded = HostImages::load(*plan);
+  if (!loaded)
+    return loaded.takeStatus();
+  images = std::move(*loaded);
+  return {};
+}
+
+Status RunSession::openWeights(const std::string &path) {
+  bool needed = std::any_of(program->states()->begin(), program->states()->end(),
+                            [](const fb::State *state) { return state->source() != nullptr; });
+  if (!needed)
+    return {};
+  Expected<Checkpoint> opened = Checkpoint::open(path);
+  if (!opened)
+    return opened.takeStatus();
+  if (Status status = checkWeights(*program, *opened); !status)
+    return status;
+  weights = std::move(*opened);
+  return {};
+}
+
+Status RunSession::load(Ranks &ranks) {
+  auto start = std::chrono::steady_clock::now();
+  executors.resize(ranks.localSize());
+  profiles.resize(profiled ? ranks.localSize() : 0);
+  Status status = ranks.each([&](int local) -> Ranks::Verdict {
+    Communicator &communicator = ranks.communicator(local);
+    ExecutorSetup setup;
+    setup.plan = plan;
+    setup.program = program;
+    setup.images = images;
+    setup.communicator = &communicator;
+    setup.f64 = f64;
+    setup.routes = routes;
+    setup.epoch = epoch;
+    if (profiled) {
+      profiles[local].rank = communicator.rank();
+      setup.profile = &profiles[local];
+    }
+    Expected<std::unique_ptr<Executor>> executor = Executor::create(setup);
+    Status mine = executor ? Status() : executor.takeStatus();
+    if (Status all = agree(mine, communicator, "loading the plan"); !all)
+      return Ranks::shared(std::move(all));
+    executors[local] = std::move(*executor);
+    executors[local]->loadWeights(weights ? &*weights : nullptr);
+    return Status();
+  });
+  loadSeconds = secondsSince(start);
+  return status;
+}
+
+Status RunSession::step(Ranks &ranks) {
+  auto start = std::chrono::steady_clock::now();
+  Status status = ranks.each([&](int local) -> Ranks::Verdict {
+    return {executors[local]->step(*inputs), executors[local]->failedTogether()};
+  });
+  stepSeconds = secondsSince(start);
+  arenaSizes = executors[0]->arenaSizes();
+  return status;
+}
+
+} // namespace moira::rt

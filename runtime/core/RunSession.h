@@ -1,0 +1,50 @@
+//===- RunSession.h - what the ranks of a process share ---------*- C++ -*-===//
+// A program with its files, opened and checked once a process, and the executors of its ranks.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_CORE_RUNSESSION_H
+#define MOIRA_RT_CORE_RUNSESSION_H
+
+#include "moira/rt/Checkpoint.h"
+#include "moira/rt/Executor.h"
+#include "moira/rt/Ranks.h"
+
+#include <optional>
+
+namespace moira::rt {
+
+struct RunSession {
+  const PlanFile *plan = nullptr;
+  const fb::Program *program = nullptr;
+  std::optional<Checkpoint> weights; // absent: the program needs none
+  std::optional<InputSet> inputs;
+  std::shared_ptr<const HostImages> images;
+  RouteTrace *routes = nullptr;
+  bool f64 = false;
+  bool profiled = false;
+  std::chrono::steady_clock::time_point epoch;
+
+  std::vector<std::unique_ptr<Executor>> executors; // one for each local rank
+  std::vector<RankProfile> profiles;                // likewise, if profiled
+  double loadSeconds = 0, stepSeconds = 0;
+  std::vector<uint64_t> arenaSizes; // after the last step, the same on all ranks
+
+  /// Opens kernels, and fails early if this machine cannot hold `localRanks` ranks.
+  Status prepare(int localRanks);
+  /// Opens `path` and checks it against the program. Skipped if no state comes from a file.
+  Status openWeights(const std::string &path);
+  /// Memory, binding and weights on every rank.
+  Status load(Ranks &ranks);
+  /// One step on every rank.
+  Status step(Ranks &ranks);
+};
+
+/// The plan's mesh program, or its reference program; BadRun if it has none.
+Expected<const fb::Program *> findProgram(const PlanFile &plan, const std::string &path,
+                                          bool reference);
+
+/// "dp=2, ep=2", or "" without axes.
+std::string meshText(const fb::Plan &plan);
+
+} // namespace moira::rt
+
+#endif // MOIRA_RT_CORE_RUNSESSION_H

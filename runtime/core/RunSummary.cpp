@@ -1,0 +1,98 @@
+//===- RunSummary.cpp - what a run tells at its end -----------------------===//
+// See RunSummary.h.
+//===----------------------------------------------------------------------===//
+#include "RunSummary.h"
+
+#include "moira/rt/Agree.h"
+
+#include <algorithm>
+#include <cstring>
+
+namespace moira::rt {
+
+Expected<std::vector<RankFigures>> gatherFigures(const Executor &executor,
+                                                 Communicator &communicator) {
+  RankFigures mine = executor.figures();
+  std::vector<RankFigures> all(communicator.size());
+  if (Status s = communicator.allGather(worldGroup(communicator), &mine, all.data(), sizeof mine,
+                                        "gathering figures");
+      !s)
+    return s;
+  return all;
+}
+
+Expected<std::vector<RankProfile>> gatherProfiles(const RankProfile &mine,
+                                                  Communicator &communicator) {
+  std::string bytes(reinterpret_cast<const char *>(mine.events.data()),
+                    mine.events.size() * sizeof(RankProfile::Event));
+  Expected<std::vector<std::string>> all =
+      gatherStrings(bytes, communicator, "gathering the profile");
+  if (!all)
+    return all.takeStatus();
+  std::vector<RankProfile> profiles(all->size());
+  for (size_t r = 0; r < profiles.size(); ++r) {
+    profiles[r].rank = static_cast<int>(r);
+    profiles[r].events.resize((*all)[r].size() / sizeof(RankProfile::Event));
+    std::memcpy(profiles[r].events.data(), (*all)[r].data(), (*all)[r].size());
+  }
+  return profiles;
+}
+
+std::string summarize(const RunOptions &options, const LaunchInfo &launch, const Ranks &ranks,
+                      const RunSession &session, const std::vector<RankFigures> &figures) {
+  const fb::Program &program = *session.program;
+  std::string mesh = program.reference() ? "" : meshText(session.plan->plan());
+  std::string where =
+      launch.size > 1
+          ? "processes of " + launch.launcher
+          : format("threads of one process%s",
+                   launch.launcher == "none" ? "" : (" under " + launch.launcher).c_str());
+  std::string text =
+      format("%s: program %s%s, %d rank%s%s%s%s as %s, %d library threads each\n",
+             options.plan.c_str(), program.name()->c_str(), session.f64 ? " in f64" : "",
+             ranks.worldSize(), ranks.worldSize() == 1 ? "" : "s", mesh.empty() ? "" : " (",
+             mesh.c_str(), mesh.empty() ? "" : ")", where.c_str(), ranks.threadsPerRank());
+  text += format("load %.3f s, step %.3f s, retries %u", session.loadSeconds, session.stepSeconds,
+                 figures[0].retries);
+  if (program.bound_max() > 0)
+    text += format(", ragged bound %llu (planned %llu, at most %llu)",
+                   static_cast<unsigned long long>(figures[0].bound),
+                   static_cast<unsigned long long>(program.bound_initial()),
+                   static_cast<unsigned long long>(program.bound_max()));
+  text += "\n";
+
+  std::string arenas;
+  for (size_t i = 0; i < session.arenaSizes.size(); ++i)
+    arenas += format("%s %s %llu", i ? "," : "", program.arenas()->Get(i)->name()->c_str(),
+                     static_cast<unsigned long long>(session.arenaSizes[i]));
+  text += format("memory planned for each rank: %llu bytes (%s) =%s\n",
+                 static_cast<unsigned long long>(figures[0].planned),
+                 byteText(figures[0].planned).c_str(), arenas.c_str());
+  // All ranks of a plan need the same; a few are enough to see it.
+  constexpr size_t kShown = 16;
+  std::string list;
+  uint64_t staging = 0;
+  for (size_t r = 0; r < figures.size(); ++r) {
+    staging = std::max(staging, figures[r].staging);
+    if (r < kShown)
+      list += format("%srank %zu allocated %llu bytes", r ? ", " : "", r,
+                     static_cast<unsigned long long>(figures[r].allocated));
+  }
+  text += list;
+  bool equal = std::all_of(figures.begin(), figures.end(),
+                           [](const RankFigures &f) { return f.planned == f.allocated; });
+  text += equal ? "; as planned" : "; NOT as planned";
+  if (staging)
+    text += format("; staging of collectives besides: %llu bytes at most",
+                   static_cast<unsigned long long>(staging));
+  text += "\n";
+  for (const fb::Output *output : *program.outputs())
+    if (!options.outputs.empty()) {
+      std::vector<int64_t> shape(output->shape()->begin(), output->shape()->end());
+      text += format("%s %s written to %s\n", output->name()->c_str(), shapeText(shape).c_str(),
+                     options.outputs.c_str());
+    }
+  return text;
+}
+
+} // namespace moira::rt

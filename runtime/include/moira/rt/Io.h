@@ -1,0 +1,70 @@
+//===- Io.h - a program's inputs and outputs --------------------*- C++ -*-===//
+// Input tensors: from a safetensors file or memory, checked against the plan, cut into this rank's
+// boxes. Output tensors: every rank's box into one file, or gathered in memory.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_IO_H
+#define MOIRA_RT_IO_H
+
+#include "moira/rt/Device.h"
+#include "moira/rt/Mesh.h"
+#include "moira/rt/SafeTensors.h"
+
+namespace moira::rt {
+
+/// A global tensor in memory, C order; `data` need not be aligned.
+struct HostTensor {
+  fb::DType type;
+  std::vector<int64_t> shape;
+  const void *data;
+};
+
+/// Checked inputs of one program. Thread-safe once made; keeps the file mapped.
+class InputSet {
+public:
+  /// FileNotFound, BadSafetensors, or BadInput with every problem: a missing tensor, a wrong type
+  /// or shape, values out of range (the first position and value of each tensor).
+  static Expected<InputSet> open(const std::string &path, const fb::Program &program);
+  /// The same from memory that outlives the result. Names that the program does not have are
+  /// BadInput here.
+  static Expected<InputSet> fromMemory(const std::map<std::string, HostTensor> &tensors,
+                                       const fb::Program &program);
+
+  /// Names in the file that the program does not take.
+  const std::vector<std::string> &ignored() const { return unused; }
+  /// Writes the rank's box of input `index` to `to` (its view), pads as zero.
+  void store(size_t index, const MeshPosition &position, const TensorRef &to) const;
+
+private:
+  struct Found;
+  Status check(const fb::Program &program, const std::string &origin,
+               const std::function<Found(const fb::Input &)> &find);
+
+  const fb::Program *program = nullptr;
+  std::optional<SafeTensorsFile> file;
+  std::vector<std::optional<HostTensor>> sources; // one an input; absent: filled
+  std::vector<std::string> unused;
+};
+
+/// One output of a program as a global tensor; doubles hold every type that outputs have.
+struct GatheredOutput {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::vector<double> values;
+};
+
+/// Writes every output to `path` with its global shape, floats as F32 and integers as I64: all
+/// ranks call it, each writes its box. `views[i]` is output i of this rank. The file appears only
+/// when all have succeeded; all ranks return the same success or failure.
+Status writeOutputs(const std::string &path, const fb::Program &program,
+                    const MeshPosition &position, std::span<const TensorRef> views,
+                    Communicator &communicator);
+
+/// Gathers every output to rank 0; other ranks get an empty list. Collective.
+Expected<std::vector<GatheredOutput>> gatherOutputs(const fb::Plan &plan,
+                                                    const fb::Program &program,
+                                                    std::span<const TensorRef> views,
+                                                    Communicator &communicator);
+
+} // namespace moira::rt
+
+#endif // MOIRA_RT_IO_H

@@ -1,0 +1,42 @@
+//===- Run.h - a whole run of a plan ----------------------------*- C++ -*-===//
+// From options to an output file and a summary: what moe-run does once its command line is read.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_RUN_H
+#define MOIRA_RT_RUN_H
+
+#include "moira/rt/Status.h"
+
+#include <functional>
+#include <string>
+
+namespace moira::rt {
+
+enum class ReferenceMode { none, f32, f64 };
+
+struct RunOptions {
+  std::string plan, weights, inputs;
+  std::string outputs; // may be empty with check
+  ReferenceMode reference = ReferenceMode::none;
+  bool check = false; // also run the reference and compare; `reference` then says its precision
+  double checkTolerance = 1e-5;                // of the largest reference value of each output
+  double timeoutSeconds = 300;                 // that a rank waits for another one; 0: for ever
+  std::string dumpRouting, routeFrom, profile; // files, or empty
+};
+
+struct RunOutcome {
+  Status status;
+  /// Whether this process is the one to report it (several processes may share a failure).
+  bool speaks = true;
+  /// At most 15 lines for a reader; empty where this process does not speak.
+  std::string summary;
+};
+
+/// Runs the plan's forward program. Under a launcher this process is one rank, otherwise it holds
+/// all of them. `lastWords` is called with a failure if the process has to end at once because of
+/// other ranks. Messages that are no failures go to `note`.
+RunOutcome runPlan(const RunOptions &options, const std::function<void(const Status &)> &lastWords,
+                   const std::function<void(const std::string &)> &note);
+
+} // namespace moira::rt
+
+#endif // MOIRA_RT_RUN_H

@@ -1,0 +1,30 @@
+//===- Weights.h - from checkpoint tensors to state tensors -----*- C++ -*-===//
+// Which checkpoint tensors a program's state needs, and this rank's part of them.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_WEIGHTS_H
+#define MOIRA_RT_WEIGHTS_H
+
+#include "moira/rt/Checkpoint.h"
+#include "moira/rt/Mesh.h"
+
+namespace moira::rt {
+
+/// The element type of a safetensors tensor in plan terms, if plans have it.
+std::optional<fb::DType> planType(TensorType type);
+
+/// The checkpoint name that holds `expert`'s block: {e} replaced.
+std::string sourceName(std::string_view pattern, int64_t expert);
+
+/// Checks that the checkpoint has every tensor that the program needs, with its shape and a type
+/// that converts, and no other. Reports MissingTensor, TensorShape, TensorDType and ExtraTensor,
+/// all at once. Once a process.
+Status checkWeights(const fb::Program &program, const Checkpoint &checkpoint);
+
+/// Fills one state tensor's shard at `data` (C order, shape shard.local, elements of `type`).
+/// Pads stay as they are, zero from allocation. Needs a successful checkWeights.
+void loadState(const fb::State &state, const Shard &shard, const Checkpoint &checkpoint,
+               fb::DType type, void *data);
+
+} // namespace moira::rt
+
+#endif // MOIRA_RT_WEIGHTS_H
