@@ -28,7 +28,32 @@ Status unavailable(std::string message) {
   return Status(ErrorId::MpiUnavailable, std::move(message));
 }
 
+struct Plugin {
+  void *library;
+  std::string path;
+};
+
+Expected<Plugin> loadPlugin() {
+  std::string tried;
+  for (const std::string &path : candidates()) {
+    // Global, because Open MPI loads components that look for its symbols there.
+    if (void *library = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL))
+      return Plugin{library, path};
+    tried += (tried.empty() ? "" : "; ") + std::string(dlerror());
+  }
+  return unavailable(
+      "the MPI plugin cannot be loaded (" + tried +
+      "); install Open MPI and build again, or start without a launcher for ranks as threads");
+}
+
 } // namespace
+
+Expected<std::string> findMpi() {
+  Expected<Plugin> plugin = loadPlugin();
+  if (!plugin)
+    return plugin.takeStatus();
+  return plugin->path;
+}
 
 Expected<std::unique_ptr<Communicator>> makeMpiCommunicator(double timeoutSeconds) {
   LaunchInfo launch = discoverLaunch();
@@ -39,19 +64,10 @@ Expected<std::unique_ptr<Communicator>> makeMpiCommunicator(double timeoutSecond
         "as "
         "threads of one process",
         launch.rank, launch.size, launch.size));
-  std::string tried;
-  void *library = nullptr;
-  for (const std::string &path : candidates()) {
-    // Global, because Open MPI loads components that look for its symbols there.
-    library = dlopen(path.c_str(), RTLD_NOW | RTLD_GLOBAL);
-    if (library)
-      break;
-    tried += (tried.empty() ? "" : "; ") + std::string(dlerror());
-  }
-  if (!library)
-    return unavailable(
-        "the MPI plugin cannot be loaded (" + tried +
-        "); install Open MPI and build again, or start without a launcher for ranks as threads");
+  Expected<Plugin> plugin = loadPlugin();
+  if (!plugin)
+    return plugin.takeStatus();
+  void *library = plugin->library;
   auto *version = reinterpret_cast<MpiPluginVersionFn *>(dlsym(library, "moiraMpiPluginVersion"));
   auto *make =
       reinterpret_cast<MakeMpiCommunicatorFn *>(dlsym(library, "moiraMakeMpiCommunicator"));

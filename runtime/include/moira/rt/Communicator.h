@@ -60,6 +60,9 @@ struct LaunchInfo {
 };
 LaunchInfo discoverLaunch();
 
+/// Where the MPI plugin was found and loaded, without joining a world; MpiUnavailable says why not.
+Expected<std::string> findMpi();
+
 /// Loads the MPI plugin (libmoira_comm_mpi.so beside the program or its ../lib) and joins
 /// MPI_COMM_WORLD. MpiUnavailable says what was tried.
 Expected<std::unique_ptr<Communicator>> makeMpiCommunicator(double timeoutSeconds);

@@ -1,0 +1,196 @@
+//===- Options.cpp - moe-run's command line -------------------------------===//
+// See Options.h.
+//===----------------------------------------------------------------------===//
+#include "Options.h"
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cmath>
+
+namespace moira::tool {
+namespace {
+
+using rt::ErrorId;
+using rt::format;
+using rt::Status;
+
+/// Steps to turn one word into the other: insert, delete, replace, or swap two neighbours.
+size_t editDistance(std::string_view a, std::string_view b) {
+  std::vector<size_t> twoUp, up(b.size() + 1), row(b.size() + 1);
+  for (size_t j = 0; j <= b.size(); ++j)
+    up[j] = j;
+  for (size_t i = 1; i <= a.size(); ++i) {
+    row[0] = i;
+    for (size_t j = 1; j <= b.size(); ++j) {
+      row[j] = std::min({up[j] + 1, row[j - 1] + 1, up[j - 1] + (a[i - 1] != b[j - 1])});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
+        row[j] = std::min(row[j], twoUp[j - 2] + 1);
+    }
+    twoUp = up;
+    up = row;
+  }
+  return up[b.size()];
+}
+
+std::string nearest(std::string_view flag, const std::vector<std::string> &known) {
+  const std::string *best = nullptr;
+  size_t distance = std::max<size_t>(2, flag.size() / 3) + 1;
+  for (const std::string &candidate : known)
+    if (size_t d = editDistance(flag, candidate); d < distance) {
+      distance = d;
+      best = &candidate;
+    }
+  return best ? *best : std::string();
+}
+
+/// Options of tasks that plans of this version cannot hold, with the task.
+constexpr std::pair<const char *, const char *> kOtherTasks[] = {
+    {"--steps", "train"},        {"--data", "train"},
+    {"--init", "train"},         {"--checkpoint", "train"},
+    {"--resume", "train"},       {"--save-every", "train"},
+    {"--metrics", "train"},      {"--max-new-tokens", "generate"},
+    {"--ignore-eos", "generate"}};
+
+/// An option that may stand alone must not take the next word as its value, so give it one.
+std::vector<std::string> normalise(int argc, char **argv) {
+  std::vector<std::string> words(argv + 1, argv + argc);
+  for (std::string &word : words)
+    if (word == "--reference")
+      word = "--reference=f32";
+  return words;
+}
+
+} // namespace
+
+rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
+  CommandLine line;
+  rt::RunOptions &options = line.options;
+  std::string reference, device = "host", devices;
+  bool version = false;
+  CLI::App app(
+      "Runs a plan: on the ranks of this machine as threads, or, started by mpirun or srun, "
+      "as one rank.",
+      "moe-run");
+  app.allow_extras();
+  app.footer("moe-run doctor: versions, devices and a self test.\n"
+             "Exit codes: 0 success, 1 usage, 2 invalid input, 3 infeasible, 4 internal error, 5 a "
+             "rank lost, a timeout or an I/O failure.");
+  app.add_option("plan", options.plan, "the .moeplan file, or the word doctor");
+  app.add_option("--weights", options.weights, "checkpoint directory (safetensors)");
+  app.add_option("--inputs", options.inputs, "safetensors file with the input tensors, by name");
+  app.add_option("--outputs", options.outputs, "safetensors file to write");
+  app.add_option("--reference", reference,
+                 "run the plan's unfused one-rank program instead, without any code of the plan: "
+                 "f32 (default) or f64")
+      ->type_name("[f32|f64]");
+  app.add_flag("--check", options.check,
+               "run the reference program too and compare (with --reference=f64: in f64)");
+  app.add_option("--check-tolerance", options.checkTolerance,
+                 "largest difference allowed, as a part of the largest reference value")
+      ->capture_default_str();
+  app.add_option("--device", device, "host; cuda and sim are not in this build")
+      ->capture_default_str();
+  app.add_option("--timeout", options.timeoutSeconds,
+                 "seconds that a rank waits for another one, 0 for ever")
+      ->capture_default_str();
+  app.add_option("--dump-routing", options.dumpRouting,
+                 "write the experts chosen by every router to this file (programs of one rank)");
+  app.add_option("--route-from", options.routeFrom,
+                 "take the experts from this file (programs of one rank)");
+  app.add_option("--profile", options.profile,
+                 "write the time of every instruction to this file, for Perfetto");
+  app.add_option("--devices", devices, "CUDA devices; not in this build")->group("");
+  app.add_flag("--version", version, "print the version");
+
+  std::vector<std::string> known = {"--help"};
+  for (const CLI::Option *option : app.get_options())
+    if (!option->get_lnames().empty())
+      known.push_back("--" + option->get_lnames().front());
+
+  std::vector<std::string> words = normalise(argc, argv);
+  std::reverse(words.begin(), words.end()); // as CLI11 takes vectors
+  try {
+    app.parse(words);
+  } catch (const CLI::CallForHelp &) {
+    line.command = Command::help;
+    line.helpText = app.help();
+    return line;
+  } catch (const CLI::ParseError &error) {
+    return Status(ErrorId::UnknownFlag, std::string(error.what()) + "; see moe-run --help");
+  }
+  if (version) {
+    line.command = Command::version;
+    return line;
+  }
+
+  Status problems;
+  std::vector<std::string> extraWords;
+  for (const std::string &word : app.remaining()) {
+    if (word.size() < 2 || word[0] != '-') {
+      extraWords.push_back(word);
+      continue;
+    }
+    std::string flag = word.substr(0, word.find('='));
+    auto other = std::find_if(std::begin(kOtherTasks), std::end(kOtherTasks),
+                              [&](auto &entry) { return flag == entry.first; });
+    if (other != std::end(kOtherTasks)) {
+      problems.add(
+          ErrorId::BadRun,
+          format("%s belongs to plans of --task=%s, which this version does not make; plans "
+                 "of --task=forward take --weights, --inputs and --outputs",
+                 flag.c_str(), other->second));
+      continue;
+    }
+    std::string near = nearest(flag, known);
+    problems.add(ErrorId::UnknownFlag,
+                 "unknown option " + flag +
+                     (near.empty() ? "; see moe-run --help" : "; did you mean " + near + "?"));
+  }
+  // A word without a flag may be the value of a mistyped one, which has been reported.
+  if (problems.ok())
+    for (const std::string &word : extraWords)
+      problems.add(ErrorId::UnknownFlag, "unexpected argument " + word + "; one plan is run");
+
+  if (reference == "f32")
+    options.reference = rt::ReferenceMode::f32;
+  else if (reference == "f64")
+    options.reference = rt::ReferenceMode::f64;
+  else if (!reference.empty())
+    problems.add(ErrorId::UnknownFlag,
+                 "--reference=" + reference + " is unknown; it is f32 or f64");
+  if (device == "cuda" || device == "sim" || !devices.empty())
+    problems.add(ErrorId::PlanTarget,
+                 (devices.empty() ? "--device=" + device : std::string("--devices")) +
+                     ": this build has the host device only; use "
+                     "--device=host with a plan of --target=host");
+  else if (device != "host")
+    problems.add(ErrorId::UnknownFlag, "--device=" + device + " is unknown; this build has host");
+  if (!(options.timeoutSeconds >= 0) || std::isinf(options.timeoutSeconds))
+    problems.add(ErrorId::UnknownFlag, "--timeout must be a number of seconds, 0 or more");
+  if (!(options.checkTolerance >= 0))
+    problems.add(ErrorId::UnknownFlag, "--check-tolerance must be a number, 0 or more");
+  if (!problems)
+    return problems;
+
+  if (options.plan == "doctor") {
+    line.command = Command::doctor;
+    return line;
+  }
+  std::string missing;
+  auto need = [&](const std::string &value, const char *what) {
+    if (value.empty())
+      missing += (missing.empty() ? "" : ", ") + std::string(what);
+  };
+  need(options.plan, "the plan file");
+  need(options.weights, "--weights=DIR");
+  need(options.inputs, "--inputs=FILE");
+  if (!options.check)
+    need(options.outputs, "--outputs=FILE");
+  if (!missing.empty())
+    return Status(ErrorId::BadUsage,
+                  "missing: " + missing +
+                      "; moe-run PLAN --weights=DIR --inputs=FILE --outputs=FILE");
+  return line;
+}
+
+} // namespace moira::tool

@@ -1,0 +1,28 @@
+//===- Options.h - moe-run's command line -----------------------*- C++ -*-===//
+// Reading and checking it. Running is moira/rt/Run.h's.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_TOOLS_MOERUN_OPTIONS_H
+#define MOIRA_TOOLS_MOERUN_OPTIONS_H
+
+#include "moira/rt/Run.h"
+
+#include <string>
+
+namespace moira::tool {
+
+enum class Command { run, doctor, help, version };
+
+struct CommandLine {
+  Command command = Command::run;
+  rt::RunOptions options;
+  std::string helpText; // command help
+};
+
+/// Reads argv. UnknownFlag (the nearest known option is named), BadUsage for what is missing or
+/// does not go together, BadRun for options of programs that plans of this version do not have; all
+/// problems at once.
+rt::Expected<CommandLine> parseCommandLine(int argc, char **argv);
+
+} // namespace moira::tool
+
+#endif // MOIRA_TOOLS_MOERUN_OPTIONS_H

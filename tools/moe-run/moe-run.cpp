@@ -1,0 +1,67 @@
+//===- moe-run.cpp - runs plans ---------------------------------------------===//
+// The command: its line is read in Options.cpp, the work is moira/rt/Run.h's. stdout is for results
+// (help, version, doctor); a run says everything on stderr.
+//===----------------------------------------------------------------------===//
+#include "Doctor.h"
+#include "Options.h"
+
+#include "moira/rt/Communicator.h"
+
+#include <cstdio>
+#include <exception>
+
+using namespace moira;
+
+namespace {
+
+void say(const std::string &text) {
+  std::string whole = text;
+  if (!whole.empty() && whole.back() != '\n')
+    whole += '\n';
+  std::fputs(whole.c_str(), stderr); // one write, so that ranks do not cut each other's lines
+  std::fflush(stderr);
+}
+
+int run(int argc, char **argv) {
+  bool speaks = rt::discoverLaunch().rank == 0;
+  rt::Expected<tool::CommandLine> line = tool::parseCommandLine(argc, argv);
+  if (!line) {
+    if (speaks)
+      say(line.status().str());
+    return line.status().exitCode();
+  }
+  switch (line->command) {
+  case tool::Command::help:
+    if (speaks)
+      std::fputs(line->helpText.c_str(), stdout);
+    return 0;
+  case tool::Command::version:
+    if (speaks)
+      std::printf("moe-run %s\n", MOIRA_VERSION);
+    return 0;
+  case tool::Command::doctor:
+    return tool::runDoctor();
+  case tool::Command::run:
+    break;
+  }
+  rt::RunOutcome outcome =
+      rt::runPlan(line->options, [](const rt::Status &status) { say(status.str()); }, say);
+  if (outcome.speaks) {
+    if (!outcome.summary.empty())
+      say(outcome.summary);
+    if (!outcome.status)
+      say(outcome.status.str());
+  }
+  return outcome.status.exitCode();
+}
+
+} // namespace
+
+int main(int argc, char **argv) {
+  try {
+    return run(argc, argv);
+  } catch (const std::exception &error) {
+    say(rt::Status(rt::ErrorId::Internal, error.what()).str());
+    return rt::exitCodeOf(rt::ErrorId::Internal);
+  }
+}
