@@ -34,10 +34,11 @@ extern const uint64_t kSchemaHash;
 uint32_t crc32c(std::span<const uint8_t> bytes, uint32_t seed = 0);
 
 /// Layout: header, FlatBuffer (length stored before it as u64), zero padding to 64, sections each
-/// at a multiple of 64.
+/// at a multiple of 64. Copies share the bytes.
 class PlanFile {
 public:
-  /// Maps `path` read-only and verifies it.
+  /// Reads `path` and verifies it. It is read, not mapped: a file that changes later could undo what
+  /// was verified.
   static Expected<PlanFile> open(const std::string &path);
   /// Verifies bytes in memory; copies nothing, `bytes` must outlive the result and be 64-aligned
   /// (else a copy is made).

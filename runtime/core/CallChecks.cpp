@@ -1,0 +1,478 @@
+//===- CallChecks.cpp - the contract of every library call ------*- C++ -*-===//
+// checkCall: operand counts, types, the unification of dimension names over operands, parameters,
+// and one function a call for what names alone do not say. What must hold for memory safety is
+// checked here; the values inside index tensors are the device's to check when it runs.
+//===----------------------------------------------------------------------===//
+#include "moira/rt/CallRegistry.h"
+
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+#include <map>
+
+namespace moira::rt {
+namespace {
+
+constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
+using Shape = std::vector<Dim>;
+using Wide = __int128; // products of two sizes or of a size and a count of ranks
+
+/// State of one check: the bindings found by unification, and the problems.
+class CallCheck {
+public:
+  CallCheck(const CallDesc &call, std::span<const CallOperand> inputs,
+            std::span<const CallOperand> outputs, std::span<const CallParam> params,
+            const CallEnv &env)
+      : call(call), inputs(inputs), outputs(outputs), params(params), env(env) {}
+
+  /// Parameters, counts, types and names. The extra checks may run only if this succeeds.
+  bool unify();
+
+  // What the extra checks see; only names that Calls.def has for this call may be asked for.
+  Dim dim(const char *name) const { return dims.at(name); }
+  const Shape &run(const char *name) const { return runs.at(name); }
+  int64_t integer(const char *name) const { return find(name)->integer; }
+  double real(const char *name) const { return find(name)->real; }
+  OffsetRange offset(const char *name);
+
+  /// A dimension that may not depend on the bound; 0 (and a problem) if it does.
+  int64_t fixed(const char *name);
+  /// Product of a run's sizes that may not depend on the bound; 0 (and a problem) if it does.
+  int64_t fixedRun(const char *name);
+  void atLeast(const char *name, int64_t least);
+  void fitsInt32(Dim size, const char *what);
+  void oneOf(const char *name, std::initializer_list<std::string_view> values);
+  void fail(const std::string &message, ErrorId id = ErrorId::PlanShape) {
+    problems.add(id, "call " + call.name + ": " + message);
+  }
+  Status take() { return std::move(problems); }
+
+private:
+  const CallParam *find(std::string_view name) const {
+    for (const CallParam &param : params)
+      if (param.name == name)
+        return &param;
+    return nullptr;
+  }
+  void checkParams();
+  void checkTypes(const std::vector<OperandDesc> &descs, std::span<const CallOperand> operands,
+                  const char *side);
+  bool bind(const OperandDesc &desc, const CallOperand &operand);
+
+  const CallDesc &call;
+  std::span<const CallOperand> inputs, outputs;
+  std::span<const CallParam> params;
+  const CallEnv &env;
+  std::map<std::string, Dim, std::less<>> dims;
+  std::map<std::string, Shape, std::less<>> runs;
+  std::map<std::string, size_t, std::less<>> runLengths;
+  Status problems;
+};
+
+std::string sizeText(Dim dim) { return std::to_string(dim.scale) + (dim.ragged ? "*B" : ""); }
+
+void CallCheck::checkParams() {
+  for (const ParamDesc &desc : call.params) {
+    const CallParam *param = find(desc.name);
+    if (!param && !desc.optional)
+      fail("parameter " + desc.name + " is missing");
+    else if (param && param->kind != desc.kind)
+      fail(format("parameter %s has kind %d, not %s", desc.name.c_str(),
+                  static_cast<int>(param->kind), fb::EnumNameParamKind(desc.kind)));
+    else if (param && param->kind == fb::ParamKind::real && std::isnan(param->real))
+      fail("parameter " + desc.name + " is not a number");
+  }
+  for (size_t i = 0; i < params.size(); ++i) {
+    bool known = false;
+    for (const ParamDesc &desc : call.params)
+      known |= desc.name == params[i].name;
+    if (!known || find(params[i].name) != &params[i])
+      fail(format("parameter %zu is %s", i, known ? "given twice" : "not one of this call"));
+  }
+}
+
+void CallCheck::checkTypes(const std::vector<OperandDesc> &descs,
+                           std::span<const CallOperand> operands, const char *side) {
+  size_t least = 0;
+  for (const OperandDesc &desc : descs)
+    least += !desc.optional;
+  if (operands.size() < least || operands.size() > descs.size()) {
+    fail(format("%zu %s where %zu are wanted", operands.size(), side, descs.size()));
+    return;
+  }
+  for (size_t i = 0; i < operands.size(); ++i) {
+    fb::DType have = operands[i].dtype, want = descs[i].dtype;
+    switch (descs[i].type) {
+    case OperandDesc::compute:
+      want = env.compute;
+      break;
+    case OperandDesc::accumulate:
+      want = env.compute == fb::DType::f64 ? fb::DType::f64 : fb::DType::f32;
+      break;
+    case OperandDesc::index:
+      want = have == fb::DType::i64 ? have : fb::DType::i32;
+      break;
+    case OperandDesc::exact:
+      break;
+    }
+    if (have != want)
+      fail(format("operand %s is %s, not %s", descs[i].role.c_str(), dtypeText(have).c_str(),
+                  dtypeText(want).c_str()));
+    if (!elementsOf(operands[i].shape, env.boundMax))
+      fail(format("operand %s has an impossible shape %s", descs[i].role.c_str(),
+                  shapeText(operands[i].shape).c_str()));
+  }
+}
+
+/// Gives every dimension of the operand to its name. False (without a problem) if two runs of
+/// unknown length leave it open which dimension is whose.
+bool CallCheck::bind(const OperandDesc &desc, const CallOperand &operand) {
+  const DimPattern *open = nullptr;
+  size_t known = 0;
+  for (const DimPattern &pattern : desc.dims) {
+    if (pattern.kind != DimPattern::run)
+      ++known;
+    else if (auto it = runLengths.find(pattern.name); it != runLengths.end())
+      known += it->second;
+    else if (open)
+      return false;
+    else
+      open = &pattern;
+  }
+  if (open ? operand.shape.size() < known : operand.shape.size() != known) {
+    fail(format("operand %s has %zu dimensions, %s%zu are wanted: %s", desc.role.c_str(),
+                operand.shape.size(), open ? "at least " : "", known,
+                shapeText(operand.shape).c_str()));
+    return true;
+  }
+  if (open)
+    runLengths[open->name] = operand.shape.size() - known;
+  size_t at = 0;
+  for (const DimPattern &pattern : desc.dims) {
+    if (pattern.kind == DimPattern::run) {
+      size_t length = runLengths[pattern.name];
+      Shape part(operand.shape.begin() + at, operand.shape.begin() + at + length);
+      auto [it, fresh] = runs.try_emplace(pattern.name, part);
+      if (!fresh && it->second != part)
+        fail(format("operand %s has %s where %s.. is %s", desc.role.c_str(),
+                    shapeText(part).c_str(), pattern.name.c_str(), shapeText(it->second).c_str()));
+      at += length;
+      continue;
+    }
+    Dim have = operand.shape[at++];
+    Dim want{pattern.value, false};
+    if (pattern.kind == DimPattern::named)
+      want = dims.try_emplace(pattern.name, have).first->second;
+    if (have != want)
+      fail(format("operand %s has %s where %s is wanted%s%s: %s", desc.role.c_str(),
+                  sizeText(have).c_str(), sizeText(want).c_str(),
+                  pattern.name.empty() ? "" : " for ", pattern.name.c_str(),
+                  shapeText(operand.shape).c_str()));
+  }
+  return true;
+}
+
+bool CallCheck::unify() {
+  checkParams();
+  checkTypes(call.inputs, inputs, "inputs");
+  checkTypes(call.outputs, outputs, "outputs");
+  if (!problems.ok())
+    return false;
+  // These parameters say how many trailing dimensions a run has.
+  for (auto [param, run] : {std::pair("contract", "K"), std::pair("norm_dims", "N")})
+    if (const CallParam *p = find(param)) {
+      if (p->integer < 1 || p->integer > 16) {
+        fail(format("%s is %lld, not 1 to 16", param, static_cast<long long>(p->integer)));
+        return false;
+      }
+      runLengths[run] = p->integer;
+    }
+  std::vector<std::pair<const OperandDesc *, const CallOperand *>> left, later;
+  for (size_t i = 0; i < inputs.size(); ++i)
+    left.emplace_back(&call.inputs[i], &inputs[i]);
+  for (size_t i = 0; i < outputs.size(); ++i)
+    left.emplace_back(&call.outputs[i], &outputs[i]);
+  while (!left.empty()) {
+    later.clear();
+    for (auto [desc, operand] : left)
+      if (!bind(*desc, *operand))
+        later.emplace_back(desc, operand);
+    if (later.size() == left.size()) {
+      fail("the operands leave the lengths of their runs of dimensions open");
+      return false;
+    }
+    left.swap(later);
+  }
+  return problems.ok();
+}
+
+OffsetRange CallCheck::offset(const char *name) {
+  const CallParam *param = find(name);
+  Expected<OffsetRange> range = offsetRange(param->integer, param->axes, env.axisSizes);
+  if (range)
+    return *range;
+  for (const Diagnostic &d : range.status().diagnostics())
+    fail(std::string(name) + ": " + d.message, d.id);
+  return {0, 0, std::vector<int64_t>(env.axisSizes.size(), 0)};
+}
+
+int64_t CallCheck::fixed(const char *name) {
+  Dim have = dim(name);
+  if (!have.ragged)
+    return have.scale;
+  fail(format("%s is %s; it may not depend on the bound", name, sizeText(have).c_str()));
+  return 0;
+}
+
+int64_t CallCheck::fixedRun(const char *name) {
+  std::optional<Dim> total = elementsOf(run(name), env.boundMax);
+  if (total && !total->ragged)
+    return total->scale;
+  fail(format("%s.. is %s; it may not depend on the bound", name, shapeText(run(name)).c_str()));
+  return 0;
+}
+
+void CallCheck::atLeast(const char *name, int64_t least) {
+  if (integer(name) < least)
+    fail(format("%s is %lld, under %lld", name, static_cast<long long>(integer(name)),
+                static_cast<long long>(least)));
+}
+
+void CallCheck::fitsInt32(Dim size, const char *what) {
+  if (Wide(size.scale) * (size.ragged ? env.boundMax : 1) > kInt32Max)
+    fail(format("%s are %s, more than an i32 can count", what, sizeText(size).c_str()));
+}
+
+void CallCheck::oneOf(const char *name, std::initializer_list<std::string_view> values) {
+  std::string list;
+  for (std::string_view value : values) {
+    if (find(name)->text == value)
+      return;
+    list += std::string(list.empty() ? "" : ", ") + std::string(value);
+  }
+  fail(std::string(name) + " is none of " + list);
+}
+
+//===----------------------------------------------------------------------===//
+// One function a call, named check_<call>
+//===----------------------------------------------------------------------===//
+
+void check_embedding(CallCheck &c) {
+  c.fixed("v");
+  if (c.offset("row_offset").least < 0)
+    c.fail("row_offset is negative on some rank");
+}
+
+void check_linear(CallCheck &) {}
+
+void check_positions(CallCheck &c) {
+  OffsetRange start = c.offset("start");
+  if (start.least < 0 || start.most + c.fixed("S") - 1 > kInt32Max)
+    c.fail("positions leave the range of i32 on some rank");
+}
+
+void check_rope_table(CallCheck &c) {
+  if (Wide(c.fixed("r")) * 2 != c.integer("dim"))
+    c.fail(format("cos and sin have %lld columns, dim is %lld; wanted is half of dim",
+                  static_cast<long long>(c.dim("r").scale),
+                  static_cast<long long>(c.integer("dim"))));
+  if (!(c.real("theta") > 0) || std::isinf(c.real("theta")))
+    c.fail("theta is not a positive number");
+  c.oneOf("scaling", {"none", "linear"});
+  if (!(c.real("factor") > 0) || std::isinf(c.real("factor")))
+    c.fail("factor is not a positive number");
+}
+
+void check_attention(CallCheck &c) {
+  int64_t heads = c.fixed("H"), kvHeads = c.fixed("Hk");
+  int64_t allHeads = c.integer("q_heads"), allKvHeads = c.integer("kv_heads");
+  c.atLeast("window", 0);
+  if (allHeads < 1 || allKvHeads < 1 || allHeads > kInt32Max || allKvHeads > kInt32Max) {
+    c.fail("q_heads and kv_heads must be 1 to 2^31-1");
+    return;
+  }
+  OffsetRange q = c.offset("head_offset"), kv = c.offset("kv_offset");
+  if (q.least < 0 || q.most + heads > allHeads) {
+    c.fail(format("head_offset + %lld heads leaves the %lld q_heads on some rank",
+                  static_cast<long long>(heads), static_cast<long long>(allHeads)));
+    return;
+  }
+  // Head h of a rank reads floor((q + h) * kv_heads / q_heads) - kv, which must lie in [0, Hk).
+  // For integers that is (q + 0) * kv_heads >= kv * q_heads and (q + H - 1) * kv_heads <
+  // (kv + Hk) * q_heads. Both sides are sums over the axes of the rank's coordinates, so the
+  // extremes are found axis by axis.
+  Wide least = 0, most = 0;
+  for (size_t axis = 0; axis < q.perAxis.size(); ++axis) {
+    Wide slope = Wide(q.perAxis[axis]) * allKvHeads - Wide(kv.perAxis[axis]) * allHeads;
+    (slope < 0 ? least : most) += slope;
+  }
+  if (least < 0)
+    c.fail("kv_offset passes the kv head that some query head reads on some rank");
+  if (most + Wide(heads - 1) * allKvHeads >= Wide(kvHeads) * allHeads)
+    c.fail(format("some query head reads past the %lld kv heads of its rank",
+                  static_cast<long long>(kvHeads)));
+}
+
+void checkEps(CallCheck &c) {
+  if (!(c.real("eps") >= 0) || std::isinf(c.real("eps")))
+    c.fail("eps is not a number >= 0");
+}
+
+void check_rms_norm(CallCheck &c) {
+  c.fixedRun("N");
+  checkEps(c);
+}
+
+void check_sum_squares(CallCheck &c) { c.fixedRun("N"); }
+
+void check_rms_apply(CallCheck &c) {
+  c.fixedRun("N");
+  c.atLeast("count", 1);
+  checkEps(c);
+}
+
+void check_add(CallCheck &) {}
+
+void check_clamp(CallCheck &c) {
+  if (c.real("min") > c.real("max"))
+    c.fail("min is over max");
+}
+
+void check_glu(CallCheck &c) { c.oneOf("activation", {"silu", "gelu", "gelu_tanh", "relu"}); }
+
+void check_sigmoid_gate(CallCheck &) {}
+
+void check_rope(CallCheck &c) {
+  if (Wide(c.fixed("r")) * 2 > c.fixed("d"))
+    c.fail(format("%lld rotated pairs do not fit a head of %lld",
+                  static_cast<long long>(c.dim("r").scale),
+                  static_cast<long long>(c.dim("d").scale)));
+}
+
+void check_route(CallCheck &c) {
+  int64_t k = c.fixed("k"), experts = c.fixed("E");
+  if (k > experts)
+    c.fail(format("k = %lld choices of %lld experts", static_cast<long long>(k),
+                  static_cast<long long>(experts)));
+  c.fitsInt32({experts}, "experts");
+  c.oneOf("score", {"softmax", "sigmoid"});
+  c.oneOf("order", {"score_topk", "topk_score"});
+  c.oneOf("renorm", {"none", "sum"});
+  if (std::isinf(c.real("scale")))
+    c.fail("scale is infinite");
+}
+
+/// What select and pack share: tokens are counted in i32, experts are at least one, and the need is
+/// compared with B itself, so a ragged buffer has B rows a slot.
+void checkDispatch(CallCheck &c, const char *rowsName) {
+  int64_t choices = c.fixedRun("t"), k = c.fixed("k");
+  if (Wide(choices) * k > kInt32Max)
+    c.fail("tokens times k are more than an i32 can count");
+  if (c.integer("experts") < 1 || c.integer("experts") > kInt32Max)
+    c.fail("experts must be 1 to 2^31-1");
+  Dim rows = c.dim(rowsName);
+  if (rows.ragged && rows.scale != 1)
+    c.fail(format("a slot has %s rows; a ragged slot has exactly B", sizeText(rows).c_str()));
+}
+
+void check_select(CallCheck &c) {
+  checkDispatch(c, "R");
+  c.fitsInt32(c.dim("R"), "rows");
+  OffsetRange first = c.offset("expert_offset");
+  if (first.least < 0 || Wide(first.most) + c.fixed("n") > c.integer("experts"))
+    c.fail(format("expert_offset + %lld groups leaves the %lld experts on some rank",
+                  static_cast<long long>(c.dim("n").scale),
+                  static_cast<long long>(c.integer("experts"))));
+}
+
+void check_pack(CallCheck &c) {
+  checkDispatch(c, "B");
+  c.atLeast("segments", 1);
+  int64_t slots = c.fixed("P"), columns = c.fixed("C"), tokens = c.fixedRun("t");
+  int64_t experts = c.integer("experts"), segments = c.integer("segments");
+  if (slots < 1 || segments < 1 || experts < 1)
+    return;
+  Dim rows = c.dim("B");
+  if (Wide(slots) * rows.scale > kInt32Max)
+    c.fail("rows of all slots are more than an i32 can count");
+  else
+    c.fitsInt32({slots * rows.scale, rows.ragged}, "rows of all slots");
+  if (experts % slots != 0)
+    c.fail(format("%lld experts do not divide into %lld slots", static_cast<long long>(experts),
+                  static_cast<long long>(slots)));
+  else if (Wide(experts / slots) * segments != columns)
+    c.fail(format("counts have %lld columns, %lld experts a slot in %lld segments want their "
+                  "product",
+                  static_cast<long long>(columns), static_cast<long long>(experts / slots),
+                  static_cast<long long>(segments)));
+  if (tokens % segments != 0)
+    c.fail(format("%lld tokens do not divide into %lld segments", static_cast<long long>(tokens),
+                  static_cast<long long>(segments)));
+}
+
+/// regroup and ungroup: R = P * B and C is a multiple of segments.
+void checkExchange(CallCheck &c) {
+  c.atLeast("segments", 1);
+  int64_t slots = c.fixed("P"), columns = c.fixed("C"), segments = c.integer("segments");
+  if (segments < 1)
+    return;
+  Dim rows = c.dim("R"), slot = c.dim("B");
+  if (rows.ragged != slot.ragged || Wide(slots) * slot.scale != rows.scale)
+    c.fail(format("%s rows are not %lld slots of %s", sizeText(rows).c_str(),
+                  static_cast<long long>(slots), sizeText(slot).c_str()));
+  c.fitsInt32(rows, "rows");
+  if (columns % segments != 0)
+    c.fail(format("counts have %lld columns, which %lld segments do not divide",
+                  static_cast<long long>(columns), static_cast<long long>(segments)));
+}
+
+void check_regroup(CallCheck &c) {
+  checkExchange(c);
+  if (Wide(c.fixed("n")) * c.integer("segments") != c.dim("C").scale)
+    c.fail(format("%lld groups in %lld segments do not make %lld counts",
+                  static_cast<long long>(c.dim("n").scale),
+                  static_cast<long long>(c.integer("segments")),
+                  static_cast<long long>(c.dim("C").scale)));
+}
+
+void check_ungroup(CallCheck &c) { checkExchange(c); }
+
+void check_grouped_matmul(CallCheck &c) {
+  c.fixed("n");
+  c.fixedRun("N");
+  c.fixedRun("K");
+  c.fitsInt32(c.dim("R"), "rows");
+}
+
+void check_combine(CallCheck &c) {
+  c.fixed("k");
+  // bind() has proven the run's product: it is part of an operand.
+  int64_t scale = 1;
+  bool ragged = false;
+  for (const Dim &d : c.run("Q")) {
+    scale *= d.scale;
+    ragged |= d.ragged;
+  }
+  c.fitsInt32({scale, ragged}, "rows");
+}
+
+const std::map<std::string_view, void (*)(CallCheck &)> &checks() {
+  static const std::map<std::string_view, void (*)(CallCheck &)> table = {
+#define MOIRA_CALL(name, inputs, outputs, params) {#name, check_##name},
+#include "moira/rt/Calls.def"
+  };
+  return table;
+}
+
+} // namespace
+
+Status checkCall(const CallDesc &call, std::span<const CallOperand> inputs,
+                 std::span<const CallOperand> outputs, std::span<const CallParam> params,
+                 const CallEnv &env) {
+  CallCheck check(call, inputs, outputs, params, env);
+  if (check.unify())
+    checks().at(call.name)(check);
+  return check.take();
+}
+
+} // namespace moira::rt
