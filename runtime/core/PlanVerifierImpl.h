@@ -69,11 +69,11 @@ struct PlanContext {
   const fb::Plan &plan;
   std::span<const uint8_t> file;
   Report &report;
-  std::vector<uint32_t> axisSizes; // as in the plan; empty if they are not sound
+  std::vector<uint32_t> axisSizes{}; // as in the plan; empty if they are not sound
   bool axesSound = false;
   uint64_t ranks = 0;
-  std::vector<const CallDesc *> calls; // null: unknown, already reported
-  std::vector<KernelInfo> kernels;
+  std::vector<const CallDesc *> calls{}; // null: unknown, already reported
+  std::vector<KernelInfo> kernels{};
 };
 
 /// Address range of a view. Offsets are linear in the bound, so the two ends say all.
@@ -90,10 +90,10 @@ struct ProgramContext {
   PlanContext &parent;
   const fb::Program &program;
   Report &report;
-  std::string where;                   // program "forward"
-  std::span<const uint32_t> axisSizes; // none in a reference program
+  std::string where{};                   // program "forward"
+  std::span<const uint32_t> axisSizes{}; // none in a reference program
   uint64_t boundLeast = 0, boundMax = 0;
-  std::vector<ViewInfo> views;
+  std::vector<ViewInfo> views{};
 
   std::string describe(size_t instr) const;
   std::vector<Dim> shapeOf(size_t view) const;

@@ -72,8 +72,8 @@ struct CallParam {
   fb::ParamKind kind = fb::ParamKind::integer;
   int64_t integer = 0;
   double real = 0;
-  std::string_view text;
-  std::span<const uint8_t> axes;
+  std::string_view text{};
+  std::span<const uint8_t> axes{};
 };
 
 /// What a call is checked against.
