@@ -48,11 +48,14 @@ bool matches(StringRef pattern, StringRef name, int64_t &layer) {
 class Problems {
 public:
   void add(ErrorId id, std::string message) { byKind[id].push_back(std::move(message)); }
-  size_t count(ErrorId id) { return byKind[id].size(); }
+  size_t count(ErrorId id) const {
+    auto it = byKind.find(id);
+    return it == byKind.end() ? 0 : it->second.size();
+  }
   bool stopped = false; // some problems were not even counted
 
   void report(Status &status) {
-    size_t kinds = count_if(byKind, [](const auto &kind) { return !kind.second.empty(); });
+    size_t kinds = byKind.size();
     for (auto &[id, messages] : byKind) {
       size_t shown = std::min(messages.size(), kinds == 1 ? 19 : 20 / kinds - 1);
       if (messages.size() == shown + 1)

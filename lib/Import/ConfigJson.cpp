@@ -85,15 +85,18 @@ size_t countKeys(const json::Value &value) {
   return keys;
 }
 
-/// The parser's "[line:column, byte=n]: message" in our form.
+/// The parser's "[line:column, byte=n]: message", with columns from 0, in our form.
 std::string parserMessage(Error error) {
   std::string text = toString(std::move(error));
   StringRef rest = text, line, column;
-  if (!rest.consume_front("["))
-    return ": " + text;
+  rest.consume_front("[");
   std::tie(line, rest) = rest.split(':');
   std::tie(column, rest) = rest.split(',');
-  return (" at line " + line + ", column " + column + rest.substr(rest.find("]:") + 1).lower())
+  unsigned number;
+  if (column.getAsInteger(10, number))
+    return ": " + text;
+  return (" at line " + line + ", column " + Twine(number + 1) +
+          rest.substr(rest.find("]:") + 1).lower())
       .str();
 }
 
@@ -150,7 +153,10 @@ std::optional<json::Object> moira::readConfig(StringRef path, Status &status) {
 
 std::string moira::jsonText(const json::Value &value) {
   std::string text;
-  raw_string_ostream(text) << value;
+  if (std::optional<double> number = value.getAsNumber(); number && !value.getAsInteger())
+    text = rt::format("%.15g", *number);
+  else
+    raw_string_ostream(text) << value;
   if (text.size() > 80)
     text = text.substr(0, 77) + "...";
   return text;
