@@ -55,7 +55,7 @@ std::vector<std::unique_ptr<Communicator>> makeThreadCommunicators(int size, dou
 
 /// What a launcher says about this process, from the environment (Open MPI, srun/PMIx, torchrun).
 struct LaunchInfo {
-  std::string launcher; // "none", "mpirun", "srun", "torchrun"
+  std::string launcher = "none"; // or "mpirun", "srun", "torchrun"
   int rank = 0, size = 1, localRank = 0, localSize = 1;
 };
 LaunchInfo discoverLaunch();
