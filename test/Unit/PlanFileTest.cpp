@@ -1,0 +1,174 @@
+// Shows that PlanFile accepts the valid plans, names what is wrong with a damaged container, and
+// survives every truncation and single-byte change.
+#include "PlanTestBuilder.h"
+
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <gtest/gtest.h>
+
+using namespace moira::rt;
+using namespace moira::rt::test;
+
+namespace {
+
+/// Id of the first problem and the text of all; None for an accepted plan.
+std::pair<int, std::string> load(const std::vector<uint8_t> &bytes) {
+  Expected<PlanFile> file = PlanFile::fromBytes(bytes);
+  if (file)
+    return {0, ""};
+  return {static_cast<int>(file.status().diagnostics().front().id), file.status().str()};
+}
+
+TEST(Crc32c, KnownValues) {
+  const std::string check = "123456789";
+  std::span<const uint8_t> bytes(reinterpret_cast<const uint8_t *>(check.data()), check.size());
+  EXPECT_EQ(crc32c(bytes), 0xE3069283u);
+  EXPECT_EQ(crc32c({}), 0u);
+  std::vector<uint8_t> zeros(32);
+  EXPECT_EQ(crc32c(zeros), 0x8A9136AAu); // RFC 3720, B.4
+  EXPECT_EQ(crc32c(bytes.subspan(4), crc32c(bytes.first(4))), 0xE3069283u);
+}
+
+TEST(PlanFile, AcceptsValidPlans) {
+  EXPECT_EQ(load(expertPlan().build()).second, "");
+  EXPECT_EQ(load(tinyPlan().build()).second, "");
+  PlanSpec noBound = expertPlan();
+  noBound.programs.erase(noBound.programs.begin());
+  noBound.kernels.clear();
+  noBound.sections.clear();
+  EXPECT_EQ(load(noBound.build()).second, "");
+}
+
+TEST(PlanFile, ReadsBackWhatWasWritten) {
+  std::vector<uint8_t> bytes = expertPlan().build();
+  std::string path = ::testing::TempDir() + "/PlanFileTest.moeplan";
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char *>(bytes.data()), bytes.size());
+  Expected<PlanFile> file = PlanFile::open(path);
+  ASSERT_TRUE(file) << file.status().str();
+  EXPECT_EQ(file->fileSize(), bytes.size());
+  ASSERT_EQ(file->section(0).size(), 100u);
+  EXPECT_EQ(file->section(0)[99], 0x5a);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(file->section(0).data()) % 64, 0u);
+  ASSERT_NE(file->program("reference"), nullptr);
+  EXPECT_TRUE(file->program("reference")->reference());
+  EXPECT_EQ(file->program("backward"), nullptr);
+  EXPECT_TRUE(viewsInsideArenas(*file));
+  std::remove(path.c_str());
+}
+
+TEST(PlanFile, NamesWhatCannotBeOpened) {
+  Expected<PlanFile> none = PlanFile::open("/nonexistent/a.moeplan");
+  ASSERT_FALSE(none);
+  EXPECT_EQ(none.status().diagnostics()[0].id, ErrorId::FileNotFound);
+  EXPECT_NE(none.status().str().find("/nonexistent/a.moeplan"), std::string::npos);
+  Expected<PlanFile> directory = PlanFile::open(::testing::TempDir());
+  ASSERT_FALSE(directory);
+  EXPECT_EQ(directory.status().diagnostics()[0].id, ErrorId::NotAPlan);
+}
+
+TEST(PlanFile, RefusesBadContainers) {
+  struct Case {
+    const char *name;
+    void (*change)(std::vector<uint8_t> &);
+    ErrorId id;
+    const char *text;
+  } cases[] = {
+      {"empty", [](auto &b) { b.clear(); }, ErrorId::NotAPlan, "MOIRAPLN"},
+      {"other magic", [](auto &b) { b[0] = 'X'; }, ErrorId::NotAPlan, "MOIRAPLN"},
+      {"ELF", [](auto &b) { std::memcpy(b.data(), "\177ELF", 4); }, ErrorId::NotAPlan, "MOIRAPLN"},
+      {"version", [](auto &b) { b[8] = 2; }, ErrorId::PlanVersion, "format version 2"},
+      {"schema hash", [](auto &b) { b[16] ^= 1; }, ErrorId::PlanVersion, "schema hash"},
+      {"header only", [](auto &b) { b.resize(20); }, ErrorId::PlanTruncated, "20 bytes"},
+      {"last byte lost", [](auto &b) { b.pop_back(); }, ErrorId::PlanTruncated, "of"},
+      {"bytes behind", [](auto &b) { b.resize(b.size() + 3); }, ErrorId::PlanStructure, "3 bytes"},
+      {"bit flip", [](auto &b) { b[200] ^= 4; }, ErrorId::PlanChecksum, "checksum"},
+      {"FlatBuffer length",
+       [](auto &b) {
+         b[38] = 1;
+         reseal(b);
+       },
+       ErrorId::PlanStructure, "length"},
+      {"root offset",
+       [](auto &b) {
+         b[43] = 0x7f;
+         reseal(b);
+       },
+       ErrorId::PlanStructure, "FlatBuffer"},
+  };
+  for (const Case &c : cases) {
+    std::vector<uint8_t> bytes = expertPlan().build();
+    c.change(bytes);
+    auto [id, text] = load(bytes);
+    EXPECT_EQ(id, static_cast<int>(c.id)) << c.name << "\n" << text;
+    EXPECT_NE(text.find(c.text), std::string::npos) << c.name << "\n" << text;
+  }
+}
+
+/// Loads `bytes`, which may be refused; if not, its views must be where they may be.
+void loadAny(const std::vector<uint8_t> &bytes, size_t &accepted) {
+  Expected<PlanFile> file = PlanFile::fromBytes(bytes);
+  if (!file) {
+    ASSERT_FALSE(file.status().ok());
+    return;
+  }
+  ++accepted;
+  ASSERT_TRUE(viewsInsideArenas(*file));
+}
+
+TEST(PlanFile, SurvivesEveryTruncation) {
+  std::vector<uint8_t> bytes = expertPlan().build();
+  for (size_t size = 0; size < bytes.size(); ++size) {
+    std::vector<uint8_t> cut(bytes.begin(), bytes.begin() + size);
+    EXPECT_NE(load(cut).first, 0) << size;
+    reseal(cut);
+    EXPECT_NE(load(cut).first, 0) << size << " resealed";
+  }
+}
+
+TEST(PlanFile, SurvivesEveryByteChange) {
+  size_t changes = 0, acceptedAsIs = 0, acceptedResealed = 0;
+  auto change = [&](std::vector<uint8_t> &bytes, size_t at, uint8_t mask) {
+    ++changes;
+    bytes[at] ^= mask;
+    loadAny(bytes, acceptedAsIs);
+    std::vector<uint8_t> sealed = bytes;
+    reseal(sealed);
+    if (at >= sizeof(PlanHeader))
+      loadAny(sealed, acceptedResealed);
+    bytes[at] ^= mask;
+  };
+  // All 255 changes of each byte of the tiny plan; the eight bit flips and the complement of each
+  // byte of the large one.
+  std::vector<uint8_t> tiny = tinyPlan().build(), large = expertPlan().build();
+  for (size_t at = 0; at < tiny.size(); ++at)
+    for (int mask = 1; mask < 256; ++mask)
+      change(tiny, at, static_cast<uint8_t>(mask));
+  for (size_t at = 0; at < large.size(); ++at)
+    for (int mask : {1, 2, 4, 8, 16, 32, 64, 128, 255})
+      change(large, at, static_cast<uint8_t>(mask));
+  std::printf("%zu changes of plans of %zu and %zu bytes; accepted: %zu as they were, %zu with the "
+              "checksum made right\n",
+              changes, tiny.size(), large.size(), acceptedAsIs, acceptedResealed);
+  EXPECT_EQ(acceptedAsIs, 0u); // the checksum finds every single-byte change
+  EXPECT_GT(acceptedResealed, 0u);
+}
+
+TEST(PlanFile, VerifiesLargePlansInLinearTime) {
+  // 100,000 instructions over the same few views.
+  PlanSpec plan = expertPlan();
+  ProgramSpec &p = plan.forward();
+  std::vector<InstrSpec> body(p.instrs.begin() + at::embedding, p.instrs.begin() + at::linear + 1);
+  while (p.instrs.size() < 100000)
+    p.instrs.insert(p.instrs.end(), body.begin(), body.end());
+  std::vector<uint8_t> bytes = plan.build();
+  auto start = std::chrono::steady_clock::now();
+  EXPECT_EQ(load(bytes).second, "");
+  double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("%zu instructions, %zu bytes: %.3f s\n", p.instrs.size(), bytes.size(), seconds);
+  EXPECT_LT(seconds, 10);
+}
+
+} // namespace
