@@ -1,6 +1,7 @@
 //===- Options.cpp - parsing moe-opt's command line -----------------------===//
 #include "moira/Driver/Options.h"
 #include "mlir/Pass/PassRegistry.h"
+#include "moira/rt/Suggest.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/ADT/StringRef.h"
@@ -149,16 +150,13 @@ std::optional<std::pair<StringRef, std::optional<StringRef>>> splitFlag(StringRe
                         std::optional<StringRef>(arg.drop_front(equals + 1)));
 }
 
-std::string nearest(StringRef name, ArrayRef<OptionSpec> table) {
-  StringRef best;
-  unsigned bestDistance = std::max<unsigned>(2, name.size() / 3) + 1;
+/// "; did you mean --mesh?", or where to look.
+std::string hintFor(StringRef name, ArrayRef<OptionSpec> table) {
+  std::vector<std::string> known;
   for (const OptionSpec &option : table)
-    if (unsigned distance = name.edit_distance(option.name, true, bestDistance);
-        distance < bestDistance) {
-      bestDistance = distance;
-      best = option.name;
-    }
-  return best.empty() ? "" : "; did you mean --" + best.str() + "?";
+    known.push_back(option.name.str());
+  std::string near = rt::nearestWord(name, known);
+  return near.empty() ? "; moe-opt --help lists them" : "; did you mean --" + near + "?";
 }
 
 void printHelp(ArrayRef<OptionSpec> table) {
@@ -251,8 +249,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                      "(--dump-phases-to=DIR writes the IR to run passes on)");
     } else {
       status.add(ErrorId::UnknownFlag,
-                 "unknown option '--" + name.str() + "'" + nearest(name, table) +
-                     (nearest(name, table).empty() ? "; moe-opt --help lists them" : ""));
+                 "unknown option '--" + name.str() + "'" + hintFor(name, table));
     }
   }
   if (help) {

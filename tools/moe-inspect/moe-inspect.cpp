@@ -4,6 +4,7 @@
 // each rank stands and what it holds.
 //===----------------------------------------------------------------------===//
 #include "moira/rt/PlanSummary.h"
+#include "moira/rt/Suggest.h"
 
 #include <CLI/CLI.hpp>
 
@@ -73,7 +74,8 @@ int main(int argc, char **argv) {
       "Shows what a plan will do: mesh, memory, communication, queues, the shard of every weight.");
   std::string path, ranks;
   bool json = false;
-  app.add_option("PLAN", path, "a .moeplan file")->required();
+  app.allow_extras();
+  app.add_option("PLAN", path, "a .moeplan file");
   app.add_flag("--json", json, "everything as JSON");
   app.add_option("--ranks", ranks, "coordinates and weights of a rank or a range, e.g. 0-7");
   try {
@@ -84,6 +86,17 @@ int main(int argc, char **argv) {
     return fail({ErrorId::UnknownFlag,
                  std::string(error.what()) + "; moe-inspect PLAN [--json | --ranks=0-7]"});
   }
+  Status problems;
+  for (const std::string &word : app.remaining()) {
+    std::string near = nearestWord(word.substr(0, word.find('=')), {"--json", "--ranks", "--help"});
+    problems.add(ErrorId::UnknownFlag,
+                 "unknown option '" + word + "'" +
+                     (near.empty() ? "; see moe-inspect --help" : "; did you mean " + near + "?"));
+  }
+  if (path.empty())
+    problems.add(ErrorId::BadUsage, "no plan given; moe-inspect PLAN [--json | --ranks=0-7]");
+  if (!problems)
+    return fail(problems);
   if (json && !ranks.empty())
     return fail(
         {ErrorId::BadUsage,

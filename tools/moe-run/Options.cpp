@@ -2,6 +2,7 @@
 // See Options.h.
 //===----------------------------------------------------------------------===//
 #include "Options.h"
+#include "moira/rt/Suggest.h"
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -13,35 +14,6 @@ namespace {
 using rt::ErrorId;
 using rt::format;
 using rt::Status;
-
-/// Steps to turn one word into the other: insert, delete, replace, or swap two neighbours.
-size_t editDistance(std::string_view a, std::string_view b) {
-  std::vector<size_t> twoUp, up(b.size() + 1), row(b.size() + 1);
-  for (size_t j = 0; j <= b.size(); ++j)
-    up[j] = j;
-  for (size_t i = 1; i <= a.size(); ++i) {
-    row[0] = i;
-    for (size_t j = 1; j <= b.size(); ++j) {
-      row[j] = std::min({up[j] + 1, row[j - 1] + 1, up[j - 1] + (a[i - 1] != b[j - 1])});
-      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1])
-        row[j] = std::min(row[j], twoUp[j - 2] + 1);
-    }
-    twoUp = up;
-    up = row;
-  }
-  return up[b.size()];
-}
-
-std::string nearest(std::string_view flag, const std::vector<std::string> &known) {
-  const std::string *best = nullptr;
-  size_t distance = std::max<size_t>(2, flag.size() / 3) + 1;
-  for (const std::string &candidate : known)
-    if (size_t d = editDistance(flag, candidate); d < distance) {
-      distance = d;
-      best = &candidate;
-    }
-  return best ? *best : std::string();
-}
 
 /// Options of tasks that plans of this version cannot hold, with the task.
 constexpr std::pair<const char *, const char *> kOtherTasks[] = {
@@ -141,7 +113,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
                  flag.c_str(), other->second));
       continue;
     }
-    std::string near = nearest(flag, known);
+    std::string near = rt::nearestWord(flag, known);
     problems.add(ErrorId::UnknownFlag,
                  "unknown option " + flag +
                      (near.empty() ? "; see moe-run --help" : "; did you mean " + near + "?"));
