@@ -85,13 +85,14 @@ public:
     uint64_t before = m.generation;
     auto done = [&] { return m.generation != before || !cause.ok(); };
     bool inTime = changed.wait_until(lock, deadline(), done);
+    bool met = m.generation != before;
+    if (!met) {
+      if (!inTime && cause.ok())
+        fail(blame(m, what)); // while this rank still counts as waiting
+      withdraw(m, index);
+    }
     state.waitsAt = nullptr;
-    if (m.generation != before)
-      return {};
-    if (!inTime && cause.ok())
-      fail(blame(m, what));
-    withdraw(m, index);
-    return cause;
+    return met ? Status() : cause;
   }
 
   /// A later wait of a meeting that all members have reached.

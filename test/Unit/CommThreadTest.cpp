@@ -159,9 +159,11 @@ TEST(CommThreads, TimeoutBlamesWhoeverHoldsUpTheOthers) {
 }
 
 TEST(CommThreads, RanksThatWaitForEachOtherAreNamed) {
-  // Rank 0 waits in one group and rank 1 in another that has the same members: nobody can arrive, both stand in the report.
+  // Rank 0 waits in one group and rank 1 in another that has the same members: nobody can arrive,
+  // both stand in the report.
   auto results = onRanks(2, 0.2, [](Communicator &c) {
-    return c.rank() == 0 ? gather(c, Group{{0, 1}, 0}, "zero's") : gather(c, Group{{1, 0}, 0}, "one's");
+    return c.rank() == 0 ? gather(c, Group{{0, 1}, 0}, "zero's")
+                         : gather(c, Group{{1, 0}, 0}, "one's");
   });
   for (const Status &s : results) {
     EXPECT_EQ(s.exitCode(), 5);
