@@ -1,0 +1,267 @@
+// Shows that every call of Calls.def has an accepted example, that each rule of CallChecks.cpp
+// refuses what breaks it, and that the closed form for attention's heads equals trying every rank.
+#include "moira/rt/CallRegistry.h"
+
+#include <cmath>
+#include <cstdlib>
+#include <functional>
+#include <gtest/gtest.h>
+#include <random>
+#include <set>
+
+using namespace moira::rt;
+namespace fb = moira::fb;
+using fb::DType;
+
+namespace {
+
+struct Example {
+  std::string call;
+  std::vector<CallOperand> inputs, outputs;
+  std::vector<CallParam> params;
+};
+
+CallOperand f(std::initializer_list<int64_t> sizes, int ragged = -1, DType dtype = DType::f32) {
+  CallOperand operand{dtype, {}};
+  for (int64_t size : sizes)
+    operand.shape.push_back({size, static_cast<int>(operand.shape.size()) == ragged});
+  return operand;
+}
+CallOperand i(std::initializer_list<int64_t> sizes) { return f(sizes, -1, DType::i32); }
+CallParam integer(std::string_view name, int64_t value) {
+  return {.name = name, .kind = fb::ParamKind::integer, .integer = value};
+}
+CallParam real(std::string_view name, double value) {
+  return {.name = name, .kind = fb::ParamKind::real, .real = value};
+}
+CallParam text(std::string_view name, std::string_view value) {
+  return {.name = name, .kind = fb::ParamKind::text, .text = value};
+}
+CallParam offset(std::string_view name, int64_t factor, std::span<const uint8_t> axes = {}) {
+  return {.name = name, .kind = fb::ParamKind::offset, .integer = factor, .axes = axes};
+}
+
+constexpr uint8_t kDp[] = {0}, kTp[] = {1}, kBoth[] = {0, 1};
+constexpr uint32_t kMesh[] = {2, 4}; // dp, tp
+CallEnv env() { return {DType::f32, kMesh, 32}; }
+
+std::vector<Example> examples() {
+  return {
+      {"embedding", {i({2, 8}), f({100, 16})}, {f({2, 8, 16})}, {offset("row_offset", 100, kTp)}},
+      {"linear", {f({2, 8, 4, 16}), f({32, 4, 16})}, {f({2, 8, 32})}, {integer("contract", 2)}},
+      {"positions", {}, {i({8})}, {offset("start", 8, kDp)}},
+      {"rope_table",
+       {i({8})},
+       {f({8, 4}), f({8, 4})},
+       {real("theta", 1e4), integer("dim", 8), text("scaling", "none"), real("factor", 1)}},
+      {"attention",
+       {f({1, 4, 2, 16}), f({1, 8, 1, 16}), f({1, 8, 1, 16}), i({4}), i({8}), i({1, 8})},
+       {f({1, 4, 2, 16})},
+       {real("scale", 0.25), integer("window", 0), integer("q_heads", 8), integer("kv_heads", 4),
+        offset("head_offset", 2, kTp), offset("kv_offset", 1, kTp)}},
+      {"rms_norm",
+       {f({2, 8, 16}), f({16})},
+       {f({2, 8, 16})},
+       {real("eps", 1e-5), integer("norm_dims", 1)}},
+      {"sum_squares", {f({2, 8, 4, 16})}, {f({2, 8})}, {integer("norm_dims", 2)}},
+      {"rms_apply",
+       {f({2, 8, 16}), f({2, 8}), f({16})},
+       {f({2, 8, 16})},
+       {real("eps", 1e-5), integer("count", 64), integer("norm_dims", 1)}},
+      {"add", {f({2, 8, 16}), f({8, 16})}, {f({2, 8, 16})}, {}},
+      {"clamp", {f({2, 8})}, {f({2, 8})}, {real("min", -8), real("max", 8)}},
+      {"glu", {f({6, 2, 16}, 0)}, {f({6, 16}, 0)}, {text("activation", "silu")}},
+      {"sigmoid_gate", {f({2, 8, 16}), f({2, 8, 1})}, {f({2, 8, 16})}, {}},
+      {"rope", {f({1, 8, 2, 16}), f({8, 4}), f({8, 4})}, {f({1, 8, 2, 16})}, {}},
+      {"route",
+       {f({2, 8, 16})},
+       {i({2, 8, 4}), f({2, 8, 4})},
+       {text("score", "sigmoid"), text("order", "topk_score"), text("renorm", "none"),
+        real("scale", 1)}},
+      {"select",
+       {f({2, 8, 16}), i({2, 8, 4}), i({1})},
+       {f({1, 16}, 0), i({1, 4}), i({2, 8, 4}), i({1})},
+       {integer("experts", 16), offset("expert_offset", 4, kTp)}},
+      {"pack",
+       {f({2, 8, 16}), i({2, 8, 4}), i({1})},
+       {f({1, 4, 1, 16}, 2), i({1, 4, 8}), i({2, 8, 4}), i({1})},
+       {integer("experts", 16), integer("segments", 2)}},
+      {"regroup",
+       {f({4, 1, 1, 16}, 2), i({4, 1, 8})},
+       {f({4, 16}, 0), i({1, 4})},
+       {integer("segments", 2)}},
+      {"ungroup", {f({4, 16}, 0), i({4, 1, 8})}, {f({4, 1, 1, 16}, 2)}, {integer("segments", 2)}},
+      {"grouped_matmul",
+       {f({4, 2, 16}, 0), i({1, 4}), f({4, 8, 2, 16})},
+       {f({4, 8}, 0)},
+       {integer("contract", 2)}},
+      {"combine", {f({1, 4, 1, 16}, 2), i({2, 8, 4}), f({2, 8, 4})}, {f({2, 8, 16})}, {}},
+  };
+}
+
+Status check(const Example &e, const CallEnv &e2) {
+  const CallDesc *desc = findCall(e.call);
+  if (!desc)
+    return {ErrorId::PlanUnknownCall, e.call};
+  return checkCall(*desc, e.inputs, e.outputs, e.params, e2);
+}
+
+TEST(CallRegistry, EveryCallHasAnAcceptedExample) {
+  std::set<std::string> seen;
+  for (const Example &e : examples()) {
+    EXPECT_EQ(check(e, env()).str(), "") << e.call;
+    seen.insert(e.call);
+  }
+  for (const CallDesc &call : allCalls())
+    EXPECT_TRUE(seen.count(call.name)) << call.name;
+  EXPECT_EQ(findCall("lineaR"), nullptr);
+}
+
+TEST(CallRegistry, AccumulationFollowsTheComputeType) {
+  Example e{"sum_squares", {f({2, 16}, -1, DType::bf16)}, {f({2})}, {integer("norm_dims", 1)}};
+  CallEnv bf16 = env(), f64 = env();
+  bf16.compute = DType::bf16;
+  f64.compute = DType::f64;
+  EXPECT_EQ(check(e, bf16).str(), "");
+  EXPECT_NE(check(e, env()).str(), "");
+  e.inputs[0].dtype = e.outputs[0].dtype = DType::f64;
+  EXPECT_EQ(check(e, f64).str(), "");
+}
+
+// Any one dimension of any operand made larger breaks some rule, unless the dimension is free.
+TEST(CallRegistry, EveryDimensionIsTied) {
+  // Sizes that stand in one operand only and mean nothing to another.
+  const std::set<std::string> freeSize = {"embedding input 1 dim 0",   "positions output 0 dim 0",
+                                          "sum_squares input 0 dim 2", "sum_squares input 0 dim 3",
+                                          "route input 0 dim 2",       "combine input 0 dim 0",
+                                          "combine input 0 dim 1",     "combine input 0 dim 2"};
+  // A slot may have a fixed number of rows.
+  const std::set<std::string> freeRagged = {"select output 0 dim 0", "pack output 0 dim 2",
+                                            "combine input 0 dim 2"};
+  for (const Example &e : examples())
+    for (bool output : {false, true})
+      for (size_t o = 0; o < (output ? e.outputs : e.inputs).size(); ++o)
+        for (size_t d = 0; d < (output ? e.outputs : e.inputs)[o].shape.size(); ++d) {
+          Example changed = e;
+          Dim &dim = (output ? changed.outputs : changed.inputs)[o].shape[d];
+          std::string where = e.call + (output ? " output " : " input ") + std::to_string(o) +
+                              " dim " + std::to_string(d);
+          ++dim.scale;
+          EXPECT_EQ(check(changed, env()).ok(), freeSize.count(where) == 1) << where;
+          --dim.scale;
+          dim.ragged = !dim.ragged;
+          EXPECT_EQ(check(changed, env()).ok(), freeRagged.count(where) == 1) << where << " ragged";
+        }
+}
+
+TEST(CallRegistry, RefusesBrokenContracts) {
+  struct Case {
+    const char *call;
+    std::function<void(Example &)> change;
+    const char *text;
+  } cases[] = {
+      {"embedding", [](Example &e) { e.params[0] = offset("row_offset", -1, kTp); }, "negative"},
+      {"embedding", [](Example &e) { e.inputs.pop_back(); }, "1 inputs where 2"},
+      {"embedding", [](Example &e) { e.outputs.push_back(e.outputs[0]); }, "2 outputs where 1"},
+      {"positions", [](Example &e) { e.params[0] = offset("start", int64_t(1) << 31, kDp); },
+       "range of i32"},
+      {"rope_table", [](Example &e) { e.params[0].real = 0; }, "theta"},
+      {"rope_table", [](Example &e) { e.params[0].real = std::nan(""); }, "not a number"},
+      {"rope_table", [](Example &e) { e.params[1].integer = 10; }, "half of dim"},
+      {"rope_table", [](Example &e) { e.params[2].text = "yarn"; }, "scaling is none of"},
+      {"attention", [](Example &e) { e.params[1].integer = -1; }, "window is -1"},
+      {"attention", [](Example &e) { e.params[3].integer = 8; }, "past the 1 kv heads"},
+      {"attention", [](Example &e) { e.params[2].integer = 7; }, "leaves the 7 q_heads"},
+      {"attention", [](Example &e) { e.params[2].integer = 0; }, "must be 1"},
+      {"attention", [](Example &e) { e.params[5] = offset("kv_offset", 2, kTp); }, "kv_offset"},
+      {"attention", [](Example &e) { e.params[5] = offset("kv_offset", 0); }, "past the 1 kv"},
+      {"attention", [](Example &e) { e.params[4] = offset("head_offset", 2, kBoth); },
+       "head_offset"},
+      {"rms_norm", [](Example &e) { e.params[0].real = -1; }, "eps"},
+      {"rms_norm", [](Example &e) { e.params[1].integer = 17; }, "norm_dims is 17"},
+      {"rms_apply", [](Example &e) { e.params[1].integer = 0; }, "count is 0"},
+      {"clamp", [](Example &e) { e.params[0].real = 9; }, "min is over max"},
+      {"glu", [](Example &e) { e.params[0].text = "tanh"; }, "activation is none of"},
+      {"rope", [](Example &e) { e.inputs[1] = e.inputs[2] = f({8, 9}); }, "9 rotated pairs"},
+      {"route",
+       [](Example &e) {
+         e.outputs[0] = i({2, 8, 17});
+         e.outputs[1] = f({2, 8, 17});
+       },
+       "17 choices of 16"},
+      {"select", [](Example &e) { e.params[1] = offset("expert_offset", 5, kTp); },
+       "leaves the 16 experts"},
+      {"select", [](Example &e) { e.params[1] = offset("expert_offset", -4, kTp); },
+       "leaves the 16 experts"},
+      {"select", [](Example &e) { e.params[0].integer = int64_t(1) << 40; }, "2^31"},
+      {"pack", [](Example &e) { e.params[1].integer = -2; }, "segments is -2"},
+      {"pack", [](Example &e) { e.params[0].integer = 18; }, "18 experts do not divide"},
+      {"pack", [](Example &e) { e.params[0].integer = 0; }, "experts must be"},
+      {"regroup", [](Example &e) { e.params[0].integer = 3; }, "segments"},
+      {"ungroup", [](Example &e) { e.params[0].integer = 3; }, "3 segments do not divide"},
+      {"linear", [](Example &e) { e.params[0].integer = 1; }, "operand"},
+      {"linear", [](Example &e) { e.inputs[0].dtype = DType(200); }, "dtype 200"},
+      {"linear", [](Example &e) { e.params.push_back(e.params[0]); }, "twice"},
+      {"add", [](Example &e) { e.inputs[1] = f({2, 8, 16, 1}); }, "at least"},
+  };
+  for (const Case &c : cases)
+    for (Example e : examples())
+      if (e.call == c.call) {
+        c.change(e);
+        std::string text = check(e, env()).str();
+        EXPECT_NE(text.find(c.text), std::string::npos) << c.call << ": " << c.text << "\n" << text;
+      }
+}
+
+TEST(CallRegistry, AttentionHeadsEqualTryingEveryRank) {
+  const char *chosen = std::getenv("MOIRA_TEST_SEED");
+  unsigned seed = chosen ? std::atoi(chosen) : std::random_device()();
+  std::printf("seed %u\n", seed);
+  std::mt19937 random(seed);
+  auto pick = [&](int least, int most) {
+    return std::uniform_int_distribution<int>(least, most)(random);
+  };
+  const std::vector<std::vector<uint8_t>> axisLists = {{}, {0}, {1}, {0, 1}, {1, 0}};
+  size_t accepted = 0;
+  for (int round = 0; round < 50000; ++round) {
+    uint32_t mesh[] = {static_cast<uint32_t>(pick(1, 3)), static_cast<uint32_t>(pick(1, 3))};
+    int heads = pick(1, 4), kvHeads = pick(1, 4), qAll = pick(1, 12), kvAll = pick(1, 6);
+    int qFactor = pick(0, 4), kvFactor = pick(0, 2);
+    const auto &qAxes = axisLists[pick(0, 4)], &kvAxes = axisLists[pick(0, 4)];
+    bool expected = true;
+    for (uint32_t a = 0; a < mesh[0]; ++a)
+      for (uint32_t b = 0; b < mesh[1]; ++b) {
+        uint32_t at[] = {a, b};
+        auto value = [&](int factor, const std::vector<uint8_t> &axes) {
+          int index = 0;
+          for (uint8_t axis : axes)
+            index = index * mesh[axis] + at[axis];
+          return factor * index;
+        };
+        int first = value(qFactor, qAxes), kvFirst = value(kvFactor, kvAxes);
+        expected &= first + heads <= qAll;
+        for (int h = 0; h < heads; ++h) {
+          int kv = (first + h) * kvAll / qAll - kvFirst;
+          expected &= kv >= 0 && kv < kvHeads;
+        }
+      }
+    Example e{"attention",
+              {f({1, 4, heads, 8}), f({1, 8, kvHeads, 8}), f({1, 8, kvHeads, 8}), i({4}), i({8}),
+               i({1, 8})},
+              {f({1, 4, heads, 8})},
+              {real("scale", 1), integer("window", 0), integer("q_heads", qAll),
+               integer("kv_heads", kvAll), offset("head_offset", qFactor, qAxes),
+               offset("kv_offset", kvFactor, kvAxes)}};
+    Status status = check(e, {DType::f32, mesh, 0});
+    accepted += status.ok();
+    ASSERT_EQ(status.ok(), expected)
+        << "round " << round << ": mesh " << mesh[0] << "x" << mesh[1] << " heads " << heads
+        << " of " << qAll << ", kv " << kvHeads << " of " << kvAll << ", factors " << qFactor << " "
+        << kvFactor << "\n"
+        << status.str();
+  }
+  std::printf("%zu of 50000 accepted\n", accepted);
+  EXPECT_GT(accepted, 500u);
+}
+
+} // namespace
