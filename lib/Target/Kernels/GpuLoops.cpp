@@ -1,0 +1,261 @@
+//===- GpuLoops.cpp - Row loops for a GPU ---------------------------------===//
+//
+// A block of threads (or, for short rows, each warp of it) handles one point at a time and strides
+// over the points by the grid, so that every grid size is right. Threads stride over the point's
+// vectors. Sums: lanes of a thread, then a butterfly of shuffles within the warp, then the warps
+// through shared memory in warp order; the order depends on the shape only.
+//
+//===----------------------------------------------------------------------===//
+#include "Lowering.h"
+#include "PassBody.h"
+#include "mlir/Dialect/Arith/IR/Arith.h"
+#include "mlir/Dialect/GPU/IR/GPUDialect.h"
+#include "mlir/Dialect/LLVMIR/NVVMDialect.h"
+#include "mlir/Dialect/MemRef/IR/MemRef.h"
+#include "mlir/Dialect/SCF/IR/SCF.h"
+#include "mlir/Dialect/Vector/IR/VectorOps.h"
+#include "llvm/Support/MathExtras.h"
+
+using namespace mlir;
+using namespace moira::kernels;
+
+static constexpr unsigned kWarp = 32;
+/// Largest block, and vectors that a thread should have in flight per pass before the block grows.
+static constexpr unsigned kMostThreads = 512, kVectorsPerThread = 4;
+/// Warps of a block whose points are handled by one warp each.
+static constexpr unsigned kPackedWarps = 4;
+/// Bytes of one vector access.
+static constexpr unsigned kAccessBytes = 16;
+
+static int64_t product(ArrayRef<int64_t> dims) {
+  int64_t result = 1;
+  for (int64_t d : dims)
+    result *= d;
+  return result;
+}
+
+namespace {
+
+class GpuKernel {
+public:
+  GpuKernel(OpBuilder &b, func::FuncOp func)
+      : b(b), func(func), loc(func.getLoc()), leadSizes(getLeadSizes(func)) {}
+
+  LogicalResult build() {
+    KernelSignature signature = getSignature(func);
+    kernel = gpu::GPUFuncOp::create(b, loc, func.getName(), b.getFunctionType(signature.types, {}));
+    kernel->setAttr(gpu::GPUDialect::getKernelFuncAttrName(), b.getUnitAttr());
+    kernel.setAllArgAttrs(ArrayRef<DictionaryAttr>(signature.attributes));
+    Block *entry = &kernel.getBody().front();
+    memory = placeOperands(func, entry->getArguments());
+    for (auto op : func.getOps<linalg::GenericOp>()) {
+      passes.emplace_back(op, getPointDims(func), memory);
+      if (failed(passes.back().check()))
+        return failure();
+      ops.push_back(op);
+    }
+    chooseThreads();
+    kernel->setAttr("nvvm.reqntid", b.getDenseI32ArrayAttr({int32_t(blockThreads), 1, 1}));
+
+    b.setInsertionPointToStart(entry);
+    gpu::ReturnOp::create(b, loc);
+    b.setInsertionPointToStart(entry);
+    emitPointLoop(entry->getArguments().back());
+    return success();
+  }
+
+private:
+  void chooseThreads() {
+    lanes = 8;
+    unsigned smallest = 4;
+    for (PassBody &pass : passes)
+      if (!pass.tail().empty())
+        smallest = std::min(smallest, pass.smallestElement());
+    for (PassBody &pass : passes)
+      lanes = std::min(lanes, pass.alignedLanes(kAccessBytes / smallest));
+    uint64_t vectors = 1;
+    for (PassBody &pass : passes)
+      vectors = std::max<uint64_t>(vectors, product(pass.tail()) / lanes);
+    uint64_t wanted = llvm::PowerOf2Ceil(llvm::divideCeil(vectors, kVectorsPerThread));
+    threads = std::clamp<uint64_t>(wanted, kWarp, kMostThreads);
+    packed = threads == kWarp ? kPackedWarps : 1;
+    blockThreads = threads * packed;
+  }
+
+  Value constant(int64_t v) { return arith::ConstantIndexOp::create(b, loc, v); }
+  Value add(Value x, Value y) { return arith::AddIOp::create(b, loc, x, y); }
+  Value mul(Value x, int64_t y) { return arith::MulIOp::create(b, loc, x, constant(y)); }
+  Value div(Value x, int64_t y) { return arith::DivUIOp::create(b, loc, x, constant(y)); }
+  Value rem(Value x, int64_t y) { return arith::RemUIOp::create(b, loc, x, constant(y)); }
+  Value addF(Value x, Value y) { return arith::AddFOp::create(b, loc, x, y); }
+
+  /// Indices of row-major position `linear` in a box of these sizes; the first is not reduced.
+  void delinearise(Value linear, ArrayRef<int64_t> sizes, SmallVectorImpl<Value> &indices) {
+    for (auto [i, size] : llvm::enumerate(sizes)) {
+      int64_t below = product(sizes.drop_front(i + 1));
+      Value index = below == 1 ? linear : div(linear, below);
+      indices.push_back(i == 0 ? index : rem(index, size));
+    }
+  }
+
+  void emitPointLoop(Value rowsArgument) {
+    Value thread = gpu::ThreadIdOp::create(b, loc, gpu::Dimension::x);
+    Value first = gpu::BlockIdOp::create(b, loc, gpu::Dimension::x);
+    Value step = gpu::GridDimOp::create(b, loc, gpu::Dimension::x);
+    lane = thread;
+    if (packed > 1) {
+      first = add(mul(first, packed), div(thread, kWarp));
+      step = mul(step, packed);
+      lane = rem(thread, kWarp);
+    }
+    Value rows = arith::IndexCastOp::create(b, loc, b.getIndexType(), rowsArgument);
+    auto loop = scf::ForOp::create(b, loc, first, mul(rows, product(leadSizes)), step);
+    b.setInsertionPointToStart(loop.getBody());
+    SmallVector<int64_t> sizes{0};
+    llvm::append_range(sizes, leadSizes);
+    delinearise(loop.getInductionVar(), sizes, point);
+    for (auto [op, pass] : llvm::zip(ops, passes)) {
+      if (pass.readsAcrossElements(stored))
+        synchronise();
+      emitPass(pass);
+      stored.insert(op->result_begin(), op->result_end());
+    }
+  }
+
+  void synchronise() {
+    if (packed > 1)
+      NVVM::SyncWarpOp::create(
+          b, loc, arith::ConstantOp::create(b, loc, b.getI32IntegerAttr(-1)).getResult());
+    else
+      gpu::BarrierOp::create(b, loc);
+  }
+
+  /// Runs `body` where `condition` holds; hands the sums through.
+  void emitPass(PassBody &pass) {
+    if (pass.tail().empty()) {
+      pass.emit(b, point, 1, 1);
+      return;
+    }
+    SmallVector<Value> sums;
+    Type sumType = b.getF32Type();
+    if (lanes > 1)
+      sumType = VectorType::get(lanes, sumType);
+    for (unsigned i = 0; i < pass.numSums(); ++i)
+      sums.push_back(arith::ConstantOp::create(b, loc, cast<TypedAttr>(b.getZeroAttr(sumType))));
+
+    int64_t vectors = product(pass.tail()) / lanes, full = vectors / threads;
+    if (full > 0) {
+      auto loop = scf::ForOp::create(b, loc, constant(0), constant(full), constant(1), sums);
+      OpBuilder::InsertionGuard guard(b);
+      b.setInsertionPointToStart(loop.getBody());
+      SmallVector<Value> next(loop.getRegionIterArgs());
+      element(pass, add(mul(loop.getInductionVar(), threads), lane), next);
+      if (!next.empty())
+        scf::YieldOp::create(b, loc, next);
+      sums.assign(loop->result_begin(), loop->result_end());
+    }
+    if (int64_t left = vectors % threads) {
+      Value some = arith::CmpIOp::create(b, loc, arith::CmpIPredicate::ult, lane, constant(left));
+      auto ifOp = scf::IfOp::create(b, loc, ValueRange(sums).getTypes(), some,
+                                    /*withElseRegion=*/!sums.empty());
+      OpBuilder::InsertionGuard guard(b);
+      b.setInsertionPointToStart(ifOp.thenBlock());
+      SmallVector<Value> next(sums);
+      element(pass, add(lane, constant(full * threads)), next);
+      if (!sums.empty()) {
+        scf::YieldOp::create(b, loc, next);
+        b.setInsertionPointToStart(ifOp.elseBlock());
+        scf::YieldOp::create(b, loc, sums);
+      }
+      sums.assign(ifOp->result_begin(), ifOp->result_end());
+    }
+    for (auto [i, sum] : llvm::enumerate(sums))
+      pass.finishSum(b, i, acrossThreads(acrossLanes(sum)), point);
+  }
+
+  /// Vector number `index` of the point, added to the sums.
+  void element(PassBody &pass, Value index, SmallVector<Value> &sums) {
+    SmallVector<int64_t> sizes(pass.tail());
+    sizes.back() /= lanes;
+    SmallVector<Value> ivs(point);
+    delinearise(index, sizes, ivs);
+    ivs.back() = mul(ivs.back(), lanes);
+    for (auto [sum, term] : llvm::zip(sums, pass.emit(b, ivs, lanes, kAccessBytes)))
+      sum = addF(sum, term);
+  }
+
+  Value acrossLanes(Value sum) {
+    if (lanes == 1)
+      return sum;
+    SmallVector<Value> parts;
+    for (unsigned i = 0; i < lanes; ++i)
+      parts.push_back(vector::ExtractOp::create(b, loc, sum, i));
+    for (unsigned n = lanes / 2; n; n /= 2)
+      for (unsigned i = 0; i < n; ++i)
+        parts[i] = addF(parts[i], parts[i + n]);
+    return parts[0];
+  }
+
+  Value acrossThreads(Value sum) {
+    for (int32_t offset = kWarp / 2; offset; offset /= 2) {
+      auto shuffled =
+          gpu::ShuffleOp::create(b, loc, sum, offset, int32_t(kWarp), gpu::ShuffleMode::XOR);
+      sum = addF(sum, shuffled.getShuffleResult());
+    }
+    unsigned warps = threads / kWarp;
+    if (warps == 1)
+      return sum;
+    if (!scratch) {
+      auto space = gpu::AddressSpaceAttr::get(b.getContext(), gpu::AddressSpace::Workgroup);
+      scratch = kernel.addWorkgroupAttribution(
+          MemRefType::get({warps}, b.getF32Type(), MemRefLayoutAttrInterface(), space), loc);
+    }
+    Value first =
+        arith::CmpIOp::create(b, loc, arith::CmpIPredicate::eq, rem(lane, kWarp), constant(0));
+    gpu::BarrierOp::create(b, loc); // the last sum has been read
+    auto ifOp = scf::IfOp::create(b, loc, first, /*withElseRegion=*/false);
+    {
+      OpBuilder::InsertionGuard guard(b);
+      b.setInsertionPointToStart(ifOp.thenBlock());
+      memref::StoreOp::create(b, loc, sum, scratch, div(lane, kWarp));
+    }
+    gpu::BarrierOp::create(b, loc);
+    SmallVector<Value> parts;
+    for (unsigned i = 0; i < warps; ++i)
+      parts.push_back(memref::LoadOp::create(b, loc, scratch, constant(i)));
+    for (unsigned n = warps / 2; n; n /= 2)
+      for (unsigned i = 0; i < n; ++i)
+        parts[i] = addF(parts[i], parts[i + n]);
+    return parts[0];
+  }
+
+  OpBuilder &b;
+  func::FuncOp func;
+  Location loc;
+  SmallVector<int64_t> leadSizes;
+  gpu::GPUFuncOp kernel;
+  KernelMemory memory;
+  std::vector<PassBody> passes;
+  SmallVector<linalg::GenericOp> ops;
+  DenseSet<Value> stored; // by earlier passes
+  unsigned lanes = 1, threads = kWarp, packed = 1, blockThreads = kWarp;
+  Value lane; // the thread's number within its point
+  SmallVector<Value> point;
+  Value scratch;
+};
+
+} // namespace
+
+LogicalResult moira::kernels::lowerToGpuLoops(ModuleOp module) {
+  OpBuilder b(module.getContext());
+  b.setInsertionPointToEnd(module.getBody());
+  module->setAttr(gpu::GPUDialect::getContainerModuleAttrName(), b.getUnitAttr());
+  auto gpuModule = gpu::GPUModuleOp::create(b, module.getLoc(), "kernels");
+  for (auto func : llvm::make_early_inc_range(module.getOps<func::FuncOp>())) {
+    b.setInsertionPointToEnd(gpuModule.getBody());
+    if (failed(GpuKernel(b, func).build()))
+      return failure();
+    func.erase();
+  }
+  return success();
+}
