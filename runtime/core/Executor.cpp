@@ -34,10 +34,12 @@ uint64_t arenaBytes(const fb::Arena &arena, uint64_t bound, uint64_t scale) {
   return (arena.bytes() + bound * arena.bytes_per_bound()) * scale;
 }
 
+template <size_t> using PointerFor = void *;
+
 template <size_t... I>
 void callKernel(void *kernel, void *const *operands, int64_t rows, std::index_sequence<I...>) {
   // One argument type for each operand: `void k(void *op0, …, int64_t rows)`.
-  reinterpret_cast<void (*)(decltype(operands[I])..., int64_t)>(kernel)(operands[I]..., rows);
+  reinterpret_cast<void (*)(PointerFor<I>..., int64_t)>(kernel)(operands[I]..., rows);
 }
 
 template <size_t N = 0>

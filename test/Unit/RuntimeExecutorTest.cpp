@@ -1,0 +1,435 @@
+//===- RuntimeExecutorTest.cpp ----------------------------------*- C++ -*-===//
+// Shows that hand-made plans run right from files to files: kernels, calls with rank offsets,
+// collectives, boxes, the repetition of a step whose bound was too small, f64, --check, routing
+// files, and that bad inputs are named. Ranks are threads.
+//===----------------------------------------------------------------------===//
+#include "RuntimeFiles.h"
+#include "RuntimePlanBuilder.h"
+
+#include "moira/rt/Checkpoint.h"
+#include "moira/rt/Run.h"
+
+#include <gmock/gmock.h>
+#include <random>
+
+using namespace moira::rt;
+using namespace moira::test;
+using testing::HasSubstr;
+
+namespace {
+
+void savePlan(const std::string &path, const std::vector<uint8_t> &bytes) {
+  writeFile(path, std::string(bytes.begin(), bytes.end()));
+}
+
+struct Ran {
+  RunOutcome outcome;
+  std::string notes;
+};
+
+Ran runIt(const RunOptions &options) {
+  Ran ran;
+  ran.outcome = runPlan(
+      options, [](const Status &status) { std::fputs(status.str().c_str(), stderr); },
+      [&](const std::string &note) { ran.notes += note; });
+  return ran;
+}
+
+std::vector<float> floats(const std::string &path, const std::string &name) {
+  auto file = SafeTensorsFile::open(path);
+  EXPECT_TRUE(file) << file.status().str();
+  const TensorInfo *info = file ? file->find(name) : nullptr;
+  EXPECT_TRUE(info && info->type == TensorType::f32) << name;
+  std::vector<float> values(info ? info->elements() : 0);
+  if (info)
+    std::memcpy(values.data(), file->data(*info).data(), info->bytes);
+  return values;
+}
+
+std::vector<int64_t> shapeIn(const std::string &path, const std::string &name) {
+  auto file = SafeTensorsFile::open(path);
+  const TensorInfo *info = file ? file->find(name) : nullptr;
+  return info ? info->shape : std::vector<int64_t>{-1};
+}
+
+/// Four experts' rows, selected on the rank that has the expert, multiplied by its weights and put
+/// together again. Mesh ep x tp; the reference does the same on one rank.
+constexpr int64_t kTokens = 12, kHidden = 4, kExperts = 4, kK = 2;
+
+std::vector<uint8_t> expertsPlan(uint32_t ep, uint64_t boundInitial, uint64_t boundMax) {
+  PlanBuilder builder({{{"ep", ep}, {"tp", 2}}});
+  for (bool reference : {false, true}) {
+    auto &p = builder.program(reference, reference ? 0 : boundInitial, reference ? 0 : boundMax);
+    Axes epAxes = reference ? Axes{} : Axes{0}, all = reference ? Axes{} : Axes{0, 1};
+    int64_t parts = reference ? 1 : ep;
+    auto f32 = fb::DType::f32, i32 = fb::DType::i32;
+    uint32_t x = p.input("x", f32, {kTokens, kHidden}, {{}, {}});
+    uint32_t gate = p.state("gate", f32, {kExperts, kHidden}, {{}, {}},
+                            {{"gate.weight"}, false, {kExperts, kHidden}});
+    uint32_t w = p.state("experts", f32, {kExperts, kHidden, kHidden}, {{epAxes}, {}, {}},
+                         {{"experts.{e}.w"}, true, {kHidden, kHidden}});
+    uint32_t logits = p.tensor(f32, {kTokens, kExperts});
+    p.call("linear", {x, gate}, {logits}, {integer("contract", 1)});
+    uint32_t ids = p.tensor(i32, {kTokens, kK}), weights = p.tensor(f32, {kTokens, kK});
+    p.call("route", {logits}, {ids, weights},
+           {text("score", "softmax"), text("order", "score_topk"), text("renorm", "sum"),
+            real("scale", 1)},
+           3);
+    uint32_t need0 = p.tensor(i32, {1}), need1 = p.tensor(i32, {1});
+    p.instr(fb::InstrKind::fill, 0, {}, {need0}, {real("value", 0)});
+    uint32_t rows, out;
+    if (reference) {
+      rows = p.tensor(f32, {kTokens * kK, kHidden});
+      out = p.tensor(f32, {kTokens * kK, kHidden});
+    } else {
+      rows = p.ragged(f32, {1, kHidden}, 0);
+      out = p.ragged(f32, {1, kHidden}, 0);
+    }
+    uint32_t groups = p.tensor(i32, {1, kExperts / parts}), pos = p.tensor(i32, {kTokens, kK});
+    p.call("select", {x, ids, need0}, {rows, groups, pos, need1},
+           {integer("experts", kExperts), offset("expert_offset", kExperts / parts, epAxes)});
+    p.call("grouped_matmul", {rows, groups, w}, {out}, {integer("contract", 1)});
+    uint32_t y = p.tensor(f32, {kTokens, kHidden});
+    p.call("combine", {out, pos, weights}, {y}, {});
+    if (!reference) {
+      uint32_t sum = p.tensor(f32, {kTokens, kHidden}), need = p.tensor(i32, {1});
+      p.collective(fb::CollectiveKind::all_reduce, y, sum, epAxes, {integer("op", 0)});
+      p.collective(fb::CollectiveKind::all_reduce, need1, need, all, {integer("op", 1)});
+      p.instr(fb::InstrKind::require_bound, 0, {need}, {}, {});
+      y = sum;
+    }
+    p.output("y", f32, {kTokens, kHidden}, {{}, {}}, y);
+  }
+  return builder.finish();
+}
+
+/// Weights and inputs of expertsPlan, from a seed.
+void writeExpertsFiles(const TempDir &dir, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  auto make = [&](const std::string &name, std::vector<int64_t> shape) {
+    int64_t n = 1;
+    for (int64_t d : shape)
+      n *= d;
+    std::vector<float> values(n);
+    for (float &v : values)
+      v = normal(random);
+    return testTensor(name, "F32", shape, values);
+  };
+  std::vector<TestTensor> weights = {make("gate.weight", {kExperts, kHidden})};
+  for (int64_t e = 0; e < kExperts; ++e)
+    weights.push_back(make("experts." + std::to_string(e) + ".w", {kHidden, kHidden}));
+  std::filesystem::create_directory(dir / "model");
+  writeFile(dir / "model/model.safetensors", safetensorsBytes(weights));
+  writeFile(dir / "in.safetensors", safetensorsBytes({make("x", {kTokens, kHidden})}));
+}
+
+RunOptions expertsRun(const TempDir &dir, const std::string &out) {
+  RunOptions options;
+  options.plan = dir / "p.moeplan";
+  options.weights = dir / "model";
+  options.inputs = dir / "in.safetensors";
+  options.outputs = dir / out;
+  options.timeoutSeconds = 20;
+  return options;
+}
+
+TEST(RuntimeExecutor, MeshEqualsReferenceAndTheBoundDoesNotMatter) {
+  TempDir dir;
+  writeExpertsFiles(dir, 5);
+  std::vector<float> first;
+  for (uint32_t ep : {1u, 2u, 4u})
+    for (uint64_t bound : {1u, 5u, 24u}) {
+      SCOPED_TRACE(format("ep %u bound %llu", ep, (unsigned long long)bound));
+      savePlan(dir / "p.moeplan", expertsPlan(ep, bound, kTokens * kK));
+      RunOptions options = expertsRun(dir, "o.safetensors");
+      options.check = true;
+      Ran ran = runIt(options);
+      ASSERT_TRUE(ran.outcome.status) << ran.outcome.status.str();
+      EXPECT_THAT(ran.outcome.summary, HasSubstr("check: y differs"));
+      EXPECT_THAT(ran.outcome.summary, HasSubstr(bound == 24 ? "retries 0" : "retries 1"));
+      EXPECT_THAT(ran.outcome.summary, HasSubstr("as planned"));
+      EXPECT_THAT(ran.outcome.summary, testing::Not(HasSubstr("NOT")));
+      EXPECT_EQ(shapeIn(dir / "o.safetensors", "y"), (std::vector<int64_t>{kTokens, kHidden}));
+      std::vector<float> y = floats(dir / "o.safetensors", "y");
+      static std::map<uint32_t, std::vector<float>> ofMesh;
+      auto [it, added] = ofMesh.try_emplace(ep, y);
+      EXPECT_EQ(it->second, y) << "the bound changes bits";
+    }
+}
+
+TEST(RuntimeExecutor, F64ReferenceIsCloseToF32) {
+  TempDir dir;
+  writeExpertsFiles(dir, 6);
+  savePlan(dir / "p.moeplan", expertsPlan(2, 24, 24));
+  RunOptions options = expertsRun(dir, "f32.safetensors");
+  options.reference = ReferenceMode::f32;
+  ASSERT_TRUE(runIt(options).outcome.status);
+  options.reference = ReferenceMode::f64;
+  options.outputs = dir / "f64.safetensors";
+  Ran ran = runIt(options);
+  ASSERT_TRUE(ran.outcome.status) << ran.outcome.status.str();
+  EXPECT_THAT(ran.outcome.summary, HasSubstr("in f64"));
+  std::vector<float> a = floats(dir / "f32.safetensors", "y"),
+                     b = floats(dir / "f64.safetensors", "y");
+  ASSERT_EQ(a.size(), b.size());
+  for (size_t i = 0; i < a.size(); ++i)
+    EXPECT_NEAR(a[i], b[i], 1e-4);
+}
+
+TEST(RuntimeExecutor, BoundBeyondTheLargestIsAnError) {
+  TempDir dir;
+  writeExpertsFiles(dir, 7);
+  savePlan(dir / "p.moeplan", expertsPlan(2, 1, 2));
+  Ran ran = runIt(expertsRun(dir, "o.safetensors"));
+  ASSERT_FALSE(ran.outcome.status);
+  EXPECT_EQ(ran.outcome.status.diagnostics().size(), 1u) << ran.outcome.status.str();
+  EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::BoundOverflow);
+  EXPECT_FALSE(std::filesystem::exists(dir / "o.safetensors"));
+}
+
+TEST(RuntimeExecutor, RoutingIsDumpedAndForced) {
+  TempDir dir;
+  writeExpertsFiles(dir, 8);
+  savePlan(dir / "p.moeplan", expertsPlan(2, 24, 24));
+  RunOptions options = expertsRun(dir, "o.safetensors");
+  options.dumpRouting = dir / "routes.safetensors";
+  Ran mesh = runIt(options);
+  ASSERT_FALSE(mesh.outcome.status);
+  EXPECT_EQ(mesh.outcome.status.diagnostics().front().id, ErrorId::BadRun);
+
+  options.reference = ReferenceMode::f32;
+  Ran ran = runIt(options);
+  ASSERT_TRUE(ran.outcome.status) << ran.outcome.status.str();
+  EXPECT_EQ(shapeIn(dir / "routes.safetensors", "layers.3.ids"),
+            (std::vector<int64_t>{kTokens, kK}));
+  EXPECT_EQ(shapeIn(dir / "routes.safetensors", "layers.3.gaps"), (std::vector<int64_t>{kTokens}));
+  for (float w : floats(dir / "routes.safetensors", "layers.3.weights"))
+    EXPECT_GT(w, 0);
+
+  // The same choices give the same bits, others give other ones.
+  options.dumpRouting.clear();
+  options.routeFrom = dir / "routes.safetensors";
+  options.outputs = dir / "again.safetensors";
+  ASSERT_TRUE(runIt(options).outcome.status);
+  EXPECT_EQ(floats(dir / "again.safetensors", "y"), floats(dir / "o.safetensors", "y"));
+  std::vector<int32_t> other(kTokens * kK);
+  for (size_t i = 0; i < other.size(); ++i)
+    other[i] = static_cast<int32_t>(i % kExperts);
+  writeFile(dir / "forced.safetensors",
+            safetensorsBytes({testTensor("layers.3.ids", "I32", {kTokens, kK}, other)}));
+  options.routeFrom = dir / "forced.safetensors";
+  ASSERT_TRUE(runIt(options).outcome.status);
+  EXPECT_NE(floats(dir / "again.safetensors", "y"), floats(dir / "o.safetensors", "y"));
+  other[5] = kExperts;
+  writeFile(dir / "forced.safetensors",
+            safetensorsBytes({testTensor("layers.3.ids", "I32", {kTokens, kK}, other)}));
+  Ran bad = runIt(options);
+  ASSERT_FALSE(bad.outcome.status);
+  EXPECT_THAT(bad.outcome.status.str(), HasSubstr("expert 4 at position 5"));
+}
+
+TEST(RuntimeExecutor, ProfileHasEveryInstructionOfEveryRank) {
+  TempDir dir;
+  writeExpertsFiles(dir, 9);
+  savePlan(dir / "p.moeplan", expertsPlan(2, 1, 24));
+  RunOptions options = expertsRun(dir, "o.safetensors");
+  options.profile = dir / "trace.json";
+  ASSERT_TRUE(runIt(options).outcome.status);
+  std::ifstream in(dir / "trace.json");
+  std::string text((std::istreambuf_iterator<char>(in)), {});
+  size_t events = 0;
+  for (size_t at = 0; (at = text.find("\"ph\":\"X\"", at)) != std::string::npos; ++at)
+    ++events;
+  EXPECT_EQ(events, 4u * 9u * 2u); // ranks, instructions, attempts
+  EXPECT_THAT(text, HasSubstr("grouped_matmul"));
+}
+
+/// A plan of boxes: rank r of a ring of 4 holds its part of x along dimension 1, pads included;
+/// a kernel scales it, a copy with an offset that depends on the rank picks one column of a table.
+std::vector<uint8_t> boxesPlan(const std::vector<uint8_t> &object, const std::string &features) {
+  PlanBuilder builder({{{"dp", 2}, {"tp", 2}}});
+  auto f32 = fb::DType::f32;
+  uint32_t kernel = builder.kernel("scale_rows",
+                                   {{f32, {1}, false, false},
+                                    {f32, {3}, true, false},
+                                    {f32, {3}, false, false},
+                                    {f32, {3}, true, true}},
+                                   object, features);
+  auto &p = builder.program(false);
+  DimSpec split{{0, 1}, 2}; // 10 columns and 2 pads in 4 parts of 3
+  uint32_t x = p.input("x", f32, {5, 10}, {{}, split});
+  uint32_t a = p.state("a", f32, {1}, {{}}, {{"a"}, false, {1}});
+  uint32_t table = p.state("table", f32, {3, 4}, {{}, {}}, {{"table"}, false, {12}});
+  uint32_t column = p.tensor(f32, {3, 1});
+  p.instr(fb::InstrKind::copy, 0, {table}, {column},
+          {integer("dim", 1), integer("start", 0), offset("offset", 1, {0, 1})});
+  uint32_t y = p.tensor(f32, {5, 3});
+  p.instr(fb::InstrKind::launch, kernel, {a, x, column}, {y},
+          {integer("rows", 5), integer("rows_scale_bound", 0)});
+  p.output("y", f32, {5, 10}, {{}, split}, y);
+  return builder.finish();
+}
+
+std::vector<uint8_t> kernelObject() {
+  std::ifstream in(MOIRA_TEST_KERNEL, std::ios::binary);
+  return {std::istreambuf_iterator<char>(in), {}};
+}
+
+struct Boxes : testing::Test {
+  Boxes() {
+    for (size_t i = 0; i < x.size(); ++i)
+      x[i] = static_cast<float>(i + 1);
+    for (size_t i = 0; i < table.size(); ++i)
+      table[i] = static_cast<float>(100 * i);
+    writeFile(dir / "model.safetensors",
+              safetensorsBytes({testTensor<float>("a", "F32", {1}, {2}),
+                                testTensor("table", "F32", {12}, table)}));
+    writeFile(dir / "in.safetensors", safetensorsBytes({testTensor("x", "F32", {5, 10}, x)}));
+    options = expertsRun(dir, "o.safetensors");
+    options.weights = dir.str();
+  }
+  TempDir dir;
+  std::vector<float> x = std::vector<float>(50), table = std::vector<float>(12);
+  RunOptions options;
+};
+
+TEST_F(Boxes, KernelsCopiesAndPadsGiveTheNaiveResult) {
+  savePlan(dir / "p.moeplan", boxesPlan(kernelObject(), "+sse2"));
+  Ran ran = runIt(options);
+  ASSERT_TRUE(ran.outcome.status) << ran.outcome.status.str();
+  std::vector<float> y = floats(dir / "o.safetensors", "y");
+  ASSERT_EQ(y.size(), 50u);
+  for (int64_t r = 0; r < 5; ++r)
+    for (int64_t c = 0; c < 10; ++c)
+      EXPECT_EQ(y[r * 10 + c], 2 * x[r * 10 + c] + table[c % 3 * 4 + c / 3]) << r << " " << c;
+}
+
+TEST_F(Boxes, ForeignInstructionSetsAndBrokenObjectsAreRefused) {
+  savePlan(dir / "p.moeplan", boxesPlan(kernelObject(), "+sse2,+quantum"));
+  Ran ran = runIt(options);
+  ASSERT_FALSE(ran.outcome.status);
+  EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::PlanTarget);
+  EXPECT_THAT(ran.outcome.status.str(), HasSubstr("lacks: quantum"));
+
+  std::vector<uint8_t> broken(1000, 7);
+  savePlan(dir / "p.moeplan", boxesPlan(broken, ""));
+  ran = runIt(options);
+  ASSERT_FALSE(ran.outcome.status);
+  EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::BadRun);
+}
+
+// --- inputs
+// ----------------------------------------------------------------------------------------
+
+/// ids [2,3] in 0..9 and an optional mask; both come back as outputs.
+std::vector<uint8_t> inputsPlan() {
+  PlanBuilder builder({{{"dp", 2}}});
+  auto &p = builder.program(false);
+  uint32_t ids = p.input("ids", fb::DType::i32, {2, 3}, {{{0}}, {}}, {false, 0, 0, 9});
+  uint32_t mask = p.input("mask", fb::DType::i32, {2, 3}, {{{0}}, {}}, {true, 1, 0, 1});
+  p.output("ids_out", fb::DType::i32, {2, 3}, {{{0}}, {}}, ids);
+  p.output("mask_out", fb::DType::i32, {2, 3}, {{{0}}, {}}, mask);
+  return builder.finish();
+}
+
+TEST(RuntimeIo, ConvertsAndFillsInputs) {
+  TempDir dir;
+  savePlan(dir / "p.moeplan", inputsPlan());
+  writeFile(dir / "in.safetensors",
+            safetensorsBytes({testTensor<int64_t>("ids", "I64", {2, 3}, {1, 2, 3, 4, 5, 9}),
+                              testTensor<float>("logits", "F32", {1}, {0})}));
+  Ran ran = runIt(expertsRun(dir, "o.safetensors"));
+  ASSERT_TRUE(ran.outcome.status) << ran.outcome.status.str();
+  EXPECT_THAT(ran.notes, HasSubstr("'logits'"));
+  auto file = SafeTensorsFile::open(dir / "o.safetensors");
+  ASSERT_TRUE(file);
+  auto values = [&](const char *name) {
+    std::vector<int64_t> v(6);
+    std::memcpy(v.data(), file->data(*file->find(name)).data(), 48);
+    return v;
+  };
+  EXPECT_EQ(values("ids_out"), (std::vector<int64_t>{1, 2, 3, 4, 5, 9}));
+  EXPECT_EQ(values("mask_out"), (std::vector<int64_t>{1, 1, 1, 1, 1, 1}));
+}
+
+TEST(RuntimeIo, NamesWhatIsWrongWithInputs) {
+  struct Case {
+    std::vector<TestTensor> tensors;
+    std::vector<const char *> says;
+  } cases[] = {
+      {{}, {"ids [2, 3] is missing"}},
+      {{testTensor<int32_t>("idz", "I32", {1}, {0})}, {"ids [2, 3] is missing", "'idz'"}},
+      {{testTensor<int32_t>("ids", "I32", {3, 2}, {0, 0, 0, 0, 0, 0})}, {"[3, 2]", "[2, 3]"}},
+      {{testTensor<float>("ids", "F32", {2, 3}, {0, 0, 0, 0, 0, 0})}, {"ids is F32"}},
+      {{testTensor<int32_t>("ids", "I32", {2, 3}, {0, 0, 0, 0, 10, -1})},
+       {"ids[1, 1] = 10 is out of range 0..9", "1 other"}},
+      {{testTensor<int64_t>("ids", "I64", {2, 3}, {0, 0, 0, 0, 0, int64_t(1) << 32})},
+       {"ids[1, 2] = 4294967296"}},
+      {{testTensor<int32_t>("ids", "I32", {2, 3}, {0, 0, 0, 0, 0, 77}),
+        testTensor<int32_t>("mask", "I32", {2, 2}, {0, 0, 0, 0})},
+       {"ids[1, 2] = 77", "mask has shape [2, 2]"}},
+  };
+  TempDir dir;
+  savePlan(dir / "p.moeplan", inputsPlan());
+  for (const Case &c : cases) {
+    writeFile(dir / "in.safetensors", safetensorsBytes(c.tensors));
+    Ran ran = runIt(expertsRun(dir, "o.safetensors"));
+    ASSERT_FALSE(ran.outcome.status) << c.says[0];
+    for (const Diagnostic &d : ran.outcome.status.diagnostics())
+      EXPECT_EQ(d.id, ErrorId::BadInput);
+    for (const char *says : c.says)
+      EXPECT_THAT(ran.outcome.status.str(), HasSubstr(says));
+    EXPECT_FALSE(std::filesystem::exists(dir / "o.safetensors"));
+  }
+}
+
+TEST(RuntimeIo, ReportsWeightsInputsAndOutputsAtOnce) {
+  TempDir dir;
+  writeExpertsFiles(dir, 1);
+  savePlan(dir / "p.moeplan", expertsPlan(2, 24, 24));
+  RunOptions options = expertsRun(dir, "no/where.safetensors");
+  options.weights = dir / "absent";
+  options.inputs = dir / "absent.safetensors";
+  Ran ran = runIt(options);
+  ASSERT_FALSE(ran.outcome.status);
+  EXPECT_EQ(ran.outcome.status.diagnostics().size(), 3u) << ran.outcome.status.str();
+}
+
+TEST(RuntimeIo, OtherTargetsAndMissingProgramsAreRefused) {
+  TempDir dir;
+  writeExpertsFiles(dir, 1);
+  savePlan(dir / "p.moeplan", inputsPlan());
+  RunOptions options = expertsRun(dir, "o.safetensors");
+  options.reference = ReferenceMode::f32;
+  Ran ran = runIt(options);
+  ASSERT_FALSE(ran.outcome.status);
+  EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::BadRun);
+
+  PlanBuilder builder({{{"dp", 1}}}, "sm_90");
+  auto &p = builder.program(false);
+  p.output("y", fb::DType::f32, {1}, {{}}, p.input("x", fb::DType::f32, {1}, {{}}));
+  savePlan(dir / "p.moeplan", builder.finish());
+  writeFile(dir / "in.safetensors", safetensorsBytes({testTensor<float>("x", "F32", {1}, {0})}));
+  options.reference = ReferenceMode::none;
+  ran = runIt(options);
+  ASSERT_FALSE(ran.outcome.status);
+  EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::PlanTarget);
+}
+
+TEST(RuntimeMemory, APlanThatCannotFitIsRefusedBeforeItRuns) {
+  TempDir dir;
+  PlanBuilder builder({{{"dp", 4}}});
+  auto &p = builder.program(false);
+  uint32_t big = p.tensor(fb::DType::f32, {int64_t(1) << 20, int64_t(1) << 18});
+  (void)big;
+  p.output("y", fb::DType::f32, {1}, {{}}, p.input("x", fb::DType::f32, {1}, {{}}));
+  savePlan(dir / "p.moeplan", builder.finish());
+  writeFile(dir / "in.safetensors", safetensorsBytes({testTensor<float>("x", "F32", {1}, {0})}));
+  Ran ran = runIt(expertsRun(dir, "o.safetensors"));
+  ASSERT_FALSE(ran.outcome.status);
+  EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::OutOfMemory);
+  EXPECT_THAT(ran.outcome.status.str(), HasSubstr("1.0 TiB"));
+}
+
+} // namespace
