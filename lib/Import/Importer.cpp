@@ -4,7 +4,7 @@
 #include "moira/Import/Importer.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/Verifier.h"
-#include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "moira/Dialect/Plan/IR/PlanOps.h"
 #include "moira/Import/ConfigJson.h"
 #include "moira/Import/DecoderBuilder.h"
 #include "moira/rt/Checkpoint.h"
@@ -55,10 +55,19 @@ static void setConfigFields(ModuleOp module, const ModelSpec &spec) {
   module->setAttr("moe.config_fields", b.getDictionaryAttr(fields));
 }
 
+static void setInfo(ModuleOp module, const ImportOptions &options, const ImportSummary &summary) {
+  Builder b(module.getContext());
+  Type dtype = options.dtype == "bf16" ? Type(b.getBF16Type()) : Type(b.getF32Type());
+  module->setAttr("plan.info", plan::InfoAttr::get(b.getContext(), summary.modelClass, options.task,
+                                                   dtype, options.batch, options.seq,
+                                                   summary.parameters, summary.activeParameters,
+                                                   summary.tensorsExpected, summary.tensorsFound));
+}
+
 OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
                                          const ImportOptions &options, Status &status,
                                          ImportSummary &summary) {
-  context.loadDialect<func::FuncDialect, moe::MoeDialect>();
+  context.loadDialect<func::FuncDialect, moe::MoeDialect, plan::PlanDialect>();
   size_t before = status.diagnostics().size();
   bool configAlone = !llvm::sys::fs::is_directory(path);
   SmallString<256> configPath(path);
@@ -99,6 +108,7 @@ OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
   OwningOpRef<ModuleOp> module =
       buildDecoder(context, *spec, table, {options.batch, options.seq, options.dtype == "bf16"});
   setConfigFields(*module, *spec);
+  setInfo(*module, options, summary);
   if (failed(verify(*module))) {
     status.add(ErrorId::Internal, "the importer made invalid IR for " + path.str());
     return {};

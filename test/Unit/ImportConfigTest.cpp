@@ -7,6 +7,7 @@
 #include "moira/Import/ModelSpec.h"
 
 #include <gmock/gmock.h>
+#include <random>
 
 using namespace moira;
 using moira::test::expectProblems;
@@ -220,6 +221,38 @@ TEST(ConfigJson, HostileTextIsRefusedWithItsPlace) {
       parseConfig("{\"a\": {\"a\": 1}, \"b\": [{\"a\": 1}, {\"a\": 2}], \"c:\\\"\": \":{\"}",
                   "config.json", status))
       << status.str();
+}
+
+TEST(ConfigJson, DamagedConfigsAreReadOrRefusedNeverMore) {
+  const char *start[] = {
+      R"({"model_type": "mixtral", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+          "rope_parameters": {"rope_theta": 1e6, "rope_type": "linear", "factor": 2}, "head_dim": null})",
+      R"({"model_type": "qwen2_moe", "use_sliding_window": true, "layer_types": ["full_attention"],
+          "num_hidden_layers": 1, "mlp_only_layers": [0], "sliding_window": 3})"};
+  const char *words[] = {"0",   "-1", "null", "1e308", "9223372036854775807",
+                         "[]",  "{}", "\"\"", "true",  ",",
+                         ":",   "\"", "{",    "]",     "\\u0000",
+                         "\xff"};
+  unsigned seed = std::random_device()();
+  SCOPED_TRACE("seed " + std::to_string(seed));
+  std::mt19937 random(seed);
+  int refused = 0, read = 0;
+  for (int i = 0; i < 20000; ++i) {
+    std::string text = start[random() % 2];
+    for (int n = 1 + random() % 3; n > 0; --n) {
+      size_t at = random() % text.size(), length = random() % 6;
+      text.replace(at, random() % 2 ? length : 0,
+                   random() % 4 ? words[random() % std::size(words)]
+                                : std::string(1, char(random())));
+    }
+    Status status;
+    std::optional<llvm::json::Object> config = parseConfig(text, "config.json", status);
+    bool good = config && resolveModel(*config, "config.json", status);
+    ASSERT_EQ(good, status.ok()) << text;
+    ++(good ? read : refused);
+  }
+  EXPECT_GT(refused, 1000);
+  EXPECT_GT(read, 10);
 }
 
 TEST(ConfigJson, MissingFilesAndDirectoriesAreNamed) {

@@ -8,6 +8,7 @@
 #include "moira/Dialect/Moe/IR/MoeOps.h"
 #include "moira/Import/ConfigJson.h"
 #include "moira/Import/Importer.h"
+#include "moira/Import/WeightTable.h"
 #include "llvm/Support/raw_ostream.h"
 
 #include <filesystem>
@@ -182,6 +183,63 @@ TEST_F(ImportModel, DenseLayersStandWhereTheConfigSaysSo) {
   int routes = 0;
   module->walk([&](moe::RouteOp) { ++routes; });
   EXPECT_EQ(routes, 1);
+}
+
+/// A safetensors file with these tensors, all zero.
+void writeSafetensors(const fs::path &path, const std::vector<StoredTensor> &tensors) {
+  std::string header = "{", data;
+  for (const StoredTensor &tensor : tensors) {
+    int64_t bytes = 4;
+    std::string shape;
+    for (int64_t size : tensor.shape) {
+      bytes *= size;
+      shape += (shape.empty() ? "" : ",") + std::to_string(size);
+    }
+    header += (header.size() > 1 ? ",\"" : "\"") + tensor.name + "\":{\"dtype\":\"" + tensor.type +
+              "\",\"shape\":[" + shape + "],\"data_offsets\":[" + std::to_string(data.size()) +
+              "," + std::to_string(data.size() + bytes) + "]}";
+    data.append(bytes, '\0');
+  }
+  header += "}";
+  uint64_t size = header.size();
+  std::ofstream out(path, std::ios::binary);
+  out.write(reinterpret_cast<const char *>(&size), 8);
+  out << header << data;
+}
+
+TEST_F(ImportModel, StackedExpertsAreReadFromOneTensor) {
+  config(
+      "'model_type': 'mixtral', 'hidden_size': 8, 'intermediate_size': 6, 'num_hidden_layers': 1, "
+      "'num_attention_heads': 2, 'num_key_value_heads': 1, 'vocab_size': 11, 'num_local_experts': "
+      "3");
+  std::string layer = "model.layers.0.";
+  std::vector<StoredTensor> tensors = {{"model.embed_tokens.weight", "F32", {11, 8}, ""},
+                                       {"model.norm.weight", "F32", {8}, ""},
+                                       {"lm_head.weight", "F32", {11, 8}, ""},
+                                       {layer + "input_layernorm.weight", "F32", {8}, ""},
+                                       {layer + "post_attention_layernorm.weight", "F32", {8}, ""},
+                                       {layer + "self_attn.q_proj.weight", "F32", {8, 8}, ""},
+                                       {layer + "self_attn.k_proj.weight", "F32", {4, 8}, ""},
+                                       {layer + "self_attn.v_proj.weight", "F32", {4, 8}, ""},
+                                       {layer + "self_attn.o_proj.weight", "F32", {8, 8}, ""},
+                                       {layer + "mlp.gate.weight", "F32", {3, 8}, ""},
+                                       {layer + "mlp.experts.gate_up_proj", "F32", {3, 12, 8}, ""},
+                                       {layer + "mlp.experts.down_proj", "F32", {3, 8, 6}, ""}};
+  writeSafetensors(directory / "model.safetensors", tensors);
+  auto module = import(directory.string());
+  ASSERT_TRUE(module) << status.str();
+  EXPECT_EQ(summary.tensorsFound, 12u);
+  auto gateUp = module->lookupSymbol<moe::StateOp>("model.layers.0.mlp.experts.gate_up_proj");
+  EXPECT_EQ(gateUp.getTensorType().getShape(), llvm::ArrayRef<int64_t>({3, 2, 6, 8}));
+  EXPECT_FALSE(gateUp.getSource()->getPerExpert());
+  EXPECT_EQ(gateUp.getSource()->getDiskShape().asArrayRef(), llvm::ArrayRef<int64_t>({3, 12, 8}));
+
+  // The same file without its last tensor.
+  tensors.pop_back();
+  writeSafetensors(directory / "model.safetensors", tensors);
+  EXPECT_FALSE(import(directory.string()));
+  expectProblems(status, {ErrorId::MissingTensor},
+                 {"model.layers.0.mlp.experts.down_proj [3, 8, 6]"});
 }
 
 TEST_F(ImportModel, TheSameModelGivesTheSameText) {
