@@ -62,7 +62,7 @@ def Plan_CollectiveOp : Plan_ParamInstr<"collective"> {
   }];
   let arguments = !con((ins Plan_CollectiveKindAttr:$kind, Variadic<Plan_ViewType>:$inputs, Variadic<Plan_ViewType>:$outputs, StrArrayAttr:$axes, Plan_Params:$params),
                        placeArguments);
-  let assemblyFormat = "$kind `(` $inputs `)` `->` `(` $outputs `)` `over` $axes $params " # placeFormat # " `:` functional-type($inputs, $outputs)";
+  let assemblyFormat = "`` $kind `(` $inputs `)` `->` `(` $outputs `)` `over` $axes $params " # placeFormat # " `:` functional-type($inputs, $outputs)";
 }
 
 def Plan_CopyOp : Plan_ParamInstr<"copy"> {

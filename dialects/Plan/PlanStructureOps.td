@@ -35,7 +35,7 @@ def Plan_SectionOp : Plan_Op<"section", [Symbol, HasParent<"PlanOp">]> {
     Constraints: (C1) the bytes are a tensor of i8 of one dimension.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, Plan_SectionKindAttr:$kind, StrAttr:$target, StrAttr:$features, ElementsAttr:$bytes);
-  let assemblyFormat = "$sym_name $kind `for` $target `features` $features `=` $bytes attr-dict";
+  let assemblyFormat = "$sym_name `` $kind `for` $target `features` $features `=` $bytes attr-dict";
   let hasVerifier = 1;
   let extraClassDeclaration = [{
     ::llvm::ArrayRef<char> getData();
@@ -86,7 +86,7 @@ def Plan_ArenaOp : Plan_Op<"arena", [HasParent<"ProgramOp">]> {
     Constraints: (C1) the name is unique in its program; (C2) both sizes are multiples of 64; (C3) only a ragged arena grows with B.
   }];
   let arguments = (ins StrAttr:$name, Plan_ArenaRoleAttr:$role, Plan_SpaceAttr:$space, I64Attr:$bytes, I64Attr:$per_bound);
-  let assemblyFormat = "$name $role `on` $space `bytes` $bytes `per_bound` $per_bound attr-dict";
+  let assemblyFormat = "$name `` $role `on` `` $space `bytes` $bytes `per_bound` $per_bound attr-dict";
   let hasVerifier = 1;
 }
 

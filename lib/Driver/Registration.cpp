@@ -1,6 +1,7 @@
 //===- Registration.cpp - every dialect and pass that moe-opt knows -------===//
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/Transforms/Passes.h"
+#include "moira/Conversion/PlanPasses.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
 #include "moira/Dialect/Plan/IR/PlanOps.h"
@@ -10,4 +11,7 @@ void moira::registerMoiraDialects(mlir::DialectRegistry &registry) {
   registry.insert<mlir::func::FuncDialect, moe::MoeDialect, dist::DistDialect, plan::PlanDialect>();
 }
 
-void moira::registerMoiraPasses() { mlir::registerTransformsPasses(); }
+void moira::registerMoiraPasses() {
+  mlir::registerTransformsPasses();
+  registerPlanPasses();
+}

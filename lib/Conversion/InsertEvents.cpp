@@ -1,0 +1,72 @@
+//===- InsertEvents.cpp - --plan-insert-events ----------------------------===//
+// plan.record and plan.wait where an instruction needs what another queue made (or must not
+// overwrite what another queue still reads). A wait that an earlier wait on the same queue implies
+// is left out. Reused memory needs no events of its own: plan-allocate reuses only what these
+// events order.
+//===----------------------------------------------------------------------===//
+#include "QueueClocks.h"
+#include "moira/Conversion/PlanPasses.h"
+
+using namespace mlir;
+using namespace moira;
+using namespace moira::plan;
+
+namespace {
+
+struct InsertEventsPass : PassWrapper<InsertEventsPass, OperationPass<ProgramOp>> {
+  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(InsertEventsPass)
+  StringRef getArgument() const final { return "plan-insert-events"; }
+  StringRef getDescription() const final { return "Order the queues by events"; }
+  void runOnOperation() final;
+  Statistic numEvents{this, "events", "events recorded"};
+  Statistic numWaits{this, "waits", "waits inserted"};
+};
+
+void InsertEventsPass::runOnOperation() {
+  ProgramOp program = getOperation();
+  SmallVector<InstructionInterface> instrs = instructionsOf(program);
+  std::vector<SmallVector<unsigned, 4>> needs(instrs.size());
+  forEachDependence(instrs, [&](unsigned i, unsigned earlier) { needs[i].push_back(earlier); });
+
+  QueueClocks clocks(program);
+  std::vector<Clock> after(instrs.size()); // what is known once instruction i is done
+  std::vector<RecordOp> records(instrs.size());
+  for (auto [i, instr] : llvm::enumerate(instrs)) {
+    unsigned queue = clocks.queueOf(instr);
+    // The last instruction of each queue that this one must wait for; 0-based positions, −1 none.
+    Clock last(clocks.numQueues(), -1);
+    for (unsigned j : needs[i]) {
+      int64_t &position = last[clocks.queueOf(instrs[j])];
+      position = std::max<int64_t>(position, j);
+    }
+    for (unsigned other = 0; other < clocks.numQueues(); ++other) {
+      int64_t j = last[other];
+      if (other == queue || j <= clocks.before(queue)[other])
+        continue;
+      if (!records[j]) {
+        InstructionInterface producer = instrs[j];
+        OpBuilder builder(producer->getContext());
+        builder.setInsertionPointAfter(producer);
+        records[j] =
+            RecordOp::create(builder, producer->getLoc(), EventType::get(builder.getContext()),
+                             builder.getStringAttr(producer.getQueue()),
+                             producer->getAttrOfType<StringAttr>("place"),
+                             producer->getAttrOfType<IntegerAttr>("layer"));
+        ++numEvents;
+      }
+      OpBuilder builder(instr);
+      WaitOp::create(builder, instr->getLoc(), records[j], builder.getStringAttr(instr.getQueue()),
+                     instr->getAttrOfType<StringAttr>("place"),
+                     instr->getAttrOfType<IntegerAttr>("layer"));
+      ++numWaits;
+      clocks.wait(queue, after[j]);
+    }
+    after[i] = clocks.run(queue, i);
+  }
+}
+
+} // namespace
+
+std::unique_ptr<Pass> moira::createPlanInsertEventsPass() {
+  return std::make_unique<InsertEventsPass>();
+}

@@ -1,0 +1,279 @@
+//===- OpLowerings.cpp - which op becomes which instruction ---------------===//
+// One function an op, in a table. Operand orders and parameters are those of
+// runtime/include/moira/rt/Calls.def.
+//===----------------------------------------------------------------------===//
+#include "ProgramBuilder.h"
+#include "moira/Dialect/Dist/IR/DistOps.h"
+
+using namespace mlir;
+using namespace moira;
+
+namespace {
+
+using B = ProgramBuilder;
+
+class LoweringTable {
+public:
+  LoweringTable();
+  LogicalResult lower(Operation *op, B &b) const {
+    auto it = functions.find(op->getName().getStringRef());
+    if (it == functions.end())
+      return op->emitOpError(
+          "MOE-0601: has no instruction; the phase before `plan` should have removed it");
+    return it->second(op, b);
+  }
+
+private:
+  template <typename Op> void add(LogicalResult (*function)(Op, B &)) {
+    functions[Op::getOperationName()] = [function](Operation *op, B &b) {
+      return function(cast<Op>(op), b);
+    };
+  }
+  void addDense();
+  void addRowWise();
+  void addAttention();
+  void addExperts();
+  void addExchange();
+  void addCollectives();
+
+  llvm::StringMap<std::function<LogicalResult(Operation *, B &)>> functions;
+};
+
+int64_t rankOf(Value v) { return cast<RankedTensorType>(v.getType()).getRank(); }
+double toDouble(const llvm::APFloat &value) { return value.convertToDouble(); }
+
+LoweringTable::LoweringTable() {
+  addDense();
+  addRowWise();
+  addAttention();
+  addExperts();
+  addExchange();
+  addCollectives();
+}
+
+void LoweringTable::addDense() {
+  add<moe::ParamOp>(+[](moe::ParamOp op, B &b) { return b.defineParam(op); });
+  add<moe::EmbeddingOp>(+[](moe::EmbeddingOp op, B &b) {
+    b.call("embedding", {b.view(op.getIds()), b.view(op.getTable())}, {b.define(op.getResult())},
+           {b.offset("row_offset", op.getRowOffsetAttr())});
+    return success();
+  });
+  add<moe::LinearOp>(+[](moe::LinearOp op, B &b) {
+    b.call("linear", {b.view(op.getX()), b.view(op.getW())}, {b.define(op.getResult())},
+           {b.integer("contract", op.getContract())});
+    return success();
+  });
+}
+
+/// What generated kernels do in the mesh program: calls in the reference program, and where no
+/// kernel can.
+void LoweringTable::addRowWise() {
+  add<plan::FusedOp>(+[](plan::FusedOp op, B &b) { return b.launch(op); });
+  add<moe::RmsNormOp>(+[](moe::RmsNormOp op, B &b) {
+    b.call("rms_norm", {b.view(op.getX()), b.view(op.getW())}, {b.define(op.getResult())},
+           {b.real("eps", toDouble(op.getEps())), b.integer("norm_dims", rankOf(op.getW()))});
+    return success();
+  });
+  add<moe::SumSquaresOp>(+[](moe::SumSquaresOp op, B &b) {
+    b.call("sum_squares", {b.view(op.getX())}, {b.define(op.getResult())},
+           {b.integer("norm_dims", op.getNormDims())});
+    return success();
+  });
+  add<moe::RmsApplyOp>(+[](moe::RmsApplyOp op, B &b) {
+    b.call("rms_apply", {b.view(op.getX()), b.view(op.getSs()), b.view(op.getW())},
+           {b.define(op.getResult())},
+           {b.real("eps", toDouble(op.getEps())), b.integer("count", op.getCount()),
+            b.integer("norm_dims", rankOf(op.getW()))});
+    return success();
+  });
+  add<moe::AddOp>(+[](moe::AddOp op, B &b) {
+    b.call("add", {b.view(op.getA()), b.view(op.getB())}, {b.define(op.getResult())}, {});
+    return success();
+  });
+  add<moe::ClampOp>(+[](moe::ClampOp op, B &b) {
+    b.call("clamp", {b.view(op.getX())}, {b.define(op.getResult())},
+           {b.real("min", toDouble(op.getLo())), b.real("max", toDouble(op.getHi()))});
+    return success();
+  });
+  add<moe::GluOp>(+[](moe::GluOp op, B &b) {
+    b.call("glu", {b.view(op.getX())}, {b.define(op.getResult())},
+           {b.text("activation", moe::stringifyActivation(op.getActivation()))});
+    return success();
+  });
+  add<moe::SigmoidGateOp>(+[](moe::SigmoidGateOp op, B &b) {
+    b.call("sigmoid_gate", {b.view(op.getX()), b.view(op.getG())}, {b.define(op.getResult())}, {});
+    return success();
+  });
+  add<moe::RopeOp>(+[](moe::RopeOp op, B &b) {
+    b.call("rope", {b.view(op.getX()), b.view(op.getCos()), b.view(op.getSin())},
+           {b.define(op.getResult())}, {});
+    return success();
+  });
+}
+
+void LoweringTable::addAttention() {
+  add<moe::PositionsOp>(+[](moe::PositionsOp op, B &b) {
+    b.call("positions", {}, {b.define(op.getResult())}, {b.offset("start", op.getStartAttr())});
+    return success();
+  });
+  add<moe::RopeTableOp>(+[](moe::RopeTableOp op, B &b) {
+    b.call("rope_table", {b.view(op.getPos())}, {b.define(op.getCos()), b.define(op.getSin())},
+           {b.real("theta", toDouble(op.getTheta())), b.integer("dim", op.getDim()),
+            b.text("scaling", op.getScaling()), b.real("factor", toDouble(op.getFactor()))});
+    return success();
+  });
+  add<moe::AttentionOp>(+[](moe::AttentionOp op, B &b) {
+    SmallVector<Value> inputs;
+    for (Value operand : op->getOperands())
+      inputs.push_back(b.view(operand));
+    b.call("attention", inputs, {b.define(op.getResult())},
+           {b.real("scale", toDouble(op.getScale())), b.integer("window", op.getWindow()),
+            b.integer("q_heads", op.getQHeads()), b.integer("kv_heads", op.getKvHeads()),
+            b.offset("head_offset", op.getHeadOffsetAttr()),
+            b.offset("kv_offset", op.getKvOffsetAttr())});
+    return success();
+  });
+}
+
+/// Routing; dispatch and combine where the experts are not split, which is always so in a global
+/// program.
+void LoweringTable::addExperts() {
+  add<moe::RouteOp>(+[](moe::RouteOp op, B &b) {
+    moe::RoutingType type = op.getType();
+    SmallVector<int64_t> shape(type.getTokens());
+    shape.push_back(type.getK());
+    Builder types(op.getContext());
+    RoutingViews &routing = b.routing(op.getResult());
+    routing.ids = b.define(b.viewType(shape, types.getI32Type()));
+    routing.weights = b.define(b.viewType(shape, types.getF32Type()));
+    moe::RouterAttr router = op.getRouter();
+    b.call("route", {b.view(op.getLogits())}, {routing.ids, routing.weights},
+           {b.text("score", moe::stringifyScore(router.getScore())),
+            b.text("order", moe::stringifyRouteOrder(router.getOrder())),
+            b.text("renorm", moe::stringifyRenorm(router.getRenorm())),
+            b.real("scale", router.getScale().getValueAsDouble())});
+    return success();
+  });
+  add<moe::DispatchOp>(+[](moe::DispatchOp op, B &b) {
+    int64_t experts = op.getRouting().getType().getExperts();
+    RoutingViews &routing = b.routing(op.getRouting());
+    Type i32 = IntegerType::get(op.getContext(), 32);
+    // All rows fit by their number: the need is not looked at.
+    Value need = b.zeroNeed();
+    routing.groups = b.define(b.viewType({1, experts}, i32));
+    routing.pos = b.define(cast<plan::ViewType>(routing.ids.getType()));
+    b.call("select", {b.view(op.getX()), routing.ids, need},
+           {b.define(op.getResult()), routing.groups, routing.pos, b.define(b.viewType({1}, i32))},
+           {b.integer("experts", experts), b.offset("expert_offset", {})});
+    return success();
+  });
+  add<moe::GroupedMatmulOp>(+[](moe::GroupedMatmulOp op, B &b) {
+    Value groups = op.getGroups();
+    bool sorted = isa<moe::RoutingType>(groups.getType());
+    Value counts = sorted ? b.routing(groups).groups : b.view(groups);
+    if (!counts)
+      return LogicalResult(
+          op.emitOpError("MOE-0601: no moe.dispatch before it has sorted rows by this routing"));
+    b.call("grouped_matmul", {b.view(op.getRows()), counts, b.view(op.getW())},
+           {b.define(op.getResult())}, {b.integer("contract", op.getContract())});
+    return LogicalResult(success());
+  });
+  add<moe::CombineOp>(+[](moe::CombineOp op, B &b) {
+    RoutingViews &routing = b.routing(op.getRouting());
+    if (!routing.pos)
+      return LogicalResult(
+          op.emitOpError("MOE-0601: no moe.dispatch before it has sorted rows by this routing"));
+    b.call("combine", {b.view(op.getRows()), routing.pos, routing.weights},
+           {b.define(op.getResult())}, {});
+    return LogicalResult(success());
+  });
+}
+
+/// Rows of experts that are split over ranks.
+void LoweringTable::addExchange() {
+  add<dist::ZeroNeedOp>(+[](dist::ZeroNeedOp op, B &b) {
+    b.fill(b.define(op.getNeed()), 0);
+    return success();
+  });
+  add<dist::RequireBoundOp>(+[](dist::RequireBoundOp op, B &b) {
+    b.requireBound(b.view(op.getNeed()), op.getInitial(), op.getWorst());
+    return success();
+  });
+  add<dist::SelectOp>(+[](dist::SelectOp op, B &b) {
+    b.call("select", {b.view(op.getX()), b.routing(op.getRouting()).ids, b.view(op.getNeedIn())},
+           {b.define(op.getRows()), b.define(op.getGroups()), b.define(op.getPos()),
+            b.define(op.getNeed())},
+           {b.integer("experts", op.getRouting().getType().getExperts()),
+            b.offset("expert_offset", op.getExpertOffsetAttr())});
+    return success();
+  });
+  add<dist::PackOp>(+[](dist::PackOp op, B &b) {
+    b.call("pack", {b.view(op.getX()), b.routing(op.getRouting()).ids, b.view(op.getNeedIn())},
+           {b.define(op.getSlots()), b.define(op.getCounts()), b.define(op.getPos()),
+            b.define(op.getNeed())},
+           {b.integer("experts", op.getRouting().getType().getExperts()),
+            b.integer("segments", op.getSegments())});
+    return success();
+  });
+  add<dist::RegroupOp>(+[](dist::RegroupOp op, B &b) {
+    b.call("regroup", {b.view(op.getSlots()), b.view(op.getCounts())},
+           {b.define(op.getRows()), b.define(op.getGroups())},
+           {b.integer("segments", op.getSegments())});
+    return success();
+  });
+  add<dist::UngroupOp>(+[](dist::UngroupOp op, B &b) {
+    b.call("ungroup", {b.view(op.getRows()), b.view(op.getCounts())}, {b.define(op.getSlots())},
+           {b.integer("segments", op.getSegments())});
+    return success();
+  });
+  add<dist::UnpackOp>(+[](dist::UnpackOp op, B &b) {
+    b.call("combine",
+           {b.view(op.getSlots()), b.view(op.getPos()), b.routing(op.getRouting()).weights},
+           {b.define(op.getResult())}, {});
+    return success();
+  });
+  add<dist::MergeOp>(+[](dist::MergeOp op, B &b) {
+    b.call("combine",
+           {b.view(op.getRows()), b.view(op.getPos()), b.routing(op.getRouting()).weights},
+           {b.define(op.getResult())}, {});
+    return success();
+  });
+}
+
+void LoweringTable::addCollectives() {
+  add<dist::AllReduceOp>(+[](dist::AllReduceOp op, B &b) {
+    b.collective(plan::CollectiveKind::all_reduce, b.view(op.getX()), b.define(op.getResult()),
+                 op.getAxes(), {b.integer("op", static_cast<int64_t>(op.getKind()))});
+    return success();
+  });
+  add<dist::AllGatherOp>(+[](dist::AllGatherOp op, B &b) {
+    b.collective(plan::CollectiveKind::all_gather, b.view(op.getX()), b.define(op.getResult()),
+                 op.getAxes(), {b.integer("dim", op.getDim())});
+    return success();
+  });
+  add<dist::ReduceScatterOp>(+[](dist::ReduceScatterOp op, B &b) {
+    b.collective(
+        plan::CollectiveKind::reduce_scatter, b.view(op.getX()), b.define(op.getResult()),
+        op.getAxes(),
+        {b.integer("op", static_cast<int64_t>(op.getKind())), b.integer("dim", op.getDim())});
+    return success();
+  });
+  add<dist::AllToAllOp>(+[](dist::AllToAllOp op, B &b) {
+    // The dimension that loses the axes is put together, the one that gains them is cut.
+    b.collective(plan::CollectiveKind::all_to_all, b.view(op.getX()), b.define(op.getResult()),
+                 op.getAxes(),
+                 {b.integer("split_dim", op.getTo()), b.integer("concat_dim", op.getFrom())});
+    return success();
+  });
+  add<dist::SliceOp>(+[](dist::SliceOp op, B &b) {
+    b.copy(b.view(op.getX()), b.define(op.getResult()), op.getDim(), op.getStartAttr());
+    return success();
+  });
+}
+
+} // namespace
+
+LogicalResult moira::lowerOp(Operation *op, ProgramBuilder &builder) {
+  static const LoweringTable table;
+  return table.lower(op, builder);
+}

@@ -1,0 +1,72 @@
+//===- PlanPipeline.cpp - the phase `plan` --------------------------------===//
+// Which passes make a plan out of a localized module, in which order, and why.
+//===----------------------------------------------------------------------===//
+#include "moira/Conversion/PlanPipeline.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "mlir/Pass/PassManager.h"
+#include "moira/Conversion/PlanPasses.h"
+#include "moira/Dialect/Plan/IR/PlanOps.h"
+
+using namespace mlir;
+using namespace moira;
+
+/// What every program goes through once it is instructions.
+static void addProgramPasses(OpPassManager &passes) {
+  OpPassManager &programs = passes.nest<plan::PlanOp>().nest<plan::ProgramOp>();
+  // While instructions may still be moved freely: no addresses, no events.
+  programs.addPass(createPlanSchedulePass());
+  // The order is fixed now; only what crosses queues needs an event.
+  programs.addPass(createPlanInsertEventsPass());
+  // Last, because memory is reused only where order and events allow it.
+  programs.addPass(createPlanAllocatePass());
+}
+
+/// Runs the passes that `build` adds on a clone of `module`; null if one fails.
+static OwningOpRef<ModuleOp> runOnClone(ModuleOp module,
+                                        llvm::function_ref<void(OpPassManager &)> build) {
+  OwningOpRef<ModuleOp> clone = module.clone();
+  PassManager passes(module.getContext());
+  if (failed(applyPassManagerCLOptions(passes)))
+    return {};
+  build(passes);
+  if (failed(passes.run(*clone)))
+    return {};
+  return clone;
+}
+
+LogicalResult moira::buildPlan(ModuleOp localized, ModuleOp global, const PlanOptions &options,
+                               OwningOpRef<ModuleOp> &planModule) {
+  planModule = runOnClone(localized, [&](OpPassManager &passes) {
+    // On tensors, where producers and consumers are one step apart.
+    passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
+    passes.addPass(createPlanLowerPass(options));
+    addProgramPasses(passes);
+    // Independent of all the rest; here because a plan is complete without the writer.
+    passes.nest<plan::PlanOp>().addPass(createPlanBuildKernelsPass(options));
+  });
+  if (!planModule)
+    return failure();
+  if (!global)
+    return success();
+  // No fusion: the reference is library calls only, so that it checks the kernels too.
+  OwningOpRef<ModuleOp> reference = runOnClone(global, [&](OpPassManager &passes) {
+    passes.addPass(createPlanLowerPass(options, /*reference=*/true));
+    addProgramPasses(passes);
+  });
+  if (!reference)
+    return failure();
+  Block &body = plan::getPlan(*planModule).getBody().front();
+  for (auto program :
+       llvm::make_early_inc_range(plan::getPlan(*reference).getOps<plan::ProgramOp>()))
+    program->moveBefore(&body, body.end());
+  return success();
+}
+
+void moira::registerPlanPasses() {
+  registerPass([] { return createPlanFuseKernelsPass(); });
+  registerPass([] { return createPlanLowerPass(); });
+  registerPass([] { return createPlanSchedulePass(); });
+  registerPass([] { return createPlanInsertEventsPass(); });
+  registerPass([] { return createPlanAllocatePass(); });
+  registerPass([] { return createPlanBuildKernelsPass(); });
+}

@@ -1,0 +1,274 @@
+//===- ProgramBuilder.cpp - emitting one plan.program ---------------------===//
+#include "ProgramBuilder.h"
+#include "moira/Dialect/Dist/IR/DistOps.h"
+
+using namespace mlir;
+using namespace moira;
+using namespace moira::plan;
+
+/// The layer's number in a name such as "model.layers.3.self_attn", or −1.
+static int64_t layerOf(StringRef place) {
+  auto [before, after] = place.split("layers.");
+  int64_t number = -1;
+  if (after.empty() || after.split('.').first.getAsInteger(10, number))
+    return -1;
+  return number;
+}
+
+/// The part of the model that a location names; empty if it names none.
+static StringRef placeOf(Location loc) {
+  if (auto named = dyn_cast<NameLoc>(loc))
+    return named.getName();
+  if (auto fused = dyn_cast<FusedLoc>(loc))
+    for (Location part : fused.getLocations())
+      if (StringRef place = placeOf(part); !place.empty())
+        return place;
+  return {};
+}
+
+ProgramBuilder::ProgramBuilder(PlanOp plan, func::FuncOp source, bool reference,
+                               kernels::KernelTable &kernels)
+    : plan(plan), source(source), reference(reference), kernels(kernels),
+      builder(plan.getContext()), loc(source.getLoc()) {
+  builder.setInsertionPointToEnd(&plan.getBody().front());
+  SmallVector<StringRef> queues{kComputeQueue};
+  if (!reference && plan.numRanks() > 1)
+    queues.push_back(kCommQueue);
+  StringRef name = reference ? "reference" : source.getName();
+  program = ProgramOp::create(builder, loc, name, reference ? 1 : plan.numRanks(), reference,
+                              builder.getStrArrayAttr(queues), DenseI64ArrayAttr());
+  builder.createBlock(&program.getBody());
+}
+
+//===----------------------------------------------------------------------===//
+// Views
+//===----------------------------------------------------------------------===//
+
+ViewType ProgramBuilder::viewType(ArrayRef<int64_t> shape, Type element, int64_t bound) const {
+  // The reference program is exact: whatever the compute type, it runs in f32 (or f64 at run time).
+  if (reference && (element.isBF16() || element.isF16()))
+    element = Float32Type::get(element.getContext());
+  return ViewType::get(element.getContext(), shape, element, bound);
+}
+
+ViewType ProgramBuilder::viewType(Type type) const {
+  auto tensor = cast<RankedTensorType>(type);
+  SmallVector<int64_t> shape(tensor.getShape());
+  if (auto rows = dyn_cast_if_present<dist::RowsAttr>(tensor.getEncoding())) {
+    shape[rows.getDim()] = rows.getScale();
+    return viewType(shape, tensor.getElementType(), rows.getDim());
+  }
+  return viewType(shape, tensor.getElementType());
+}
+
+Value ProgramBuilder::define(ViewType type) {
+  return ViewOp::create(builder, loc, type, type.isBounded() ? kRaggedArena : kActivationArena,
+                        IntegerAttr(), IntegerAttr());
+}
+
+Value ProgramBuilder::define(Value tensor) {
+  return views[tensor] = define(viewType(tensor.getType()));
+}
+
+Value ProgramBuilder::zeroNeed() {
+  if (!zero) {
+    zero = define(viewType({1}, builder.getI32Type()));
+    fill(zero, 0);
+  }
+  return zero;
+}
+
+//===----------------------------------------------------------------------===//
+// Instructions
+//===----------------------------------------------------------------------===//
+
+void ProgramBuilder::setSource(Operation *op) {
+  loc = op->getLoc();
+  StringRef name = placeOf(loc);
+  int64_t number = layerOf(name);
+  place = name.empty() ? StringAttr() : builder.getStringAttr(name);
+  layer = number < 0 ? IntegerAttr() : builder.getI64IntegerAttr(number);
+}
+
+void ProgramBuilder::call(StringRef callee, ArrayRef<Value> inputs, ArrayRef<Value> outputs,
+                          ArrayRef<NamedAttribute> params) {
+  CallOp::create(builder, loc, builder.getStringAttr(callee), inputs, outputs,
+                 builder.getDictionaryAttr(params), builder.getStringAttr(kComputeQueue), place,
+                 layer);
+}
+
+void ProgramBuilder::collective(CollectiveKind kind, Value input, Value output, ArrayAttr axes,
+                                ArrayRef<NamedAttribute> params) {
+  CollectiveOp::create(builder, loc, CollectiveKindAttr::get(builder.getContext(), kind), input,
+                       output, axes, builder.getDictionaryAttr(params),
+                       builder.getStringAttr(kCommQueue), place, layer);
+}
+
+void ProgramBuilder::copy(Value input, Value output, int64_t dim, Attribute start) {
+  SmallVector<NamedAttribute> params{integer("dim", dim), integer("start", 0)};
+  if (start)
+    params.push_back(offset("offset", start));
+  CopyOp::create(builder, loc, input, output, builder.getDictionaryAttr(params),
+                 builder.getStringAttr(kComputeQueue), place, layer);
+}
+
+void ProgramBuilder::fill(Value output, double value) {
+  FillOp::create(builder, loc, output, builder.getF64FloatAttr(value),
+                 builder.getStringAttr(kComputeQueue), place, layer);
+}
+
+void ProgramBuilder::requireBound(Value need, int64_t initial, int64_t worst) {
+  program.setBoundAttr(builder.getDenseI64ArrayAttr({initial, worst}));
+  RequireBoundOp::create(builder, loc, need, builder.getStringAttr(kComputeQueue), place, layer);
+}
+
+LogicalResult ProgramBuilder::launch(FusedOp fused) {
+  Block &body = fused.getBody().front();
+  SmallVector<Operation *> members;
+  for (Operation &op : body.without_terminator())
+    members.push_back(&op);
+  SmallVector<Value> inputs(body.getArguments());
+  auto yield = cast<YieldOp>(body.getTerminator());
+  if (!llvm::all_of(members, isRowOp))
+    return fused.emitOpError("holds something other than row ops");
+  std::optional<GroupKernel> group =
+      makeGroupKernel(members, inputs, SmallVector<Value>(yield.getValues()));
+  if (!group)
+    return fused.emitOpError("no kernel can run this group");
+  StringRef name = kernels.kernels()[kernels.intern(std::move(group->spec))].name;
+  SmallVector<Value> reads, writes;
+  for (Value input : fused.getInputs())
+    reads.push_back(view(input));
+  for (Value result : fused.getResults())
+    writes.push_back(define(result));
+  LaunchOp::create(builder, loc, FlatSymbolRefAttr::get(builder.getContext(), name), reads, writes,
+                   builder.getI64IntegerAttr(group->rows),
+                   group->bounded ? builder.getUnitAttr() : UnitAttr(),
+                   builder.getStringAttr(kComputeQueue), place, layer);
+  return success();
+}
+
+NamedAttribute ProgramBuilder::integer(StringRef name, int64_t value) {
+  return builder.getNamedAttr(name, builder.getI64IntegerAttr(value));
+}
+NamedAttribute ProgramBuilder::real(StringRef name, double value) {
+  return builder.getNamedAttr(name, builder.getF64FloatAttr(value));
+}
+NamedAttribute ProgramBuilder::text(StringRef name, StringRef value) {
+  return builder.getNamedAttr(name, builder.getStringAttr(value));
+}
+NamedAttribute ProgramBuilder::offset(StringRef name, Attribute value) {
+  if (!value)
+    value = dist::OffsetAttr::get(builder.getContext(), {}, 0);
+  return builder.getNamedAttr(name, value);
+}
+
+//===----------------------------------------------------------------------===//
+// Weights, inputs, outputs
+//===----------------------------------------------------------------------===//
+
+/// `type` as the plan has it: without an encoding that cuts nothing.
+static RankedTensorType globalType(RankedTensorType type, bool reference) {
+  dist::ShardingAttr sharding = dist::getSharding(type);
+  if (reference || (sharding && sharding.isFullyReplicated()))
+    sharding = {};
+  Type element = type.getElementType();
+  if (reference && (element.isBF16() || element.isF16()))
+    element = Float32Type::get(type.getContext());
+  return RankedTensorType::get(type.getShape(), element, sharding);
+}
+
+void ProgramBuilder::addStates() {
+  MeshInfo mesh = getMesh(plan);
+  SmallVector<StateOp> states;
+  for (auto state : source->getParentOfType<ModuleOp>().getOps<moe::StateOp>()) {
+    RankedTensorType type = globalType(state.getTensorType(), reference);
+    int64_t number = layerOf(state.getSymName());
+    IntegerAttr stateLayer = state.getLayerAttr();
+    if (!stateLayer && number >= 0)
+      stateLayer = builder.getI64IntegerAttr(number);
+    StateOp::create(builder, state.getLoc(), state.getSymName(), type, kStateArena, stateBytes,
+                    state.getSourceAttr(), stateLayer);
+    stateOffsets[state.getSymName()] = stateBytes;
+    uint64_t bytes = elementBytes(type.getElementType());
+    for (int64_t size : shardShape(type, mesh))
+      bytes *= size;
+    stateBytes += alignUp(bytes);
+  }
+}
+
+LogicalResult ProgramBuilder::defineParam(moe::ParamOp param) {
+  auto offset = stateOffsets.find(param.getState());
+  if (offset == stateOffsets.end())
+    return param.emitOpError("reads a state that the module does not have");
+  Value &view = stateViews[param.getState()];
+  if (!view)
+    view = ViewOp::create(builder, loc, viewType(param.getType()), kStateArena,
+                          builder.getI64IntegerAttr(offset->second), IntegerAttr());
+  views[param.getResult()] = view;
+  return success();
+}
+
+/// The global type of an argument or result: what `localize` noted, or its own.
+static RankedTensorType globalTypeOf(Attribute noted, Type type) {
+  if (auto global = dyn_cast_if_present<TypeAttr>(noted))
+    type = global.getValue();
+  return cast<RankedTensorType>(type);
+}
+
+LogicalResult ProgramBuilder::addInputs() {
+  for (BlockArgument argument : source.getArguments()) {
+    unsigned i = argument.getArgNumber();
+    auto name = source.getArgAttrOfType<StringAttr>(i, "moe.name");
+    if (!name)
+      return source.emitError("argument ") << i << " has no moe.name";
+    RankedTensorType type = globalType(
+        globalTypeOf(source.getArgAttr(i, "dist.global"), argument.getType()), reference);
+    InputOp::create(builder, argument.getLoc(), name, define(argument), TypeAttr::get(type),
+                    source.getArgAttrOfType<UnitAttr>(i, "moe.optional"),
+                    source.getArgAttrOfType<FloatAttr>(i, "moe.fill"),
+                    source.getArgAttrOfType<DenseI64ArrayAttr>(i, "moe.range"));
+  }
+  return success();
+}
+
+LogicalResult ProgramBuilder::addOutputs() {
+  for (OpOperand &operand : source.getBody().front().getTerminator()->getOpOperands()) {
+    unsigned i = operand.getOperandNumber();
+    auto name = source.getResultAttrOfType<StringAttr>(i, "moe.name");
+    if (!name)
+      return source.emitError("result ") << i << " has no moe.name";
+    Type own = operand.get().getType();
+    RankedTensorType type =
+        globalType(globalTypeOf(source.getResultAttr(i, "dist.global"), own), reference);
+    OutputOp::create(builder, source.getLoc(), name, view(operand.get()), TypeAttr::get(type));
+  }
+  return success();
+}
+
+LogicalResult ProgramBuilder::build() {
+  if (!source.getBody().hasOneBlock())
+    return source.emitError("a program has one block");
+  addStates();
+  if (failed(addInputs()))
+    return failure();
+  for (Operation &op : source.getBody().front().without_terminator()) {
+    setSource(&op);
+    if (failed(lowerOp(&op, *this)))
+      return failure();
+  }
+  setSource(source);
+  if (failed(addOutputs()))
+    return failure();
+
+  // Arenas stand first. Those without addresses yet get their sizes from plan-allocate.
+  builder.setInsertionPointToStart(&program.getBody().front());
+  auto arena = [&](StringRef name, ArenaRole role, uint64_t bytes) {
+    ArenaOp::create(builder, source.getLoc(), name, role, Space::device, bytes, 0);
+  };
+  arena(kStateArena, ArenaRole::state, stateBytes);
+  arena(kActivationArena, ArenaRole::activations, 0);
+  if (program.getBound())
+    arena(kRaggedArena, ArenaRole::ragged, 0);
+  return success();
+}

@@ -1,0 +1,97 @@
+//===- ProgramBuilder.h - emitting one plan.program -------------*- C++ -*-===//
+// Views, instructions and weights of one program under construction, in terms of the tensors of the
+// function that it comes from. Which op becomes which instruction is OpLowerings.cpp's business.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_LIB_CONVERSION_PROGRAMBUILDER_H
+#define MOIRA_LIB_CONVERSION_PROGRAMBUILDER_H
+
+#include "KernelGroups.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "moira/Dialect/Plan/IR/PlanOps.h"
+#include "llvm/ADT/StringMap.h"
+
+namespace moira {
+
+/// The views that one `!moe.routing` value is. pos and groups are there once a dispatch has sorted
+/// by it.
+struct RoutingViews {
+  mlir::Value ids, weights, pos, groups;
+};
+
+inline constexpr llvm::StringLiteral kStateArena = "state", kActivationArena = "activations",
+                                     kRaggedArena = "ragged", kComputeQueue = "compute",
+                                     kCommQueue = "comm";
+
+class ProgramBuilder {
+public:
+  /// Builds into `plan`, at its end. `reference`: one rank, f32, no kernels; `kernels` is not used
+  /// then.
+  ProgramBuilder(plan::PlanOp plan, mlir::func::FuncOp source, bool reference,
+                 kernels::KernelTable &kernels);
+
+  /// All of the function. Errors are emitted at its ops.
+  llvm::LogicalResult build();
+
+  // --- for the lowerings of single ops
+  bool isReference() const { return reference; }
+  mlir::Value view(mlir::Value tensor) const { return views.lookup(tensor); }
+  RoutingViews &routing(mlir::Value routing) { return routings[routing]; }
+  /// A fresh view for the op's result; becomes view(tensor).
+  mlir::Value define(mlir::Value tensor);
+  mlir::Value define(plan::ViewType type);
+  plan::ViewType viewType(llvm::ArrayRef<int64_t> shape, mlir::Type element,
+                          int64_t bound = -1) const;
+  /// The view type of a local tensor: sharding encodings dropped, #dist.rows a bound.
+  plan::ViewType viewType(mlir::Type tensor) const;
+  /// A view of one i32 that is 0, written once at the program's start.
+  mlir::Value zeroNeed();
+
+  /// From here on instructions come from `op`.
+  void setSource(mlir::Operation *op);
+  void call(llvm::StringRef callee, llvm::ArrayRef<mlir::Value> inputs,
+            llvm::ArrayRef<mlir::Value> outputs, llvm::ArrayRef<mlir::NamedAttribute> params);
+  void collective(plan::CollectiveKind kind, mlir::Value input, mlir::Value output,
+                  mlir::ArrayAttr axes, llvm::ArrayRef<mlir::NamedAttribute> params);
+  void copy(mlir::Value input, mlir::Value output, int64_t dim, mlir::Attribute offset);
+  void fill(mlir::Value output, double value);
+  void requireBound(mlir::Value need, int64_t initial, int64_t worst);
+  llvm::LogicalResult launch(plan::FusedOp fused);
+
+  mlir::NamedAttribute integer(llvm::StringRef name, int64_t value);
+  mlir::NamedAttribute real(llvm::StringRef name, double value);
+  mlir::NamedAttribute text(llvm::StringRef name, llvm::StringRef value);
+  /// `value` may be null: 0 on every rank.
+  mlir::NamedAttribute offset(llvm::StringRef name, mlir::Attribute value);
+
+  /// The view of a weight.
+  llvm::LogicalResult defineParam(moe::ParamOp param);
+
+private:
+  void addStates();
+  llvm::LogicalResult addInputs();
+  llvm::LogicalResult addOutputs();
+
+  plan::PlanOp plan;
+  mlir::func::FuncOp source;
+  bool reference;
+  kernels::KernelTable &kernels;
+  plan::ProgramOp program;
+  mlir::OpBuilder builder; // instructions and views
+  llvm::DenseMap<mlir::Value, mlir::Value> views;
+  llvm::DenseMap<mlir::Value, RoutingViews> routings;
+  llvm::StringMap<uint64_t> stateOffsets;
+  llvm::StringMap<mlir::Value> stateViews;
+  uint64_t stateBytes = 0;
+  mlir::Value zero;
+  mlir::Location loc;
+  mlir::StringAttr place;
+  mlir::IntegerAttr layer;
+};
+
+/// Emits the instructions of one op of a function. Fails, with an error at the op, on an op that
+/// the phase `localize` (or `import`, for a reference program) should not have left.
+llvm::LogicalResult lowerOp(mlir::Operation *op, ProgramBuilder &builder);
+
+} // namespace moira
+
+#endif // MOIRA_LIB_CONVERSION_PROGRAMBUILDER_H

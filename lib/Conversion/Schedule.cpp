@@ -1,0 +1,145 @@
+//===- Schedule.cpp - --plan-schedule -------------------------------------===//
+// Orders the instructions of each program: collectives as early as they can, what needs their
+// results as late as there is something else to do. So the dense work that does not depend on an
+// exchange (a shared expert, the next projection) lies between its start and its first use.
+//===----------------------------------------------------------------------===//
+#include "ProgramBuilder.h"
+#include "QueueClocks.h"
+#include "moira/Conversion/PlanPasses.h"
+#include <set>
+
+using namespace mlir;
+using namespace moira;
+using namespace moira::plan;
+
+namespace {
+
+/// How far ahead of the first waiting instruction work may be taken from: bounds how much more
+/// memory is alive.
+constexpr unsigned kLookahead = 64;
+
+/// A list scheduler with two classes of instructions. Deterministic: ties go to the earlier one.
+class Scheduler {
+public:
+  explicit Scheduler(ArrayRef<InstructionInterface> instrs);
+  std::vector<unsigned> run();
+
+private:
+  bool isExchange(unsigned i) {
+    InstructionInterface instr = instrs[i];
+    return instr.getQueue() == kCommQueue;
+  }
+  /// Would wait for an exchange that nothing has waited for yet.
+  bool wouldWait(unsigned i);
+  unsigned choose();
+  void issue(unsigned i);
+
+  ArrayRef<InstructionInterface> instrs;
+  std::vector<SmallVector<unsigned, 4>> needs, feeds;
+  std::vector<unsigned> missing; // operands not yet issued
+  std::set<unsigned> readyExchanges, readyWork;
+  /// Exchanges are numbered as they are issued; those up to `waitedFor` are known to be done.
+  std::vector<unsigned> exchangeNumber;
+  unsigned exchanges = 0, waitedFor = 0;
+  std::vector<unsigned> order;
+};
+
+Scheduler::Scheduler(ArrayRef<InstructionInterface> instrs)
+    : instrs(instrs), needs(instrs.size()), feeds(instrs.size()), missing(instrs.size()),
+      exchangeNumber(instrs.size()) {
+  forEachDependence(instrs, [&](unsigned i, unsigned earlier) {
+    if (llvm::is_contained(needs[i], earlier))
+      return;
+    needs[i].push_back(earlier);
+    feeds[earlier].push_back(i);
+    ++missing[i];
+  });
+}
+
+bool Scheduler::wouldWait(unsigned i) {
+  return llvm::any_of(needs[i], [&](unsigned j) { return exchangeNumber[j] > waitedFor; });
+}
+
+unsigned Scheduler::choose() {
+  if (!readyExchanges.empty())
+    return *readyExchanges.begin();
+  unsigned first = *readyWork.begin();
+  for (unsigned i : readyWork) {
+    if (i > first + kLookahead)
+      break;
+    if (!wouldWait(i))
+      return i;
+  }
+  return first;
+}
+
+void Scheduler::issue(unsigned i) {
+  order.push_back(i);
+  readyExchanges.erase(i);
+  readyWork.erase(i);
+  if (isExchange(i))
+    exchangeNumber[i] = ++exchanges;
+  else
+    for (unsigned j : needs[i])
+      waitedFor = std::max(waitedFor, exchangeNumber[j]);
+  for (unsigned j : feeds[i])
+    if (--missing[j] == 0)
+      (isExchange(j) ? readyExchanges : readyWork).insert(j);
+}
+
+std::vector<unsigned> Scheduler::run() {
+  for (unsigned i = 0; i < instrs.size(); ++i)
+    if (missing[i] == 0)
+      (isExchange(i) ? readyExchanges : readyWork).insert(i);
+  while (order.size() < instrs.size())
+    issue(choose());
+  return std::move(order);
+}
+
+struct SchedulePass : PassWrapper<SchedulePass, OperationPass<ProgramOp>> {
+  MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(SchedulePass)
+  StringRef getArgument() const final { return "plan-schedule"; }
+  StringRef getDescription() const final {
+    return "Order instructions so that exchanges hide behind independent work";
+  }
+  void runOnOperation() final;
+  Statistic numMoved{this, "moved", "instructions that stand elsewhere than in the function"};
+};
+
+void SchedulePass::runOnOperation() {
+  Block &block = getOperation().getBody().front();
+  SmallVector<InstructionInterface> instrs = instructionsOf(getOperation());
+  for (InstructionInterface instr : instrs)
+    if (isa<RecordOp, WaitOp>(instr)) {
+      instr->emitOpError("plan-schedule runs before events are inserted");
+      return signalPassFailure();
+    }
+  std::vector<unsigned> order = Scheduler(instrs).run();
+  // The block becomes: arenas, states, inputs, instructions, outputs; each view right before its
+  // first user.
+  SmallVector<Operation *> ops, outputs;
+  for (Operation &op : block)
+    if (isa<ArenaOp, StateOp>(op))
+      ops.push_back(&op);
+  for (auto input : block.getOps<InputOp>())
+    ops.push_back(input);
+  for (auto [i, at] : llvm::enumerate(order)) {
+    ops.push_back(instrs[at]);
+    numMoved += i != at;
+  }
+  llvm::append_range(ops, block.getOps<OutputOp>());
+  llvm::DenseSet<Operation *> placed;
+  for (Operation *op : ops) {
+    for (Value operand : op->getOperands())
+      if (auto view = operand.getDefiningOp<ViewOp>(); view && placed.insert(view).second)
+        view->moveBefore(&block, block.end());
+    op->moveBefore(&block, block.end());
+  }
+  for (auto view : llvm::make_early_inc_range(block.getOps<ViewOp>()))
+    if (view.use_empty())
+      view.erase();
+}
+
+} // namespace
+
+std::unique_ptr<Pass> moira::createPlanSchedulePass() { return std::make_unique<SchedulePass>(); }
