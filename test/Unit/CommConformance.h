@@ -117,7 +117,8 @@ private:
                fb::EnumNameDType(dtype), g.members.size(), inPlace ? " in place" : "");
     check(comm.allReduce(g, in.data(), inPlace ? in.data() : out.data(), count, dtype, op, what),
           what);
-    check(std::memcmp((inPlace ? in : out).data(), expected.data(), count * sizeof(T)) == 0,
+    const std::vector<T> &got = inPlace ? in : out;
+    check(count == 0 || std::memcmp(got.data(), expected.data(), count * sizeof(T)) == 0,
           what + ": wrong bits");
     check(inPlace || in == inputs[size_t(g.self)], what + ": input changed");
   }
