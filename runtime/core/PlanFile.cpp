@@ -111,6 +111,32 @@ bool sourceNamesFit(const fb::Plan &plan, flatbuffers::Verifier &v, size_t size)
   return true;
 }
 
+/// FlatBuffers' verifier checks the alignment of a vector's length only. True if all 64-bit vectors
+/// are aligned for their elements, so that every reader may use them as arrays.
+bool wideVectorsAligned(const fb::Plan &plan) {
+  auto aligned = [](const flatbuffers::Vector<int64_t> *vector) {
+    return !vector || reinterpret_cast<uintptr_t>(vector->Data()) % alignof(int64_t) == 0;
+  };
+  bool ok = true;
+  for (const fb::Kernel *kernel : *plan.kernels())
+    for (const fb::KernelOperand *operand : *kernel->operands())
+      ok &= aligned(operand->inner());
+  for (const fb::Program *program : *plan.programs()) {
+    for (const fb::View *view : *program->views())
+      ok &= aligned(view->shape());
+    for (const fb::Input *input : *program->inputs())
+      ok &= aligned(input->shape());
+    for (const fb::Output *output : *program->outputs())
+      ok &= aligned(output->shape());
+    for (const fb::State *state : *program->states())
+      ok &= aligned(state->shape()) && (!state->source() || aligned(state->source()->disk_shape()));
+    for (const fb::Instr *instr : *program->instrs())
+      for (size_t i = 0; instr->params() && i < instr->params()->size(); ++i)
+        ok &= aligned(instr->params()->Get(i)->ints());
+  }
+  return ok;
+}
+
 /// The root if every offset of the buffer is sound.
 const fb::Plan *verifyStructure(std::span<const uint8_t> buffer) {
   // A table of its own takes 8 bytes (itself and the offset to it), so an honest buffer has no more
@@ -123,7 +149,9 @@ const fb::Plan *verifyStructure(std::span<const uint8_t> buffer) {
       !sourceNamesFit(*fb::GetPlan(buffer.data()), first, buffer.size()))
     return nullptr;
   flatbuffers::Verifier second(buffer.data(), buffer.size(), 64, tables);
-  return fb::VerifyPlanBuffer(second) ? fb::GetPlan(buffer.data()) : nullptr;
+  if (!fb::VerifyPlanBuffer(second) || !wideVectorsAligned(*fb::GetPlan(buffer.data())))
+    return nullptr;
+  return fb::GetPlan(buffer.data());
 }
 
 } // namespace
@@ -156,8 +184,9 @@ Expected<PlanFile> PlanFile::fromBytes(std::span<const uint8_t> bytes) {
   file.bytes = bytes;
   file.root = verifyStructure(bytes.subspan(kFlatBufferAt, length));
   if (!file.root)
-    return Status(ErrorId::PlanStructure,
-                  "the FlatBuffer has offsets outside itself or lacks a required field");
+    return Status(
+        ErrorId::PlanStructure,
+        "the FlatBuffer has offsets outside itself, misaligned vectors or lacks a required field");
   if (Status status = verifyPlan(*file.root, bytes); !status.ok())
     return status;
   return file;
