@@ -9,7 +9,10 @@
 #include "mlir/IR/Verifier.h"
 #include "mlir/Parser/Parser.h"
 #include "mlir/Pass/PassManager.h"
+#include "moira/Conversion/PlanPipeline.h"
 #include "moira/Import/Importer.h"
+#include "moira/Target/Plan/PlanFileIO.h"
+#include "moira/Transforms/Passes.h"
 #include "moira/rt/PlanSummary.h"
 #include "llvm/Support/CommandLine.h"
 #include "llvm/Support/FileSystem.h"
@@ -46,7 +49,6 @@ private:
   Status loadPlan();
   Status runPhase(Phase phase);
   Status runPasses(llvm::function_ref<void(OpPassManager &)> build);
-  Status checkMesh();
   Status buildPlanModule();
   Status writeAndReport();
   Status checkMemory(const rt::PlanSummary &summary);
@@ -108,7 +110,14 @@ Status Compilation::loadText() {
   return module ? Status() : problemsOf(diagnostics, "parsing");
 }
 
-Status Compilation::loadPlan() { return {ErrorId::Internal, "plans"}; }
+Status Compilation::loadPlan() {
+  rt::Expected<rt::PlanFile> file = rt::PlanFile::open(options.model);
+  if (!file)
+    return file.takeStatus();
+  module = readPlan(*file, &context);
+  reached = Phase::plan;
+  return module ? Status() : problemsOf(diagnostics, "decompilation");
+}
 
 //===----------------------------------------------------------------------===//
 // Phases
@@ -123,7 +132,35 @@ Status Compilation::runPasses(llvm::function_ref<void(OpPassManager &)> build) {
 }
 
 Status Compilation::runPhase(Phase phase) {
-  return phase <= Phase::autodiff ? Status() : Status(ErrorId::Internal, "later");
+  PartitionOptions sharding;
+  sharding.mesh = options.mesh;
+  sharding.raggedBound = options.raggedBound.value_or(0);
+  switch (phase) {
+  case Phase::import:
+  case Phase::autodiff: // --task=forward has nothing to differentiate
+    return {};
+  case Phase::shard:
+    global = module->clone();
+    return runPasses([&](OpPassManager &passes) { buildShardPipeline(passes, sharding); });
+  case Phase::partition:
+    return runPasses([&](OpPassManager &passes) { buildPartitionPipeline(passes, sharding); });
+  case Phase::localize:
+    return runPasses([&](OpPassManager &passes) { buildLocalizePipeline(passes, sharding); });
+  case Phase::plan:
+    return buildPlanModule();
+  }
+  return {};
+}
+
+Status Compilation::buildPlanModule() {
+  PlanOptions plan;
+  plan.target = options.target;
+  plan.hostCpu = options.hostCpu;
+  OwningOpRef<ModuleOp> built;
+  if (failed(buildPlan(*module, global ? *global : ModuleOp(), plan, built)))
+    return problemsOf(diagnostics, "planning");
+  module = std::move(built);
+  return {};
 }
 
 std::string Compilation::print() {
@@ -140,7 +177,37 @@ std::string Compilation::print() {
 // Results
 //===----------------------------------------------------------------------===//
 
-Status Compilation::writeAndReport() { return {ErrorId::Internal, "later"}; }
+Status Compilation::checkMemory(const rt::PlanSummary &summary) {
+  const rt::ProgramSummary *program = summary.main();
+  if (!options.memoryLimit || !program || program->totalBytes <= *options.memoryLimit)
+    return {};
+  std::string table;
+  for (const rt::ArenaSummary &arena : program->arenas)
+    table += "\n  " + arena.name + ": " + rt::bytesText(arena.bytes);
+  return {ErrorId::OverMemoryLimit,
+          "a rank needs " + rt::bytesText(program->totalBytes) + ", the limit is " +
+              rt::bytesText(*options.memoryLimit) +
+              "; split further (--mesh) or take a smaller --batch or --seq" + table};
+}
+
+Status Compilation::writeAndReport() {
+  diagnostics.setFallback(ErrorId::Internal);
+  FailureOr<std::vector<uint8_t>> bytes = writePlan(*module);
+  if (failed(bytes))
+    return problemsOf(diagnostics, "writing the plan");
+  rt::Expected<rt::PlanFile> file = rt::PlanFile::fromBytes(*bytes);
+  if (!file)
+    return file.takeStatus();
+  rt::PlanSummary summary = rt::summarize(*file);
+  if (options.report == "json")
+    llvm::outs() << rt::summaryJson(summary);
+  else if (options.report == "text")
+    llvm::errs() << rt::reportText(summary);
+  if (Status status = checkMemory(summary); !status)
+    return status;
+  return writeFile(options.output,
+                   StringRef(reinterpret_cast<const char *>(bytes->data()), bytes->size()));
+}
 
 Status Compilation::run() {
   if (Status status = load(); !status)

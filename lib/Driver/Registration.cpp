@@ -6,6 +6,7 @@
 #include "moira/Dialect/Moe/IR/MoeOps.h"
 #include "moira/Dialect/Plan/IR/PlanOps.h"
 #include "moira/Driver/Compiler.h"
+#include "moira/Transforms/Passes.h"
 
 void moira::registerMoiraDialects(mlir::DialectRegistry &registry) {
   registry.insert<mlir::func::FuncDialect, moe::MoeDialect, dist::DistDialect, plan::PlanDialect>();
@@ -13,5 +14,6 @@ void moira::registerMoiraDialects(mlir::DialectRegistry &registry) {
 
 void moira::registerMoiraPasses() {
   mlir::registerTransformsPasses();
+  registerPartitionPasses();
   registerPlanPasses();
 }
