@@ -1,5 +1,5 @@
 // Writes the fuzzer's hand-made seeds: plan_seeds DIR.
-#include "../Unit/PlanTestBuilder.h"
+#include "../Unit/PlanCallExamples.h"
 
 #include <cstdio>
 #include <fstream>
@@ -18,6 +18,7 @@ int main(int argc, char **argv) {
         .write(reinterpret_cast<const char *>(bytes.data()), bytes.size());
   };
   write("seed-tiny", tinyPlan());
+  write("seed-calls", callsPlan());
   write("seed-experts", expertPlan());
   PlanSpec forward = expertPlan();
   forward.programs.pop_back();

@@ -1,6 +1,6 @@
 // Shows that every call of Calls.def has an accepted example, that each rule of CallChecks.cpp
 // refuses what breaks it, and that the closed form for attention's heads equals trying every rank.
-#include "moira/rt/CallRegistry.h"
+#include "PlanCallExamples.h"
 
 #include <cmath>
 #include <cstdlib>
@@ -10,94 +10,11 @@
 #include <set>
 
 using namespace moira::rt;
+using namespace moira::rt::test;
 namespace fb = moira::fb;
 using fb::DType;
 
 namespace {
-
-struct Example {
-  std::string call;
-  std::vector<CallOperand> inputs, outputs;
-  std::vector<CallParam> params;
-};
-
-CallOperand f(std::initializer_list<int64_t> sizes, int ragged = -1, DType dtype = DType::f32) {
-  CallOperand operand{dtype, {}};
-  for (int64_t size : sizes)
-    operand.shape.push_back({size, static_cast<int>(operand.shape.size()) == ragged});
-  return operand;
-}
-CallOperand i(std::initializer_list<int64_t> sizes) { return f(sizes, -1, DType::i32); }
-CallParam integer(std::string_view name, int64_t value) {
-  return {.name = name, .kind = fb::ParamKind::integer, .integer = value};
-}
-CallParam real(std::string_view name, double value) {
-  return {.name = name, .kind = fb::ParamKind::real, .real = value};
-}
-CallParam text(std::string_view name, std::string_view value) {
-  return {.name = name, .kind = fb::ParamKind::text, .text = value};
-}
-CallParam offset(std::string_view name, int64_t factor, std::span<const uint8_t> axes = {}) {
-  return {.name = name, .kind = fb::ParamKind::offset, .integer = factor, .axes = axes};
-}
-
-constexpr uint8_t kDp[] = {0}, kTp[] = {1}, kBoth[] = {0, 1};
-constexpr uint32_t kMesh[] = {2, 4}; // dp, tp
-CallEnv env() { return {DType::f32, kMesh, 32}; }
-
-std::vector<Example> examples() {
-  return {
-      {"embedding", {i({2, 8}), f({100, 16})}, {f({2, 8, 16})}, {offset("row_offset", 100, kTp)}},
-      {"linear", {f({2, 8, 4, 16}), f({32, 4, 16})}, {f({2, 8, 32})}, {integer("contract", 2)}},
-      {"positions", {}, {i({8})}, {offset("start", 8, kDp)}},
-      {"rope_table",
-       {i({8})},
-       {f({8, 4}), f({8, 4})},
-       {real("theta", 1e4), integer("dim", 8), text("scaling", "none"), real("factor", 1)}},
-      {"attention",
-       {f({1, 4, 2, 16}), f({1, 8, 1, 16}), f({1, 8, 1, 16}), i({4}), i({8}), i({1, 8})},
-       {f({1, 4, 2, 16})},
-       {real("scale", 0.25), integer("window", 0), integer("q_heads", 8), integer("kv_heads", 4),
-        offset("head_offset", 2, kTp), offset("kv_offset", 1, kTp)}},
-      {"rms_norm",
-       {f({2, 8, 16}), f({16})},
-       {f({2, 8, 16})},
-       {real("eps", 1e-5), integer("norm_dims", 1)}},
-      {"sum_squares", {f({2, 8, 4, 16})}, {f({2, 8})}, {integer("norm_dims", 2)}},
-      {"rms_apply",
-       {f({2, 8, 16}), f({2, 8}), f({16})},
-       {f({2, 8, 16})},
-       {real("eps", 1e-5), integer("count", 64), integer("norm_dims", 1)}},
-      {"add", {f({2, 8, 16}), f({8, 16})}, {f({2, 8, 16})}, {}},
-      {"clamp", {f({2, 8})}, {f({2, 8})}, {real("min", -8), real("max", 8)}},
-      {"glu", {f({6, 2, 16}, 0)}, {f({6, 16}, 0)}, {text("activation", "silu")}},
-      {"sigmoid_gate", {f({2, 8, 16}), f({2, 8, 1})}, {f({2, 8, 16})}, {}},
-      {"rope", {f({1, 8, 2, 16}), f({8, 4}), f({8, 4})}, {f({1, 8, 2, 16})}, {}},
-      {"route",
-       {f({2, 8, 16})},
-       {i({2, 8, 4}), f({2, 8, 4})},
-       {text("score", "sigmoid"), text("order", "topk_score"), text("renorm", "none"),
-        real("scale", 1)}},
-      {"select",
-       {f({2, 8, 16}), i({2, 8, 4}), i({1})},
-       {f({1, 16}, 0), i({1, 4}), i({2, 8, 4}), i({1})},
-       {integer("experts", 16), offset("expert_offset", 4, kTp)}},
-      {"pack",
-       {f({2, 8, 16}), i({2, 8, 4}), i({1})},
-       {f({1, 4, 1, 16}, 2), i({1, 4, 8}), i({2, 8, 4}), i({1})},
-       {integer("experts", 16), integer("segments", 2)}},
-      {"regroup",
-       {f({4, 1, 1, 16}, 2), i({4, 1, 8})},
-       {f({4, 16}, 0), i({1, 4})},
-       {integer("segments", 2)}},
-      {"ungroup", {f({4, 16}, 0), i({4, 1, 8})}, {f({4, 1, 1, 16}, 2)}, {integer("segments", 2)}},
-      {"grouped_matmul",
-       {f({4, 2, 16}, 0), i({1, 4}), f({4, 8, 2, 16})},
-       {f({4, 8}, 0)},
-       {integer("contract", 2)}},
-      {"combine", {f({1, 4, 1, 16}, 2), i({2, 8, 4}), f({2, 8, 4})}, {f({2, 8, 16})}, {}},
-  };
-}
 
 Status check(const Example &e, const CallEnv &e2) {
   const CallDesc *desc = findCall(e.call);
@@ -252,7 +169,7 @@ TEST(CallRegistry, AttentionHeadsEqualTryingEveryRank) {
               {real("scale", 1), integer("window", 0), integer("q_heads", qAll),
                integer("kv_heads", kvAll), offset("head_offset", qFactor, qAxes),
                offset("kv_offset", kvFactor, kvAxes)}};
-    Status status = check(e, {DType::f32, mesh, 0});
+    Status status = check(e, CallEnv{DType::f32, mesh, 0});
     accepted += status.ok();
     ASSERT_EQ(status.ok(), expected)
         << "round " << round << ": mesh " << mesh[0] << "x" << mesh[1] << " heads " << heads

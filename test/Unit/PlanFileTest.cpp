@@ -1,6 +1,6 @@
 // Shows that PlanFile accepts the valid plans, names what is wrong with a damaged container, and
 // survives every truncation and single-byte change.
-#include "PlanTestBuilder.h"
+#include "PlanCallExamples.h"
 
 #include <chrono>
 #include <cstdio>
@@ -34,6 +34,7 @@ TEST(Crc32c, KnownValues) {
 TEST(PlanFile, AcceptsValidPlans) {
   EXPECT_EQ(load(expertPlan().build()).second, "");
   EXPECT_EQ(load(tinyPlan().build()).second, "");
+  EXPECT_EQ(load(callsPlan().build()).second, "");
   PlanSpec noBound = expertPlan();
   noBound.programs.erase(noBound.programs.begin());
   noBound.kernels.clear();

@@ -1,0 +1,115 @@
+//===- PlanCallExamples.cpp -------------------------------------*- C++ -*-===//
+// The examples, and their views laid out one behind the other.
+//===----------------------------------------------------------------------===//
+#include "PlanCallExamples.h"
+
+namespace moira::rt::test {
+
+std::vector<Example> examples() {
+  return {
+      {"embedding", {i({2, 8}), f({100, 16})}, {f({2, 8, 16})}, {offset("row_offset", 100, kTp)}},
+      {"linear", {f({2, 8, 4, 16}), f({32, 4, 16})}, {f({2, 8, 32})}, {integer("contract", 2)}},
+      {"positions", {}, {i({8})}, {offset("start", 8, kDp)}},
+      {"rope_table",
+       {i({8})},
+       {f({8, 4}), f({8, 4})},
+       {real("theta", 1e4), integer("dim", 8), text("scaling", "none"), real("factor", 1)}},
+      {"attention",
+       {f({1, 4, 2, 16}), f({1, 8, 1, 16}), f({1, 8, 1, 16}), i({4}), i({8}), i({1, 8})},
+       {f({1, 4, 2, 16})},
+       {real("scale", 0.25), integer("window", 0), integer("q_heads", 8), integer("kv_heads", 4),
+        offset("head_offset", 2, kTp), offset("kv_offset", 1, kTp)}},
+      {"rms_norm",
+       {f({2, 8, 16}), f({16})},
+       {f({2, 8, 16})},
+       {real("eps", 1e-5), integer("norm_dims", 1)}},
+      {"sum_squares", {f({2, 8, 4, 16})}, {f({2, 8})}, {integer("norm_dims", 2)}},
+      {"rms_apply",
+       {f({2, 8, 16}), f({2, 8}), f({16})},
+       {f({2, 8, 16})},
+       {real("eps", 1e-5), integer("count", 64), integer("norm_dims", 1)}},
+      {"add", {f({2, 8, 16}), f({8, 16})}, {f({2, 8, 16})}, {}},
+      {"clamp", {f({2, 8})}, {f({2, 8})}, {real("min", -8), real("max", 8)}},
+      {"glu", {f({6, 2, 16}, 0)}, {f({6, 16}, 0)}, {text("activation", "silu")}},
+      {"sigmoid_gate", {f({2, 8, 16}), f({2, 8, 1})}, {f({2, 8, 16})}, {}},
+      {"rope", {f({1, 8, 2, 16}), f({8, 4}), f({8, 4})}, {f({1, 8, 2, 16})}, {}},
+      {"route",
+       {f({2, 8, 16})},
+       {i({2, 8, 4}), f({2, 8, 4})},
+       {text("score", "sigmoid"), text("order", "topk_score"), text("renorm", "none"),
+        real("scale", 1)}},
+      {"select",
+       {f({2, 8, 16}), i({2, 8, 4}), i({1})},
+       {f({1, 16}, 0), i({1, 4}), i({2, 8, 4}), i({1})},
+       {integer("experts", 16), offset("expert_offset", 4, kTp)}},
+      {"pack",
+       {f({2, 8, 16}), i({2, 8, 4}), i({1})},
+       {f({1, 4, 1, 16}, 2), i({1, 4, 8}), i({2, 8, 4}), i({1})},
+       {integer("experts", 16), integer("segments", 2)}},
+      {"regroup",
+       {f({4, 1, 1, 16}, 2), i({4, 1, 8})},
+       {f({4, 16}, 0), i({1, 4})},
+       {integer("segments", 2)}},
+      {"ungroup", {f({4, 16}, 0), i({4, 1, 8})}, {f({4, 1, 1, 16}, 2)}, {integer("segments", 2)}},
+      {"grouped_matmul",
+       {f({4, 2, 16}, 0), i({1, 4}), f({4, 8, 2, 16})},
+       {f({4, 8}, 0)},
+       {integer("contract", 2)}},
+      {"combine", {f({1, 4, 1, 16}, 2), i({2, 8, 4}), f({2, 8, 4})}, {f({2, 8, 16})}, {}},
+  };
+}
+
+PlanSpec callsPlan() {
+  PlanSpec plan;
+  plan.axes = {{"dp", kMesh[0]}, {"tp", kMesh[1]}};
+  ProgramSpec p;
+  p.name = "forward";
+  p.ranks = kMesh[0] * kMesh[1];
+  p.queues = {"compute"};
+  p.boundInitial = 4;
+  p.boundMax = env().boundMax;
+  p.arenas = {{"activations", fb::ArenaRole::activations, 0, 0},
+              {"ragged", fb::ArenaRole::ragged, 0, 0}};
+  auto place = [&](const CallOperand &operand) {
+    ViewSpec view{.dtype = operand.dtype};
+    uint64_t bytes = dtypeBytes(operand.dtype);
+    for (const Dim &dim : operand.shape) {
+      if (dim.ragged)
+        view.boundDim = static_cast<int32_t>(view.shape.size());
+      view.shape.push_back(dim.scale);
+      bytes *= dim.scale;
+    }
+    view.arena = view.boundDim >= 0;
+    uint64_t &size = view.arena ? p.arenas[1].bytesPerBound : p.arenas[0].bytes;
+    (view.arena ? view.offsetPerBound : view.offset) = size;
+    size += (bytes + 63) / 64 * 64;
+    p.views.push_back(view);
+    return static_cast<uint32_t>(p.views.size() - 1);
+  };
+  for (const Example &e : examples()) {
+    InstrSpec call{.target = static_cast<uint32_t>(plan.calls.size())};
+    plan.calls.push_back(e.call);
+    for (const CallOperand &operand : e.inputs) {
+      call.inputs.push_back(place(operand));
+      p.instrs.push_back({.kind = fb::InstrKind::fill,
+                          .outputs = {call.inputs.back()},
+                          .params = {realParam("value", 1)}});
+    }
+    for (const CallOperand &operand : e.outputs)
+      call.outputs.push_back(place(operand));
+    for (const CallParam &param : e.params)
+      call.params.push_back({std::string(param.name),
+                             param.kind,
+                             param.integer,
+                             param.real,
+                             std::string(param.text),
+                             {param.axes.begin(), param.axes.end()}});
+    p.instrs.push_back(call);
+    if (e.call == "pack")
+      p.instrs.push_back({.kind = fb::InstrKind::require_bound, .inputs = {call.outputs.back()}});
+  }
+  plan.programs = {p};
+  return plan;
+}
+
+} // namespace moira::rt::test
