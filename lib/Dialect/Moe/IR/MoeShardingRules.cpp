@@ -4,6 +4,7 @@
 //===----------------------------------------------------------------------===//
 #include "moira/Dialect/Dist/IR/DistOps.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "moira/Dialect/Moe/IR/RaggedRows.h"
 
 using namespace mlir;
 using namespace moira;
@@ -235,41 +236,49 @@ FactorRule CombineOp::getFactorRule() {
 /// memory.
 static constexpr int64_t kSmallRaggedBytes = 1 << 20;
 
-/// Rows come out ragged. T_l tokens a shard, P expert shards of E_l experts; a slot needs T_l·k/P
-/// rows on average, at most T_l·min(k,E_l). tokens {dp},{ep}, experts {ep} → ragged{dp}{ep} P x B;
-/// tokens {dp}, experts {ep} → ragged{dp}{ep} 1 x B; tokens {dp} → ragged{dp}{} 1 x T_l·k.
+FailureOr<RaggedRows> moe::raggedRows(DispatchOp op, const MeshInfo &mesh, ShardingAttr tokens) {
+  SmallVector<StringAttr> tokenAxes;
+  RaggedRows rows;
+  for (DimShardingAttr dim : tokens.getDims())
+    llvm::append_range(tokenAxes, dim.getAxes());
+  for (StringAttr axis : op.getExpertAxes().getAsRange<StringAttr>())
+    if (mesh.sizeOf(axis.getValue()) > 1)
+      rows.expertAxes.push_back(axis);
+  auto isTokenAxis = [&](StringAttr axis) { return llvm::is_contained(tokenAxes, axis); };
+  rows.exchange = !rows.expertAxes.empty() && llvm::all_of(rows.expertAxes, isTokenAxis);
+  if (!rows.exchange && llvm::any_of(rows.expertAxes, isTokenAxis))
+    return op.emitOpError("MOE-0601: the expert axes must all split the tokens or none may");
+  for (StringAttr axis : tokenAxes)
+    if (!llvm::is_contained(rows.expertAxes, axis))
+      rows.rowAxes.push_back(axis);
+
+  RoutingType routing = op.getRouting().getType();
+  int64_t local = routing.numTokens() / mesh.sizeOf(tokenAxes), k = routing.getK();
+  int64_t parts = mesh.sizeOf(rows.expertAxes);
+  rows.slots = rows.exchange ? parts : 1;
+  rows.worst = local * std::min(k, routing.getExperts() / parts);
+  if (parts == 1) {
+    rows.bound = rows.worst = local * k;
+    return rows;
+  }
+  int64_t bytes = rows.worst * rows.slots * shapeOf(op.getX()).back() * 4;
+  rows.bound = bytes <= kSmallRaggedBytes
+                   ? rows.worst
+                   : std::min<int64_t>(rows.worst, 2 * llvm::divideCeil(local * k, parts));
+  if (op.getBound())
+    rows.bound = std::min<int64_t>(rows.worst, *op.getBound());
+  return rows;
+}
+
 LogicalResult DispatchOp::refineResultShardings(const MeshInfo &mesh,
                                                 ArrayRef<ShardingAttr> operands,
                                                 SmallVectorImpl<ShardingAttr> &results) {
-  SmallVector<StringAttr> tokenAxes, expertAxes, otherAxes;
-  for (DimShardingAttr dim : operands[1].getDims())
-    llvm::append_range(tokenAxes, dim.getAxes());
-  for (StringAttr axis : getExpertAxes().getAsRange<StringAttr>())
-    if (mesh.sizeOf(axis.getValue()) > 1)
-      expertAxes.push_back(axis);
-  auto isTokenAxis = [&](StringAttr axis) { return llvm::is_contained(tokenAxes, axis); };
-  bool exchange = !expertAxes.empty() && llvm::all_of(expertAxes, isTokenAxis);
-  if (!exchange && llvm::any_of(expertAxes, isTokenAxis))
-    return emitOpError("MOE-0601: the expert axes must all split the tokens or none may");
-  for (StringAttr axis : tokenAxes)
-    if (!llvm::is_contained(expertAxes, axis))
-      otherAxes.push_back(axis);
-
-  RoutingType routing = getRouting().getType();
-  int64_t tokens = routing.numTokens() / mesh.sizeOf(tokenAxes), k = routing.getK();
-  int64_t parts = mesh.sizeOf(expertAxes), slots = exchange ? parts : 1, bound = tokens * k;
-  if (parts > 1) {
-    int64_t worst = tokens * std::min(k, routing.getExperts() / parts);
-    int64_t bytes = worst * slots * shapeOf(getX()).back() * 4;
-    bound = bytes <= kSmallRaggedBytes
-                ? worst
-                : std::min<int64_t>(worst, 2 * llvm::divideCeil(tokens * k, parts));
-    if (getBound())
-      bound = std::min<int64_t>(worst, *getBound());
-  }
-  results[0] = results[0].withDim(
-      0, DimShardingAttr::get(getContext(), exchange || parts == 1 ? otherAxes : tokenAxes, 0,
-                              expertAxes, slots, bound));
+  FailureOr<RaggedRows> rows = raggedRows(*this, mesh, operands[1]);
+  if (failed(rows))
+    return failure();
+  results[0] =
+      results[0].withDim(0, DimShardingAttr::get(getContext(), rows->rowAxes, 0, rows->expertAxes,
+                                                 rows->slots, rows->bound));
   return success();
 }
 

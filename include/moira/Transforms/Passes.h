@@ -1,0 +1,40 @@
+//===- Passes.h - the partitioning passes and their phases ------*- C++ -*-===//
+// What the driver calls. What each pass does is in Passes.td, why they stand in this order in
+// lib/Transforms/Pipelines.cpp.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_TRANSFORMS_PASSES_H
+#define MOIRA_TRANSFORMS_PASSES_H
+
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/Pass/Pass.h"
+#include "mlir/Pass/PassManager.h"
+#include <string>
+
+namespace moira {
+
+#define GEN_PASS_DECL
+#include "moira/Transforms/Passes.h.inc"
+#define GEN_PASS_REGISTRATION
+#include "moira/Transforms/Passes.h.inc"
+
+struct PartitionOptions {
+  std::string mesh;              ///< "dp=2,ep=4"; empty: the module's own mesh, or one rank
+  int64_t raggedBound = 0;       ///< initial bound of ragged rows; 0: the default
+  int64_t gatherRemarkBytes = 0; ///< remark on all_gathers from this size on; 0: none
+};
+
+/// import → shard. Fails with MOE-0103 or MOE-0104 diagnostics if the mesh is malformed or does not
+/// divide the model.
+void buildShardPipeline(mlir::OpPassManager &pm, const PartitionOptions &options);
+/// shard → partition.
+void buildPartitionPipeline(mlir::OpPassManager &pm, const PartitionOptions &options);
+/// partition → localize.
+void buildLocalizePipeline(mlir::OpPassManager &pm, const PartitionOptions &options);
+
+/// The passes by their own flags, and the three phases as --dist-shard-pipeline,
+/// --dist-partition-pipeline and --dist-localize-pipeline.
+void registerPartitionPasses();
+
+} // namespace moira
+
+#endif // MOIRA_TRANSFORMS_PASSES_H

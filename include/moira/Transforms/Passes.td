@@ -1,0 +1,102 @@
+//===- Passes.td - the partitioning passes ------------------------------------*- tablegen -*-===//
+// Flags, options and statistics; each pass is one file in lib/Transforms, and Pipelines.cpp says why
+// they stand in their order.
+//===------------------------------------------------------------------------------------------===//
+#ifndef MOIRA_TRANSFORMS_PASSES
+#define MOIRA_TRANSFORMS_PASSES
+
+include "mlir/Pass/PassBase.td"
+
+class Dist_Pass<string flag> : Pass<flag, "::mlir::ModuleOp"> {
+  let dependentDialects = ["::moira::dist::DistDialect", "::moira::moe::MoeDialect"];
+}
+
+//===----------------------------------------------------------------------===//
+// Phase shard
+//===----------------------------------------------------------------------===//
+
+def DistAttachMesh : Dist_Pass<"dist-attach-mesh"> {
+  let summary = "Put the mesh into the module";
+  let options = [Option<"mesh", "mesh", "std::string", "\"\"", "axes and sizes, major to minor: dp=2,ep=4">];
+  let statistics = [Statistic<"ranks", "ranks", "Ranks of the mesh">];
+}
+
+def DistCheckDivisibility : Dist_Pass<"dist-check-divisibility"> {
+  let summary = "Refuse a mesh that does not divide the model, with all violations and the nearest meshes that do";
+  let statistics = [Statistic<"constraints", "constraints", "Sizes that were checked">];
+}
+
+def DistShardData : Dist_Pass<"dist-shard-data"> {
+  let summary = "Split the tokens: inputs and embeddings over dp and ep";
+  let statistics = [Statistic<"seeds", "seeds", "Values that got a sharding">];
+}
+
+def DistShardExpert : Dist_Pass<"dist-shard-expert"> {
+  let summary = "Split the experts over ep";
+  let options = [Option<"raggedBound", "ragged-bound", "int64_t", "0", "initial bound of ragged rows; 0: the default">];
+  let statistics = [Statistic<"seeds", "seeds", "Weights that were split">];
+}
+
+def DistShardTensor : Dist_Pass<"dist-shard-tensor"> {
+  let summary = "Split heads, widths and the vocabulary over tp";
+  let statistics = [Statistic<"seeds", "seeds", "Weights that were split">,
+                    Statistic<"replicated", "kv-replicated", "Key/value projections that tp does not divide">];
+}
+
+def DistPropagate : Dist_Pass<"dist-propagate"> {
+  let summary = "Give every value a sharding; conflicts become dist.reshard";
+  let statistics = [Statistic<"reshards", "reshards", "Reshards inserted">];
+}
+
+def DistExpandNorms : Dist_Pass<"dist-expand-norms"> {
+  let summary = "Split norms over cut dimensions into a sum of squares, its reduction and the scaling";
+  let statistics = [Statistic<"expanded", "expanded", "Norms expanded">];
+}
+
+def DistVerifyShard : Dist_Pass<"dist-verify-shard"> {
+  let summary = "Check what the phase shard promises";
+}
+
+//===----------------------------------------------------------------------===//
+// Phase partition
+//===----------------------------------------------------------------------===//
+
+def DistLowerDispatch : Dist_Pass<"dist-lower-dispatch"> {
+  let summary = "Turn dispatch and combine into an exchange of rows, or a selection where tokens are replicated";
+  let statistics = [Statistic<"exchanged", "exchanged", "Dispatches by all_to_all">,
+                    Statistic<"selected", "selected", "Dispatches without an exchange">];
+}
+
+def DistLowerReshards : Dist_Pass<"dist-lower-reshards"> {
+  let summary = "Turn reshards into the cheapest collectives";
+  let statistics = [Statistic<"collectives", "collectives", "Collectives made">, Statistic<"slices", "slices", "Slices made">];
+}
+
+def DistOptimizeCollectives : Dist_Pass<"dist-optimize-collectives"> {
+  let summary = "Merge, fuse and drop collectives";
+  let statistics = [Statistic<"scattered", "scattered", "all_reduce + slice made a reduce_scatter">,
+                    Statistic<"summed", "summed", "Sums of all_reduces made an all_reduce of a sum">,
+                    Statistic<"duplicates", "duplicates", "Collectives that another one already computed">];
+}
+
+def DistVerifyPartition : Dist_Pass<"dist-verify-partition"> {
+  let summary = "Check what the phase partition promises";
+  let options = [Option<"gatherRemarkBytes", "gather-remark-bytes", "int64_t", "0",
+                        "remark on every all_gather whose result has at least so many bytes on a rank; 0: none">];
+  let statistics = [Statistic<"largeGathers", "large-gathers", "all_gathers remarked on">];
+}
+
+//===----------------------------------------------------------------------===//
+// Phase localize
+//===----------------------------------------------------------------------===//
+
+def DistLocalize : Dist_Pass<"dist-localize"> {
+  let summary = "Divide every shape by its sharding: one program for all ranks";
+  let statistics = [Statistic<"values", "values", "Values whose shape changed">];
+}
+
+def DistVerifyLocalize : Dist_Pass<"dist-verify-localize"> {
+  let summary = "Check what the phase localize promises";
+}
+
+#endif // MOIRA_TRANSFORMS_PASSES

@@ -1,0 +1,189 @@
+//===- MeshCheck.cpp - does a model fit a mesh? ---------------------------===//
+#include "moira/Analysis/MeshCheck.h"
+#include "moira/Analysis/WeightUses.h"
+#include "llvm/ADT/StringExtras.h"
+#include <cmath>
+#include <numeric>
+#include <tuple>
+
+using namespace mlir;
+using namespace moira;
+
+namespace {
+/// A meaning as a constraint: the axis, its words, and the importer's key in `moe.config_fields`.
+struct MeaningRow {
+  DimMeaning meaning;
+  StringRef axis, what, key;
+};
+constexpr MeaningRow kMeanings[] = {
+    {DimMeaning::queryHeads, kTensorAxis, "query heads", "heads"},
+    {DimMeaning::denseWidth, kTensorAxis, "the dense width", "dense_width"},
+    {DimMeaning::sharedWidth, kTensorAxis, "the shared expert's width", "shared_width"},
+    {DimMeaning::expertWidth, kTensorAxis, "the experts' width", "expert_width"},
+    {DimMeaning::experts, kExpertAxis, "experts", "experts"},
+};
+} // namespace
+
+std::vector<MeshConstraint> moira::collectMeshConstraints(ModuleOp module) {
+  std::vector<MeshConstraint> constraints;
+  auto fields = module->getAttrOfType<DictionaryAttr>("moe.config_fields");
+  auto add = [&](StringRef axis, StringRef what, int64_t size, std::string field,
+                 std::optional<int64_t> layer, Location loc) {
+    for (MeshConstraint &old : constraints)
+      if (old.axis == axis && old.what == what && old.size == size) {
+        if (layer)
+          old.layers.insert(*layer);
+        return;
+      }
+    constraints.push_back({axis, what.str(), size, std::move(field), {}, loc});
+    if (layer)
+      constraints.back().layers.insert(*layer);
+  };
+  module.walk([&](moe::EmbeddingOp op) {
+    ArrayRef<int64_t> ids = cast<RankedTensorType>(op.getIds().getType()).getShape();
+    if (!ids.empty())
+      add(kDataAxis, "the batch", ids[0], "--batch", std::nullopt, op.getLoc());
+  });
+  for (const WeightUse &use : collectWeightUses(module))
+    for (const MeaningRow &row : kMeanings)
+      if (row.meaning == use.meaning) {
+        moe::StateOp state = use.state;
+        auto field = fields ? fields.getAs<StringAttr>(row.key) : StringAttr();
+        std::optional<int64_t> layer;
+        if (IntegerAttr attr = state.getLayerAttr())
+          layer = attr.getInt();
+        add(row.axis, row.what, state.getTensorType().getDimSize(use.dim),
+            field ? "config.json: " + field.str() : "", layer, state.getLoc());
+      }
+  return constraints;
+}
+
+/// {1,2,3,7} → "layers 1-3, 7".
+static std::string layersText(const std::set<int64_t> &layers) {
+  std::string text;
+  for (auto it = layers.begin(); it != layers.end();) {
+    int64_t first = *it, last = first;
+    while (++it != layers.end() && *it == last + 1)
+      last = *it;
+    text += (text.empty() ? "" : ", ") + std::to_string(first);
+    if (last != first)
+      text += "-" + std::to_string(last);
+  }
+  return (layers.size() == 1 ? "layer " : "layers ") + text;
+}
+
+static std::vector<int64_t> divisorsOf(int64_t n) {
+  std::vector<int64_t> divisors;
+  for (int64_t d = 1; d <= n; ++d)
+    if (n % d == 0)
+      divisors.push_back(d);
+  return divisors;
+}
+
+/// Every size of this axis that fits divides this number; 0 if nothing constrains the axis.
+static int64_t commonDivisor(ArrayRef<MeshConstraint> constraints, StringRef axis) {
+  int64_t common = 0;
+  for (const MeshConstraint &constraint : constraints)
+    if (constraint.axis == axis)
+      common = std::gcd(common, constraint.size);
+  return common;
+}
+
+static bool allows(ArrayRef<MeshConstraint> constraints, StringRef axis, int64_t size) {
+  return commonDivisor(constraints, axis) % size == 0;
+}
+
+static MeshInfo makeMesh(MLIRContext *context, int64_t dp, int64_t ep, int64_t tp) {
+  MeshInfo mesh;
+  for (auto [axis, size] :
+       {std::pair<StringRef, int64_t>(kDataAxis, dp), {kExpertAxis, ep}, {kTensorAxis, tp}})
+    if (size > 1) {
+      mesh.names.push_back(StringAttr::get(context, axis));
+      mesh.sizes.push_back(size);
+    }
+  return mesh;
+}
+
+std::vector<MeshInfo> moira::suggestMeshes(MLIRContext *context,
+                                           ArrayRef<MeshConstraint> constraints, int64_t ranks,
+                                           const MeshInfo &wanted, size_t limit) {
+  std::vector<std::pair<double, MeshInfo>> found;
+  auto change = [&](StringRef axis, int64_t size) {
+    return std::abs(std::log2(double(size) / double(wanted.sizeOf(axis))));
+  };
+  for (int64_t dp : divisorsOf(ranks)) {
+    if (!allows(constraints, kDataAxis, dp))
+      continue;
+    for (int64_t ep : divisorsOf(ranks / dp)) {
+      int64_t tp = ranks / dp / ep;
+      if (!allows(constraints, kExpertAxis, ep) || !allows(constraints, kTensorAxis, tp))
+        continue;
+      found.emplace_back(change(kDataAxis, dp) + change(kExpertAxis, ep) + change(kTensorAxis, tp),
+                         makeMesh(context, dp, ep, tp));
+    }
+  }
+  llvm::stable_sort(found, [](const auto &a, const auto &b) { return a.first < b.first; });
+  std::vector<MeshInfo> meshes;
+  for (auto &[distance, mesh] : ArrayRef(found).take_front(limit))
+    meshes.push_back(mesh);
+  return meshes;
+}
+
+/// "; valid ep for 8 ranks: 1 2 4 8"
+static std::string validSizes(ArrayRef<MeshConstraint> constraints, StringRef axis, int64_t ranks) {
+  std::string text = "; valid " + axis.str() + " for " + std::to_string(ranks) + " ranks:";
+  for (int64_t size : divisorsOf(ranks))
+    if (allows(constraints, axis, size))
+      text += " " + std::to_string(size);
+  return text;
+}
+
+static std::string advice(MLIRContext *context, ArrayRef<MeshConstraint> constraints,
+                          const MeshInfo &mesh) {
+  std::vector<std::string> texts;
+  for (const MeshInfo &good : suggestMeshes(context, constraints, mesh.ranks(), mesh))
+    texts.push_back("--mesh=" + formatMesh(good));
+  if (!texts.empty())
+    return "; try " + llvm::join(texts, " or ");
+  // The largest mesh of fewer ranks that fits; one rank always does.
+  int64_t most = 1, bestDp = 1, bestEp = 1, bestTp = 1;
+  auto sizes = [&](StringRef axis) {
+    return divisorsOf(std::max<int64_t>(1, commonDivisor(constraints, axis)));
+  };
+  for (int64_t dp : sizes(kDataAxis))
+    for (int64_t ep : sizes(kExpertAxis))
+      for (int64_t tp : sizes(kTensorAxis))
+        if (dp * ep * tp < mesh.ranks() && dp * ep * tp > most) {
+          most = dp * ep * tp;
+          std::tie(bestDp, bestEp, bestTp) = std::tie(dp, ep, tp);
+        }
+  std::string text = "; no mesh of " + std::to_string(mesh.ranks()) + " ranks fits, try ";
+  return text + (most == 1 ? "one rank"
+                           : "--mesh=" + formatMesh(makeMesh(context, bestDp, bestEp, bestTp)));
+}
+
+std::vector<MeshViolation> moira::checkMesh(ModuleOp module, const MeshInfo &mesh) {
+  std::vector<MeshConstraint> constraints = collectMeshConstraints(module);
+  std::vector<MeshViolation> violations;
+  std::string hint;
+  for (const MeshConstraint &constraint : constraints) {
+    int64_t size = mesh.sizeOf(constraint.axis);
+    if (constraint.size % size == 0)
+      continue;
+    if (hint.empty())
+      hint = advice(module.getContext(), constraints, mesh);
+    std::string number = std::to_string(constraint.size);
+    // "64 experts", but "the dense width 112".
+    std::string text =
+        "MOE-0104: " + constraint.axis.str() + "=" + std::to_string(size) + " does not divide ";
+    text += StringRef(constraint.what).starts_with("the ") ? constraint.what + " " + number
+                                                           : number + " " + constraint.what;
+    if (!constraint.layers.empty())
+      text += " of " + layersText(constraint.layers);
+    if (!constraint.field.empty())
+      text += " (" + constraint.field + "=" + number + ")";
+    text += validSizes(constraints, constraint.axis, mesh.ranks()) + hint;
+    violations.push_back({text, constraint.loc});
+  }
+  return violations;
+}

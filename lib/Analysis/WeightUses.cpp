@@ -1,0 +1,95 @@
+//===- WeightUses.cpp - what a weight's dimensions mean -------------------===//
+#include "moira/Analysis/WeightUses.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "llvm/ADT/TypeSwitch.h"
+
+using namespace mlir;
+using namespace moira;
+
+/// The operation that made a projection: walks back over what keeps its dimensions (bias, norm,
+/// clamp, rotation).
+static Operation *projectionOf(Value value) {
+  while (Operation *op = value.getDefiningOp()) {
+    if (!isa<moe::AddOp, moe::RmsNormOp, moe::ClampOp, moe::RopeOp>(op))
+      return op;
+    value = op->getOperand(0);
+  }
+  return nullptr;
+}
+
+namespace {
+class Collector {
+public:
+  explicit Collector(ModuleOp module) : module(module) {}
+
+  std::vector<WeightUse> collect() {
+    module.walk([&](Operation *op) {
+      llvm::TypeSwitch<Operation *>(op)
+          .Case([&](moe::AttentionOp attention) { visit(attention); })
+          .Case([&](moe::GluOp glu) { visit(glu); })
+          .Case([&](moe::GroupedMatmulOp matmul) { add(matmul.getW(), 0, DimMeaning::experts); })
+          .Case([&](moe::EmbeddingOp embedding) {
+            add(embedding.getTable(), 0, DimMeaning::vocabulary);
+          })
+          .Case([&](func::ReturnOp ret) {
+            for (Value value : ret.getOperands())
+              if (auto head = value.getDefiningOp<moe::LinearOp>())
+                add(head.getW(), 0, DimMeaning::vocabulary);
+          });
+    });
+    return std::move(uses);
+  }
+
+private:
+  void visit(moe::AttentionOp attention) {
+    auto projection = [&](Value value, DimMeaning meaning) {
+      if (auto linear = dyn_cast_or_null<moe::LinearOp>(projectionOf(value)))
+        add(linear.getW(), 0, meaning);
+    };
+    projection(attention.getQ(), DimMeaning::queryHeads);
+    projection(attention.getK(), DimMeaning::kvHeads);
+    projection(attention.getV(), DimMeaning::kvHeads);
+    for (Operation *user : attention->getUsers())
+      if (auto out = dyn_cast<moe::LinearOp>(user); out && out.getX() == attention)
+        add(out.getW(), rankOf(out.getW()) - out.getContract(), DimMeaning::queryHeads);
+  }
+
+  void visit(moe::GluOp glu) {
+    DimMeaning meaning = DimMeaning::denseWidth;
+    if (auto linear = glu.getX().getDefiningOp<moe::LinearOp>()) {
+      if (llvm::any_of(linear.getX().getUsers(),
+                       [](Operation *op) { return isa<moe::DispatchOp>(op); }))
+        meaning = DimMeaning::sharedWidth;
+      add(linear.getW(), rankOf(linear.getW()) - linear.getContract() - 1, meaning);
+    } else if (auto matmul = glu.getX().getDefiningOp<moe::GroupedMatmulOp>()) {
+      meaning = DimMeaning::expertWidth;
+      add(matmul.getW(), rankOf(matmul.getW()) - matmul.getContract() - 1, meaning);
+    }
+    for (Operation *user : glu->getUsers()) {
+      if (auto linear = dyn_cast<moe::LinearOp>(user); linear && linear.getX() == glu)
+        add(linear.getW(), rankOf(linear.getW()) - 1, meaning);
+      if (auto matmul = dyn_cast<moe::GroupedMatmulOp>(user); matmul && matmul.getRows() == glu)
+        add(matmul.getW(), rankOf(matmul.getW()) - 1, meaning);
+    }
+  }
+
+  static int64_t rankOf(Value value) { return cast<RankedTensorType>(value.getType()).getRank(); }
+
+  void add(Value weight, int64_t dim, DimMeaning meaning) {
+    auto param = weight.getDefiningOp<moe::ParamOp>();
+    auto state = param ? module.lookupSymbol<moe::StateOp>(param.getState()) : moe::StateOp();
+    if (!state || llvm::any_of(uses, [&](const WeightUse &use) {
+          return use.state == state && use.dim == dim && use.meaning == meaning;
+        }))
+      return;
+    uses.push_back({state, dim, meaning});
+  }
+
+  ModuleOp module;
+  std::vector<WeightUse> uses;
+};
+} // namespace
+
+std::vector<WeightUse> moira::collectWeightUses(ModuleOp module) {
+  return Collector(module).collect();
+}

@@ -1,0 +1,271 @@
+//===- LowerDispatch.cpp - --dist-lower-dispatch --------------------------===//
+// Globally, dispatch is one permutation of all rows. On a mesh a rank sorts its own rows by expert;
+// where the experts' axes split the tokens too, rows then travel (pack → all_to_all → regroup, and
+// ungroup → all_to_all → unpack on the way back), else every rank selects the rows of its own
+// experts and what comes out is partial over the experts' axes (select, merge).
+//
+// A rank cannot know how many rows it will get. It keeps slots of B rows and notes the largest
+// number that any slot needed; this `need` runs through all dispatches of a program and is compared
+// with B once, at the end, so that the usual path never waits for the host.
+//===----------------------------------------------------------------------===//
+#include "ShardingIR.h"
+#include "moira/Dialect/Moe/IR/RaggedRows.h"
+#include "moira/Transforms/Passes.h"
+
+namespace moira {
+#define GEN_PASS_DEF_DISTLOWERDISPATCH
+#include "moira/Transforms/Passes.h.inc"
+} // namespace moira
+
+using namespace mlir;
+using namespace moira;
+using dist::DimShardingAttr;
+using dist::ReduceKind;
+using dist::ShardingAttr;
+
+using Axes = SmallVector<StringAttr>;
+
+namespace {
+/// What a dispatch became; its matmuls and its combine need it.
+struct Lowered {
+  moe::RaggedRows rows;
+  int64_t shards = 1, segments = 1;
+  Value counts, groups, pos;
+};
+
+struct LowerDispatch : moira::impl::DistLowerDispatchBase<LowerDispatch> {
+  void runOnOperation() override {
+    mesh = dist::getMesh(getOperation());
+    for (func::FuncOp func : getOperation().getOps<func::FuncOp>())
+      if (!func.isExternal() && failed(lower(func)))
+        return signalPassFailure();
+  }
+
+private:
+  MeshInfo mesh;
+  Axes needAxes;
+  Value need;
+  int64_t bound, worst; // of growable rows; 0 if there are none
+  std::vector<Lowered> lowered;
+  llvm::DenseMap<Value, size_t> madeBy; // rows → index into lowered
+
+  LogicalResult lower(func::FuncOp func) {
+    SmallVector<moe::DispatchOp> dispatches(func.getOps<moe::DispatchOp>());
+    if (dispatches.empty())
+      return success();
+    needAxes.clear();
+    lowered.clear();
+    madeBy.clear();
+    bound = worst = 0;
+    for (moe::DispatchOp op : dispatches) {
+      ShardingAttr tokens = shardingOf(op.getRouting());
+      if (!tokens || !shardingOf(op.getResult()))
+        return op.emitOpError("MOE-0601: has no sharding; run the phase shard first");
+      FailureOr<moe::RaggedRows> rows = moe::raggedRows(op, mesh, tokens);
+      if (failed(rows))
+        return failure();
+      addAxes(needAxes, rows->rowAxes);
+      addAxes(needAxes, rows->expertAxes);
+    }
+    OpBuilder b(dispatches.front());
+    need = dist::ZeroNeedOp::create(b, func.getLoc(), needType(needAxes));
+
+    for (Operation &op : llvm::make_early_inc_range(func.front())) {
+      if (auto dispatch = dyn_cast<moe::DispatchOp>(op)) {
+        if (failed(lower(dispatch)))
+          return failure();
+      } else if (auto combine = dyn_cast<moe::CombineOp>(op)) {
+        if (failed(lower(combine)))
+          return failure();
+      } else if (op.getNumOperands() && madeBy.count(op.getOperand(0))) {
+        size_t index = madeBy.lookup(op.getOperand(0));
+        if (auto matmul = dyn_cast<moe::GroupedMatmulOp>(op))
+          matmul.getGroupsMutable().assign(lowered[index].groups);
+        for (Value result : op.getResults())
+          madeBy[result] = index;
+      }
+    }
+    if (bound)
+      require(func);
+    return success();
+  }
+
+  /// One more axis each, in the mesh's order.
+  void addAxes(Axes &axes, ArrayRef<StringAttr> more) {
+    Axes all;
+    for (StringAttr axis : mesh.names)
+      if (llvm::is_contained(axes, axis) || llvm::is_contained(more, axis))
+        all.push_back(axis);
+    axes = all;
+  }
+
+  RankedTensorType needType(ArrayRef<StringAttr> partial) {
+    return tensorOf(
+        {1}, i32(),
+        ShardingAttr::replicated(&getContext(), 1).withPartial(partial, ReduceKind::max));
+  }
+
+  Type i32() { return IntegerType::get(&getContext(), 32); }
+  static RankedTensorType tensorOf(ArrayRef<int64_t> shape, Type element, ShardingAttr sharding) {
+    return RankedTensorType::get(shape, element, sharding);
+  }
+  DimShardingAttr cut(ArrayRef<StringAttr> axes) {
+    return DimShardingAttr::split(&getContext(), axes);
+  }
+  DimShardingAttr whole() { return DimShardingAttr::replicated(&getContext()); }
+
+  /// Runs of tokens that must keep their order: where an exchange's axes cut a dimension behind the
+  /// first one, a rank's tokens are one stretch for each index before it.
+  FailureOr<int64_t> segmentsOf(moe::DispatchOp op, const moe::RaggedRows &rows) {
+    ShardingAttr tokens = shardingOf(op.getRouting());
+    int64_t segments = 1, before = 1;
+    bool found = false;
+    for (auto [size, dim] : llvm::zip(op.getRouting().getType().getTokens(), tokens.getDims())) {
+      bool exchanged = llvm::any_of(dim.getAxes(), [&](StringAttr axis) {
+        return llvm::is_contained(rows.expertAxes, axis);
+      });
+      if (exchanged && found)
+        return op.emitOpError("MOE-0601: the expert axes may cut only one dimension of the tokens");
+      if (exchanged)
+        segments = before;
+      found |= exchanged;
+      before *= dist::localSize(size, dim, mesh);
+    }
+    return segments;
+  }
+
+  LogicalResult lower(moe::DispatchOp op) {
+    ShardingAttr tokens = shardingOf(op.getRouting()), out = shardingOf(op.getResult());
+    auto routing = op.getRouting().getType();
+    auto type = op.getType();
+    Lowered made;
+    made.rows = *moe::raggedRows(op, mesh, tokens);
+    FailureOr<int64_t> segments = segmentsOf(op, made.rows);
+    if (failed(segments))
+      return failure();
+    made.segments = made.rows.exchange ? *segments : 1;
+    Axes all = made.rows.rowAxes;
+    if (made.rows.exchange)
+      llvm::append_range(all, made.rows.expertAxes);
+    made.shards = mesh.sizeOf(all);
+    int64_t slotRows =
+        out.getDims()[0].getBound(); // the program's B, maybe more than this op's own
+    if (out.getDims()[0].isGrowable()) {
+      bound = std::max(bound, slotRows);
+      worst = std::max(worst, made.rows.worst);
+    }
+
+    OpBuilder b(op);
+    Location loc = op.getLoc();
+    SmallVector<int64_t> posShape(routing.getTokens());
+    posShape.push_back(routing.getK());
+    SmallVector<DimShardingAttr> posDims(tokens.getDims());
+    posDims.push_back(whole());
+    ShardingAttr pos = ShardingAttr::get(&getContext(), posDims);
+    int64_t experts = routing.getExperts(), parts = mesh.sizeOf(made.rows.expertAxes);
+    Value rows;
+    if (made.rows.exchange) {
+      ArrayAttr axes = axesAttr(made.rows.expertAxes);
+      int64_t width = experts / parts * made.segments;
+      auto slots = tensorOf({made.shards, parts, slotRows, type.getDimSize(1)},
+                            type.getElementType(), slotSharding(made, out, /*sent=*/false));
+      auto counts = tensorOf({made.shards, parts, width}, i32(),
+                             ShardingAttr::get(&getContext(), {cut(all), whole(), whole()}));
+      auto pack =
+          dist::PackOp::create(b, loc, slots, counts, tensorOf(posShape, i32(), pos),
+                               needType(needAxes), op.getX(), op.getRouting(), need, made.segments);
+      auto gotSlots = dist::withSharding(slots, slotSharding(made, out, /*sent=*/true));
+      auto gotCounts = dist::withSharding(
+          counts, ShardingAttr::get(&getContext(),
+                                    {cut(made.rows.rowAxes), cut(made.rows.expertAxes), whole()}));
+      Value got = dist::AllToAllOp::create(b, loc, gotSlots, pack.getSlots(), 0, 1, axes);
+      made.counts = dist::AllToAllOp::create(b, loc, gotCounts, pack.getCounts(), 0, 1, axes);
+      auto regroup =
+          dist::RegroupOp::create(b, loc, type, groupsType(made.shards / parts, experts, made), got,
+                                  made.counts, made.segments);
+      made.pos = pack.getPos();
+      made.groups = regroup.getGroups();
+      need = pack.getNeed();
+      rows = regroup.getRows();
+      ++exchanged;
+    } else {
+      // Every expert shard finds other rows at home: its pos is −1 for the rest, which is why the
+      // largest over the shards is the row's place.
+      auto select = dist::SelectOp::create(
+          b, loc, type, groupsType(made.shards, experts, made),
+          tensorOf(posShape, i32(), pos.withPartial(made.rows.expertAxes, ReduceKind::max)),
+          needType(needAxes), op.getX(), op.getRouting(), need, dist::OffsetAttr());
+      made.pos = select.getPos();
+      made.groups = select.getGroups();
+      need = select.getNeed();
+      rows = select.getRows();
+      ++selected;
+    }
+    op.replaceAllUsesWith(rows);
+    op.erase();
+    madeBy[rows] = lowered.size();
+    lowered.push_back(made);
+    return success();
+  }
+
+  ArrayAttr axesAttr(ArrayRef<StringAttr> axes) {
+    return ArrayAttr::get(&getContext(), SmallVector<Attribute>(axes.begin(), axes.end()));
+  }
+
+  RankedTensorType groupsType(int64_t shards, int64_t experts, const Lowered &made) {
+    return tensorOf(
+        {shards, experts}, i32(),
+        ShardingAttr::get(&getContext(), {cut(made.rows.rowAxes), cut(made.rows.expertAxes)}));
+  }
+
+  /// [G,P,B,D]: before the exchange a rank holds one source and all destinations, after it the
+  /// other way round. Columns and partial axes are those of the rows.
+  ShardingAttr slotSharding(const Lowered &made, ShardingAttr rows, bool sent) {
+    Axes source = made.rows.rowAxes;
+    if (!sent)
+      llvm::append_range(source, made.rows.expertAxes);
+    SmallVector<DimShardingAttr> dims{cut(source), sent ? cut(made.rows.expertAxes) : whole(),
+                                      whole(), rows.getDims()[1]};
+    return ShardingAttr::get(&getContext(), dims, rows.getPartialAxes(), rows.getPartialKind());
+  }
+
+  LogicalResult lower(moe::CombineOp op) {
+    auto it = madeBy.find(op.getRows());
+    if (it == madeBy.end())
+      return op.emitOpError("MOE-0601: its rows come from no dispatch");
+    const Lowered &made = lowered[it->second];
+    ShardingAttr rows = shardingOf(op.getRows());
+    auto type = cast<RankedTensorType>(op.getRows().getType());
+    OpBuilder b(op);
+    Value result;
+    if (made.rows.exchange) {
+      auto there = tensorOf({made.shards, mesh.sizeOf(made.rows.expertAxes),
+                             rows.getDims()[0].getBound(), type.getDimSize(1)},
+                            type.getElementType(), slotSharding(made, rows, /*sent=*/true));
+      Value slots =
+          dist::UngroupOp::create(b, op.getLoc(), there, op.getRows(), made.counts, made.segments);
+      Value back = dist::AllToAllOp::create(
+          b, op.getLoc(), dist::withSharding(there, slotSharding(made, rows, /*sent=*/false)),
+          slots, 1, 0, axesAttr(made.rows.expertAxes));
+      result =
+          dist::UnpackOp::create(b, op.getLoc(), op.getType(), back, made.pos, op.getRouting());
+    } else {
+      result = dist::MergeOp::create(b, op.getLoc(), op.getType(), op.getRows(), made.pos,
+                                     op.getRouting());
+    }
+    op.replaceAllUsesWith(result);
+    op.erase();
+    return success();
+  }
+
+  /// At the end of the program: the largest need of all ranks against B.
+  void require(func::FuncOp func) {
+    Operation *end = func.front().getTerminator();
+    OpBuilder b(end);
+    if (!needAxes.empty())
+      need = dist::AllReduceOp::create(b, func.getLoc(), needType({}), need, axesAttr(needAxes),
+                                       ReduceKind::max);
+    dist::RequireBoundOp::create(b, func.getLoc(), need, bound, worst);
+  }
+};
+} // namespace

@@ -1,0 +1,73 @@
+//===- Pipelines.cpp - the phases shard, partition and localize -----------===//
+//
+//   import ──▶ shard ──▶ partition ──▶ localize
+//              who holds    how it        what one
+//              what         moves         rank does
+//
+// Global shapes until the last phase: every pass before it could be checked against the one-rank
+// program by someone with pencil and paper. Every phase ends with its verifier.
+//===----------------------------------------------------------------------===//
+#include "mlir/Pass/PassRegistry.h"
+#include "moira/Dialect/Dist/IR/DistOps.h"
+#include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "moira/Transforms/Passes.h"
+
+using namespace mlir;
+using namespace moira;
+
+void moira::buildShardPipeline(OpPassManager &pm, const PartitionOptions &options) {
+  // The mesh is part of the program from here on.
+  pm.addPass(createDistAttachMesh({options.mesh}));
+  // Refuse before anything is cut: later messages would speak of shardings that the user never
+  // wrote.
+  pm.addPass(createDistCheckDivisibility());
+  // Seeds. Tokens first, as the experts' exchange depends on how they are split; the weights' axes
+  // do not interfere with one another.
+  pm.addPass(createDistShardData());
+  pm.addPass(createDistShardExpert({options.raggedBound}));
+  pm.addPass(createDistShardTensor());
+  // Everything else follows from seeds and rules; conflicts become reshards.
+  pm.addPass(createDistPropagate());
+  // After propagation, because only now is it known which norms run over cut dimensions.
+  pm.addPass(createDistExpandNorms());
+  pm.addPass(createDistVerifyShard());
+}
+
+void moira::buildPartitionPipeline(OpPassManager &pm, const PartitionOptions &options) {
+  // Before the reshards: it makes collectives of its own, and a reshard between combine and its use
+  // then sees the final producer.
+  pm.addPass(createDistLowerDispatch());
+  pm.addPass(createDistLowerReshards());
+  // Needs both sides of a collective to be explicit.
+  pm.addPass(createDistOptimizeCollectives());
+  pm.addPass(createDistVerifyPartition({options.gatherRemarkBytes}));
+}
+
+void moira::buildLocalizePipeline(OpPassManager &pm, const PartitionOptions &) {
+  // One step on purpose: a half-localised program would have no consistent types.
+  pm.addPass(createDistLocalize());
+  pm.addPass(createDistVerifyLocalize());
+}
+
+namespace {
+struct PhaseOptions : PassPipelineOptions<PhaseOptions> {
+  Option<std::string> mesh{*this, "mesh", llvm::cl::desc("axes and sizes: dp=2,ep=4")};
+  Option<int64_t> raggedBound{*this, "ragged-bound", llvm::cl::init(0),
+                              llvm::cl::desc("initial bound of ragged rows")};
+  Option<int64_t> gatherRemarkBytes{*this, "gather-remark-bytes", llvm::cl::init(0),
+                                    llvm::cl::desc("remark on all_gathers of this size")};
+  PartitionOptions get() const { return {mesh, raggedBound, gatherRemarkBytes}; }
+};
+} // namespace
+
+void moira::registerPartitionPasses() {
+  registerDistPasses();
+  auto phase = [](StringRef flag, StringRef what, auto build) {
+    PassPipelineRegistration<PhaseOptions>(
+        flag, what,
+        [build](OpPassManager &pm, const PhaseOptions &options) { build(pm, options.get()); });
+  };
+  phase("dist-shard-pipeline", "Phase import → shard", buildShardPipeline);
+  phase("dist-partition-pipeline", "Phase shard → partition", buildPartitionPipeline);
+  phase("dist-localize-pipeline", "Phase partition → localize", buildLocalizePipeline);
+}

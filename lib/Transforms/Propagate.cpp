@@ -1,0 +1,151 @@
+//===- Propagate.cpp - --dist-propagate -----------------------------------===//
+// One forward sweep. An operation's factor rule, the shardings of its operands and the seeds on its
+// results give one cut for every factor (solveRule); operands that are laid out otherwise get an
+// explicit dist.reshard, weights that nobody seeded take what their first use says. Forward is
+// enough, because seeds stand where layouts are decided: at embeddings and at weights.
+//
+// A partial sum travels on through linear operations, so that a block needs one reduction (a
+// token's rows come back from the experts as partial sums). It is completed as soon as one of its
+// uses is not linear; then for all of them, once.
+//===----------------------------------------------------------------------===//
+#include "ShardingIR.h"
+#include "moira/Transforms/Passes.h"
+
+namespace moira {
+#define GEN_PASS_DEF_DISTPROPAGATE
+#include "moira/Transforms/Passes.h.inc"
+} // namespace moira
+
+using namespace mlir;
+using namespace moira;
+using dist::ShardingAttr;
+
+namespace {
+struct Propagate : moira::impl::DistPropagateBase<Propagate> {
+  void runOnOperation() override {
+    ModuleOp module = getOperation();
+    mesh = dist::getMesh(module);
+    states.emplace(module);
+    made.clear();
+    for (func::FuncOp func : module.getOps<func::FuncOp>())
+      if (!func.isExternal() && failed(sweep(func)))
+        return signalPassFailure();
+    for (moe::StateOp state : module.getOps<moe::StateOp>())
+      if (!states->getSharding(state)) // no program uses it
+        states->setSharding(
+            state, ShardingAttr::replicated(&getContext(), state.getTensorType().getRank()));
+    unifyBounds(module);
+    reshards = made.size();
+  }
+
+private:
+  MeshInfo mesh;
+  std::optional<StateTable> states;
+  /// One reshard for each value and sharding: uses share it.
+  llvm::MapVector<std::pair<Value, Attribute>, Value> made;
+
+  LogicalResult sweep(func::FuncOp func) {
+    if (!func.getBody().hasOneBlock())
+      return func.emitError("MOE-0601: a program with control flow cannot be partitioned");
+    for (BlockArgument argument : func.getArguments())
+      if (isShardable(argument.getType()) && !shardingOf(argument))
+        setSharding(argument,
+                    ShardingAttr::replicated(&getContext(), shardableRank(argument.getType())));
+    for (Operation &op : llvm::make_early_inc_range(func.front())) {
+      if (auto rule = dyn_cast<ShardingRuleInterface>(op)) {
+        if (failed(visit(rule)))
+          return failure();
+      } else if (isa<func::ReturnOp>(op)) {
+        for (OpOperand &operand : op.getOpOperands())
+          if (ShardingAttr sharding = shardingOf(operand.get()))
+            reshard(operand, sharding.withPartial({}));
+      } else if (!isa<moe::ParamOp, dist::ReshardOp>(op)) {
+        return op.emitOpError("MOE-0601: has no sharding rule");
+      }
+    }
+    updateFunctionType(func);
+    return success();
+  }
+
+  LogicalResult visit(ShardingRuleInterface op) {
+    FactorRule rule = op.getFactorRule();
+    SmallVector<ShardingAttr> operands = shardingsOf(op->getOperands());
+    SmallVector<ShardingAttr> seeds = shardingsOf(op->getResults());
+    RuleSolution solution = solveRule(&getContext(), rule, operands, seeds);
+    for (auto [operand, wanted] : llvm::zip(op->getOpOperands(), solution.operands)) {
+      if (moe::StateOp state = states->stateOf(operand.get()); state && !shardingOf(operand.get()))
+        states->setSharding(state, wanted);
+      reshard(operand, canonicalPartial(wanted, mesh));
+    }
+    if (failed(op.refineResultShardings(mesh, solution.operands, solution.results)))
+      return failure();
+    for (auto [result, sharding, seed] : llvm::zip(op->getResults(), solution.results, seeds)) {
+      sharding = canonicalPartial(sharding, mesh);
+      if (seed && !isRagged(sharding) && seed.getDims() != sharding.getDims())
+        return op.emitOpError("MOE-0601: cannot give a result the sharding ")
+               << seed << "; its rule says " << sharding;
+      setSharding(result, sharding);
+      if (OpOperand *use = sharding.isPartial() ? nonLinearUse(result) : nullptr) {
+        Value complete = makeReshard(result, sharding.withPartial({}), *use);
+        result.replaceAllUsesExcept(complete, complete.getDefiningOp());
+      }
+    }
+    return success();
+  }
+
+  static bool isRagged(ShardingAttr sharding) {
+    return llvm::any_of(sharding.getDims(), [](dist::DimShardingAttr d) { return d.isRagged(); });
+  }
+
+  /// A use that cannot take a partial sum, if there is any.
+  static OpOperand *nonLinearUse(Value value) {
+    for (OpOperand &use : value.getUses()) {
+      auto user = dyn_cast<ShardingRuleInterface>(use.getOwner());
+      if (!user || !mayBePartial(user.getFactorRule().linearity, use.getOperandNumber()))
+        return &use;
+    }
+    return nullptr;
+  }
+
+  void reshard(OpOperand &operand, ShardingAttr wanted) {
+    if (shardingOf(operand.get()) != wanted)
+      operand.set(makeReshard(operand.get(), wanted, operand));
+  }
+
+  /// Stands right behind the value, so that all uses can share it.
+  Value makeReshard(Value value, ShardingAttr wanted, OpOperand &reason) {
+    Value &result = made[{value, wanted}];
+    if (result)
+      return result;
+    OpBuilder b(&getContext());
+    b.setInsertionPointAfterValue(value);
+    std::string text = (reason.getOwner()->getName().getStringRef() + " operand " +
+                        Twine(reason.getOperandNumber()))
+                           .str();
+    return result = dist::ReshardOp::create(b, reason.getOwner()->getLoc(),
+                                            dist::withSharding(value.getType(), wanted), value,
+                                            b.getStringAttr(text));
+  }
+
+  /// A program has one B: the largest that any of its dispatches asks for.
+  static void unifyBounds(ModuleOp module) {
+    int64_t bound = 0;
+    auto values = [&](llvm::function_ref<void(Value)> visit) {
+      module.walk([&](Operation *op) {
+        for (Value result : op->getResults())
+          visit(result);
+      });
+    };
+    values([&](Value value) {
+      if (ShardingAttr sharding = shardingOf(value))
+        for (dist::DimShardingAttr dim : sharding.getDims())
+          if (dim.isGrowable())
+            bound = std::max(bound, dim.getBound());
+    });
+    values([&](Value value) {
+      if (ShardingAttr sharding = shardingOf(value))
+        setSharding(value, withBound(sharding, bound));
+    });
+  }
+};
+} // namespace

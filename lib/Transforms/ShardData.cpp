@@ -1,0 +1,91 @@
+//===- ShardData.cpp - --dist-shard-data ----------------------------------===//
+// Decides how tokens are split (decideTokenSplit), once for each stack, and seeds it where a stack
+// begins: at its embedding. Inputs are cut over dp only, because ids and masks are small and every
+// rank of an ep group needs other parts of them: tokens where it works, keys where it attends.
+//
+// Where the sequence is cut, attention's queries see their own positions and all keys'. Positions
+// are computed, not data, so each gets an op of its own rather than a gather.
+//===----------------------------------------------------------------------===//
+#include "ShardingIR.h"
+#include "moira/Analysis/Mesh.h"
+#include "moira/Transforms/Passes.h"
+
+namespace moira {
+#define GEN_PASS_DEF_DISTSHARDDATA
+#include "moira/Transforms/Passes.h.inc"
+} // namespace moira
+
+using namespace mlir;
+using namespace moira;
+using dist::DimShardingAttr;
+using dist::ShardingAttr;
+
+namespace {
+struct ShardData : moira::impl::DistShardDataBase<ShardData> {
+  void runOnOperation() override {
+    MeshInfo mesh = dist::getMesh(getOperation());
+    for (func::FuncOp func : getOperation().getOps<func::FuncOp>()) {
+      if (func.isExternal())
+        continue;
+      func.walk([&](moe::EmbeddingOp op) { seedStack(op, mesh); });
+      updateFunctionType(func);
+    }
+  }
+
+  void seed(Value value, ShardingAttr sharding) {
+    setSharding(value, sharding);
+    ++seeds;
+  }
+
+  void seedStack(moe::EmbeddingOp op, const MeshInfo &mesh) {
+    ArrayRef<int64_t> ids = shardableShape(op.getIds().getType());
+    if (ids.empty())
+      return;
+    int64_t batch = ids[0], sequence = ids.size() > 1 ? ids[1] : 1;
+    TokenSplit split = decideTokenSplit(mesh, batch, sequence);
+    auto cut = [&](ArrayRef<StringAttr> axes) {
+      return DimShardingAttr::split(&getContext(), axes);
+    };
+    ShardingAttr tokens =
+        ShardingAttr::replicated(&getContext(), ids.size() + 1).withDim(0, cut(split.batch));
+    if (ids.size() > 1)
+      tokens = tokens.withDim(1, cut(split.sequence));
+    seed(op.getResult(), tokens);
+
+    auto func = op->getParentOfType<func::FuncOp>();
+    for (BlockArgument argument : func.getArguments())
+      if (isShardable(argument.getType()) && !shardingOf(argument)) {
+        ArrayRef<int64_t> shape = shardableShape(argument.getType());
+        ShardingAttr sharding = ShardingAttr::replicated(&getContext(), shape.size());
+        if (!shape.empty() && shape[0] == batch)
+          sharding = sharding.withDim(0, cut(axisIfPresent(mesh, kDataAxis)));
+        seed(argument, sharding);
+      }
+    if (!split.sequence.empty())
+      seedPositions(func, sequence, cut(split.sequence));
+  }
+
+  void seedPositions(func::FuncOp func, int64_t sequence, DimShardingAttr cut) {
+    SmallVector<moe::PositionsOp> all;
+    func.walk([&](moe::PositionsOp op) {
+      if (op.getType().getDimSize(0) == sequence && !shardingOf(op))
+        all.push_back(op);
+    });
+    for (moe::PositionsOp queries : all) {
+      moe::PositionsOp keys;
+      for (OpOperand &use : llvm::make_early_inc_range(queries->getUses())) {
+        auto attention = dyn_cast<moe::AttentionOp>(use.getOwner());
+        if (!attention || use.getOperandNumber() != attention.getKposMutable().getOperandNumber())
+          continue;
+        if (!keys) {
+          OpBuilder b(queries);
+          keys = cast<moe::PositionsOp>(b.clone(*queries));
+          seed(keys.getResult(), ShardingAttr::replicated(&getContext(), 1));
+        }
+        use.set(keys);
+      }
+      seed(queries.getResult(), ShardingAttr::get(&getContext(), {cut}));
+    }
+  }
+};
+} // namespace

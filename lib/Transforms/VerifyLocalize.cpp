@@ -1,0 +1,92 @@
+//===- VerifyLocalize.cpp - --dist-verify-localize ------------------------===//
+// What the phase localize promises: no type of a program carries a sharding, arguments and results
+// have `dist.global` and the local shape that it gives, slices know their start, and B is one
+// number.
+//===----------------------------------------------------------------------===//
+#include "ShardingIR.h"
+#include "moira/Transforms/Passes.h"
+
+namespace moira {
+#define GEN_PASS_DEF_DISTVERIFYLOCALIZE
+#include "moira/Transforms/Passes.h.inc"
+} // namespace moira
+
+using namespace mlir;
+using namespace moira;
+using dist::ShardingAttr;
+
+namespace {
+struct VerifyLocalize : moira::impl::DistVerifyLocalizeBase<VerifyLocalize> {
+  void runOnOperation() override {
+    MeshInfo mesh = dist::getMesh(getOperation());
+    bad = false;
+    for (func::FuncOp func : getOperation().getOps<func::FuncOp>()) {
+      if (func.isExternal())
+        continue;
+      bound = 0;
+      for (BlockArgument argument : func.getArguments())
+        checkGlobal(func, argument.getType(), mesh,
+                    func.getArgAttr(argument.getArgNumber(), "dist.global"),
+                    "argument " + Twine(argument.getArgNumber()));
+      for (auto [index, type] : llvm::enumerate(func.getResultTypes()))
+        checkGlobal(func, type, mesh, func.getResultAttr(index, "dist.global"),
+                    "result " + Twine(index));
+      func.walk([&](Operation *op) { checkOp(op); });
+    }
+    if (bad)
+      signalPassFailure();
+  }
+
+private:
+  bool bad;
+  int64_t bound;
+
+  InFlightDiagnostic error(Operation *op) {
+    bad = true;
+    return op->emitError("MOE-0601: ");
+  }
+
+  void checkGlobal(func::FuncOp func, Type local, const MeshInfo &mesh, Attribute attribute,
+                   const Twine &what) {
+    auto global = dyn_cast_if_present<TypeAttr>(attribute);
+    auto type = global ? dyn_cast<RankedTensorType>(global.getValue()) : RankedTensorType();
+    ShardingAttr sharding = type ? dist::getSharding(type) : ShardingAttr();
+    if (!sharding) {
+      error(func) << what << " has no `dist.global` with a sharding";
+      return;
+    }
+    auto wanted = RankedTensorType::get(dist::localShape(type.getShape(), sharding, mesh),
+                                        type.getElementType());
+    if (wanted != local)
+      error(func) << what << " is " << local << ", its global type gives " << wanted;
+  }
+
+  void checkOp(Operation *op) {
+    if (isa<dist::ReshardOp, moe::DispatchOp, moe::CombineOp>(op))
+      error(op) << op->getName().getStringRef() << " is left";
+    if (auto slice = dyn_cast<dist::SliceOp>(op); slice && !slice.getStartAttr())
+      error(op) << "a slice without a start";
+    for (Type type : op->getResultTypes()) {
+      if (isShardable(type) && dist::getSharding(type))
+        error(op) << op->getName().getStringRef() << " still has a sharding in " << type;
+      if (auto tensor = dyn_cast<RankedTensorType>(type))
+        checkRows(op, tensor);
+    }
+  }
+
+  void checkRows(Operation *op, RankedTensorType type) {
+    auto rows = dyn_cast_if_present<dist::RowsAttr>(type.getEncoding());
+    if (!rows)
+      return;
+    int64_t dim = rows.getDim(), scale = rows.getScale();
+    if (dim < 0 || dim >= type.getRank() || scale < 1 || type.getDimSize(dim) % scale) {
+      error(op) << "malformed rows in " << type;
+      return;
+    }
+    int64_t here = type.getDimSize(dim) / scale;
+    if (bound && bound != here)
+      error(op) << "a program has one bound, here are " << bound << " and " << here;
+    bound = here;
+  }
+};
+} // namespace
