@@ -36,14 +36,18 @@ moira::kernels::createTargetMachine(llvm::StringRef tripleText, llvm::StringRef 
   const llvm::Target *target = llvm::TargetRegistry::lookupTarget(triple, error);
   if (!target)
     return llvm::createStringError("%s", error.c_str());
+  // The target machine would only print a warning.
+  std::unique_ptr<llvm::MCSubtargetInfo> subtarget(target->createMCSubtargetInfo(triple, "", ""));
+  if (!subtarget || !subtarget->isCPUStringValid(cpu))
+    return llvm::createStringError("LLVM does not know the processor '%s' of %s",
+                                   cpu.str().c_str(), triple.str().c_str());
   llvm::TargetOptions options;
   options.AllowFPOpFusion = llvm::FPOpFusion::Fast; // a*b+c is one FMA
   std::unique_ptr<llvm::TargetMachine> machine(
       target->createTargetMachine(triple, cpu, features, options, llvm::Reloc::PIC_, std::nullopt,
                                   llvm::CodeGenOptLevel::Aggressive));
-  if (!machine || !machine->getMCSubtargetInfo()->isCPUStringValid(cpu))
-    return llvm::createStringError("LLVM has no target '%s' for %s", cpu.str().c_str(),
-                                   tripleText.str().c_str());
+  if (!machine)
+    return llvm::createStringError("LLVM cannot generate code for %s", triple.str().c_str());
   return machine;
 }
 
