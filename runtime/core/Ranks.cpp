@@ -13,28 +13,35 @@
 #include <mutex>
 #include <new>
 #include <sched.h>
+#include <system_error>
 #include <thread>
 
 namespace moira::rt {
 namespace {
 
-/// Cores that this process may use.
-int coreCount() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0)
-    return std::max(1, CPU_COUNT(&set));
-  return std::max(1u, std::thread::hardware_concurrency());
-}
+constexpr int kMaxThreads = 256;
 
 // How long a rank may take to come back once another one has failed.
 constexpr std::chrono::seconds kGrace(5);
 
 } // namespace
 
-Ranks Ranks::threads(int count, double timeoutSeconds) {
+int usableCores() {
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0)
+    return std::max(1, CPU_COUNT(&set));
+  return std::max(1u, std::thread::hardware_concurrency());
+}
+
+Expected<Ranks> Ranks::threads(int count, double timeoutSeconds) {
+  if (count > kMaxThreads)
+    return Status(ErrorId::WrongWorldSize,
+                  format("the plan has %d ranks, at most %d can be threads of one process; use "
+                         "`mpirun -np %d moe-run …`",
+                         count, kMaxThreads, count));
   Ranks ranks;
   ranks.communicators = makeThreadCommunicators(count, timeoutSeconds);
-  ranks.libraryThreads = std::max(1, coreCount() / count);
+  ranks.libraryThreads = std::max(1, usableCores() / count);
   return ranks;
 }
 
@@ -42,7 +49,7 @@ Ranks Ranks::process(std::unique_ptr<Communicator> communicator, const LaunchInf
   Ranks ranks;
   ranks.communicators.push_back(std::move(communicator));
   // A launcher that binds its processes has already divided the cores.
-  int cores = coreCount();
+  int cores = usableCores();
   bool bound = cores < static_cast<int>(std::thread::hardware_concurrency());
   ranks.libraryThreads = std::max(1, bound ? cores : cores / std::max(1, launch.localSize));
   return ranks;
@@ -92,8 +99,17 @@ Status Ranks::each(const std::function<Verdict(int)> &fn) {
     return first;
   }
   std::vector<std::thread> threads;
-  for (int i = 0; i < localSize(); ++i)
-    threads.emplace_back(one, i);
+  try {
+    for (int i = 0; i < localSize(); ++i)
+      threads.emplace_back(one, i);
+  } catch (const std::system_error &error) {
+    Status status(ErrorId::OutOfMemory, format("thread %zu of %d cannot be started: %s",
+                                               threads.size(), localSize(), error.what()));
+    communicators[0]->abort(status);
+    for (std::thread &thread : threads)
+      thread.join();
+    return status;
+  }
   {
     std::unique_lock lock(mutex);
     changed.wait(lock, [&] { return finished == localSize() || !first.ok(); });

@@ -91,7 +91,7 @@ Expected<std::vector<GatheredOutput>> runReference(const RunOptions &options, co
   if (!inputs)
     return inputs.takeStatus();
   session.inputs = std::move(*inputs);
-  Ranks one = Ranks::threads(1, options.timeoutSeconds);
+  Ranks one = std::move(*Ranks::threads(1, options.timeoutSeconds));
   Status status = session.prepare(1);
   if (status)
     status = session.load(one);
@@ -174,7 +174,13 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
   if (!outcome.status)
     return outcome;
   if (!ranks) {
-    ranks = Ranks::threads(static_cast<int>(session.program->ranks()), options.timeoutSeconds);
+    Expected<Ranks> threads =
+        Ranks::threads(static_cast<int>(session.program->ranks()), options.timeoutSeconds);
+    if (!threads) {
+      outcome.status = threads.takeStatus();
+      return outcome;
+    }
+    ranks = std::move(*threads);
     ranks->lastWords = lastWords;
   }
   if (outcome.speaks && !session.inputs->ignored().empty()) {

@@ -130,7 +130,7 @@ TEST(RuntimeCollectives, MatchTheOracleOnRandomMeshes) {
       for (float &x : t)
         x = static_cast<float>(pick(-1000, 1000)) / 7;
     }
-    Ranks team = Ranks::threads(ranks, 20);
+    Ranks team = std::move(*Ranks::threads(ranks, 20));
     Status status = team.each([&](int r) -> Ranks::Verdict {
       Staging staging;
       outs[r].resize(product(*outShape));
@@ -178,7 +178,7 @@ TEST(RuntimeCollectives, RefuseWhatDoesNotDivide) {
 }
 
 TEST(RuntimeRanks, FirstFailureIsTheOneReported) {
-  Ranks team = Ranks::threads(3, 20);
+  Ranks team = std::move(*Ranks::threads(3, 20));
   Status status = team.each([&](int r) -> Ranks::Verdict {
     if (r == 1)
       return Status(ErrorId::BadRun, "rank 1 has had enough");
@@ -190,7 +190,7 @@ TEST(RuntimeRanks, FirstFailureIsTheOneReported) {
 }
 
 TEST(RuntimeRanks, ExceptionsBecomeErrors) {
-  Ranks team = Ranks::threads(2, 20);
+  Ranks team = std::move(*Ranks::threads(2, 20));
   Status status = team.each([&](int r) -> Ranks::Verdict {
     if (r == 0)
       throw std::bad_alloc();

@@ -29,7 +29,7 @@ std::string processorName() {
 /// Sends every rank's number through each kind of collective and checks what arrives.
 Status selfTest() {
   constexpr int kRanks = 4;
-  Ranks ranks = Ranks::threads(kRanks, 10);
+  Ranks ranks = std::move(*Ranks::threads(kRanks, 10));
   return ranks.each([&](int local) -> Ranks::Verdict {
     Communicator &communicator = ranks.communicator(local);
     Group world = worldGroup(communicator);
@@ -83,7 +83,7 @@ int runDoctor() {
   std::printf("moira       %s, plan format %u, schema %016llx\n", MOIRA_VERSION, kPlanVersion,
               static_cast<unsigned long long>(kSchemaHash));
   std::printf("processor   %s, %s, %d threads usable\n", cpuArchitecture().c_str(),
-              processorName().c_str(), Ranks::threads(1, 1).threadsPerRank());
+              processorName().c_str(), usableCores());
   std::string features;
   for (const char *name : {"sse4.2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512bw",
                            "avx512vl", "avx512bf16", "amx_bf16", "neon"})

@@ -13,8 +13,8 @@ namespace moira::rt {
 
 class Ranks {
 public:
-  /// All `count` ranks as threads of this process.
-  static Ranks threads(int count, double timeoutSeconds);
+  /// All `count` ranks as threads of this process; WrongWorldSize if they are too many for that.
+  static Expected<Ranks> threads(int count, double timeoutSeconds);
   /// One rank, this process, of a world made by `launch`.
   static Ranks process(std::unique_ptr<Communicator> communicator, const LaunchInfo &launch);
 
@@ -49,6 +49,9 @@ private:
   std::vector<std::unique_ptr<Communicator>> communicators;
   int libraryThreads = 1;
 };
+
+/// Cores that this process may run on.
+int usableCores();
 
 } // namespace moira::rt
 

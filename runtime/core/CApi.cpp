@@ -1,0 +1,176 @@
+//===- CApi.cpp - Moira's runtime for other languages ---------------------===//
+// moira_rt.h over the C++ runtime. No exception leaves; errors go to the calling thread's last
+// error.
+//===----------------------------------------------------------------------===//
+#include "moira_rt.h"
+
+#include "RunSession.h"
+#include "moira/rt/Run.h"
+
+#include <exception>
+
+using namespace moira::rt;
+namespace fb = moira::fb;
+
+struct moira_session {
+  PlanFile plan;
+  RunSession run;
+  std::optional<Ranks> ranks;
+  std::vector<GatheredOutput> outputs;
+  std::vector<std::vector<float>> values; // of outputs
+};
+
+namespace {
+
+thread_local std::string lastError;
+
+int failed(const Status &status) {
+  lastError = status.str();
+  return status.exitCode();
+}
+
+/// Runs `body`, which returns a Status, and turns everything it does into a code.
+template <typename Fn> int guarded(Fn body) {
+  try {
+    Status status = body();
+    return status ? 0 : failed(status);
+  } catch (const std::exception &error) {
+    return failed(Status(ErrorId::Internal, error.what()));
+  }
+}
+
+Status nullArgument() { return Status(ErrorId::BadUsage, "a null pointer was passed"); }
+
+Expected<fb::DType> typeOf(moira_dtype type) {
+  static_assert(MOIRA_F32 == 0 && MOIRA_U8 == 6, "typeOf lists the enum in its order");
+  constexpr fb::DType types[] = {fb::DType::f32, fb::DType::bf16, fb::DType::f16, fb::DType::f64,
+                                 fb::DType::i32, fb::DType::i64,  fb::DType::u8};
+  if (type < MOIRA_F32 || type > MOIRA_U8)
+    return Status(ErrorId::BadUsage, format("%d is no moira_dtype", static_cast<int>(type)));
+  return types[type];
+}
+
+Status openSession(moira_session &session, const char *path, const char *weights,
+                   moira_program kind) {
+  Expected<PlanFile> plan = PlanFile::open(path);
+  if (!plan)
+    return plan.takeStatus();
+  session.plan = std::move(*plan);
+  Expected<const fb::Program *> program = findProgram(session.plan, path, kind != MOIRA_MESH);
+  if (!program)
+    return program.takeStatus();
+  session.run.plan = &session.plan;
+  session.run.program = *program;
+  session.run.f64 = kind == MOIRA_REFERENCE_F64;
+  Status status = session.run.prepare(static_cast<int>((*program)->ranks()));
+  status.append(session.run.openWeights(weights));
+  if (!status)
+    return status;
+  constexpr double kTimeoutSeconds = 300;
+  Expected<Ranks> ranks = Ranks::threads(static_cast<int>((*program)->ranks()), kTimeoutSeconds);
+  if (!ranks)
+    return ranks.takeStatus();
+  session.ranks = std::move(*ranks);
+  return session.run.load(*session.ranks);
+}
+
+Status forward(moira_session &session, const moira_tensor *inputs, size_t count) {
+  std::map<std::string, HostTensor> tensors;
+  for (size_t i = 0; i < count; ++i) {
+    const moira_tensor &in = inputs[i];
+    if (!in.name || !in.data || in.rank < 0 || (in.rank > 0 && !in.shape))
+      return nullArgument();
+    Expected<fb::DType> type = typeOf(in.dtype);
+    if (!type)
+      return type.takeStatus();
+    tensors[in.name] = {*type, {in.shape, in.shape + in.rank}, in.data};
+  }
+  Expected<InputSet> set = InputSet::fromMemory(tensors, *session.run.program);
+  if (!set)
+    return set.takeStatus();
+  session.run.inputs = std::move(*set);
+  if (Status status = session.run.step(*session.ranks); !status)
+    return status;
+  std::vector<GatheredOutput> outputs;
+  Status status = session.ranks->each([&](int local) -> Ranks::Verdict {
+    Expected<std::vector<GatheredOutput>> all =
+        gatherOutputs(session.plan.plan(), *session.run.program,
+                      session.run.executors[local]->outputs(), session.ranks->communicator(local));
+    if (!all)
+      return all.takeStatus();
+    if (local == 0)
+      outputs = std::move(*all);
+    return Status();
+  });
+  if (!status)
+    return status;
+  session.outputs = std::move(outputs);
+  session.values.clear();
+  for (const GatheredOutput &output : session.outputs)
+    session.values.emplace_back(output.values.begin(), output.values.end());
+  return {};
+}
+
+} // namespace
+
+extern "C" {
+
+const char *moira_version(void) { return MOIRA_VERSION; }
+
+const char *moira_last_error(void) { return lastError.c_str(); }
+
+moira_session *moira_open(const char *plan, const char *weights, moira_program program) {
+  std::unique_ptr<moira_session> session;
+  int code = guarded([&]() -> Status {
+    if (!plan || !weights)
+      return nullArgument();
+    session = std::make_unique<moira_session>();
+    return openSession(*session, plan, weights, program);
+  });
+  return code == 0 ? session.release() : nullptr;
+}
+
+void moira_close(moira_session *session) { delete session; }
+
+int moira_forward(moira_session *session, const moira_tensor *inputs, size_t count) {
+  return guarded([&]() -> Status {
+    return !session || (count && !inputs) ? nullArgument() : forward(*session, inputs, count);
+  });
+}
+
+size_t moira_output_count(const moira_session *session) {
+  return session ? session->outputs.size() : 0;
+}
+
+int moira_output(const moira_session *session, size_t index, moira_tensor *output) {
+  return guarded([&]() -> Status {
+    if (!session || !output)
+      return nullArgument();
+    if (index >= session->outputs.size())
+      return Status(ErrorId::BadInput, format("output %zu of %zu; moira_forward makes them", index,
+                                              session->outputs.size()));
+    const GatheredOutput &from = session->outputs[index];
+    *output = {from.name.c_str(), MOIRA_F32, static_cast<int32_t>(from.shape.size()),
+               from.shape.data(), session->values[index].data()};
+    return {};
+  });
+}
+
+int moira_run_files(const char *plan, const char *weights, const char *inputs, const char *outputs,
+                    moira_program program) {
+  return guarded([&]() -> Status {
+    if (!plan || !weights || !inputs || !outputs)
+      return nullArgument();
+    RunOptions options;
+    options.plan = plan;
+    options.weights = weights;
+    options.inputs = inputs;
+    options.outputs = outputs;
+    options.reference = program == MOIRA_MESH            ? ReferenceMode::none
+                        : program == MOIRA_REFERENCE_F64 ? ReferenceMode::f64
+                                                         : ReferenceMode::f32;
+    return runPlan(options, nullptr, [](const std::string &) {}).status;
+  });
+}
+
+} // extern "C"
