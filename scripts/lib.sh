@@ -23,7 +23,8 @@ logged() {
   return "$code"
 }
 
-# Configures the release preset (only when there is something to configure; ninja repeats it when CMake files change) and builds.
+# configure_and_build [TARGET...]: configures the release preset (only if that was never done; ninja repeats it when CMake files change)
+# and builds the targets, default all.
 configure_and_build() {
   cd "$MOIRA_ROOT" || return
   if [ ! -f "$MOIRA_BUILD/build.ninja" ]; then
@@ -31,7 +32,7 @@ configure_and_build() {
     logged "$MOIRA_BUILD/logs/configure.log" cmake --preset release || return
   fi
   say "building with $MOIRA_JOBS jobs"
-  logged "$MOIRA_BUILD/logs/build.log" cmake --build "$MOIRA_BUILD" --parallel "$MOIRA_JOBS"
+  logged "$MOIRA_BUILD/logs/build.log" cmake --build "$MOIRA_BUILD" --parallel "$MOIRA_JOBS" ${1:+--target "$@"}
 }
 
 # Names the parts that this machine leaves out.

@@ -15,7 +15,7 @@ import lit.formats
 config.name = "Moira"
 config.test_format = lit.formats.ShTest(execute_external=False)
 config.suffixes = [".mlir", ".test"]
-config.excludes = ["Inputs", "Unit", "golden", "configs"]
+config.excludes = ["Inputs", "Unit", "golden", "configs", "Fuzz"]
 config.test_source_root = os.path.dirname(__file__)
 config.test_exec_root = os.path.join(config.moira_build_dir, "test")
 
