@@ -88,13 +88,20 @@ LiveInterval Liveness::intervalOf(ViewOp view) const {
   return {access->second.first, freeAfter(access->second.last), bytes};
 }
 
-struct AllocatePass : PassWrapper<AllocatePass, OperationPass<ProgramOp>> {
+struct AllocatePass : PassWrapper<AllocatePass, OperationPass<PlanOp>> {
   MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(AllocatePass)
   AllocatePass() = default;
   AllocatePass(const AllocatePass &other) : PassWrapper(other) {}
   StringRef getArgument() const final { return "plan-allocate"; }
   StringRef getDescription() const final { return "Give every view an address"; }
-  void runOnOperation() final;
+  void runOnOperation() final {
+    for (auto program : getOperation().getOps<ProgramOp>()) {
+      Liveness liveness(program);
+      for (auto arena : program.getOps<ArenaOp>())
+        if (arena.getRole() != ArenaRole::state)
+          allocate(arena, liveness);
+    }
+  }
   void allocate(ArenaOp arena, const Liveness &liveness);
 
   Option<bool> remarkPeak{*this, "remark-peak",
@@ -108,7 +115,7 @@ void AllocatePass::allocate(ArenaOp arena, const Liveness &liveness) {
   bool ragged = arena.getRole() == ArenaRole::ragged;
   SmallVector<ViewOp> views;
   std::vector<LiveInterval> intervals;
-  for (auto view : getOperation().getOps<ViewOp>())
+  for (auto view : cast<ProgramOp>(arena->getParentOp()).getOps<ViewOp>())
     if (view.getArena() == arena.getName() && !view.getOffset()) {
       views.push_back(view);
       intervals.push_back(liveness.intervalOf(view));
@@ -131,13 +138,6 @@ void AllocatePass::allocate(ArenaOp arena, const Liveness &liveness) {
     liveness.at(std::max<int64_t>(most.time, 0))->emitRemark()
         << "most of arena '" << arena.getName() << "' is alive here: " << most.bytes << " of "
         << placement.peak << " bytes" << (ragged ? " a row of B" : "");
-}
-
-void AllocatePass::runOnOperation() {
-  Liveness liveness(getOperation());
-  for (auto arena : getOperation().getOps<ArenaOp>())
-    if (arena.getRole() != ArenaRole::state)
-      allocate(arena, liveness);
 }
 
 } // namespace

@@ -13,17 +13,20 @@ using namespace moira::plan;
 
 namespace {
 
-struct InsertEventsPass : PassWrapper<InsertEventsPass, OperationPass<ProgramOp>> {
+struct InsertEventsPass : PassWrapper<InsertEventsPass, OperationPass<PlanOp>> {
   MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(InsertEventsPass)
   StringRef getArgument() const final { return "plan-insert-events"; }
   StringRef getDescription() const final { return "Order the queues by events"; }
-  void runOnOperation() final;
+  void runOnOperation() final {
+    for (auto program : getOperation().getOps<ProgramOp>())
+      insertEvents(program);
+  }
+  void insertEvents(ProgramOp program);
   Statistic numEvents{this, "events", "events recorded"};
   Statistic numWaits{this, "waits", "waits inserted"};
 };
 
-void InsertEventsPass::runOnOperation() {
-  ProgramOp program = getOperation();
+void InsertEventsPass::insertEvents(ProgramOp program) {
   SmallVector<InstructionInterface> instrs = instructionsOf(program);
   std::vector<SmallVector<unsigned, 4>> needs(instrs.size());
   forEachDependence(instrs, [&](unsigned i, unsigned earlier) { needs[i].push_back(earlier); });
@@ -54,7 +57,11 @@ void InsertEventsPass::runOnOperation() {
                              producer->getAttrOfType<IntegerAttr>("layer"));
         ++numEvents;
       }
-      OpBuilder builder(instr);
+      // Views stay right before the instruction that they are for.
+      Operation *before = instr;
+      while (before->getPrevNode() && isa<ViewOp>(before->getPrevNode()))
+        before = before->getPrevNode();
+      OpBuilder builder(before);
       WaitOp::create(builder, instr->getLoc(), records[j], builder.getStringAttr(instr.getQueue()),
                      instr->getAttrOfType<StringAttr>("place"),
                      instr->getAttrOfType<IntegerAttr>("layer"));

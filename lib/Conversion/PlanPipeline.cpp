@@ -11,14 +11,14 @@ using namespace mlir;
 using namespace moira;
 
 /// What every program goes through once it is instructions.
-static void addProgramPasses(OpPassManager &passes) {
-  OpPassManager &programs = passes.nest<plan::PlanOp>().nest<plan::ProgramOp>();
+static void addPlanPasses(OpPassManager &passes) {
+  OpPassManager &plans = passes.nest<plan::PlanOp>();
   // While instructions may still be moved freely: no addresses, no events.
-  programs.addPass(createPlanSchedulePass());
+  plans.addPass(createPlanSchedulePass());
   // The order is fixed now; only what crosses queues needs an event.
-  programs.addPass(createPlanInsertEventsPass());
+  plans.addPass(createPlanInsertEventsPass());
   // Last, because memory is reused only where order and events allow it.
-  programs.addPass(createPlanAllocatePass());
+  plans.addPass(createPlanAllocatePass());
 }
 
 /// Runs the passes that `build` adds on a clone of `module`; null if one fails.
@@ -26,8 +26,9 @@ static OwningOpRef<ModuleOp> runOnClone(ModuleOp module,
                                         llvm::function_ref<void(OpPassManager &)> build) {
   OwningOpRef<ModuleOp> clone = module.clone();
   PassManager passes(module.getContext());
-  if (failed(applyPassManagerCLOptions(passes)))
-    return {};
+  // It fails where the program has not registered MLIR's debugging options; there are none to apply
+  // then.
+  (void)applyPassManagerCLOptions(passes);
   build(passes);
   if (failed(passes.run(*clone)))
     return {};
@@ -40,7 +41,7 @@ LogicalResult moira::buildPlan(ModuleOp localized, ModuleOp global, const PlanOp
     // On tensors, where producers and consumers are one step apart.
     passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
     passes.addPass(createPlanLowerPass(options));
-    addProgramPasses(passes);
+    addPlanPasses(passes);
     // Independent of all the rest; here because a plan is complete without the writer.
     passes.nest<plan::PlanOp>().addPass(createPlanBuildKernelsPass(options));
   });
@@ -51,7 +52,7 @@ LogicalResult moira::buildPlan(ModuleOp localized, ModuleOp global, const PlanOp
   // No fusion: the reference is library calls only, so that it checks the kernels too.
   OwningOpRef<ModuleOp> reference = runOnClone(global, [&](OpPassManager &passes) {
     passes.addPass(createPlanLowerPass(options, /*reference=*/true));
-    addProgramPasses(passes);
+    addPlanPasses(passes);
   });
   if (!reference)
     return failure();

@@ -135,7 +135,8 @@ LogicalResult ProgramBuilder::launch(FusedOp fused) {
       makeGroupKernel(members, inputs, SmallVector<Value>(yield.getValues()));
   if (!group)
     return fused.emitOpError("no kernel can run this group");
-  StringRef name = kernels.kernels()[kernels.intern(std::move(group->spec))].name;
+  unsigned index = kernels.intern(std::move(group->spec));
+  StringRef name = kernels.kernels()[index].name;
   SmallVector<Value> reads, writes;
   for (Value input : fused.getInputs())
     reads.push_back(view(input));

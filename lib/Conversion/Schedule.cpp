@@ -96,24 +96,27 @@ std::vector<unsigned> Scheduler::run() {
   return std::move(order);
 }
 
-struct SchedulePass : PassWrapper<SchedulePass, OperationPass<ProgramOp>> {
+struct SchedulePass : PassWrapper<SchedulePass, OperationPass<PlanOp>> {
   MLIR_DEFINE_EXPLICIT_INTERNAL_INLINE_TYPE_ID(SchedulePass)
   StringRef getArgument() const final { return "plan-schedule"; }
   StringRef getDescription() const final {
     return "Order instructions so that exchanges hide behind independent work";
   }
-  void runOnOperation() final;
+  void runOnOperation() final {
+    for (auto program : getOperation().getOps<ProgramOp>())
+      if (failed(schedule(program)))
+        return signalPassFailure();
+  }
+  LogicalResult schedule(ProgramOp program);
   Statistic numMoved{this, "moved", "instructions that stand elsewhere than in the function"};
 };
 
-void SchedulePass::runOnOperation() {
-  Block &block = getOperation().getBody().front();
-  SmallVector<InstructionInterface> instrs = instructionsOf(getOperation());
+LogicalResult SchedulePass::schedule(ProgramOp program) {
+  Block &block = program.getBody().front();
+  SmallVector<InstructionInterface> instrs = instructionsOf(program);
   for (InstructionInterface instr : instrs)
-    if (isa<RecordOp, WaitOp>(instr)) {
-      instr->emitOpError("plan-schedule runs before events are inserted");
-      return signalPassFailure();
-    }
+    if (isa<RecordOp, WaitOp>(instr))
+      return instr->emitOpError("MOE-0601: plan-schedule runs before events are inserted");
   std::vector<unsigned> order = Scheduler(instrs).run();
   // The block becomes: arenas, states, inputs, instructions, outputs; each view right before its
   // first user.
@@ -138,6 +141,7 @@ void SchedulePass::runOnOperation() {
   for (auto view : llvm::make_early_inc_range(block.getOps<ViewOp>()))
     if (view.use_empty())
       view.erase();
+  return success();
 }
 
 } // namespace

@@ -44,6 +44,8 @@ private:
   void number(ProgramOp program);
   Offset<fb::State> writeState(StateOp state);
   Offset<fb::View> writeView(ViewOp view);
+  Offset<fb::Input> writeInput(InputOp input);
+  Offset<fb::Output> writeOutput(OutputOp output);
   Offset<fb::Instr> writeInstr(InstructionInterface instr);
   Offset<fb::Param> writeParam(StringRef name, Attribute value);
 
@@ -244,50 +246,58 @@ Offset<fb::Instr> Writer::writeInstr(InstructionInterface instr) {
                          paramList, axisList, layer, places.intern(instr.getPlace().value_or("")));
 }
 
+Offset<fb::Input> Writer::writeInput(InputOp input) {
+  auto type = cast<RankedTensorType>(input.getType());
+  auto name = text(input.getName());
+  auto shape = sizes(type.getShape());
+  auto cuts = dims(type);
+  int64_t least = input.getRange() ? (*input.getRange())[0] : 0;
+  int64_t most = input.getRange() ? (*input.getRange())[1] : 0;
+  double fill = input.getFill() ? input.getFill()->convertToDouble() : 0;
+  return fb::CreateInput(out, name, toDType(type.getElementType()), shape, cuts,
+                         views.lookup(input.getView()), input.getOptional(), fill, least, most);
+}
+
+Offset<fb::Output> Writer::writeOutput(OutputOp output) {
+  auto type = cast<RankedTensorType>(output.getType());
+  auto name = text(output.getName());
+  auto shape = sizes(type.getShape());
+  auto cuts = dims(type);
+  return fb::CreateOutput(out, name, toDType(type.getElementType()), shape, cuts,
+                          views.lookup(output.getView()));
+}
+
 Offset<fb::Program> Writer::writeProgram(ProgramOp program) {
   number(program);
-  std::vector<Offset<fb::Arena>> arenaList;
-  std::vector<Offset<fb::State>> stateList;
-  std::vector<Offset<fb::View>> viewTables;
-  std::vector<Offset<fb::Input>> inputList;
-  std::vector<Offset<fb::Output>> outputList;
-  std::vector<Offset<fb::Instr>> instrList;
+  // Table by table, whatever the order in the block: the same program has the same bytes.
   std::vector<Offset<fb::Queue>> queueList;
   for (auto queue : program.getQueues().getAsRange<StringAttr>()) {
     auto name = text(queue.getValue());
     queueList.push_back(fb::CreateQueue(out, name));
   }
-  for (Operation &op : program.getBody().front()) {
-    if (auto arena = dyn_cast<ArenaOp>(op)) {
-      auto name = text(arena.getName());
-      arenaList.push_back(fb::CreateArena(out, name, static_cast<fb::Space>(arena.getSpace()),
-                                          static_cast<fb::ArenaRole>(arena.getRole()),
-                                          arena.getBytes(), arena.getPerBound()));
-    } else if (auto state = dyn_cast<StateOp>(op)) {
-      stateList.push_back(writeState(state));
-    } else if (auto view = dyn_cast<ViewOp>(op)) {
-      viewTables.push_back(writeView(view));
-    } else if (auto input = dyn_cast<InputOp>(op)) {
-      auto type = cast<RankedTensorType>(input.getType());
-      auto name = text(input.getName());
-      auto shape = sizes(type.getShape());
-      auto cuts = dims(type);
-      auto range = input.getRange().value_or(ArrayRef<int64_t>{0, 0});
-      double fill = input.getFill() ? input.getFill()->convertToDouble() : 0;
-      inputList.push_back(fb::CreateInput(out, name, toDType(type.getElementType()), shape, cuts,
-                                          views.lookup(input.getView()), input.getOptional(), fill,
-                                          range[0], range[1]));
-    } else if (auto output = dyn_cast<OutputOp>(op)) {
-      auto type = cast<RankedTensorType>(output.getType());
-      auto name = text(output.getName());
-      auto shape = sizes(type.getShape());
-      auto cuts = dims(type);
-      outputList.push_back(fb::CreateOutput(out, name, toDType(type.getElementType()), shape, cuts,
-                                            views.lookup(output.getView())));
-    } else {
-      instrList.push_back(writeInstr(cast<InstructionInterface>(op)));
-    }
+  std::vector<Offset<fb::Arena>> arenaList;
+  for (auto arena : program.getOps<ArenaOp>()) {
+    auto name = text(arena.getName());
+    arenaList.push_back(fb::CreateArena(out, name, static_cast<fb::Space>(arena.getSpace()),
+                                        static_cast<fb::ArenaRole>(arena.getRole()),
+                                        arena.getBytes(), arena.getPerBound()));
   }
+  std::vector<Offset<fb::State>> stateList;
+  for (auto state : program.getOps<StateOp>())
+    stateList.push_back(writeState(state));
+  std::vector<Offset<fb::View>> viewTables;
+  for (auto view : program.getOps<ViewOp>())
+    viewTables.push_back(writeView(view));
+  std::vector<Offset<fb::Input>> inputList;
+  for (auto input : program.getOps<InputOp>())
+    inputList.push_back(writeInput(input));
+  std::vector<Offset<fb::Output>> outputList;
+  for (auto output : program.getOps<OutputOp>())
+    outputList.push_back(writeOutput(output));
+  std::vector<Offset<fb::Instr>> instrList;
+  for (Operation &op : program.getBody().front())
+    if (auto instr = dyn_cast<InstructionInterface>(op))
+      instrList.push_back(writeInstr(instr));
   auto name = text(program.getSymName());
   auto queueVector = out.CreateVector(queueList);
   auto viewVector = out.CreateVector(viewTables);
