@@ -109,6 +109,12 @@ void CallCheck::checkTypes(const std::vector<OperandDesc> &descs,
     case OperandDesc::accumulate:
       want = env.compute == fb::DType::f64 ? fb::DType::f64 : fb::DType::f32;
       break;
+    case OperandDesc::either:
+      if (have != env.compute)
+        want = env.compute == fb::DType::f64 ? fb::DType::f64 : fb::DType::f32;
+      else
+        want = env.compute;
+      break;
     case OperandDesc::index:
       want = have == fb::DType::i64 ? have : fb::DType::i32;
       break;

@@ -49,6 +49,8 @@ bool parseType(std::string_view text, OperandDesc &operand) {
     operand.type = OperandDesc::compute;
   } else if (text == "A") {
     operand.type = OperandDesc::accumulate;
+  } else if (text == "U") {
+    operand.type = OperandDesc::either;
   } else if (text == "I") {
     operand.type = OperandDesc::index;
   } else {
