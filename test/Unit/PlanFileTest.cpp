@@ -120,12 +120,14 @@ void loadAny(const std::vector<uint8_t> &bytes, size_t &accepted) {
 }
 
 TEST(PlanFile, SurvivesEveryTruncation) {
-  std::vector<uint8_t> bytes = expertPlan().build();
-  for (size_t size = 0; size < bytes.size(); ++size) {
-    std::vector<uint8_t> cut(bytes.begin(), bytes.begin() + size);
-    EXPECT_NE(load(cut).first, 0) << size;
-    reseal(cut);
-    EXPECT_NE(load(cut).first, 0) << size << " resealed";
+  for (const PlanSpec &plan : {tinyPlan(), expertPlan(), callsPlan()}) {
+    std::vector<uint8_t> bytes = plan.build();
+    for (size_t size = 0; size < bytes.size(); ++size) {
+      std::vector<uint8_t> cut(bytes.begin(), bytes.begin() + size);
+      EXPECT_NE(load(cut).first, 0) << size;
+      reseal(cut);
+      EXPECT_NE(load(cut).first, 0) << size << " resealed";
+    }
   }
 }
 
@@ -142,17 +144,22 @@ TEST(PlanFile, SurvivesEveryByteChange) {
     bytes[at] ^= mask;
   };
   // All 255 changes of each byte of the tiny plan; the eight bit flips and the complement of each
-  // byte of the large one.
-  std::vector<uint8_t> tiny = tinyPlan().build(), large = expertPlan().build();
+  // byte of four others.
+  std::vector<uint8_t> tiny = tinyPlan().build();
   for (size_t at = 0; at < tiny.size(); ++at)
     for (int mask = 1; mask < 256; ++mask)
       change(tiny, at, static_cast<uint8_t>(mask));
-  for (size_t at = 0; at < large.size(); ++at)
-    for (int mask : {1, 2, 4, 8, 16, 32, 64, 128, 255})
-      change(large, at, static_cast<uint8_t>(mask));
-  std::printf("%zu changes of plans of %zu and %zu bytes; accepted: %zu as they were, %zu with the "
-              "checksum made right\n",
-              changes, tiny.size(), large.size(), acceptedAsIs, acceptedResealed);
+  PlanSpec forward = expertPlan(), reference = expertPlan();
+  forward.programs.pop_back();
+  reference.programs.erase(reference.programs.begin());
+  for (const PlanSpec &plan : {expertPlan(), callsPlan(), forward, reference}) {
+    std::vector<uint8_t> bytes = plan.build();
+    for (size_t at = 0; at < bytes.size(); ++at)
+      for (int mask : {1, 2, 4, 8, 16, 32, 64, 128, 255})
+        change(bytes, at, static_cast<uint8_t>(mask));
+  }
+  std::printf("%zu changes; accepted: %zu as they were, %zu with the checksum made right\n",
+              changes, acceptedAsIs, acceptedResealed);
   EXPECT_EQ(acceptedAsIs, 0u); // the checksum finds every single-byte change
   EXPECT_GT(acceptedResealed, 0u);
 }
