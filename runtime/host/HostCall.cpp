@@ -107,7 +107,7 @@ Status checkOperands(const Call &call, std::string_view spec, std::span<const Te
       return badCall(call, "operand '" + role + "' is missing");
     fb::DType dtype = operands[next++].dtype;
     const char *dtypeName = fb::EnumNameDType(dtype);
-    if (type == "T" || type == "A") {
+    if (type == "T" || type == "A" || type == "U") {
       if (dtype != fb::DType::f32 && dtype != fb::DType::f64)
         return Status(ErrorId::PlanTarget,
                       format("the host device has no %s version of call '%s' (operand '%s'); "
