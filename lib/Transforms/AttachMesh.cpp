@@ -24,13 +24,13 @@ struct AttachMesh : moira::impl::DistAttachMeshBase<AttachMesh> {
     SmallVector<std::string> problems;
     std::optional<MeshInfo> wanted = parseMesh(&getContext(), mesh, problems);
     for (const std::string &problem : problems)
-      module.emitError(problem);
+      emitError(module.getLoc()) << problem;
     if (!wanted)
       return signalPassFailure();
     MeshInfo present = dist::getMesh(module);
     if (!mesh.empty() && !present.names.empty() &&
         (present.names != wanted->names || present.sizes != wanted->sizes)) {
-      module.emitError("MOE-0103: --mesh=") << mesh << ", but the module has the mesh "
+      emitError(module.getLoc(), "MOE-0103: --mesh=") << mesh << ", but the module has the mesh "
                                             << formatMesh(present) << " already; leave out --mesh";
       return signalPassFailure();
     }

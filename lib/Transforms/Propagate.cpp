@@ -46,7 +46,7 @@ private:
 
   LogicalResult sweep(func::FuncOp func) {
     if (!func.getBody().hasOneBlock())
-      return func.emitError("MOE-0601: a program with control flow cannot be partitioned");
+      return emitError(func.getLoc(), "MOE-0601: a program with control flow cannot be partitioned");
     for (BlockArgument argument : func.getArguments())
       if (isShardable(argument.getType()) && !shardingOf(argument))
         setSharding(argument,

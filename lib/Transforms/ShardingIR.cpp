@@ -69,7 +69,7 @@ LogicalResult StateTable::cutDim(moe::StateOp state, int64_t dim, DimShardingAtt
   SmallVector<StringAttr> used = sharding.usedAxes();
   if (!old.isReplicated() ||
       llvm::any_of(cut.getAxes(), [&](StringAttr axis) { return llvm::is_contained(used, axis); }))
-    return state.emitError("MOE-0601: dimension ")
+    return emitError(state.getLoc(), "MOE-0601: dimension ")
            << dim << " of state @" << state.getSymName() << " is to be cut as " << cut
            << ", but its sharding is " << sharding << " already; its uses disagree";
   setSharding(state, sharding.withDim(dim, cut));

@@ -41,9 +41,10 @@ private:
   bool bad;
   int64_t bound;
 
+  /// At the location only: the operation may be a whole function.
   InFlightDiagnostic error(Operation *op) {
     bad = true;
-    return op->emitError("MOE-0601: ");
+    return emitError(op->getLoc(), "MOE-0601: ");
   }
 
   void checkGlobal(func::FuncOp func, Type local, const MeshInfo &mesh, Attribute attribute,

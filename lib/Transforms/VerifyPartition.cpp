@@ -47,9 +47,10 @@ struct VerifyPartition : moira::impl::DistVerifyPartitionBase<VerifyPartition> {
 private:
   bool bad;
 
+  /// At the location only: the operation may be a whole function.
   InFlightDiagnostic error(Operation *op) {
     bad = true;
-    return op->emitError("MOE-0601: ");
+    return emitError(op->getLoc(), "MOE-0601: ");
   }
 
   void checkTypes(func::FuncOp func) {
