@@ -28,6 +28,51 @@ std::vector<int64_t> toVector(const flatbuffers::Vector<int64_t> &v) {
   return {v.begin(), v.end()};
 }
 
+/// Problems of tensors. Those of one state that differ in the name only become one line, so that a
+/// wrong expert layout does not hide everything else.
+class WeightProblems {
+public:
+  void add(ErrorId id, const std::string &file, const std::string &tensor,
+           const std::string &what) {
+    ++count;
+    for (Line &line : lines)
+      if (line.id == id && line.file == file && line.what == what) {
+        line.last = tensor;
+        ++line.tensors;
+        return;
+      }
+    lines.push_back({id, file, tensor, tensor, what, 1});
+  }
+  /// So many that no reader needs more; also what ends the search through a hostile plan.
+  bool enough() const { return count >= 1000; }
+  void flush() {
+    for (const Line &line : lines) {
+      std::string tensors =
+          line.tensors == 1 ? "tensor " + quoteName(line.first) + " is"
+                            : format("%zu tensors, %s to %s, are", line.tensors,
+                                     quoteName(line.first).c_str(), quoteName(line.last).c_str());
+      status.add(line.id, line.file + ": " + tensors + " " + line.what);
+    }
+    lines.clear();
+  }
+  Status take() {
+    flush();
+    if (enough())
+      status.add(status.diagnostics().front().id, "the search ended after 1000 such tensors");
+    return std::move(status);
+  }
+
+private:
+  struct Line {
+    ErrorId id;
+    std::string file, first, last, what;
+    size_t tensors;
+  };
+  Status status;
+  std::vector<Line> lines;
+  size_t count = 0;
+};
+
 } // namespace
 
 std::optional<fb::DType> planType(TensorType type) {
@@ -61,13 +106,7 @@ std::string sourceName(std::string_view pattern, int64_t expert) {
 }
 
 Status checkWeights(const fb::Program &program, const Checkpoint &checkpoint) {
-  Status problems;
-  size_t count = 0;
-  constexpr size_t kEnough = 1000;
-  auto add = [&](ErrorId id, const std::string &what) {
-    if (count++ < kEnough)
-      problems.add(id, what);
-  };
+  WeightProblems problems;
   std::vector<bool> used(checkpoint.tensors().size(), false);
   for (const fb::State *state : *program.states()) {
     if (!state->source())
@@ -75,42 +114,38 @@ Status checkWeights(const fb::Program &program, const Checkpoint &checkpoint) {
     const fb::Source &source = *state->source();
     Leading leading(*state);
     std::vector<int64_t> disk = toVector(*source.disk_shape());
-    for (int64_t e = 0; e < leading.experts && count < kEnough; ++e) {
+    for (int64_t e = 0; e < leading.experts && !problems.enough(); ++e) {
       for (const flatbuffers::String *pattern : *source.names()) {
         std::string name = sourceName(pattern->string_view(), e);
         const Checkpoint::Entry *entry = checkpoint.find(name);
         if (!entry) {
-          add(ErrorId::MissingTensor,
-              format("%s: tensor %s %s is missing, state %s needs it", checkpoint.path().c_str(),
-                     quoteName(name).c_str(), shapeText(disk).c_str(), state->name()->c_str()));
+          problems.add(ErrorId::MissingTensor, checkpoint.path(), name,
+                       format("missing, state %s needs %s of shape %s", state->name()->c_str(),
+                              leading.experts > 1 ? "them" : "it", shapeText(disk).c_str()));
           continue;
         }
         used[entry - checkpoint.tensors().data()] = true;
         const TensorInfo &info = *entry->info;
+        const std::string &file = entry->file->path();
         if (info.shape != disk)
-          add(ErrorId::TensorShape, format("%s: tensor %s has shape %s, the plan expects %s",
-                                           entry->file->path().c_str(), quoteName(name).c_str(),
-                                           shapeText(info.shape).c_str(), shapeText(disk).c_str()));
+          problems.add(ErrorId::TensorShape, file, name,
+                       format("of shape %s, the plan expects %s", shapeText(info.shape).c_str(),
+                              shapeText(disk).c_str()));
         if (info.type != TensorType::f32 && info.type != TensorType::bf16 &&
             info.type != TensorType::f16)
-          add(ErrorId::TensorDType,
-              format("%s: tensor %s is %s; F32, BF16 and F16 can be loaded",
-                     entry->file->path().c_str(), quoteName(name).c_str(), nameOf(info.type)));
+          problems.add(ErrorId::TensorDType, file, name,
+                       format("%s; F32, BF16 and F16 can be loaded", nameOf(info.type)));
       }
     }
+    problems.flush();
   }
-  for (size_t i = 0; i < used.size(); ++i)
-    if (!used[i])
-      add(ErrorId::ExtraTensor,
-          format("%s: tensor %s %s is not used by the plan; was it compiled from this model?",
-                 checkpoint.tensors()[i].file->path().c_str(),
-                 quoteName(checkpoint.tensors()[i].info->name).c_str(),
-                 shapeText(checkpoint.tensors()[i].info->shape).c_str()));
-  if (count > kEnough)
-    problems.add(
-        problems.diagnostics().front().id,
-        format("%s: and %zu more problems at least", checkpoint.path().c_str(), count - kEnough));
-  return problems;
+  for (size_t i = 0; i < used.size() && !problems.enough(); ++i)
+    if (!used[i]) {
+      const Checkpoint::Entry &entry = checkpoint.tensors()[i];
+      problems.add(ErrorId::ExtraTensor, entry.file->path(), entry.info->name,
+                   "not used by the plan; was it compiled from this model?");
+    }
+  return problems.take();
 }
 
 void loadState(const fb::State &state, const Shard &shard, const Checkpoint &checkpoint,

@@ -223,8 +223,8 @@ TEST(RuntimeWeights, ReportsEveryDisagreement) {
   EXPECT_EQ(status.diagnostics().size(), 5u) << text;
   EXPECT_THAT(text, HasSubstr("MOE-0302: "));
   EXPECT_THAT(text, HasSubstr("'missing.weight'"));
-  EXPECT_THAT(text, HasSubstr("'e.1.a' [3]"));
-  EXPECT_THAT(text, HasSubstr("'shape.weight' has shape [4], the plan expects [2, 2]"));
+  EXPECT_THAT(text, HasSubstr("'e.1.a' is missing, state experts needs them of shape [3]"));
+  EXPECT_THAT(text, HasSubstr("'shape.weight' is of shape [4], the plan expects [2, 2]"));
   EXPECT_THAT(text, HasSubstr("'type.weight' is I32"));
   EXPECT_THAT(text, HasSubstr("'surplus.weight'"));
   EXPECT_THAT(text, testing::Not(HasSubstr("'good.weight'")));

@@ -22,12 +22,15 @@ void say(const std::string &text) {
   std::fflush(stderr);
 }
 
+/// All problems, up to a number that nobody reads.
+std::string textOf(const rt::Status &status) { return status.str(200); }
+
 int run(int argc, char **argv) {
   bool speaks = rt::discoverLaunch().rank == 0;
   rt::Expected<tool::CommandLine> line = tool::parseCommandLine(argc, argv);
   if (!line) {
     if (speaks)
-      say(line.status().str());
+      say(textOf(line.status()));
     return line.status().exitCode();
   }
   switch (line->command) {
@@ -45,12 +48,12 @@ int run(int argc, char **argv) {
     break;
   }
   rt::RunOutcome outcome =
-      rt::runPlan(line->options, [](const rt::Status &status) { say(status.str()); }, say);
+      rt::runPlan(line->options, [](const rt::Status &status) { say(textOf(status)); }, say);
   if (outcome.speaks) {
     if (!outcome.summary.empty())
       say(outcome.summary);
     if (!outcome.status)
-      say(outcome.status.str());
+      say(textOf(outcome.status));
   }
   return outcome.status.exitCode();
 }
