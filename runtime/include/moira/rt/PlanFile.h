@@ -37,8 +37,8 @@ uint32_t crc32c(std::span<const uint8_t> bytes, uint32_t seed = 0);
 /// at a multiple of 64. Copies share the bytes.
 class PlanFile {
 public:
-  /// Reads `path` and verifies it. It is read, not mapped: a file that changes later could undo what
-  /// was verified.
+  /// Reads `path` and verifies it. It is read, not mapped: a file that changes later could undo
+  /// what was verified.
   static Expected<PlanFile> open(const std::string &path);
   /// Verifies bytes in memory; copies nothing, `bytes` must outlive the result and be 64-aligned
   /// (else a copy is made).
@@ -52,7 +52,7 @@ public:
   const fb::Program *program(std::string_view name) const;
 
 private:
-  std::shared_ptr<const void> owner; // the map or the copy
+  std::shared_ptr<const void> owner; // of the bytes, if they are not the caller's
   std::span<const uint8_t> bytes;
   const fb::Plan *root = nullptr;
 };
