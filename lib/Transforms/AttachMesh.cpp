@@ -30,8 +30,9 @@ struct AttachMesh : moira::impl::DistAttachMeshBase<AttachMesh> {
     MeshInfo present = dist::getMesh(module);
     if (!mesh.empty() && !present.names.empty() &&
         (present.names != wanted->names || present.sizes != wanted->sizes)) {
-      emitError(module.getLoc(), "MOE-0103: --mesh=") << mesh << ", but the module has the mesh "
-                                            << formatMesh(present) << " already; leave out --mesh";
+      emitError(module.getLoc(), "MOE-0103: --mesh=")
+          << mesh << ", but the module has the mesh " << formatMesh(present)
+          << " already; leave out --mesh";
       return signalPassFailure();
     }
     if (present.names.empty() && !wanted->names.empty()) {

@@ -46,7 +46,8 @@ private:
 
   LogicalResult sweep(func::FuncOp func) {
     if (!func.getBody().hasOneBlock())
-      return emitError(func.getLoc(), "MOE-0601: a program with control flow cannot be partitioned");
+      return emitError(func.getLoc(),
+                       "MOE-0601: a program with control flow cannot be partitioned");
     for (BlockArgument argument : func.getArguments())
       if (isShardable(argument.getType()) && !shardingOf(argument))
         setSharding(argument,

@@ -49,17 +49,19 @@ private:
 
   void checkGlobal(func::FuncOp func, Type local, const MeshInfo &mesh, Attribute attribute,
                    const Twine &what) {
+    if (!isShardable(local))
+      return;
     auto global = dyn_cast_if_present<TypeAttr>(attribute);
-    auto type = global ? dyn_cast<RankedTensorType>(global.getValue()) : RankedTensorType();
-    ShardingAttr sharding = type ? dist::getSharding(type) : ShardingAttr();
+    Type type = global ? global.getValue() : Type();
+    ShardingAttr sharding = type && isShardable(type) ? dist::getSharding(type) : ShardingAttr();
     if (!sharding) {
       error(func) << what << " has no `dist.global` with a sharding";
       return;
     }
-    auto wanted = RankedTensorType::get(dist::localShape(type.getShape(), sharding, mesh),
-                                        type.getElementType());
-    if (wanted != local)
-      error(func) << what << " is " << local << ", its global type gives " << wanted;
+    SmallVector<int64_t> shape = dist::localShape(shardableShape(type), sharding, mesh);
+    if (ArrayRef<int64_t>(shape) != shardableShape(local))
+      error(func) << what << " is " << local << ", its global type " << type
+                  << " gives another shape";
   }
 
   void checkOp(Operation *op) {
