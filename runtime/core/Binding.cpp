@@ -1,13 +1,37 @@
 //===- Binding.cpp - from plan instructions to addresses ------------------===//
-// Resolves views, parameters, groups and kernels for this rank and the present bound. What the plan
+// Resolves views, parameters, groups and kernels for one rank and the present bound. What the plan
 // verifier cannot see (a rank's offsets, a kernel's address) is checked here.
 //===----------------------------------------------------------------------===//
-#include "BoundInstr.h"
+#include "moira/rt/Binding.h"
+
+#include "moira/rt/Profile.h"
+#include "moira/rt/SafeTensors.h"
 
 #include <algorithm>
 
 namespace moira::rt {
 namespace {
+
+/// In an f64 run every float becomes 8 bytes. Offsets and sizes grow by one factor, the largest
+/// that any element type of the program needs, so that nothing overlaps that did not before.
+uint64_t scaleOf(const fb::Program &program, bool f64) {
+  if (!f64)
+    return 1;
+  size_t smallest = 4;
+  auto look = [&](fb::DType type) {
+    if (isFloat(type))
+      smallest = std::min(smallest, bytesOf(type));
+  };
+  for (const fb::View *view : *program.views())
+    look(view->dtype());
+  for (const fb::State *state : *program.states())
+    look(state->dtype());
+  return 8 / smallest;
+}
+
+uint64_t arenaBytes(const fb::Arena &arena, uint64_t bound, uint64_t scale) {
+  return (arena.bytes() + bound * arena.bytes_per_bound()) * scale;
+}
 
 CallParams resolveParams(const fb::Instr &instr, const MeshPosition &place) {
   CallParams params;
@@ -37,24 +61,89 @@ CallParams resolveParams(const fb::Instr &instr, const MeshPosition &place) {
 
 } // namespace
 
-std::string Executor::describe(size_t index) const {
+uint64_t plannedBytes(const fb::Program &program, uint64_t bound, bool f64) {
+  uint64_t total = 0, scale = scaleOf(program, f64);
+  for (const fb::Arena *arena : *program.arenas())
+    total += arenaBytes(*arena, bound, scale);
+  return total;
+}
+
+Binding::Binding(const fb::Plan &plan, const fb::Program &program, int rank, bool f64)
+    : plan(plan), program(program), place(plan, program, rank), f64(f64),
+      scale(scaleOf(program, f64)), boundNow(program.bound_initial()),
+      bases(program.arenas()->size(), nullptr) {}
+
+uint64_t Binding::arenaBytes(size_t arena) const {
+  return rt::arenaBytes(*program.arenas()->Get(arena), boundNow, scale);
+}
+
+std::vector<uint64_t> Binding::arenaSizes() const {
+  std::vector<uint64_t> sizes;
+  for (size_t i = 0; i < bases.size(); ++i)
+    sizes.push_back(arenaBytes(i));
+  return sizes;
+}
+
+std::string Binding::arenaText(size_t arena) const {
+  std::string text =
+      format("arena %s of rank %d", program.arenas()->Get(arena)->name()->c_str(), place.rank());
+  if (grows(arena) && boundNow != program.bound_initial())
+    text += format(" with a bound of %llu rows", static_cast<unsigned long long>(boundNow));
+  return text;
+}
+
+TensorRef Binding::view(uint32_t index) const {
+  const fb::View &view = *program.views()->Get(index);
+  TensorRef ref;
+  ref.dtype = f64 && isFloat(view.dtype()) ? fb::DType::f64 : view.dtype();
+  ref.shape.assign(view.shape()->begin(), view.shape()->end());
+  if (view.bound_dim() >= 0)
+    ref.shape[view.bound_dim()] *= static_cast<int64_t>(boundNow);
+  ref.data = bases[view.arena()] + (view.offset() + boundNow * view.offset_per_bound()) * scale;
+  return ref;
+}
+
+fb::DType Binding::stateType(const fb::State &state) const {
+  return f64 && isFloat(state.dtype()) ? fb::DType::f64 : state.dtype();
+}
+
+char *Binding::stateData(const fb::State &state) const {
+  return bases[state.arena()] + state.offset() * scale;
+}
+
+Status Binding::grow(int64_t need) {
+  uint64_t largest = program.bound_max(), wanted = static_cast<uint64_t>(need);
+  if (wanted > largest)
+    return Status(ErrorId::BoundOverflow,
+                  format("a slot needs %llu rows, the plan's largest bound is %llu; this is a "
+                         "defect of the plan, compile it again",
+                         static_cast<unsigned long long>(wanted),
+                         static_cast<unsigned long long>(largest)));
+  boundNow = std::min(largest, (wanted + 3) / 4 * 4);
+  return {};
+}
+
+std::string Binding::describe(size_t index) const {
   const fb::Instr &instr = *program.instrs()->Get(index);
   std::string location = instrLocation(plan, instr);
   return format("instruction %zu (%s)%s%s", index, instrName(plan, instr).c_str(),
                 location.empty() ? "" : " at ", location.c_str());
 }
 
-Status Executor::bind() {
+Status Binding::bind(const std::function<void *(uint32_t)> &kernelOf,
+                     std::vector<BoundInstr> &instrs) {
   Status problems;
-  instrs.assign(program.instrs()->size(), Bound());
+  instrs.assign(program.instrs()->size(), BoundInstr());
   for (size_t i = 0; i < instrs.size() && problems.diagnostics().size() < 20; ++i)
-    problems.append(bindInstr(i, instrs[i]));
+    problems.append(bindInstr(i, kernelOf, instrs[i]));
   return problems;
 }
 
-Status Executor::bindInstr(size_t index, Bound &to) {
+Status Binding::bindInstr(size_t index, const std::function<void *(uint32_t)> &kernelOf,
+                          BoundInstr &to) {
   const fb::Instr &instr = *program.instrs()->Get(index);
   to.kind = instr.kind();
+  to.queue = instr.queue();
   if (instr.inputs())
     for (uint32_t v : *instr.inputs())
       to.in.push_back(view(v));
@@ -68,9 +157,9 @@ Status Executor::bindInstr(size_t index, Bound &to) {
 
   switch (to.kind) {
   case fb::InstrKind::launch: {
-    to.kernel = setup.images ? setup.images->kernel(instr.target()) : nullptr;
+    to.kernel = kernelOf(instr.target());
     if (!to.kernel)
-      return fail(ErrorId::BadRun, "the plan has no host code for this kernel");
+      return fail(ErrorId::BadRun, "the plan has no code of this device for this kernel");
     const auto &operands = *plan.kernels()->Get(instr.target())->operands();
     if (operands.size() > kMaxOperands)
       return fail(ErrorId::BadRun, format("the kernel has %u operands, at most %zu can be passed",
@@ -142,8 +231,10 @@ Status Executor::bindInstr(size_t index, Bound &to) {
     to.fill = params.real("value");
     return {};
   case fb::InstrKind::require_bound:
+    return {};
   case fb::InstrKind::record:
   case fb::InstrKind::wait:
+    to.event = instr.target();
     return {};
   }
   return {};

@@ -93,9 +93,11 @@ Status forward(moira_session &session, const moira_tensor *inputs, size_t count)
     return status;
   std::vector<GatheredOutput> outputs;
   Status status = session.ranks->each([&](int local) -> Ranks::Verdict {
-    Expected<std::vector<GatheredOutput>> all =
-        gatherOutputs(session.plan.plan(), *session.run.program,
-                      session.run.executors[local]->outputs(), session.ranks->communicator(local));
+    Expected<std::vector<TensorRef>> mine = session.run.executors[local]->outputs();
+    if (!mine)
+      return mine.takeStatus();
+    Expected<std::vector<GatheredOutput>> all = gatherOutputs(
+        session.plan.plan(), *session.run.program, *mine, session.ranks->communicator(local));
     if (!all)
       return all.takeStatus();
     if (local == 0)

@@ -1,7 +1,7 @@
 //===- Executor.cpp - one rank runs one program ---------------------------===//
 // Memory, the step and its repetition. Binding is in Binding.cpp.
 //===----------------------------------------------------------------------===//
-#include "BoundInstr.h"
+#include "moira/rt/Executor.h"
 
 #include "moira/rt/Agree.h"
 #include "moira/rt/Weights.h"
@@ -12,27 +12,6 @@
 
 namespace moira::rt {
 namespace {
-
-/// In an f64 run every float becomes 8 bytes. Offsets and sizes grow by one factor, the largest
-/// that any element type of the program needs, so that nothing overlaps that did not before.
-uint64_t scaleOf(const fb::Program &program, bool f64) {
-  if (!f64)
-    return 1;
-  size_t smallest = 4;
-  auto look = [&](fb::DType type) {
-    if (isFloat(type))
-      smallest = std::min(smallest, bytesOf(type));
-  };
-  for (const fb::View *view : *program.views())
-    look(view->dtype());
-  for (const fb::State *state : *program.states())
-    look(state->dtype());
-  return 8 / smallest;
-}
-
-uint64_t arenaBytes(const fb::Arena &arena, uint64_t bound, uint64_t scale) {
-  return (arena.bytes() + bound * arena.bytes_per_bound()) * scale;
-}
 
 template <size_t> using PointerFor = void *;
 
@@ -75,106 +54,76 @@ void fillTensor(const TensorRef &out, double value) {
 
 } // namespace
 
-uint64_t plannedBytes(const fb::Program &program, uint64_t bound, bool f64) {
-  uint64_t total = 0, scale = scaleOf(program, f64);
-  for (const fb::Arena *arena : *program.arenas())
-    total += arenaBytes(*arena, bound, scale);
-  return total;
-}
-
 Executor::Executor(const ExecutorSetup &setup)
-    : setup(setup), plan(setup.plan->plan()), program(*setup.program),
-      place(plan, program, setup.communicator->rank()), scale(scaleOf(program, setup.f64)),
-      boundNow(program.bound_initial()), counter(std::make_unique<MemoryCounter>()) {}
+    : setup(setup), program(*setup.program),
+      binding(setup.plan->plan(), program, setup.communicator->rank(), setup.f64),
+      counter(std::make_unique<MemoryCounter>()), arenas(binding.arenaCount()) {}
 
-Executor::~Executor() = default;
-
-Expected<std::unique_ptr<Executor>> Executor::create(const ExecutorSetup &setup) {
-  if (!setup.program->reference() && setup.plan->plan().target()->string_view() != "host")
+Expected<std::unique_ptr<ProgramRunner>> Executor::create(const ExecutorSetup &setup) {
+  std::string_view target = setup.plan->plan().target()->string_view();
+  if (!setup.program->reference() && target != "host")
     return Status(ErrorId::PlanTarget,
                   format("the plan's target is %s, this device is host; compile with "
                          "--target=host, or run with --reference",
-                         quoteName(setup.plan->plan().target()->string_view()).c_str()));
+                         quoteName(target).c_str()));
   std::unique_ptr<Executor> executor(new Executor(setup));
   if (Status status = executor->allocate(false); !status)
     return status;
   if (Status status = executor->bind(); !status)
     return status;
-  return executor;
+  return std::unique_ptr<ProgramRunner>(std::move(executor));
 }
 
 Status Executor::allocate(bool raggedOnly) {
-  arenas.resize(program.arenas()->size());
   for (size_t i = 0; i < arenas.size(); ++i) {
-    const fb::Arena &arena = *program.arenas()->Get(i);
-    if (raggedOnly && arena.bytes_per_bound() == 0)
+    if (raggedOnly && !binding.grows(i))
       continue;
     arenas[i].release(); // before the larger one, so that the peak is what was planned
-    Expected<Block> block =
-        Block::allocate(arenaBytes(arena, boundNow, scale),
-                        format("arena %s of rank %d%s", arena.name()->c_str(), place.rank(),
-                               raggedOnly ? format(" with a bound of %llu rows",
-                                                   static_cast<unsigned long long>(boundNow))
-                                                .c_str()
-                                          : ""),
-                        *counter);
+    Expected<Block> block = Block::allocate(binding.arenaBytes(i), binding.arenaText(i), *counter);
     if (!block)
       return block.takeStatus();
     arenas[i] = std::move(*block);
+    binding.placeArena(i, arenas[i].data());
   }
   return {};
 }
 
-TensorRef Executor::view(uint32_t index) const {
-  const fb::View &view = *program.views()->Get(index);
-  TensorRef ref;
-  ref.dtype = setup.f64 && isFloat(view.dtype()) ? fb::DType::f64 : view.dtype();
-  ref.shape.assign(view.shape()->begin(), view.shape()->end());
-  if (view.bound_dim() >= 0)
-    ref.shape[view.bound_dim()] *= static_cast<int64_t>(boundNow);
-  ref.data =
-      arenas[view.arena()].data() + (view.offset() + boundNow * view.offset_per_bound()) * scale;
-  return ref;
+Status Executor::bind() {
+  return binding.bind(
+      [&](uint32_t kernel) { return setup.images ? setup.images->kernel(kernel) : nullptr; },
+      instrs);
 }
 
-TensorRef Executor::output(size_t index) const {
-  return view(program.outputs()->Get(index)->view());
-}
-
-std::vector<TensorRef> Executor::outputs() const {
+Expected<std::vector<TensorRef>> Executor::outputs() {
   std::vector<TensorRef> refs;
   for (size_t i = 0; i < program.outputs()->size(); ++i)
-    refs.push_back(output(i));
+    refs.push_back(binding.output(i));
   return refs;
 }
 
-std::vector<uint64_t> Executor::arenaSizes() const {
-  std::vector<uint64_t> sizes;
-  for (const fb::Arena *arena : *program.arenas())
-    sizes.push_back(arenaBytes(*arena, boundNow, scale));
-  return sizes;
-}
-
 RankFigures Executor::figures() const {
-  return {plannedBytes(program, boundNow, setup.f64), counter->peak(), staging.bytes(), boundNow,
-          retryCount};
+  return {plannedBytes(program, binding.bound(), setup.f64),
+          counter->peak(),
+          staging.bytes(),
+          binding.bound(),
+          retryCount,
+          0,
+          0};
 }
 
-void Executor::loadWeights(const Checkpoint *checkpoint) {
-  if (!checkpoint)
-    return;
-  for (const fb::State *state : *program.states()) {
-    fb::DType type = setup.f64 && isFloat(state->dtype()) ? fb::DType::f64 : state->dtype();
-    loadState(*state, place.shard(*state->shape(), *state->dims()), *checkpoint, type,
-              arenas[state->arena()].data() + state->offset() * scale);
-  }
+Status Executor::loadWeights(const Checkpoint *checkpoint) {
+  if (checkpoint)
+    for (const fb::State *state : *program.states())
+      loadState(*state, position().shard(*state->shape(), *state->dims()), *checkpoint,
+                binding.stateType(*state), binding.stateData(*state));
+  return {};
 }
 
 Status Executor::step(const InputSet &inputs) {
   for (uint32_t attempt = 0;; ++attempt) {
     // Activations share memory, so every attempt needs its inputs anew.
     for (size_t i = 0; i < program.inputs()->size(); ++i)
-      inputs.store(i, place, view(program.inputs()->Get(i)->view()));
+      inputs.store(i, position(), binding.input(i));
     needed = 0;
     // The list is a valid linear order of the plan's queues and events. The host has one thread for
     // each rank, so it runs the list in that order and the events need no action.
@@ -193,10 +142,10 @@ Status Executor::step(const InputSet &inputs) {
       if (!status)
         return status;
     }
-    if (needed <= static_cast<int64_t>(boundNow))
+    if (needed <= static_cast<int64_t>(binding.bound()))
       return {};
     // Every rank comes here with the same need, since plans reduce it over the mesh.
-    Status grown = agree(grow(needed), *setup.communicator, "growing the ragged arena");
+    Status grown = agree(grow(), *setup.communicator, "growing the ragged arena");
     if (!grown) {
       together = grown.diagnostics().front().id != ErrorId::RankFailed;
       return grown;
@@ -205,21 +154,15 @@ Status Executor::step(const InputSet &inputs) {
   }
 }
 
-Status Executor::grow(int64_t need) {
-  uint64_t largest = program.bound_max(), wanted = static_cast<uint64_t>(need);
-  if (wanted > largest)
-    return Status(ErrorId::BoundOverflow,
-                  format("a slot needs %llu rows, the plan's largest bound is %llu; this is a "
-                         "defect of the plan, compile it again",
-                         static_cast<unsigned long long>(wanted),
-                         static_cast<unsigned long long>(largest)));
-  boundNow = std::min(largest, (wanted + 3) / 4 * 4);
+Status Executor::grow() {
+  if (Status status = binding.grow(needed); !status)
+    return status;
   if (Status status = allocate(true); !status)
     return status;
   return bind();
 }
 
-Status Executor::run(size_t index, const Bound &instr) {
+Status Executor::run(size_t index, const BoundInstr &instr) {
   switch (instr.kind) {
   case fb::InstrKind::launch:
     callKernel(instr.kernel, instr.operands, instr.rows);
@@ -238,12 +181,12 @@ Status Executor::run(size_t index, const Bound &instr) {
       return {};
     Status located;
     for (const Diagnostic &d : status.diagnostics())
-      located.add(d.id, describe(index) + ": " + d.message);
+      located.add(d.id, binding.describe(index) + ": " + d.message);
     return located;
   }
   case fb::InstrKind::collective:
     return runCollective(instr.collective, *instr.group, *setup.communicator, instr.in[0],
-                         instr.out[0], staging, describe(index));
+                         instr.out[0], staging, binding.describe(index));
   case fb::InstrKind::copy:
     copyBox(Box::all(instr.out[0].shape), instr.out[0].data, instr.box, instr.in[0].data,
             bytesOf(instr.in[0].dtype));

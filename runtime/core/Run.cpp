@@ -99,8 +99,10 @@ Expected<std::vector<GatheredOutput>> runReference(const RunOptions &options, co
     status = session.step(one);
   if (!status)
     return status;
-  return gatherOutputs(plan.plan(), **program, session.executors[0]->outputs(),
-                       one.communicator(0));
+  Expected<std::vector<TensorRef>> outputs = session.executors[0]->outputs();
+  if (!outputs)
+    return outputs.takeStatus();
+  return gatherOutputs(plan.plan(), **program, *outputs, one.communicator(0));
 }
 
 /// Compares by name; appends one line each to `report`.
@@ -201,15 +203,18 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
   std::vector<RankProfile> profiles;
   outcome.status = ranks->each([&](int local) -> Ranks::Verdict {
     Communicator &communicator = ranks->communicator(local);
-    Executor &executor = *session.executors[local];
+    ProgramRunner &executor = *session.executors[local];
+    Expected<std::vector<TensorRef>> outputs = executor.outputs();
+    if (!outputs)
+      return outputs.takeStatus();
     if (!options.outputs.empty())
-      if (Status s = writeOutputs(options.outputs, *session.program, executor.position(),
-                                  executor.outputs(), communicator);
+      if (Status s = writeOutputs(options.outputs, *session.program, executor.position(), *outputs,
+                                  communicator);
           !s)
         return Ranks::shared(std::move(s));
     if (options.check) {
       Expected<std::vector<GatheredOutput>> all =
-          gatherOutputs(plan.plan(), *session.program, executor.outputs(), communicator);
+          gatherOutputs(plan.plan(), *session.program, *outputs, communicator);
       if (!all)
         return all.takeStatus();
       if (communicator.rank() == 0)

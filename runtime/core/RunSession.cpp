@@ -87,13 +87,12 @@ Status RunSession::load(Ranks &ranks) {
       profiles[local].rank = communicator.rank();
       setup.profile = &profiles[local];
     }
-    Expected<std::unique_ptr<Executor>> executor = Executor::create(setup);
+    Expected<std::unique_ptr<ProgramRunner>> executor = Executor::create(setup);
     Status mine = executor ? Status() : executor.takeStatus();
     if (Status all = agree(mine, communicator, "loading the plan"); !all)
       return Ranks::shared(std::move(all));
     executors[local] = std::move(*executor);
-    executors[local]->loadWeights(weights ? &*weights : nullptr);
-    return Status();
+    return executors[local]->loadWeights(weights ? &*weights : nullptr);
   });
   loadSeconds = secondsSince(start);
   return status;

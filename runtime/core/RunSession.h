@@ -23,8 +23,8 @@ struct RunSession {
   bool profiled = false;
   std::chrono::steady_clock::time_point epoch;
 
-  std::vector<std::unique_ptr<Executor>> executors; // one for each local rank
-  std::vector<RankProfile> profiles;                // likewise, if profiled
+  std::vector<std::unique_ptr<ProgramRunner>> executors; // one for each local rank
+  std::vector<RankProfile> profiles;                     // likewise, if profiled
   double loadSeconds = 0, stepSeconds = 0;
   std::vector<uint64_t> arenaSizes; // after the last step, the same on all ranks
 

@@ -10,7 +10,7 @@
 
 namespace moira::rt {
 
-Expected<std::vector<RankFigures>> gatherFigures(const Executor &executor,
+Expected<std::vector<RankFigures>> gatherFigures(const ProgramRunner &executor,
                                                  Communicator &communicator) {
   RankFigures mine = executor.figures();
   std::vector<RankFigures> all(communicator.size());

@@ -10,7 +10,7 @@
 namespace moira::rt {
 
 /// Collective: the figures of all ranks, in rank order.
-Expected<std::vector<RankFigures>> gatherFigures(const Executor &executor,
+Expected<std::vector<RankFigures>> gatherFigures(const ProgramRunner &executor,
                                                  Communicator &communicator);
 /// Collective: the profiles of all ranks, in rank order.
 Expected<std::vector<RankProfile>> gatherProfiles(const RankProfile &mine,
