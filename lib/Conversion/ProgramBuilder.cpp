@@ -130,11 +130,11 @@ LogicalResult ProgramBuilder::launch(FusedOp fused) {
   SmallVector<Value> inputs(body.getArguments());
   auto yield = cast<YieldOp>(body.getTerminator());
   if (!llvm::all_of(members, isRowOp))
-    return fused.emitOpError("holds something other than row ops");
+    return fused.emitOpError("MOE-0601: holds something other than row ops");
   std::optional<GroupKernel> group =
       makeGroupKernel(members, inputs, SmallVector<Value>(yield.getValues()));
   if (!group)
-    return fused.emitOpError("no kernel can run this group");
+    return fused.emitOpError("MOE-0601: no kernel can run this group");
   unsigned index = kernels.intern(std::move(group->spec));
   StringRef name = kernels.kernels()[index].name;
   SmallVector<Value> reads, writes;
@@ -201,7 +201,7 @@ void ProgramBuilder::addStates() {
 LogicalResult ProgramBuilder::defineParam(moe::ParamOp param) {
   auto offset = stateOffsets.find(param.getState());
   if (offset == stateOffsets.end())
-    return param.emitOpError("reads a state that the module does not have");
+    return param.emitOpError("MOE-0601: reads a state that the module does not have");
   Value &view = stateViews[param.getState()];
   if (!view)
     view = ViewOp::create(builder, loc, viewType(param.getType()), kStateArena,
@@ -222,7 +222,7 @@ LogicalResult ProgramBuilder::addInputs() {
     unsigned i = argument.getArgNumber();
     auto name = source.getArgAttrOfType<StringAttr>(i, "moe.name");
     if (!name)
-      return source.emitError("argument ") << i << " has no moe.name";
+      return source.emitError("MOE-0601: argument ") << i << " has no moe.name";
     RankedTensorType type = globalType(
         globalTypeOf(source.getArgAttr(i, "dist.global"), argument.getType()), reference);
     InputOp::create(builder, argument.getLoc(), name, define(argument), TypeAttr::get(type),
@@ -238,7 +238,7 @@ LogicalResult ProgramBuilder::addOutputs() {
     unsigned i = operand.getOperandNumber();
     auto name = source.getResultAttrOfType<StringAttr>(i, "moe.name");
     if (!name)
-      return source.emitError("result ") << i << " has no moe.name";
+      return source.emitError("MOE-0601: result ") << i << " has no moe.name";
     Type own = operand.get().getType();
     RankedTensorType type =
         globalType(globalTypeOf(source.getResultAttr(i, "dist.global"), own), reference);
@@ -247,9 +247,35 @@ LogicalResult ProgramBuilder::addOutputs() {
   return success();
 }
 
+/// True for what views can hold: a static tensor, cut up already.
+static bool isLocalTensor(Type type) {
+  auto tensor = dyn_cast<RankedTensorType>(type);
+  return tensor && tensor.hasStaticShape() && elementBytes(tensor.getElementType()) &&
+         !llvm::is_contained(tensor.getShape(), 0) &&
+         (!tensor.getEncoding() || isa<dist::RowsAttr>(tensor.getEncoding()));
+}
+
+LogicalResult ProgramBuilder::checkTypes() {
+  auto refuse = [](Location at, Type type) {
+    return emitError(at)
+           << "MOE-0601: a value of type " << type
+           << " has no memory; the phase before `plan` leaves static tensors without shardings";
+  };
+  for (BlockArgument argument : source.getArguments())
+    if (!isLocalTensor(argument.getType()))
+      return refuse(argument.getLoc(), argument.getType());
+  for (Operation &op : source.getBody().front())
+    for (Type type : op.getResultTypes())
+      if (!isLocalTensor(type) && !isa<moe::RoutingType>(type))
+        return refuse(op.getLoc(), type);
+  return success();
+}
+
 LogicalResult ProgramBuilder::build() {
   if (!source.getBody().hasOneBlock())
-    return source.emitError("a program has one block");
+    return source.emitError("MOE-0601: a program has one block");
+  if (failed(checkTypes()))
+    return failure();
   addStates();
   if (failed(addInputs()))
     return failure();

@@ -67,6 +67,7 @@ public:
   llvm::LogicalResult defineParam(moe::ParamOp param);
 
 private:
+  llvm::LogicalResult checkTypes();
   void addStates();
   llvm::LogicalResult addInputs();
   llvm::LogicalResult addOutputs();

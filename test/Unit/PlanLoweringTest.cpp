@@ -159,19 +159,42 @@ TEST(PlanFile, WhatIsUnfinishedIsNotWritten) {
 }
 
 TEST(PlanLowering, WhatTheLocalizePhaseLeftIsAnError) {
-  test::Context context;
-  OwningOpRef<ModuleOp> module = test::parse(context, R"mlir(
-    func.func @forward(%x: tensor<2xf32, #dist.sharding<[{}]>> {moe.name = "x"}) -> (tensor<2xf32, #dist.sharding<[{dp}]>> {moe.name = "y"}) {
-      %0 = dist.reshard %x : tensor<2xf32, #dist.sharding<[{}]>> -> tensor<2xf32, #dist.sharding<[{dp}]>>
-      return %0 : tensor<2xf32, #dist.sharding<[{dp}]>>
-    })mlir");
-  ASSERT_TRUE(module);
-  std::string said;
-  ScopedDiagnosticHandler handler(&context, [&](Diagnostic &diagnostic) {
-    said += diagnostic.str();
-    return success();
-  });
-  OwningOpRef<ModuleOp> out;
-  EXPECT_TRUE(failed(buildPlan(*module, {}, PlanOptions(), out)));
-  EXPECT_THAT(said, testing::HasSubstr("MOE-0601: has no instruction"));
+  struct Case {
+    const char *text, *says;
+  } cases[] = {
+      {R"mlir(func.func @forward(%x: tensor<2xf32, #dist.sharding<[{dp}]>> {moe.name = "x"}) { return })mlir",
+       "MOE-0601: a value of type 'tensor<2xf32, #dist.sharding<[{dp}]>>' has no memory"},
+      {R"mlir(func.func @forward(%x: tensor<2x?xf32> {moe.name = "x"}) { return })mlir",
+       "has no memory"},
+      {R"mlir(func.func @forward(%x: tensor<2xf32>) { return })mlir",
+       "MOE-0601: argument 0 has no moe.name"},
+      {R"mlir(func.func @forward(%x: tensor<2xf32> {moe.name = "x"}) -> tensor<2xf32> { return %x : tensor<2xf32> })mlir",
+       "MOE-0601: result 0 has no moe.name"},
+      {R"mlir(func.func @forward(%x: tensor<2xf32> {moe.name = "x"}) -> (tensor<2xf32> {moe.name = "y"}) {
+                %0 = func.call @forward(%x) : (tensor<2xf32>) -> tensor<2xf32>
+                return %0 : tensor<2xf32>
+              })mlir",
+       "MOE-0601: has no instruction"},
+      {R"mlir(func.func @forward(%x: tensor<2x4xf32> {moe.name = "x"}) -> (tensor<2x4xf32> {moe.name = "y"}) {
+                %l = moe.add %x, %x : (tensor<2x4xf32>, tensor<2x4xf32>) -> tensor<2x4xf32>
+                %r = moe.route <k = 1, score = softmax, order = score_topk, renorm = sum, scale = 1.0 : f64> of %l
+                    : (tensor<2x4xf32>) -> !moe.routing<2, experts = 4, k = 1>
+                %y = moe.combine %x, %r : (tensor<2x4xf32>, !moe.routing<2, experts = 4, k = 1>) -> tensor<2x4xf32>
+                return %y : tensor<2x4xf32>
+              })mlir",
+       "MOE-0601: no moe.dispatch before it"},
+  };
+  for (const Case &one : cases) {
+    test::Context context;
+    OwningOpRef<ModuleOp> module = test::parse(context, one.text);
+    ASSERT_TRUE(module) << one.text;
+    std::string said;
+    ScopedDiagnosticHandler handler(&context, [&](Diagnostic &diagnostic) {
+      said += diagnostic.str();
+      return success();
+    });
+    OwningOpRef<ModuleOp> out;
+    EXPECT_TRUE(failed(buildPlan(*module, {}, PlanOptions(), out)));
+    EXPECT_THAT(said, testing::HasSubstr(one.says)) << one.text;
+  }
 }
