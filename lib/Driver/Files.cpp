@@ -12,7 +12,9 @@ Status moira::writeFile(StringRef path, StringRef contents) {
   if (path.empty() || path == "-") {
     outs() << contents;
     outs().flush();
-    return {};
+    std::error_code error = outs().error();
+    outs().clear_error();
+    return error ? Status(ErrorId::CannotWrite, "stdout: " + error.message()) : Status();
   }
   // Devices such as /dev/null cannot be replaced by a rename.
   sys::fs::file_status info;
@@ -20,8 +22,12 @@ Status moira::writeFile(StringRef path, StringRef contents) {
       !sys::fs::is_directory(info)) {
     std::error_code error;
     raw_fd_ostream out(path, error);
-    if (!error)
+    if (!error) {
       out << contents;
+      out.flush();
+      error = out.error();
+      out.clear_error(); // reported here; the destructor would end the process over it
+    }
     return error ? Status(ErrorId::CannotWrite, path.str() + ": " + error.message()) : Status();
   }
   Error error = writeToOutput(path, [&](raw_ostream &out) {

@@ -66,7 +66,8 @@ def draw_config(rng, kind, mesh):
     """A config.json of this class whose sizes the mesh divides."""
     tp, ep = mesh["tp"], mesh["ep"]
     heads = tp * int(rng.integers(1, 4 if tp < 3 else 2 + (tp == 3)))
-    head_dim = int(rng.choice((2, 4, 6, 8)))
+    # Norms over very few values amplify rounding without bound (two values may nearly cancel): keep them over four and eight or more.
+    head_dim = int(rng.choice([d for d in (2, 4, 6, 8) if heads * d >= 8 and (d >= 4 or kind != "qwen3_moe")]))
     experts = ep * int(rng.integers(2 if ep == 1 else 1, 5 if ep < 4 else 3))
     top_k = int(rng.integers(1, min(experts, 5) + 1))
 
@@ -94,7 +95,7 @@ def draw_config(rng, kind, mesh):
     draw_rope(rng, config)
     if kind in ("mixtral", "qwen3_moe") and chance(rng, 0.5):
         config["head_dim"] = head_dim
-        config["hidden_size"] = int(rng.integers(5, 33))
+        config["hidden_size"] = int(rng.integers(8, 33))
     if kind == "mixtral" and chance(rng, 0.4):
         config["sliding_window"] = int(rng.integers(1, 9))
     if kind != "mixtral" and chance(rng, 0.7):
