@@ -11,6 +11,7 @@ using namespace moira;
 namespace {
 
 using B = ProgramBuilder;
+using plan::ViewType;
 
 class LoweringTable {
 public:
@@ -240,6 +241,37 @@ void LoweringTable::addExchange() {
   });
 }
 
+// Collectives move contiguous blocks: those along an inner dimension get a split or join beside
+// them, whose buffers are planned like any other.
+
+/// True if blocks along `dim` lie one after another: all dimensions before it are 1.
+static bool isOutermost(ViewType type, int64_t dim) {
+  return llvm::all_of(type.getShape().take_front(dim), [](int64_t size) { return size == 1; });
+}
+
+/// `type` with its blocks along dimension 0 instead of `dim`.
+static ViewType blockedType(ProgramBuilder &b, ViewType type, int64_t blocks, int64_t dim) {
+  SmallVector<int64_t> shape(type.getShape());
+  shape[0] *= blocks;
+  shape[dim] /= blocks;
+  return b.viewType(shape, type.getElementType());
+}
+
+/// A view of `whole` whose `blocks` along `dim` lie along dimension 0.
+static Value splitBlocks(ProgramBuilder &b, Value whole, int64_t blocks, int64_t dim) {
+  Value parts = b.define(blockedType(b, cast<ViewType>(whole.getType()), blocks, dim));
+  b.call("split_blocks", {whole}, {parts}, {b.integer("blocks", blocks), b.integer("dim", dim)});
+  return parts;
+}
+
+/// Calls `exchange` on a view that will be joined along `dim` into `whole`.
+static void joinBlocks(ProgramBuilder &b, Value whole, int64_t blocks, int64_t dim,
+                       llvm::function_ref<void(Value)> exchange) {
+  Value parts = b.define(blockedType(b, cast<ViewType>(whole.getType()), blocks, dim));
+  exchange(parts);
+  b.call("join_blocks", {parts}, {whole}, {b.integer("blocks", blocks), b.integer("dim", dim)});
+}
+
 void LoweringTable::addCollectives() {
   add<dist::AllReduceOp>(+[](dist::AllReduceOp op, B &b) {
     b.collective(plan::CollectiveKind::all_reduce, b.view(op.getX()), b.define(op.getResult()),
@@ -247,22 +279,53 @@ void LoweringTable::addCollectives() {
     return success();
   });
   add<dist::AllGatherOp>(+[](dist::AllGatherOp op, B &b) {
-    b.collective(plan::CollectiveKind::all_gather, b.view(op.getX()), b.define(op.getResult()),
-                 op.getAxes(), {b.integer("dim", op.getDim())});
+    int64_t dim = op.getDim();
+    Value in = b.view(op.getX()), out = b.define(op.getResult());
+    auto whole = cast<ViewType>(out.getType());
+    auto gather = [&](Value to, int64_t along) {
+      b.collective(plan::CollectiveKind::all_gather, in, to, op.getAxes(),
+                   {b.integer("dim", along)});
+    };
+    if (isOutermost(whole, dim))
+      gather(out, dim);
+    else
+      joinBlocks(b, out, whole.getShape()[dim] / cast<ViewType>(in.getType()).getShape()[dim], dim,
+                 [&](Value parts) { gather(parts, 0); });
     return success();
   });
   add<dist::ReduceScatterOp>(+[](dist::ReduceScatterOp op, B &b) {
-    b.collective(
-        plan::CollectiveKind::reduce_scatter, b.view(op.getX()), b.define(op.getResult()),
-        op.getAxes(),
-        {b.integer("op", static_cast<int64_t>(op.getKind())), b.integer("dim", op.getDim())});
+    int64_t dim = op.getDim();
+    Value in = b.view(op.getX()), out = b.define(op.getResult());
+    auto whole = cast<ViewType>(in.getType());
+    bool outermost = isOutermost(whole, dim);
+    if (!outermost)
+      in = splitBlocks(b, in, whole.getShape()[dim] / cast<ViewType>(out.getType()).getShape()[dim],
+                       dim);
+    b.collective(plan::CollectiveKind::reduce_scatter, in, out, op.getAxes(),
+                 {b.integer("op", static_cast<int64_t>(op.getKind())),
+                  b.integer("dim", outermost ? dim : 0)});
     return success();
   });
   add<dist::AllToAllOp>(+[](dist::AllToAllOp op, B &b) {
-    // The dimension that loses the axes is put together, the one that gains them is cut.
-    b.collective(plan::CollectiveKind::all_to_all, b.view(op.getX()), b.define(op.getResult()),
-                 op.getAxes(),
-                 {b.integer("split_dim", op.getTo()), b.integer("concat_dim", op.getFrom())});
+    // The dimension that gains the axes is cut, the one that loses them is put together.
+    int64_t cut = op.getTo(), joined = op.getFrom();
+    Value in = b.view(op.getX()), out = b.define(op.getResult());
+    auto inType = cast<ViewType>(in.getType()), outType = cast<ViewType>(out.getType());
+    int64_t blocks = outType.getShape()[joined] / inType.getShape()[joined];
+    auto exchange = [&](Value from, Value to, int64_t split, int64_t concat) {
+      b.collective(plan::CollectiveKind::all_to_all, from, to, op.getAxes(),
+                   {b.integer("split_dim", split), b.integer("concat_dim", concat)});
+    };
+    if (isOutermost(inType, cut) && isOutermost(outType, joined)) {
+      exchange(in, out, cut, joined);
+      return success();
+    }
+    if (cut != 0)
+      in = splitBlocks(b, in, blocks, cut);
+    if (joined != 0)
+      joinBlocks(b, out, blocks, joined, [&](Value parts) { exchange(in, parts, 0, 0); });
+    else
+      exchange(in, out, 0, 0);
     return success();
   });
   add<dist::SliceOp>(+[](dist::SliceOp op, B &b) {

@@ -462,6 +462,25 @@ void check_combine(CallCheck &c) {
   c.fitsInt32({scale, ragged}, "rows");
 }
 
+/// `whole` is cut into blocks along dim, `parts` has them along dimension 0.
+void checkBlocks(CallCheck &c, const Shape &whole, const Shape &parts) {
+  int64_t blocks = c.integer("blocks"), dim = c.integer("dim");
+  bool fits = blocks >= 1 && blocks <= kInt32Max && whole.size() == parts.size() && dim >= 1 &&
+              dim < static_cast<int64_t>(whole.size());
+  for (size_t i = 0; fits && i < whole.size(); ++i) {
+    int64_t more = i == 0 ? blocks : 1, less = static_cast<int64_t>(i) == dim ? blocks : 1;
+    fits = !whole[i].ragged && !parts[i].ragged &&
+           Wide(whole[i].scale) * more == Wide(parts[i].scale) * less;
+  }
+  if (!fits)
+    c.fail(format("%s is not %s with dimension %lld cut into %lld blocks", shapeText(parts).c_str(),
+                  shapeText(whole).c_str(), static_cast<long long>(dim),
+                  static_cast<long long>(blocks)));
+}
+
+void check_split_blocks(CallCheck &c) { checkBlocks(c, c.run("X"), c.run("Y")); }
+void check_join_blocks(CallCheck &c) { checkBlocks(c, c.run("Y"), c.run("X")); }
+
 const std::map<std::string_view, void (*)(CallCheck &)> &checks() {
   static const std::map<std::string_view, void (*)(CallCheck &)> table = {
 #define MOIRA_CALL(name, inputs, outputs, params) {#name, check_##name},

@@ -1,0 +1,48 @@
+//===- Blocks.cpp - data movement around collectives ----------------------===//
+// split_blocks and join_blocks: a cut along any dimension as a cut along dimension 0, and back.
+// Pure copies, so both flavors use them.
+//===----------------------------------------------------------------------===//
+#include "HostOps.h"
+
+#include <cstring>
+
+namespace moira::rt::host::ref {
+
+namespace {
+
+/// Copies between `whole` [d0,..,blocks*s,..] and `parts` [blocks*d0,..,s,..], in the direction of
+/// `toParts`.
+template <typename S>
+Status moveBlocks(const Call &call, const TensorRef &whole, S *wholeData, S *partsData,
+                  bool toParts) {
+  int64_t blocks = call.params.integer("blocks"), dim = call.params.integer("dim");
+  if (blocks < 1 || dim < 1 || dim >= static_cast<int64_t>(whole.shape.size()) ||
+      whole.shape[dim] % blocks)
+    return badCall(call, format("dimension %lld does not fall into %lld blocks", (long long)dim,
+                                (long long)blocks));
+  int64_t outer = product(whole.shape, 0, dim);
+  int64_t run = product(whole.shape, dim, whole.shape.size()) / blocks;
+  for (int64_t b = 0; b < blocks; ++b)
+    for (int64_t o = 0; o < outer; ++o) {
+      S *inWhole = wholeData + (o * blocks + b) * run, *inParts = partsData + (b * outer + o) * run;
+      std::memcpy(toParts ? inParts : inWhole, toParts ? inWhole : inParts, run * sizeof(S));
+    }
+  return {};
+}
+
+} // namespace
+
+template <typename S> Status split_blocks(const Call &call) {
+  return moveBlocks(call, call.in[0], const_cast<S *>(call.input<S>(0)), call.output<S>(0), true);
+}
+
+template <typename S> Status join_blocks(const Call &call) {
+  return moveBlocks(call, call.out[0], call.output<S>(0), const_cast<S *>(call.input<S>(0)), false);
+}
+
+template Status split_blocks<float>(const Call &);
+template Status split_blocks<double>(const Call &);
+template Status join_blocks<float>(const Call &);
+template Status join_blocks<double>(const Call &);
+
+} // namespace moira::rt::host::ref
