@@ -298,10 +298,22 @@ private:
       while (common < now(dim).size() && common < wanted(dim).size() &&
              now(dim)[common] == wanted(dim)[common])
         ++common;
-      if (common < now(dim).size())
-        return emit(ReshardKind::allGather, dim, -1, now(dim).drop_front(common),
-                    withAxes(current, dim, now(dim).take_front(common)));
+      if (common == now(dim).size())
+        continue;
+      // Not further than to an axis that an all_to_all can move elsewhere.
+      size_t keep = now(dim).size() - 1;
+      while (keep > common && !isWantedElsewhere(now(dim)[keep - 1], dim))
+        --keep;
+      return emit(ReshardKind::allGather, dim, -1, now(dim).drop_front(keep),
+                  withAxes(current, dim, now(dim).take_front(keep)));
     }
+    return false;
+  }
+
+  bool isWantedElsewhere(StringAttr axis, size_t dim) const {
+    for (size_t other = 0; other < rank(); ++other)
+      if (other != dim && contains(wanted(other), axis))
+        return true;
     return false;
   }
 
