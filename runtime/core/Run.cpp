@@ -132,10 +132,9 @@ Status compare(const std::vector<GatheredOutput> &outputs,
       }
     }
     double relative = difference == 0 ? 0 : difference / largest;
-    std::string text = format("%s differs from the %s reference by %.2g of its largest value %.4g "
-                              "(allowed %.2g)",
-                              output.name.c_str(), reference.empty() ? "" : "one-rank", relative,
-                              largest, tolerance);
+    std::string text = format("%s differs from the one-rank reference by %.2g of its largest value "
+                              "%.4g (allowed %.2g)",
+                              output.name.c_str(), relative, largest, tolerance);
     if (!(relative <= tolerance))
       problems.add(ErrorId::CheckFailed,
                    text + format("; worst is element %zu: %.9g instead of %.9g", at,
@@ -144,6 +143,84 @@ Status compare(const std::vector<GatheredOutput> &outputs,
       report += "check: " + text + "\n";
   }
   return problems;
+}
+
+/// What one run keeps until its summary.
+struct WholeRun {
+  PlanFile plan;
+  RunSession session;
+  std::optional<RouteTrace> routes;
+  // Of all ranks, on rank 0.
+  std::vector<GatheredOutput> gathered;
+  std::vector<RankFigures> figures;
+  std::vector<RankProfile> profiles;
+};
+
+/// The part of a run that all ranks take part in. `ranks` is made here if no launcher has made it.
+Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun &run,
+                   std::optional<Ranks> &ranks,
+                   const std::function<void(const Status &)> &lastWords,
+                   const std::function<void(const std::string &)> &note) {
+  RunSession &session = run.session;
+  Status status = prepare(options, launch, run.plan, session, run.routes);
+  if (ranks)
+    status = agree(status, ranks->communicator(0), "opening the files");
+  if (!status)
+    return status;
+  if (!ranks) {
+    Expected<Ranks> threads =
+        Ranks::threads(static_cast<int>(session.program->ranks()), options.timeoutSeconds);
+    if (!threads)
+      return threads.takeStatus();
+    ranks = std::move(*threads);
+    ranks->lastWords = lastWords;
+  }
+  if (ranks->hasRankZero() && !session.inputs->ignored().empty()) {
+    std::string names;
+    for (const std::string &name : session.inputs->ignored())
+      names += (names.empty() ? "" : ", ") + quoteName(name);
+    note(options.inputs + ": ignored, the plan does not take " + names);
+  }
+
+  status = session.load(*ranks);
+  if (status)
+    status = session.step(*ranks);
+  if (!status)
+    return status;
+  return ranks->each([&](int local) -> Ranks::Verdict {
+    Communicator &communicator = ranks->communicator(local);
+    ProgramRunner &executor = *session.executors[local];
+    Expected<std::vector<TensorRef>> outputs = executor.outputs();
+    if (!outputs)
+      return outputs.takeStatus();
+    if (!options.outputs.empty())
+      if (Status s = writeOutputs(options.outputs, *session.program, executor.position(), *outputs,
+                                  communicator);
+          !s)
+        return Ranks::shared(std::move(s));
+    if (options.check) {
+      Expected<std::vector<GatheredOutput>> all =
+          gatherOutputs(run.plan.plan(), *session.program, *outputs, communicator);
+      if (!all)
+        return all.takeStatus();
+      if (communicator.rank() == 0)
+        run.gathered = std::move(*all);
+    }
+    Expected<std::vector<RankFigures>> ofAll = gatherFigures(executor, communicator);
+    if (!ofAll)
+      return ofAll.takeStatus();
+    if (communicator.rank() == 0)
+      run.figures = std::move(*ofAll);
+    if (session.profiled) {
+      Expected<std::vector<RankProfile>> times =
+          gatherProfiles(session.profiles[local], communicator);
+      if (!times)
+        return times.takeStatus();
+      if (communicator.rank() == 0)
+        run.profiles = std::move(*times);
+    }
+    return Status();
+  });
 }
 
 } // namespace
@@ -157,100 +234,44 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
   std::optional<Ranks> ranks;
   if (launch.size > 1) {
     // Joined first, so that the processes can agree on who reports what is wrong.
-    Expected<std::unique_ptr<Communicator>> mpi = makeMpiCommunicator(options.timeoutSeconds);
-    if (!mpi) {
-      outcome.status = mpi.takeStatus();
+    Expected<std::unique_ptr<Communicator>> world = makeMpiCommunicator(options.timeoutSeconds);
+    if (!world) {
+      outcome.status = world.takeStatus();
       return outcome;
     }
-    ranks = Ranks::process(std::move(*mpi), launch);
+    ranks = Ranks::process(std::move(*world), launch);
     ranks->lastWords = lastWords;
   }
 
-  PlanFile plan;
-  RunSession session;
-  std::optional<RouteTrace> routes;
-  session.epoch = epoch;
-  outcome.status = prepare(options, launch, plan, session, routes);
-  if (ranks)
-    outcome.status = agree(outcome.status, ranks->communicator(0), "opening the files");
-  if (!outcome.status)
-    return outcome;
-  if (!ranks) {
-    Expected<Ranks> threads =
-        Ranks::threads(static_cast<int>(session.program->ranks()), options.timeoutSeconds);
-    if (!threads) {
-      outcome.status = threads.takeStatus();
-      return outcome;
-    }
-    ranks = std::move(*threads);
-    ranks->lastWords = lastWords;
+  WholeRun run;
+  run.session.epoch = epoch;
+  outcome.status = runTogether(options, launch, run, ranks, lastWords, note);
+  if (!outcome.status && launch.size > 1) {
+    // Launchers end the other processes once one has ended with an error, so none does before rank
+    // 0 has told what all have agreed on.
+    if (outcome.speaks && lastWords)
+      lastWords(outcome.status);
+    outcome.speaks = false;
+    (void)ranks->communicator(0).barrier("ending after an error").ok();
   }
-  if (outcome.speaks && !session.inputs->ignored().empty()) {
-    std::string names;
-    for (const std::string &name : session.inputs->ignored())
-      names += (names.empty() ? "" : ", ") + quoteName(name);
-    note(options.inputs + ": ignored, the plan does not take " + names);
-  }
-
-  outcome.status = session.load(*ranks);
-  if (outcome.status)
-    outcome.status = session.step(*ranks);
-  if (!outcome.status)
-    return outcome;
-
-  std::vector<GatheredOutput> gathered;
-  std::vector<RankFigures> figures;
-  std::vector<RankProfile> profiles;
-  outcome.status = ranks->each([&](int local) -> Ranks::Verdict {
-    Communicator &communicator = ranks->communicator(local);
-    ProgramRunner &executor = *session.executors[local];
-    Expected<std::vector<TensorRef>> outputs = executor.outputs();
-    if (!outputs)
-      return outputs.takeStatus();
-    if (!options.outputs.empty())
-      if (Status s = writeOutputs(options.outputs, *session.program, executor.position(), *outputs,
-                                  communicator);
-          !s)
-        return Ranks::shared(std::move(s));
-    if (options.check) {
-      Expected<std::vector<GatheredOutput>> all =
-          gatherOutputs(plan.plan(), *session.program, *outputs, communicator);
-      if (!all)
-        return all.takeStatus();
-      if (communicator.rank() == 0)
-        gathered = std::move(*all);
-    }
-    Expected<std::vector<RankFigures>> ofAll = gatherFigures(executor, communicator);
-    if (!ofAll)
-      return ofAll.takeStatus();
-    if (communicator.rank() == 0)
-      figures = std::move(*ofAll);
-    if (session.profiled) {
-      Expected<std::vector<RankProfile>> times =
-          gatherProfiles(session.profiles[local], communicator);
-      if (!times)
-        return times.takeStatus();
-      if (communicator.rank() == 0)
-        profiles = std::move(*times);
-    }
-    return Status();
-  });
   if (!outcome.status || !ranks->hasRankZero())
     return outcome;
 
   std::string checks;
   if (options.check) {
     // The mesh program's memory goes first; the other processes are done by now.
-    session.executors.clear();
-    Expected<std::vector<GatheredOutput>> expected = runReference(options, plan, session.weights);
-    outcome.status = expected ? compare(gathered, *expected, options.checkTolerance, checks)
+    run.session.executors.clear();
+    Expected<std::vector<GatheredOutput>> expected =
+        runReference(options, run.plan, run.session.weights);
+    outcome.status = expected ? compare(run.gathered, *expected, options.checkTolerance, checks)
                               : expected.takeStatus();
   }
-  if (session.profiled)
-    outcome.status.append(writeProfile(options.profile, plan.plan(), *session.program, profiles));
-  if (routes && !options.dumpRouting.empty())
-    outcome.status.append(routes->write(options.dumpRouting));
-  outcome.summary = summarize(options, launch, *ranks, session, figures) + checks;
+  if (run.session.profiled)
+    outcome.status.append(
+        writeProfile(options.profile, run.plan.plan(), *run.session.program, run.profiles));
+  if (run.routes && !options.dumpRouting.empty())
+    outcome.status.append(run.routes->write(options.dumpRouting));
+  outcome.summary = summarize(options, launch, *ranks, run.session, run.figures) + checks;
   return outcome;
 }
 

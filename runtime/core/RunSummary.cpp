@@ -42,13 +42,11 @@ std::string summarize(const RunOptions &options, const LaunchInfo &launch, const
                       const RunSession &session, const std::vector<RankFigures> &figures) {
   const fb::Program &program = *session.program;
   std::string mesh = program.reference() ? "" : meshText(session.plan->plan());
-  std::string where =
-      launch.size > 1
-          ? "processes of " + launch.launcher
-          : format("threads of one process%s",
-                   launch.launcher == "none" ? "" : (" under " + launch.launcher).c_str());
+  std::string where = launch.size > 1          ? "as processes of " + launch.launcher
+                      : ranks.worldSize() == 1 ? std::string("in this process")
+                                               : std::string("as threads of this process");
   std::string text =
-      format("%s: program %s%s, %d rank%s%s%s%s as %s, %d library threads each\n",
+      format("%s: program %s%s, %d rank%s%s%s%s %s, %d library threads each\n",
              options.plan.c_str(), program.name()->c_str(), session.f64 ? " in f64" : "",
              ranks.worldSize(), ranks.worldSize() == 1 ? "" : "s", mesh.empty() ? "" : " (",
              mesh.c_str(), mesh.empty() ? "" : ")", where.c_str(), ranks.threadsPerRank());

@@ -11,6 +11,7 @@
 #include <gmock/gmock.h>
 #include <numeric>
 #include <random>
+#include <unistd.h>
 
 using namespace moira::rt;
 using namespace moira::test;
@@ -187,6 +188,28 @@ TEST(RuntimeRanks, FirstFailureIsTheOneReported) {
   ASSERT_FALSE(status);
   EXPECT_EQ(status.diagnostics().front().id, ErrorId::BadRun);
   EXPECT_THAT(status.str(), testing::HasSubstr("rank 1 has had enough"));
+}
+
+TEST(RuntimeRanksDeathTest, ARankThatHangsDoesNotKeepTheProcessAlive) {
+  testing::FLAGS_gtest_death_test_style = "threadsafe";
+  EXPECT_EXIT(
+      {
+        Ranks team = std::move(*Ranks::threads(2, 20));
+        team.lastWords = [](const Status &status) { std::fputs(status.str().c_str(), stderr); };
+        Status never = team.each([&](int r) -> Ranks::Verdict {
+          if (r == 1)
+            return Status(ErrorId::BadRun, "rank 1 has had enough");
+          for (;;)
+            pause();
+        });
+      },
+      testing::ExitedWithCode(2), "MOE-0508: rank 1 has had enough");
+}
+
+TEST(RuntimeRanks, TooManyThreadsAreRefused) {
+  auto ranks = Ranks::threads(100000, 20);
+  ASSERT_FALSE(ranks);
+  EXPECT_EQ(ranks.status().diagnostics().front().id, ErrorId::WrongWorldSize);
 }
 
 TEST(RuntimeRanks, ExceptionsBecomeErrors) {

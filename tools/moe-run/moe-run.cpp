@@ -7,8 +7,10 @@
 
 #include "moira/rt/Communicator.h"
 
+#include <chrono>
 #include <cstdio>
 #include <exception>
+#include <thread>
 
 using namespace moira;
 
@@ -25,13 +27,21 @@ void say(const std::string &text) {
 /// All problems, up to a number that nobody reads.
 std::string textOf(const rt::Status &status) { return status.str(200); }
 
+/// The exit code. A process that fails before it has joined the others gives rank 0 the time to say
+/// why: launchers end all processes once one has ended with an error.
+int leave(const rt::Status &status, bool speaks) {
+  if (!status && !speaks && rt::discoverLaunch().rank != 0)
+    std::this_thread::sleep_for(std::chrono::seconds(1));
+  return status.exitCode();
+}
+
 int run(int argc, char **argv) {
   bool speaks = rt::discoverLaunch().rank == 0;
   rt::Expected<tool::CommandLine> line = tool::parseCommandLine(argc, argv);
   if (!line) {
     if (speaks)
       say(textOf(line.status()));
-    return line.status().exitCode();
+    return leave(line.status(), speaks);
   }
   switch (line->command) {
   case tool::Command::help:
@@ -55,7 +65,7 @@ int run(int argc, char **argv) {
     if (!outcome.status)
       say(textOf(outcome.status));
   }
-  return outcome.status.exitCode();
+  return leave(outcome.status, outcome.speaks);
 }
 
 } // namespace
