@@ -4,11 +4,11 @@
 // blocks is fixed: same input, same bits.
 //===----------------------------------------------------------------------===//
 #include "AttentionShape.h"
+#include "OneDnn.h"
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <dnnl.h>
 #include <vector>
 
 namespace moira::rt::host {
@@ -79,8 +79,8 @@ Status fast::attention(const Call &call) {
               (a.window > 0 && int64_t(queryRange.low) - keyRange.high >= a.window))
             continue;
           int64_t kv = (b * a.keys + j0) * keyStride + a.kvHeadOf[size_t(h)] * a.headDim;
-          if (dnnl_sgemm('N', 'T', nq, nk, a.headDim, scale, queries, queryStride, k + kv,
-                         keyStride, 0.0f, score.data(), nk) != dnnl_success)
+          if (OneDnn::get()->sgemm('N', 'T', nq, nk, a.headDim, scale, queries, queryStride, k + kv,
+                                   keyStride, 0.0f, score.data(), nk) != dnnl_success)
             return badCall(call, "oneDNN refused the product of queries and keys");
           for (int64_t i = 0; i < nq; ++i) {
             float *row = score.data() + i * nk;
@@ -105,8 +105,8 @@ Status fast::attention(const Call &call) {
             for (int64_t d = 0; d < a.headDim; ++d)
               result[size_t(i * a.headDim + d)] *= keep;
           }
-          if (dnnl_sgemm('N', 'N', nq, a.headDim, nk, 1.0f, score.data(), nk, v + kv, keyStride,
-                         1.0f, result.data(), a.headDim) != dnnl_success)
+          if (OneDnn::get()->sgemm('N', 'N', nq, a.headDim, nk, 1.0f, score.data(), nk, v + kv,
+                                   keyStride, 1.0f, result.data(), a.headDim) != dnnl_success)
             return badCall(call, "oneDNN refused the product of weights and values");
         }
         for (int64_t i = 0; i < nq; ++i) {

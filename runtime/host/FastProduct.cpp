@@ -1,18 +1,18 @@
 //===- FastProduct.cpp - matrix products by oneDNN --------------------------===//
-// linear and grouped_matmul in f32, and the number of threads that oneDNN may use. Everything that
-// touches oneDNN or OpenMP.
+// linear and grouped_matmul in f32, and the number of threads that oneDNN may use. Called only
+// where oneDNN is there (OneDnn.h).
 //===----------------------------------------------------------------------===//
 #include "GroupedProduct.h"
+#include "OneDnn.h"
 
 #include <algorithm>
-#include <dnnl.h>
-
-/// From libgomp, the OpenMP runtime that oneDNN is built with. Per calling thread.
-extern "C" void omp_set_num_threads(int);
 
 namespace moira::rt {
 
-void setHostThreads(int threads) { omp_set_num_threads(std::max(threads, 1)); }
+void setHostThreads(int threads) {
+  if (const host::OneDnn *library = host::OneDnn::get(); library && library->setThreads)
+    library->setThreads(std::max(threads, 1));
+}
 
 namespace host {
 
@@ -24,7 +24,7 @@ Status fastProduct(const Call &call, const float *x, const float *w, float *out,
     std::fill_n(out, m * n, 0.0f);
     return {};
   }
-  dnnl_status_t result = dnnl_sgemm('N', 'T', m, n, k, 1.0f, x, k, w, k, 0.0f, out, n);
+  dnnl_status_t result = OneDnn::get()->sgemm('N', 'T', m, n, k, 1.0f, x, k, w, k, 0.0f, out, n);
   if (result == dnnl_success)
     return {};
   return Status(result == dnnl_out_of_memory ? ErrorId::OutOfMemory : ErrorId::Internal,

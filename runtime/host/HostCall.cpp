@@ -3,6 +3,7 @@
 // HostOps.h. No arithmetic.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
+#include "OneDnn.h"
 
 #include <algorithm>
 
@@ -148,7 +149,8 @@ Status runHostCall(std::string_view name, CallFlavor flavor, std::span<const Ten
     return s;
   if (scalar == fb::DType::f64)
     return entry->f64(call);
-  return flavor == CallFlavor::fast && entry->fast ? entry->fast(call) : entry->f32(call);
+  bool fast = flavor == CallFlavor::fast && entry->fast && host::OneDnn::get();
+  return fast ? entry->fast(call) : entry->f32(call);
 }
 
 } // namespace moira::rt
