@@ -49,10 +49,10 @@ Status runCudaCall(std::string_view name, std::span<const TensorRef> inputs,
                    std::span<const TensorRef> outputs, const CallParams &params,
                    CallContext &context);
 
-/// copyBox on the device: box `from` of `src` to box `to` of `dst`, elements of `elementBytes`
+/// copyBox on the device: box `from` of `src` to box `to` of `dst`, elements of `bytes`
 /// (1, 2, 4 or 8). The two may not overlap. Also packs and unpacks slices for collectives over
 /// dimensions that are not leading (one side is then a Box::all).
-Status runCudaCopy(const Box &to, void *dst, const Box &from, const void *src, size_t elementBytes,
+Status runCudaCopy(const Box &to, void *dst, const Box &from, const void *src, size_t bytes,
                    CallContext &context);
 
 /// Every element of `out` becomes `value`, rounded to out's type.

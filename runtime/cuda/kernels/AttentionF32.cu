@@ -1,0 +1,194 @@
+//===- AttentionF32.cu - attention in f32 -----------------------------------===//
+// Online softmax over tiles of 64 keys for 64 queries of one head, multiply and add in f32. 256
+// threads: thread (ty, tx) has queries ty*4..+3, and of scores the keys tx, tx+16, .., of results
+// the columns tx*4..+3, +64, ..
+//===----------------------------------------------------------------------===//
+#include "AttentionTools.h"
+
+#include <cmath>
+
+namespace moira::rt::cuda {
+namespace {
+
+constexpr int kQueries = 64, kKeys = 64, kThreads = 256, kPad = 4;
+
+template <int width> struct Layout {
+  static constexpr int stride = width + kPad; // of queries and keys: rows in different banks
+  static constexpr int weightStride = kKeys + kPad;
+  static constexpr int queriesAt = 0, keysAt = queriesAt + kQueries * stride,
+                       valuesAt = keysAt + kKeys * stride, weightsAt = valuesAt + kKeys * width,
+                       positionsAt = weightsAt + kQueries * weightStride,
+                       masksAt = positionsAt + kKeys, words = masksAt + kKeys;
+};
+
+/// rows × width values with `stride`, zeros past `count` rows and `headDim` columns.
+template <int rows, int width, int stride>
+__device__ void loadRows(float *tile, const float *from, int64_t fromStride, int32_t count,
+                         int32_t headDim) {
+  for (int i = int(threadIdx.x); i < rows * width; i += kThreads) {
+    int row = i / width, column = i % width;
+    tile[row * stride + column] =
+        row < count && column < headDim ? from[row * fromStride + column] : 0.0f;
+  }
+}
+
+template <int width>
+__global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t queryTiles) {
+  using L = Layout<width>;
+  extern __shared__ __align__(128) unsigned char sharedBytes[];
+  float *shared = reinterpret_cast<float *>(sharedBytes);
+  float *queryTile = shared + L::queriesAt, *keyTile = shared + L::keysAt,
+        *valueTile = shared + L::valuesAt, *weights = shared + L::weightsAt;
+  int32_t *positions = reinterpret_cast<int32_t *>(shared + L::positionsAt),
+          *masks = reinterpret_cast<int32_t *>(shared + L::masksAt);
+
+  const int64_t query0 = (queryTiles - 1 - blockIdx.x % queryTiles) * kQueries;
+  const int64_t h = blockIdx.x / queryTiles % a.heads, b = blockIdx.x / queryTiles / a.heads;
+  const int32_t queries = int32_t(min(int64_t(kQueries), a.queries - query0));
+  const int64_t queryStride = int64_t(a.heads) * a.headDim,
+                keyStride = int64_t(a.kvHeads) * a.headDim;
+  const int64_t queryBase = (b * a.queries + query0) * queryStride + h * a.headDim;
+  const int64_t keyBase = b * a.keys * keyStride + kvHeadOf(a, h) * a.headDim;
+  const float *k = static_cast<const float *>(a.k) + keyBase,
+              *v = static_cast<const float *>(a.v) + keyBase;
+  float *out = static_cast<float *>(a.out) + queryBase;
+
+  int32_t least, greatest;
+  queryRange(a, query0, queries, least, greatest);
+  loadRows<kQueries, width, L::stride>(queryTile, static_cast<const float *>(a.q) + queryBase,
+                                       queryStride, queries, a.headDim);
+
+  const int tx = int(threadIdx.x) % 16, ty = int(threadIdx.x) / 16;
+  const int depth = (a.headDim + 3) / 4 * 4;
+  int32_t queryPosition[4];
+  float largest[4], total[4] = {}, sum[4][width / 64][4] = {};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    int row = ty * 4 + i;
+    queryPosition[i] = row < queries ? a.qpos[query0 + row] : least;
+    largest[i] = -INFINITY;
+  }
+
+  for (int64_t key0 = 0; key0 < a.keys; key0 += kKeys) {
+    const int32_t count = int32_t(min(int64_t(kKeys), a.keys - key0));
+    Sight sight = sightOf(a, b, key0, count, kKeys, least, greatest);
+    if (sight == Sight::none) // the same in every warp
+      continue;
+    __syncthreads(); // the tile before is used up
+    loadRows<kKeys, width, L::stride>(keyTile, k + key0 * keyStride, keyStride, count, a.headDim);
+    loadRows<kKeys, width, width>(valueTile, v + key0 * keyStride, keyStride, count, a.headDim);
+    if (int j = int(threadIdx.x); j < kKeys) {
+      positions[j] = j < count ? a.kpos[key0 + j] : 0;
+      masks[j] = j < count ? a.kmask[b * a.keys + key0 + j] : 0;
+    }
+    __syncthreads();
+
+    float score[4][4] = {};
+    for (int d = 0; d < depth; d += 4) {
+      float4 left[4], right[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        left[i] = *reinterpret_cast<const float4 *>(queryTile + (ty * 4 + i) * L::stride + d);
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        right[j] = *reinterpret_cast<const float4 *>(keyTile + (tx + j * 16) * L::stride + d);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+          score[i][j] = fmaf(left[i].x, right[j].x, score[i][j]);
+          score[i][j] = fmaf(left[i].y, right[j].y, score[i][j]);
+          score[i][j] = fmaf(left[i].z, right[j].z, score[i][j]);
+          score[i][j] = fmaf(left[i].w, right[j].w, score[i][j]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      float most = largest[i];
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        int key = tx + j * 16;
+        bool visible =
+            sight == Sight::all || sees(queryPosition[i], positions[key], masks[key], a.window);
+        score[i][j] = visible ? score[i][j] * a.scale : -INFINITY;
+        most = fmaxf(most, score[i][j]);
+      }
+      for (int step = 8; step > 0; step /= 2) // over tx: half a warp
+        most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, step));
+      float shift = most == -INFINITY ? 0.0f : most, shrink = expf(largest[i] - shift);
+      largest[i] = most;
+      total[i] *= shrink;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        float weight = expf(score[i][j] - shift);
+        total[i] += weight;
+        weights[(ty * 4 + i) * L::weightStride + tx + j * 16] = weight;
+      }
+#pragma unroll
+      for (int c = 0; c < width / 64; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          sum[i][c][e] *= shrink;
+    }
+    __syncwarp(); // a row of weights belongs to half a warp
+    for (int j = 0; j < kKeys; ++j) {
+      float weight[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        weight[i] = weights[(ty * 4 + i) * L::weightStride + j];
+#pragma unroll
+      for (int c = 0; c < width / 64; ++c) {
+        float4 value = *reinterpret_cast<const float4 *>(valueTile + j * width + c * 64 + tx * 4);
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          sum[i][c][0] = fmaf(weight[i], value.x, sum[i][c][0]);
+          sum[i][c][1] = fmaf(weight[i], value.y, sum[i][c][1]);
+          sum[i][c][2] = fmaf(weight[i], value.z, sum[i][c][2]);
+          sum[i][c][3] = fmaf(weight[i], value.w, sum[i][c][3]);
+        }
+      }
+    }
+  }
+
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    for (int step = 8; step > 0; step /= 2)
+      total[i] += __shfl_xor_sync(kAllLanes, total[i], step);
+    int row = ty * 4 + i;
+    if (row >= queries)
+      continue;
+    float factor = total[i] == 0 ? 0.0f : 1.0f / total[i];
+#pragma unroll
+    for (int c = 0; c < width / 64; ++c)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        int column = c * 64 + tx * 4 + e;
+        if (column < a.headDim)
+          out[row * queryStride + column] = sum[i][c][e] * factor;
+      }
+  }
+}
+
+template <int width> Status launch(const Call &call, const AttentionArgs &a) {
+  int64_t queryTiles = ceilDiv(a.queries, kQueries), blocks = queryTiles * a.heads * a.batch;
+  if (blocks > INT32_MAX)
+    return notOnCuda(call, format("%lld tiles of queries", (long long)blocks));
+  constexpr size_t bytes = Layout<width>::words * sizeof(float);
+  if (Status s = checked(
+          call.name, cudaFuncSetAttribute(attendTiles<width>,
+                                          cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+      !s)
+    return s;
+  attendTiles<width><<<unsigned(blocks), kThreads, bytes, call.stream()>>>(a, queryTiles);
+  return launched(call);
+}
+
+} // namespace
+
+Status launchAttentionF32(const Call &call, const AttentionArgs &a) {
+  return a.headDim <= 64    ? launch<64>(call, a)
+         : a.headDim <= 128 ? launch<128>(call, a)
+                            : launch<256>(call, a);
+}
+
+} // namespace moira::rt::cuda

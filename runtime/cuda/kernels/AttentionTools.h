@@ -1,0 +1,66 @@
+//===- AttentionTools.h - who sees what ---------------------------*- C++ -*-===//
+// Visibility of keys, and the summary of a run of keys that lets a kernel pass over those that no
+// query of its block sees. Shared by all attention kernels, so that they cannot disagree.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_CUDA_KERNELS_ATTENTIONTOOLS_H
+#define MOIRA_RT_CUDA_KERNELS_ATTENTIONTOOLS_H
+
+#include "DeviceTools.h"
+
+namespace moira::rt::cuda {
+
+/// Positions are any i32, so differences are taken in 64 bits.
+__device__ inline bool sees(int32_t queryPosition, int32_t keyPosition, int32_t mask,
+                            int64_t window) {
+  return keyPosition <= queryPosition && mask != 0 &&
+         (window <= 0 || int64_t(queryPosition) - keyPosition < window);
+}
+
+__device__ inline int64_t kvHeadOf(const AttentionArgs &a, int64_t head) {
+  return (a.headOffset + head) * a.allKvHeads / a.allHeads - a.kvOffset;
+}
+
+/// Least and greatest position of `count` (at most 64) queries from `first` on. By one warp.
+__device__ inline void queryRange(const AttentionArgs &a, int64_t first, int32_t count,
+                                  int32_t &least, int32_t &greatest) {
+  int32_t low = INT32_MAX, high = INT32_MIN;
+  for (int32_t i = laneNumber(); i < count; i += 32) {
+    int32_t position = a.qpos[first + i];
+    low = min(low, position);
+    high = max(high, position);
+  }
+  least = __reduce_min_sync(kAllLanes, low);
+  greatest = __reduce_max_sync(kAllLanes, high);
+}
+
+enum class Sight { none, some, all };
+
+/// What queries at positions [least, greatest] see of keys [first, first + count), count at most
+/// 64, `wanted` keys making a full tile: `none` if no query sees any, `all` if the tile is full and
+/// every query sees every key. By one warp.
+__device__ inline Sight sightOf(const AttentionArgs &a, int64_t batch, int64_t first, int32_t count,
+                                int32_t wanted, int32_t least, int32_t greatest) {
+  int32_t low = INT32_MAX, high = INT32_MIN;
+  bool unmasked = count == wanted;
+  for (int32_t j = laneNumber(); j < count; j += 32) {
+    if (a.kmask[batch * a.keys + first + j] == 0) {
+      unmasked = false;
+      continue;
+    }
+    int32_t position = a.kpos[first + j];
+    low = min(low, position);
+    high = max(high, position);
+  }
+  low = __reduce_min_sync(kAllLanes, low);
+  high = __reduce_max_sync(kAllLanes, high);
+  unmasked = __all_sync(kAllLanes, unmasked);
+  if (low > high || low > greatest || (a.window > 0 && int64_t(least) - high >= a.window))
+    return Sight::none;
+  return unmasked && high <= least && (a.window <= 0 || int64_t(greatest) - low < a.window)
+             ? Sight::all
+             : Sight::some;
+}
+
+} // namespace moira::rt::cuda
+
+#endif // MOIRA_RT_CUDA_KERNELS_ATTENTIONTOOLS_H

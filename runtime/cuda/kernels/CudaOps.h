@@ -1,0 +1,167 @@
+//===- CudaOps.h - what the CUDA call implementations share -----*- C++ -*-===//
+// Host side: the signature of an implementation, access to its operands, errors, checked launches
+// and the choice of a template by dtype. One implementation a call, named like it, in namespace
+// `ops`. Device helpers are in DeviceTools.h. Dispatch is in CudaCalls.cpp.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_CUDA_KERNELS_CUDAOPS_H
+#define MOIRA_RT_CUDA_KERNELS_CUDAOPS_H
+
+#include "../CudaCalls.h"
+
+#include <cuda_bf16.h>
+
+namespace moira::rt::cuda {
+
+using bf16 = __nv_bfloat16;
+
+/// One call. Operand counts are checked before an implementation sees it, and that each dtype is
+/// one its operand may have; shapes by the plan verifier. Numbers on the device are the kernels' to
+/// check.
+struct Call {
+  std::string_view name;
+  std::span<const TensorRef> in, out;
+  const CallParams &params;
+  CallContext &context;
+
+  template <typename S> const S *input(size_t i) const {
+    return static_cast<const S *>(in[i].data);
+  }
+  template <typename S> S *output(size_t i) const { return static_cast<S *>(out[i].data); }
+  cudaStream_t stream() const { return context.stream; }
+};
+
+/// What kernels write to CallContext::errorFlag; texts in CudaCalls.cpp.
+enum class Fault : int32_t { none, expert, forcedExpert, counts, groups, row };
+
+/// BadRun "call 'pack': <message>; the plan or its data is damaged: compile the plan again".
+Status badCall(const Call &call, const std::string &message);
+/// PlanTarget "the CUDA device has no version of call 'x' for <what>".
+Status notOnCuda(const Call &call, const std::string &what);
+
+/// The status of a CUDA call made for `what`: OutOfMemory or Internal, naming both.
+Status checked(std::string_view what, cudaError_t error);
+/// The status of the launch just made.
+inline Status launched(const Call &call) { return checked(call.name, cudaGetLastError()); }
+
+/// Product of the last `count` dimensions, and of the ones before them.
+int64_t trailing(const TensorRef &t, int64_t count);
+int64_t leading(const TensorRef &t, int64_t count);
+/// Fails unless the parameter `name`, a number of trailing dimensions, exists in every given
+/// tensor.
+Status checkTrailing(const Call &call, std::string_view name,
+                     std::initializer_list<const TensorRef *> tensors);
+
+/// Bytes of one element. (Not Box.h's bytesOf: this library links no more of the runtime than
+/// plans.)
+constexpr size_t elementBytes(fb::DType dtype) {
+  switch (dtype) {
+  case fb::DType::u8:
+    return 1;
+  case fb::DType::bf16:
+  case fb::DType::f16:
+    return 2;
+  case fb::DType::f64:
+  case fb::DType::i64:
+    return 8;
+  default:
+    return 4;
+  }
+}
+
+inline int64_t ceilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+/// fn(float()) or fn(bf16()): a template by dtype. CudaCalls.cpp has checked that it is one of
+/// these.
+template <typename Fn> Status withFloat(fb::DType dtype, Fn fn) {
+  return dtype == fb::DType::bf16 ? fn(bf16()) : fn(float());
+}
+
+/// The most bytes (16, 8, 4, 2 or 1) by which every address and size given is divisible.
+template <typename... Sizes> size_t commonUnit(Sizes... sizes) {
+  size_t all = (size_t(16) | ... | size_t(sizes));
+  return all & (~all + 1);
+}
+inline size_t addressOf(const void *p) { return reinterpret_cast<size_t>(p); }
+
+/// fn(V()) with V an integer vector of `unit` bytes, from commonUnit.
+template <typename Fn> Status withUnit(size_t unit, Fn fn) {
+  switch (unit) {
+  case 16:
+    return fn(uint4());
+  case 8:
+    return fn(uint2());
+  case 4:
+    return fn(uint32_t());
+  case 2:
+    return fn(uint16_t());
+  default:
+    return fn(uint8_t());
+  }
+}
+
+/// Hands out parts of a context's workspace, 256-byte aligned.
+class Scratch {
+public:
+  explicit Scratch(const CallContext &context)
+      : at(static_cast<char *>(context.workspace)), left(context.workspaceBytes) {}
+  size_t bytesLeft() const { return left; }
+  /// Null if it does not fit.
+  template <typename S> S *take(int64_t count) {
+    size_t bytes = (size_t(count) * sizeof(S) + 255) / 256 * 256;
+    if (bytes > left)
+      return nullptr;
+    S *part = reinterpret_cast<S *>(at);
+    at += bytes;
+    left -= bytes;
+    return part;
+  }
+
+private:
+  char *at;
+  size_t left;
+};
+
+/// OutOfMemory: the workspace is too small for `call`.
+Status noScratch(const Call &call);
+
+/// out[m,n] = sum_k x[m,k] * w[g,n,k] with f32 accumulation, g the group of row m: groups are runs
+/// of `groups[i]` rows (device memory); rows past the last group become zero. Without `groups` all
+/// rows are of group 0. x and w have one dtype; out has it too, or f32.
+struct GroupedProduct {
+  const void *x, *w;
+  void *out;
+  fb::DType inType, outType;
+  const int32_t *groups;
+  int64_t groupCount, m, n, k;
+};
+Status launchProduct(const Call &call, const GroupedProduct &product);
+Status launchProductBf16(const Call &call, const GroupedProduct &product);
+Status launchProductF32(const Call &call, const GroupedProduct &product);
+
+/// Sizes of one attention call, and the numbers that say who sees what.
+struct AttentionArgs {
+  const void *q, *k, *v;
+  void *out;
+  const int32_t *qpos, *kpos, *kmask;
+  int64_t batch, queries, keys;
+  int32_t heads, kvHeads, headDim;
+  /// Row of k and v for this rank's query head h: (headOffset + h) * allKvHeads / allHeads -
+  /// kvOffset.
+  int64_t headOffset, allKvHeads, allHeads, kvOffset;
+  int64_t window; // 0: none
+  float scale;
+};
+inline constexpr int64_t kTiledHeadDim = 256; // the most that the two tiled kernels take
+Status launchAttentionBf16(const Call &call, const AttentionArgs &args);
+Status launchAttentionF32(const Call &call, const AttentionArgs &args);
+/// Any head dimension, one warp a query: for what the tiled kernels do not take.
+template <typename T> Status launchAttentionPlain(const Call &call, const AttentionArgs &args);
+
+namespace ops {
+#define MOIRA_CALL(name, inputs, outputs, params) Status name(const Call &call);
+#include "moira/rt/Calls.def"
+} // namespace ops
+
+} // namespace moira::rt::cuda
+
+#endif // MOIRA_RT_CUDA_KERNELS_CUDAOPS_H

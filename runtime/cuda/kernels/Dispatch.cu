@@ -1,0 +1,249 @@
+//===- Dispatch.cu - tokens to expert rows: select and pack -----------------===//
+// A stable counting sort of rows (one for each token and choice) into slots of bins, without
+// atomics, so that equal inputs give equal bits. The order of rows is the contract of
+// docs/architecture.md, section 2. Its inverse is in Combine.cu, the exchange between ranks in
+// Exchange.cu.
+//
+//   rankRows     a warp a run of rows: per row how many before it in the run are of its bin, and
+//   the
+//                counts [bin, run]
+//   scanRuns     a warp a bin: counts become the rows of the bin before each run; totals [bin]
+//   scanBins     a block a slot: where each bin starts in its slot; counts placed, need
+//   placeRows    a warp a row: position, and the copy; a warp a place past its slot's count: zeros
+//===----------------------------------------------------------------------===//
+#include "DeviceTools.h"
+
+#include <algorithm>
+
+namespace moira::rt::cuda {
+namespace {
+
+/// Which bin a row belongs to: select's bins are this rank's experts, pack's are (expert, segment).
+struct BinRule {
+  const int32_t *ids;           // per row
+  int32_t experts, first, bins; // bins of all slots together
+  int32_t segments;
+  int32_t rowsPerSegment; // tokens of a segment times k
+};
+
+/// -1: not for any slot here, or an expert that does not exist (`bad`).
+__device__ int32_t binOf(const BinRule &rule, int64_t row, bool &bad) {
+  int32_t id = rule.ids[row];
+  bad = id < 0 || id >= rule.experts;
+  if (bad)
+    return -1;
+  int64_t bin = (int64_t(id) - rule.first) * rule.segments + row / rule.rowsPerSegment;
+  return bin >= 0 && bin < rule.bins ? int32_t(bin) : -1;
+}
+
+struct Sort {
+  BinRule rule;
+  int64_t rows, runRows, runs;
+  int32_t slots, binsPerSlot;
+  int64_t capacity;
+  int32_t *runCounts; // [bins, runs]
+  int32_t *totals;    // [bins]
+  int32_t *starts;    // [bins], within the slot
+  int32_t *filled;    // [slots]
+  int32_t *counts;    // [bins], output
+  int32_t *pos;       // [rows], output
+  const int32_t *needIn;
+  int32_t *needOut;
+  int32_t *flag;
+};
+
+__global__ void rankRows(Sort sort) {
+  if (threadNumber() == 0)
+    *sort.needOut = *sort.needIn;
+  int64_t run = warpNumber();
+  if (run >= sort.runs)
+    return;
+  int64_t end = min(sort.rows, (run + 1) * sort.runRows);
+  for (int64_t base = run * sort.runRows; base < end; base += 32) {
+    int64_t row = base + laneNumber();
+    bool bad = false;
+    int32_t bin = row < end ? binOf(sort.rule, row, bad) : -1;
+    if (bad)
+      raise(sort.flag, Fault::expert);
+    unsigned same = __match_any_sync(kAllLanes, bin);
+    int leader = __ffs(int(same)) - 1;
+    int32_t before = 0;
+    if (bin >= 0 && laneNumber() == leader) {
+      int32_t *count = sort.runCounts + bin * sort.runs + run;
+      before = *count;
+      *count = before + __popc(same);
+    }
+    before = __shfl_sync(kAllLanes, before, leader);
+    if (row < end)
+      sort.pos[row] = bin < 0 ? -1 : before + __popc(same & ((1u << laneNumber()) - 1));
+    __syncwarp(); // the next 32 rows read the counts that this lane wrote
+  }
+}
+
+__global__ void scanRuns(Sort sort) {
+  int64_t bin = warpNumber();
+  if (bin >= sort.rule.bins)
+    return;
+  int32_t *counts = sort.runCounts + bin * sort.runs;
+  int32_t before = 0;
+  for (int64_t base = 0; base < sort.runs; base += 32) {
+    int64_t run = base + laneNumber();
+    int32_t count = run < sort.runs ? counts[run] : 0;
+    int32_t upTo = warpScan(count);
+    if (run < sort.runs)
+      counts[run] = before + upTo - count;
+    before += __shfl_sync(kAllLanes, upTo, 31);
+  }
+  if (laneNumber() == 0)
+    sort.totals[bin] = before;
+}
+
+__global__ void scanBins(Sort sort) {
+  __shared__ int32_t partial[33];
+  int64_t slot = blockIdx.x, first = slot * sort.binsPerSlot;
+  int32_t at = 0;
+  for (int32_t base = 0; base < sort.binsPerSlot; base += int32_t(blockDim.x)) {
+    int32_t i = base + int32_t(threadIdx.x), total;
+    int32_t size = i < sort.binsPerSlot ? sort.totals[first + i] : 0;
+    int32_t start = at + blockScan(size, partial, total);
+    if (i < sort.binsPerSlot) {
+      sort.starts[first + i] = start;
+      int64_t room = max(int64_t(0), sort.capacity - start);
+      sort.counts[first + i] = int32_t(min(room, int64_t(size)));
+    }
+    at += total;
+  }
+  if (threadIdx.x == 0) {
+    sort.filled[slot] = int32_t(min(int64_t(at), sort.capacity));
+    atomicMax(sort.needOut, at); // a maximum: the order does not matter
+  }
+}
+
+/// Rows of x (one a token, k rows each) of `units` units to their places.
+template <typename V>
+__global__ void placeRows(Sort sort, const V *x, V *out, int64_t k, int64_t units) {
+  int64_t work = warpNumber();
+  if (work >= sort.rows) {
+    int64_t target = work - sort.rows;
+    if (target < sort.slots * sort.capacity &&
+        target % sort.capacity >= sort.filled[target / sort.capacity])
+      warpMove<V>(out + target * units, nullptr, units);
+    return;
+  }
+  bool bad = false;
+  int32_t bin = binOf(sort.rule, work, bad);
+  if (bin < 0)
+    return; // rankRows wrote -1
+  int64_t place = int64_t(sort.starts[bin]) +
+                  sort.runCounts[bin * sort.runs + work / sort.runRows] + sort.pos[work];
+  int64_t target = place < sort.capacity ? bin / sort.binsPerSlot * sort.capacity + place : -1;
+  __syncwarp(); // every lane has read the rank
+  if (laneNumber() == 0)
+    sort.pos[work] = int32_t(target);
+  if (target >= 0)
+    warpMove(out + target * units, x + work / k * units, units);
+}
+
+/// Fills in the scratch parts and runs the four kernels.
+Status runSort(const Call &call, Sort sort, int64_t k) {
+  sort.counts = call.output<int32_t>(1);
+  sort.pos = call.output<int32_t>(2);
+  sort.needIn = call.input<int32_t>(2);
+  sort.needOut = call.output<int32_t>(3);
+  sort.flag = call.context.errorFlag;
+
+  Scratch scratch(call.context);
+  int64_t bins = sort.rule.bins;
+  sort.totals = scratch.take<int32_t>(bins);
+  sort.starts = scratch.take<int32_t>(bins);
+  sort.filled = scratch.take<int32_t>(sort.slots);
+  // Short runs for many warps at work, as far as their counts fit.
+  sort.runRows = 256;
+  auto runsOf = [&] { return std::max<int64_t>(1, ceilDiv(sort.rows, sort.runRows)); };
+  while (runsOf() > 1 && size_t(runsOf() * bins) * sizeof(int32_t) + 256 > scratch.bytesLeft())
+    sort.runRows *= 2;
+  sort.runs = runsOf();
+  sort.runCounts = scratch.take<int32_t>(bins * sort.runs);
+  if (!sort.totals || !sort.starts || !sort.filled || !sort.runCounts)
+    return noScratch(call);
+
+  if (Status s = checked(call.name, cudaMemsetAsync(sort.runCounts, 0,
+                                                    size_t(bins * sort.runs) * sizeof(int32_t),
+                                                    call.stream()));
+      !s)
+    return s;
+  rankRows<<<blocksOfWarps(sort.runs), kWarpBlock, 0, call.stream()>>>(sort);
+  if (Status s = launched(call); !s)
+    return s;
+  if (bins > 0) {
+    scanRuns<<<blocksOfWarps(bins), kWarpBlock, 0, call.stream()>>>(sort);
+    if (Status s = launched(call); !s)
+      return s;
+  }
+  if (sort.slots > 0) {
+    scanBins<<<unsigned(sort.slots), 1024, 0, call.stream()>>>(sort);
+    if (Status s = launched(call); !s)
+      return s;
+  }
+  int64_t work = sort.rows + sort.slots * sort.capacity;
+  if (work == 0)
+    return {};
+  const TensorRef &x = call.in[0], &out = call.out[0];
+  if (x.dtype != out.dtype)
+    return badCall(call, "the rows are of another type than the tokens");
+  size_t rowBytes = size_t(trailing(x, 1)) * elementBytes(x.dtype);
+  return withUnit(commonUnit(rowBytes, addressOf(x.data), addressOf(out.data)), [&]<typename V>(V) {
+    placeRows<<<blocksOfWarps(work), kWarpBlock, 0, call.stream()>>>(
+        sort, call.input<V>(0), call.output<V>(0), k, int64_t(rowBytes / sizeof(V)));
+    return launched(call);
+  });
+}
+
+} // namespace
+
+Status ops::select(const Call &call) {
+  const TensorRef &ids = call.in[1];
+  int64_t k = std::max<int64_t>(trailing(ids, 1), 1);
+  Sort sort{};
+  sort.rows = ids.elements();
+  sort.slots = 1;
+  sort.binsPerSlot = int32_t(call.out[1].elements());
+  sort.capacity = call.out[0].shape[0];
+  sort.rule = {call.input<int32_t>(1),
+               int32_t(call.params.integer("experts")),
+               int32_t(call.params.integer("expert_offset")),
+               sort.binsPerSlot,
+               1,
+               INT32_MAX};
+  return runSort(call, sort, k);
+}
+
+Status ops::pack(const Call &call) {
+  const TensorRef &ids = call.in[1];
+  int64_t k = std::max<int64_t>(trailing(ids, 1), 1), rows = ids.elements();
+  int64_t slots = call.out[0].shape[1], columns = call.out[1].shape[2];
+  int64_t segments = call.params.integer("segments"), experts = call.params.integer("experts");
+  if (segments < 1 || columns % segments != 0)
+    return badCall(call, format("%lld segments do not divide %lld counts", (long long)segments,
+                                (long long)columns));
+  int64_t tokens = rows / k, tokensPerSegment = tokens / segments;
+  if (experts != columns / segments * slots || tokensPerSegment * segments != tokens)
+    return badCall(
+        call, format("%lld experts and %lld tokens for %lld slots of %lld counts in %lld segments",
+                     (long long)experts, (long long)tokens, (long long)slots, (long long)columns,
+                     (long long)segments));
+  Sort sort{};
+  sort.rows = rows;
+  sort.slots = int32_t(slots);
+  sort.binsPerSlot = int32_t(columns);
+  sort.capacity = call.out[0].shape[2];
+  sort.rule = {call.input<int32_t>(1),
+               int32_t(experts),
+               0,
+               int32_t(slots * columns),
+               int32_t(segments),
+               int32_t(std::max<int64_t>(tokensPerSegment * k, 1))};
+  return runSort(call, sort, k);
+}
+
+} // namespace moira::rt::cuda

@@ -1,0 +1,280 @@
+//===- Elementwise.cu - element-wise and row-wise calls ---------------------===//
+// rms_norm and its two halves, add, clamp, glu, sigmoid_gate, rope, all in f32 between a load and a
+// store. The mesh program runs generated kernels instead of these.
+//===----------------------------------------------------------------------===//
+#include "DeviceTools.h"
+
+namespace moira::rt::cuda {
+namespace {
+
+/// The sum of squares of one row by `blockDim.x` threads: a warp, or a whole block. Its order
+/// depends on nothing but the width.
+template <bool wholeBlock, typename T>
+__device__ float rowSquares(const T *x, int64_t width, float *partial) {
+  float sum = 0;
+  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
+    float v = toFloat(x[i]);
+    sum += v * v;
+  }
+  sum = warpSum(sum);
+  if constexpr (wholeBlock) {
+    if (laneNumber() == 0)
+      partial[threadIdx.x / 32] = sum;
+    __syncthreads();
+    sum = laneNumber() < int(blockDim.x / 32) ? partial[laneNumber()] : 0.0f;
+    sum = warpSum(sum);
+  }
+  return sum;
+}
+
+/// Blocks are (32, rows of the block) or (256, 1). With `out`: the normalised row, from
+/// `sums`/count if given. Without: the sum of squares to `sumsOut`.
+template <bool wholeBlock, typename X, typename W, typename Out>
+__global__ void normRows(const X *x, const W *w, const float *sums, Out *out, float *sumsOut,
+                         int64_t rows, int64_t width, float count, float eps) {
+  __shared__ float partial[32];
+  int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
+  if (row >= rows)
+    return;
+  x += row * width;
+  float sum = sums ? sums[row] : rowSquares<wholeBlock>(x, width, partial);
+  if (!out) {
+    if (threadIdx.x == 0)
+      sumsOut[row] = sum;
+    return;
+  }
+  float factor = 1.0f / sqrtf(sum / count + eps);
+  for (int64_t i = threadIdx.x; i < width; i += blockDim.x)
+    out[row * width + i] = fromFloat<Out>(toFloat(x[i]) * factor * toFloat(w[i]));
+}
+
+template <typename X, typename W, typename Out>
+Status launchNorm(const Call &call, const X *x, const W *w, const float *sums, Out *out,
+                  float *sumsOut, int64_t rows, int64_t width, float count) {
+  if (rows == 0)
+    return {};
+  float eps = float(call.params.real("eps"));
+  if (width > 1024)
+    normRows<true><<<unsigned(rows), 256, 0, call.stream()>>>(x, w, sums, out, sumsOut, rows, width,
+                                                              count, eps);
+  else
+    normRows<false><<<unsigned(ceilDiv(rows, 8)), dim3(32, 8), 0, call.stream()>>>(
+        x, w, sums, out, sumsOut, rows, width, count, eps);
+  return launched(call);
+}
+
+/// i / width and i % width, in 32 bits where they do.
+__device__ void divide(int64_t i, int64_t width, int64_t &quotient, int64_t &remainder) {
+  if ((i | width) >> 32 == 0) {
+    quotient = uint32_t(i) / uint32_t(width);
+    remainder = uint32_t(i) - uint32_t(quotient) * uint32_t(width);
+  } else {
+    quotient = i / width;
+    remainder = i % width;
+  }
+}
+
+template <typename A, typename B, typename Out>
+__global__ void addRows(const A *a, const B *b, Out *out, int64_t n, int64_t width) {
+  for (int64_t i = threadNumber(); i < n; i += threadCount()) {
+    int64_t row, column;
+    divide(i, width, row, column);
+    out[i] = fromFloat<Out>(toFloat(a[i]) + toFloat(b[column]));
+  }
+}
+
+/// NaN stays NaN.
+template <typename X, typename Out>
+__global__ void clampAll(const X *x, Out *out, int64_t n, float low, float high) {
+  for (int64_t i = threadNumber(); i < n; i += threadCount()) {
+    float v = toFloat(x[i]);
+    out[i] = fromFloat<Out>(v < low ? low : v > high ? high : v);
+  }
+}
+
+enum class Activation { silu, gelu, geluTanh, relu };
+
+__device__ float activate(Activation activation, float x) {
+  switch (activation) {
+  case Activation::silu:
+    return x / (1.0f + expf(-x));
+  case Activation::gelu:
+    return 0.5f * x * erfcf(-x * 0.70710678118654752f);
+  case Activation::geluTanh:
+    return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+  case Activation::relu:
+    return x > 0.0f ? x : x == x ? 0.0f : x;
+  }
+  return x;
+}
+
+template <typename X, typename Out>
+__global__ void gluAll(const X *x, Out *out, int64_t n, int64_t width, Activation activation) {
+  for (int64_t i = threadNumber(); i < n; i += threadCount()) {
+    int64_t row, column;
+    divide(i, width, row, column);
+    const X *gate = x + 2 * row * width + column;
+    out[i] = fromFloat<Out>(activate(activation, toFloat(gate[0])) * toFloat(gate[width]));
+  }
+}
+
+template <typename X, typename G, typename Out>
+__global__ void gateAll(const X *x, const G *gate, Out *out, int64_t n, int64_t width) {
+  for (int64_t i = threadNumber(); i < n; i += threadCount()) {
+    int64_t row, column;
+    divide(i, width, row, column);
+    out[i] = fromFloat<Out>(toFloat(x[i]) * (1.0f / (1.0f + expf(-toFloat(gate[row])))));
+  }
+}
+
+/// One thread a rotated pair (i, i + r), or an element past the pairs; x and out may be one.
+template <typename X, typename Out>
+__global__ void rotate(const X *x, const float *cosines, const float *sines, Out *out, int64_t rows,
+                       int64_t sequence, int64_t heads, int64_t width, int64_t r) {
+  int64_t work = width - r;
+  for (int64_t at = threadNumber(); at < rows * work; at += threadCount()) {
+    int64_t row, i;
+    divide(at, work, row, i);
+    const X *from = x + row * width;
+    Out *to = out + row * width;
+    if (i >= r) {
+      to[i + r] = fromFloat<Out>(toFloat(from[i + r]));
+      continue;
+    }
+    int64_t s = row / heads % sequence;
+    float c = cosines[s * r + i], n = sines[s * r + i];
+    float low = toFloat(from[i]), high = toFloat(from[i + r]);
+    to[i] = fromFloat<Out>(low * c - high * n);
+    to[i + r] = fromFloat<Out>(high * c + low * n);
+  }
+}
+
+} // namespace
+
+Status ops::rms_norm(const Call &call) {
+  if (Status s = checkTrailing(call, "norm_dims", {&call.in[0]}); !s)
+    return s;
+  int64_t width = call.in[1].elements(),
+          rows = leading(call.in[0], call.params.integer("norm_dims"));
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    return withFloat(call.in[1].dtype, [&]<typename W>(W) {
+      return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
+        return launchNorm<X, W, Out>(call, call.input<X>(0), call.input<W>(1), nullptr,
+                                     call.output<Out>(0), nullptr, rows, width, float(width));
+      });
+    });
+  });
+}
+
+Status ops::sum_squares(const Call &call) {
+  if (Status s = checkTrailing(call, "norm_dims", {&call.in[0]}); !s)
+    return s;
+  int64_t dims = call.params.integer("norm_dims");
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    return launchNorm<X, X, float>(call, call.input<X>(0), nullptr, nullptr, nullptr,
+                                   call.output<float>(0), leading(call.in[0], dims),
+                                   trailing(call.in[0], dims), 1);
+  });
+}
+
+Status ops::rms_apply(const Call &call) {
+  int64_t width = call.in[2].elements(), rows = call.in[1].elements();
+  float count = float(call.params.integer("count"));
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    return withFloat(call.in[2].dtype, [&]<typename W>(W) {
+      return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
+        return launchNorm<X, W, Out>(call, call.input<X>(0), call.input<W>(2), call.input<float>(1),
+                                     call.output<Out>(0), nullptr, rows, width, count);
+      });
+    });
+  });
+}
+
+Status ops::add(const Call &call) {
+  int64_t n = call.out[0].elements(), width = call.in[1].elements();
+  if (n == 0)
+    return {};
+  return withFloat(call.in[0].dtype, [&]<typename A>(A) {
+    return withFloat(call.in[1].dtype, [&]<typename B>(B) {
+      return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
+        addRows<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
+            call.input<A>(0), call.input<B>(1), call.output<Out>(0), n, width);
+        return launched(call);
+      });
+    });
+  });
+}
+
+Status ops::clamp(const Call &call) {
+  int64_t n = call.out[0].elements();
+  if (n == 0)
+    return {};
+  float low = float(call.params.real("min")), high = float(call.params.real("max"));
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
+      clampAll<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
+          call.input<X>(0), call.output<Out>(0), n, low, high);
+      return launched(call);
+    });
+  });
+}
+
+Status ops::glu(const Call &call) {
+  std::string_view name = call.params.text("activation");
+  Activation activation;
+  if (name == "silu")
+    activation = Activation::silu;
+  else if (name == "gelu")
+    activation = Activation::gelu;
+  else if (name == "gelu_tanh")
+    activation = Activation::geluTanh;
+  else if (name == "relu")
+    activation = Activation::relu;
+  else
+    return badCall(call, "unknown activation '" + std::string(name) + "'");
+  int64_t n = call.out[0].elements(), width = trailing(call.out[0], 1);
+  if (n == 0)
+    return {};
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
+      gluAll<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
+          call.input<X>(0), call.output<Out>(0), n, width, activation);
+      return launched(call);
+    });
+  });
+}
+
+Status ops::sigmoid_gate(const Call &call) {
+  int64_t n = call.out[0].elements(), width = trailing(call.out[0], 1);
+  if (n == 0)
+    return {};
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    return withFloat(call.in[1].dtype, [&]<typename G>(G) {
+      return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
+        gateAll<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
+            call.input<X>(0), call.input<G>(1), call.output<Out>(0), n, width);
+        return launched(call);
+      });
+    });
+  });
+}
+
+Status ops::rope(const Call &call) {
+  const std::vector<int64_t> &shape = call.in[0].shape;
+  int64_t width = shape[3], r = call.in[1].shape[1], rows = shape[0] * shape[1] * shape[2];
+  if (r > width / 2)
+    return badCall(
+        call, format("%lld pairs to rotate in a head of %lld", (long long)r, (long long)width));
+  if (rows * width == 0)
+    return {};
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
+      rotate<<<blocksOfThreads(rows * (width - r)), kWarpBlock, 0, call.stream()>>>(
+          call.input<X>(0), call.input<float>(1), call.input<float>(2), call.output<Out>(0), rows,
+          shape[1], shape[2], width, r);
+      return launched(call);
+    });
+  });
+}
+
+} // namespace moira::rt::cuda

@@ -1,0 +1,242 @@
+//===- Linear.cpp - linear and grouped_matmul -------------------------------===//
+// Dense products run on cuBLASLt, in f32 arithmetic without TF32; where it has no algorithm for a
+// shape or its library is not there, and for grouped products, on our kernels. cuBLASLt is found
+// when the program runs, so that the CUDA device needs no more than a driver to be linked.
+//===----------------------------------------------------------------------===//
+#include "CudaOps.h"
+
+#include <dlfcn.h>
+
+#include <algorithm>
+#include <array>
+#include <compare>
+#include <map>
+#include <memory>
+#include <mutex>
+
+namespace moira::rt::cuda {
+namespace {
+
+constexpr const char *kLibrary = "libcublasLt.so.13";
+
+/// The functions used, by name from the library.
+struct Lt {
+#define MOIRA_LT_FUNCTIONS(F)                                                                      \
+  F(cublasLtCreate)                                                                                \
+  F(cublasLtDestroy)                                                                               \
+  F(cublasLtGetStatusString)                                                                       \
+  F(cublasLtMatmul)                                                                                \
+  F(cublasLtMatmulAlgoGetHeuristic)                                                                \
+  F(cublasLtMatmulDescCreate)                                                                      \
+  F(cublasLtMatmulDescDestroy)                                                                     \
+  F(cublasLtMatmulDescSetAttribute)                                                                \
+  F(cublasLtMatmulPreferenceCreate)                                                                \
+  F(cublasLtMatmulPreferenceDestroy)                                                               \
+  F(cublasLtMatmulPreferenceSetAttribute)                                                          \
+  F(cublasLtMatrixLayoutCreate)                                                                    \
+  F(cublasLtMatrixLayoutDestroy)
+#define MEMBER(name) decltype(&::name) name = nullptr;
+  MOIRA_LT_FUNCTIONS(MEMBER)
+#undef MEMBER
+  std::string problem; // empty: all functions are there
+};
+
+const Lt &lt() {
+  static const Lt functions = [] {
+    Lt f;
+    void *library = dlopen(kLibrary, RTLD_NOW | RTLD_LOCAL);
+    if (!library) {
+      f.problem = dlerror();
+      return f;
+    }
+#define LOAD(name)                                                                                 \
+  f.name = reinterpret_cast<decltype(f.name)>(dlsym(library, #name));                              \
+  if (!f.name)                                                                                     \
+    f.problem = std::string(kLibrary) + " has no function " #name;
+    MOIRA_LT_FUNCTIONS(LOAD)
+#undef LOAD
+    return f;
+  }();
+  return functions;
+}
+
+Status failed(std::string_view what, cublasStatus_t status) {
+  return Status(ErrorId::Internal, format("cuBLASLt fails in '%.*s': %s", int(what.size()),
+                                          what.data(), lt().cublasLtGetStatusString(status)));
+}
+
+/// What an algorithm is chosen for. Sizes are of out[m,n] = x[m,k] w[n,k].
+struct Problem {
+  cublasLtHandle_t handle;
+  int64_t m, n, k;
+  fb::DType in, out;
+  std::array<uint32_t, 3> alignment; // of w, x and out
+  size_t workspaceBytes;
+  auto operator<=>(const Problem &) const = default;
+};
+
+/// A problem's descriptors and its algorithm; none if cuBLASLt has none.
+struct Solution {
+  cublasLtMatmulDesc_t product = nullptr;
+  cublasLtMatrixLayout_t w = nullptr, x = nullptr, out = nullptr;
+  cublasLtMatmulAlgo_t algorithm{};
+  bool found = false;
+
+  Solution() = default;
+  Solution(const Solution &) = delete;
+  ~Solution() {
+    for (cublasLtMatrixLayout_t layout : {w, x, out})
+      if (layout)
+        lt().cublasLtMatrixLayoutDestroy(layout);
+    if (product)
+      lt().cublasLtMatmulDescDestroy(product);
+  }
+};
+
+/// cuBLASLt's matrices are column-major, so it is asked for out^T[n,m] = w^T' [n,k] x^T[k,m]: w's
+/// rows are columns of length k, to be transposed; x's are columns as they are.
+cublasStatus_t prepare(const Problem &problem, Solution &solution) {
+  auto type = [](fb::DType dtype) { return dtype == fb::DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; };
+  const cublasOperation_t transpose = CUBLAS_OP_T;
+  cublasLtMatmulPreference_t preference = nullptr;
+  // Split sums may be gathered in f32 only, so that the bits do not depend on the split's timing.
+  const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
+  cublasLtMatmulHeuristicResult_t result{};
+  int results = 0;
+  cublasStatus_t status = CUBLAS_STATUS_SUCCESS;
+  auto ok = [&](cublasStatus_t next) { return (status = next) == CUBLAS_STATUS_SUCCESS; };
+  auto prefer = [&](cublasLtMatmulPreferenceAttributes_t what, const auto &value) {
+    return ok(lt().cublasLtMatmulPreferenceSetAttribute(preference, what, &value, sizeof value));
+  };
+  const auto &[wAlign, xAlign, outAlign] = problem.alignment;
+  auto n = uint64_t(problem.n), m = uint64_t(problem.m), k = uint64_t(problem.k);
+  bool done =
+      ok(lt().cublasLtMatmulDescCreate(&solution.product, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
+      ok(lt().cublasLtMatmulDescSetAttribute(solution.product, CUBLASLT_MATMUL_DESC_TRANSA,
+                                             &transpose, sizeof transpose)) &&
+      ok(lt().cublasLtMatrixLayoutCreate(&solution.w, type(problem.in), k, n, problem.k)) &&
+      ok(lt().cublasLtMatrixLayoutCreate(&solution.x, type(problem.in), k, m, problem.k)) &&
+      ok(lt().cublasLtMatrixLayoutCreate(&solution.out, type(problem.out), n, m, problem.n)) &&
+      ok(lt().cublasLtMatmulPreferenceCreate(&preference)) &&
+      prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, problem.workspaceBytes) &&
+      prefer(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, reductions) &&
+      prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, wAlign) &&
+      prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, xAlign) &&
+      prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, outAlign) &&
+      prefer(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, outAlign) &&
+      ok(lt().cublasLtMatmulAlgoGetHeuristic(problem.handle, solution.product, solution.w,
+                                             solution.x, solution.out, solution.out, preference, 1,
+                                             &result, &results));
+  if (preference)
+    lt().cublasLtMatmulPreferenceDestroy(preference);
+  solution.found = done && results > 0 && result.state == CUBLAS_STATUS_SUCCESS;
+  solution.algorithm = result.algo;
+  return status == CUBLAS_STATUS_NOT_SUPPORTED ? CUBLAS_STATUS_SUCCESS : status;
+}
+
+/// Solutions live as long as their handle. Finding one takes far longer than using it.
+std::mutex solutionsMutex;
+std::map<Problem, std::unique_ptr<Solution>> solutions;
+
+Expected<const Solution *> solutionOf(const Problem &problem) {
+  std::lock_guard lock(solutionsMutex);
+  auto [it, fresh] = solutions.try_emplace(problem);
+  if (fresh) {
+    it->second = std::make_unique<Solution>();
+    if (cublasStatus_t status = prepare(problem, *it->second); status != CUBLAS_STATUS_SUCCESS) {
+      solutions.erase(it);
+      return failed("linear", status);
+    }
+  }
+  return it->second.get();
+}
+
+uint32_t alignmentOf(const void *p) {
+  return uint32_t(std::min<size_t>(256, addressOf(p) & -addressOf(p)));
+}
+
+/// The dims of linear and grouped_matmul, and the product they make.
+Status productOf(const Call &call, size_t w, const int32_t *groups, int64_t groupCount,
+                 GroupedProduct &product) {
+  if (Status s = checkTrailing(call, "contract", {&call.in[0], &call.in[w]}); !s)
+    return s;
+  const TensorRef &x = call.in[0], &weights = call.in[w], &out = call.out[0];
+  int64_t contract = call.params.integer("contract");
+  if (x.dtype != weights.dtype || (out.dtype != x.dtype && out.dtype != fb::DType::f32))
+    return notOnCuda(call, format("%s by %s to %s", fb::EnumNameDType(x.dtype),
+                                  fb::EnumNameDType(weights.dtype), fb::EnumNameDType(out.dtype)));
+  int64_t n = leading(weights, contract);
+  product = {x.data,
+             weights.data,
+             out.data,
+             x.dtype,
+             out.dtype,
+             groups,
+             groupCount,
+             leading(x, contract),
+             groups ? (groupCount > 0 ? n / groupCount
+                                      : out.elements() / std::max<int64_t>(1, out.shape[0]))
+                    : n,
+             trailing(x, contract)};
+  return {};
+}
+
+} // namespace
+
+Status ops::grouped_matmul(const Call &call) {
+  GroupedProduct product;
+  if (Status s = productOf(call, 2, call.input<int32_t>(1), call.in[1].elements(), product); !s)
+    return s;
+  return launchProduct(call, product);
+}
+
+Status ops::linear(const Call &call) {
+  GroupedProduct p;
+  if (Status s = productOf(call, 1, nullptr, 1, p); !s)
+    return s;
+  const CallContext &context = call.context;
+  if (!context.blaslt || p.m == 0 || p.n == 0 || p.k == 0)
+    return launchProduct(call, p); // which makes zeros of k = 0
+  Problem problem{context.blaslt,
+                  p.m,
+                  p.n,
+                  p.k,
+                  p.inType,
+                  p.outType,
+                  {alignmentOf(p.w), alignmentOf(p.x), alignmentOf(p.out)},
+                  context.workspaceBytes};
+  Expected<const Solution *> solution = solutionOf(problem);
+  if (!solution)
+    return solution.takeStatus();
+  const Solution &s = **solution;
+  if (!s.found)
+    return launchProduct(call, p);
+  const float one = 1, zero = 0;
+  cublasStatus_t status = lt().cublasLtMatmul(
+      context.blaslt, s.product, &one, p.w, s.w, p.x, s.x, &zero, p.out, s.out, p.out, s.out,
+      &s.algorithm, context.workspace, context.workspaceBytes, context.stream);
+  return status == CUBLAS_STATUS_SUCCESS ? Status() : failed("linear", status);
+}
+
+Expected<cublasLtHandle_t> createBlasLt() {
+  if (!lt().problem.empty())
+    return Status(ErrorId::Internal, "the CUDA device needs cuBLASLt 13: " + lt().problem +
+                                         "; install the CUDA 13 libraries or add their directory "
+                                         "to LD_LIBRARY_PATH");
+  cublasLtHandle_t handle = nullptr;
+  if (cublasStatus_t status = lt().cublasLtCreate(&handle); status != CUBLAS_STATUS_SUCCESS)
+    return failed("create", status);
+  return handle;
+}
+
+void destroyBlasLt(cublasLtHandle_t handle) {
+  if (!handle)
+    return;
+  {
+    std::lock_guard lock(solutionsMutex);
+    std::erase_if(solutions, [&](const auto &entry) { return entry.first.handle == handle; });
+  }
+  lt().cublasLtDestroy(handle);
+}
+
+} // namespace moira::rt::cuda
