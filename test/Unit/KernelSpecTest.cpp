@@ -71,6 +71,8 @@ TEST(KernelSpec, Rules) {
   EXPECT_THAT(check("in f32[4]; v1 = cast v0 : bf16; out v0"),
               HasSubstr("not the result of a step"));
   EXPECT_THAT(check("in f32[4]; v1 = cast v0 : bf16; out v1; out v1"), HasSubstr("output twice"));
+  EXPECT_THAT(check("in f32[1048576,1048577]; v1 = cast v0 : bf16; out v1"),
+              HasSubstr("too large for a row"));
   EXPECT_THAT(check("in f32[0]; v1 = cast v0 : bf16; out v1"), HasSubstr("dim of size 0"));
   EXPECT_THAT(check("in f32[4]; v1 = cast v0 : bf16"),
               HasSubstr("needs an input, a step and an output"));

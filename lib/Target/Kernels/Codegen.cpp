@@ -39,8 +39,8 @@ moira::kernels::createTargetMachine(llvm::StringRef tripleText, llvm::StringRef 
   // The target machine would only print a warning.
   std::unique_ptr<llvm::MCSubtargetInfo> subtarget(target->createMCSubtargetInfo(triple, "", ""));
   if (!subtarget || !subtarget->isCPUStringValid(cpu))
-    return llvm::createStringError("LLVM does not know the processor '%s' of %s",
-                                   cpu.str().c_str(), triple.str().c_str());
+    return llvm::createStringError("LLVM does not know the processor '%s' of %s", cpu.str().c_str(),
+                                   triple.str().c_str());
   llvm::TargetOptions options;
   options.AllowFPOpFusion = llvm::FPOpFusion::Fast; // a*b+c is one FMA
   std::unique_ptr<llvm::TargetMachine> machine(

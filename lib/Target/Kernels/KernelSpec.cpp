@@ -38,22 +38,38 @@ unsigned KernelSpec::shared(ScalarType type, ArrayRef<int64_t> inner) {
   return addInput(*this, type, inner, false);
 }
 
-/// Shape and type of `value` as far as its step's rule can be applied; infer() reports what does
-/// not fit.
-static RowValue valueOf(const KernelSpec &spec, unsigned value) {
-  unsigned inputs = spec.numInputs();
-  if (value < inputs)
-    return {spec.operands[value].type, spec.operands[value].inner, spec.operands[value].rowwise};
-  if (value - inputs >= spec.steps.size() || spec.steps[value - inputs].args.empty() ||
-      spec.steps[value - inputs].args[0] >= value)
-    return {};
-  const KernelStep &step = spec.steps[value - inputs];
-  RowValue result = valueOf(spec, step.args[0]);
+/// Type and shape of a step's result, given its first argument's; infer() reports what does not
+/// fit.
+static RowValue resultOf(const KernelStep &step, RowValue result) {
   result.type = step.type;
   if (step.kind == StepKind::SumSquares)
     result.shape.resize(result.shape.size() - std::min<size_t>(step.normDims, result.shape.size()));
   if (step.kind == StepKind::Glu && result.shape.size() >= 2)
     result.shape.erase(result.shape.end() - 2);
+  return result;
+}
+
+static RowValue inputValue(const KernelOperand &operand) {
+  return {operand.type, operand.inner, operand.rowwise};
+}
+
+/// Type and shape of `value` in a spec that may not be valid: {} if they do not follow from
+/// anything.
+static RowValue valueOf(const KernelSpec &spec, unsigned value) {
+  unsigned inputs = spec.numInputs();
+  llvm::SmallVector<const KernelStep *> chain; // from `value` back to an input
+  while (value >= inputs) {
+    if (value - inputs >= spec.steps.size())
+      return {};
+    const KernelStep &step = spec.steps[value - inputs];
+    if (step.args.empty() || step.args[0] >= value)
+      return {};
+    chain.push_back(&step);
+    value = step.args[0];
+  }
+  RowValue result = inputValue(spec.operands[value]);
+  for (const KernelStep *step : llvm::reverse(chain))
+    result = resultOf(*step, std::move(result));
   return result;
 }
 
@@ -226,6 +242,9 @@ private:
 };
 } // namespace
 
+/// Of one row of an operand; keeps all offsets within a row far from overflow.
+static constexpr int64_t kMostElements = int64_t(1) << 40;
+
 static Error checkOperands(const KernelSpec &spec) {
   unsigned inputs = spec.numInputs();
   if (inputs == 0 || spec.steps.empty() || inputs == spec.operands.size())
@@ -233,9 +252,14 @@ static Error checkOperands(const KernelSpec &spec) {
   for (auto [i, operand] : llvm::enumerate(spec.operands)) {
     if (operand.output != (i >= inputs))
       return llvm::createStringError("operand %zu is an input after an output", i);
-    for (int64_t d : operand.inner)
+    int64_t elements = 1;
+    for (int64_t d : operand.inner) {
       if (d < 1)
         return llvm::createStringError("operand %zu has a dim of size %lld", i, (long long)d);
+      if (d > kMostElements / elements)
+        return llvm::createStringError("operand %zu is too large for a row", i);
+      elements *= d;
+    }
   }
   if (spec.results.size() != spec.operands.size() - inputs)
     return llvm::createStringError("%zu outputs but %zu results", spec.operands.size() - inputs,
@@ -249,11 +273,11 @@ Expected<std::vector<RowValue>> KernelSpec::infer() const {
   unsigned inputs = numInputs();
   std::vector<RowValue> values;
   for (unsigned i = 0; i < inputs; ++i)
-    values.push_back(valueOf(*this, i));
+    values.push_back(inputValue(operands[i]));
   for (unsigned i = 0; i < steps.size(); ++i) {
     if (Error e = StepChecker(*this, i, values).run())
       return e;
-    values.push_back(valueOf(*this, inputs + i));
+    values.push_back(resultOf(steps[i], values[steps[i].args[0]]));
   }
   for (auto [i, value] : llvm::enumerate(results)) {
     const KernelOperand &operand = operands[inputs + i];

@@ -164,7 +164,8 @@ Value PassBody::address(OpBuilder &b, const Access &a, ArrayRef<Value> ivs) cons
   int64_t stride = 1;
   for (int i = type.getRank() - 1; i >= 0; --i) {
     offset = offset + a.map.getResult(i) * stride;
-    stride *= type.getDimSize(i); // the first dim's size, perhaps dynamic, is not used
+    if (i > 0) // the first dim's size, perhaps dynamic, is no stride
+      stride *= type.getDimSize(i);
   }
   Value index = affine::expandAffineExpr(b, op.getLoc(), offset, ivs, {});
   index = arith::IndexCastOp::create(b, op.getLoc(), b.getI64Type(), index);
