@@ -3,8 +3,8 @@
 // Instructions are in InstrVerifiers.cpp. What only whole files have to fear (races, order of
 // collectives) is the plan verifier's, which writePlan asks.
 //===----------------------------------------------------------------------===//
-#include "moira/Dialect/Plan/IR/PlanOps.h"
 #include "mlir/IR/DialectResourceBlobManager.h"
+#include "moira/Dialect/Plan/IR/PlanOps.h"
 #include "llvm/ADT/StringSet.h"
 
 using namespace mlir;
