@@ -56,6 +56,8 @@ std::vector<Example> examples() {
        {f({4, 8}, 0)},
        {integer("contract", 2)}},
       {"combine", {f({1, 4, 1, 16}, 2), i({2, 8, 4}), f({2, 8, 4})}, {f({2, 8, 16})}, {}},
+      {"split_blocks", {f({2, 8, 16})}, {f({8, 2, 16})}, {integer("blocks", 4), integer("dim", 1)}},
+      {"join_blocks", {f({8, 2, 16})}, {f({2, 8, 16})}, {integer("blocks", 4), integer("dim", 1)}},
   };
 }
 
