@@ -52,8 +52,10 @@ private:
   Status buildPlanModule();
   Status writeAndReport();
   Status checkMemory(const rt::PlanSummary &summary);
+  /// An error if the module's text does not parse, or not to a module that prints the same.
+  Status checkRoundTrip(Phase phase);
   /// The module as text with locations, so that --compile-from loses nothing.
-  std::string print();
+  static std::string print(ModuleOp module);
 
   const CompilerOptions &options;
   MLIRContext context;
@@ -163,14 +165,29 @@ Status Compilation::buildPlanModule() {
   return {};
 }
 
-std::string Compilation::print() {
+std::string Compilation::print(ModuleOp module) {
   std::string text;
   llvm::raw_string_ostream out(text);
   OpPrintingFlags flags;
   flags.enableDebugInfo(true, /*prettyForm=*/false);
-  module->print(out, flags);
+  module.print(out, flags);
   out << "\n";
   return text;
+}
+
+Status Compilation::checkRoundTrip(Phase phase) {
+  std::string text = print(*module);
+  // In a context of its own, so that names of resources are free again.
+  MLIRContext fresh(makeRegistry(), MLIRContext::Threading::DISABLED);
+  DiagnosticCollector problems(fresh);
+  problems.setFallback(ErrorId::Internal);
+  OwningOpRef<ModuleOp> parsed = parseSourceString<ModuleOp>(text, &fresh, phaseName(phase));
+  if (!parsed)
+    return problemsOf(problems, "parsing the printed IR");
+  if (print(*parsed) != text)
+    return {ErrorId::Internal, std::string("the IR of phase ") + phaseName(phase) +
+                                   " prints differently after it was printed and parsed"};
+  return {};
 }
 
 //===----------------------------------------------------------------------===//
@@ -225,15 +242,18 @@ Status Compilation::run() {
       if (Status status = runPhase(static_cast<Phase>(phase)); !status)
         return status;
     }
+    if (options.verifyRoundtrip)
+      if (Status status = checkRoundTrip(static_cast<Phase>(phase)); !status)
+        return status;
     if (!options.dumpPhasesTo.empty()) {
       std::string name = options.dumpPhasesTo + "/" + std::to_string(phase + 1) + "-" +
                          kPhaseNames[phase] + ".mlir";
-      if (Status status = writeFile(name, print()); !status)
+      if (Status status = writeFile(name, print(*module)); !status)
         return status;
     }
   }
   if (decompile || options.compileTo)
-    return writeFile(options.output, print());
+    return writeFile(options.output, print(*module));
   return writeAndReport();
 }
 

@@ -170,6 +170,7 @@ void printHelp(ArrayRef<OptionSpec> table) {
   outs()
       << "  -o FILE                     the plan, or IR with --compile-to (default: stdout for "
          "IR)\n"
+         "  --verify-roundtrip          print, parse and compare the IR after every phase\n"
          "  --mlir-…                    MLIR's debugging options, e.g. --mlir-print-ir-after-all\n";
 }
 
@@ -236,6 +237,8 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                                                            "=" + known->value.str();
       if (!problem.empty())
         status.add(ErrorId::UnknownFlag, "--" + known->name.str() + " " + problem);
+    } else if (name == "verify-roundtrip" && !value) {
+      options.verifyRoundtrip = true;
     } else if (isMlirFlag(name)) {
       options.mlirFlags.push_back(arg.str());
     } else if (is_contained(kLaterOptions, name)) {

@@ -1,6 +1,6 @@
 //===- Options.h - moe-opt's compiler options -------------------*- C++ -*-===//
-// The command line of the compiler mode (docs/cli.md), parsed and checked. The pass-driver mode is
-// MLIR's own.
+// The command line of the compiler mode (moe-opt --help), parsed and checked. The pass-driver mode
+// is MLIR's own.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_DRIVER_OPTIONS_H
 #define MOIRA_DRIVER_OPTIONS_H
@@ -34,6 +34,7 @@ struct CompilerOptions {
   std::optional<Phase> compileTo, compileFrom;
   std::string dumpPhasesTo;
   std::string report = "text";        // text (stderr), json (stdout) or none
+  bool verifyRoundtrip = false;       // print, parse and compare the IR after every phase
   std::vector<std::string> mlirFlags; // passed on to MLIR: --mlir-…, --debug…
 };
 
