@@ -32,17 +32,15 @@ struct CpuLevel {
 };
 constexpr CpuLevel kLevels[] = {
     {"x86-64-v4", 16,
-     "avx,avx2,avx512bw,avx512cd,avx512dq,avx512f,avx512vl,bmi1,bmi2,f16c,fma,movbe"},
-    {"x86-64-v3", 8, "avx,avx2,bmi1,bmi2,f16c,fma,movbe"},
+     "avx,avx2,avx512bw,avx512cd,avx512dq,avx512f,avx512vl,bmi,bmi2,f16c,fma,lzcnt,movbe"},
+    {"x86-64-v3", 8, "avx,avx2,bmi,bmi2,f16c,fma,lzcnt,movbe"},
 };
 constexpr StringRef kHostTriple = "x86_64-unknown-linux-gnu";
 
 Expected<const CpuLevel *> findLevel(StringRef name) {
   if (name == "native") {
     llvm::StringMap<bool> have = llvm::sys::getHostCPUFeatures();
-    auto has = [&](StringRef feature) {
-      return have.lookup(feature == "bmi1" ? StringRef("bmi") : feature);
-    };
+    auto has = [&](StringRef feature) { return have.lookup(feature); };
     for (const CpuLevel &level : kLevels)
       if (llvm::all_of(llvm::split(level.features, ','), has))
         return &level;
