@@ -7,8 +7,8 @@
 
 using namespace moira;
 
-/// Up to so many intervals the quadratic strategy costs less than a tenth of a second.
-static constexpr size_t kQuadraticLimit = 8192;
+/// Up to so many intervals the quadratic strategies cost less than a tenth of a second.
+static constexpr size_t kQuadraticLimit = 4096;
 
 static uint64_t alignTo(uint64_t bytes, uint64_t alignment) {
   return (bytes + alignment - 1) / alignment * alignment;
@@ -67,13 +67,10 @@ Placement placeByTime(const std::vector<LiveInterval> &intervals,
   return placement;
 }
 
-/// Large ones first, wherever in time: n². Usually tighter.
-Placement placeBySize(const std::vector<LiveInterval> &intervals,
-                      const std::vector<uint64_t> &sizes) {
+/// In a given order, wherever in time: n².
+Placement placeInOrder(const std::vector<LiveInterval> &intervals,
+                       const std::vector<uint64_t> &sizes, const std::vector<unsigned> &order) {
   Placement placement{std::vector<uint64_t>(intervals.size()), 0};
-  std::vector<unsigned> order = sorted(intervals.size(), [&](unsigned a, unsigned b) {
-    return sizes[a] != sizes[b] ? sizes[a] > sizes[b] : intervals[a].start < intervals[b].start;
-  });
   std::vector<Block> together;
   for (auto [n, i] : llvm::enumerate(order)) {
     together.clear();
@@ -93,11 +90,24 @@ Placement moira::placeIntervals(const std::vector<LiveInterval> &intervals, uint
   std::vector<uint64_t> sizes;
   for (const LiveInterval &interval : intervals)
     sizes.push_back(alignTo(std::max<uint64_t>(interval.size, 1), alignment));
-  Placement byTime = placeByTime(intervals, sizes);
+  Placement best = placeByTime(intervals, sizes);
   if (intervals.size() > kQuadraticLimit)
-    return byTime;
-  Placement bySize = placeBySize(intervals, sizes);
-  return bySize.peak < byTime.peak ? bySize : byTime;
+    return best;
+  // Large ones first is usually tightest; ones that are large for long, or long, sometimes.
+  auto length = [&](unsigned i) { return uint64_t(intervals[i].end - intervals[i].start); };
+  auto area = [&](unsigned i) { return sizes[i] * length(i); };
+  auto attempt = [&](auto key) {
+    Placement other = placeInOrder(
+        intervals, sizes, sorted(intervals.size(), [&](unsigned a, unsigned b) {
+          return key(a) != key(b) ? key(a) > key(b) : intervals[a].start < intervals[b].start;
+        }));
+    if (other.peak < best.peak)
+      best = std::move(other);
+  };
+  attempt([&](unsigned i) { return sizes[i]; });
+  attempt(area);
+  attempt(length);
+  return best;
 }
 
 LiveMaximum moira::maxLive(const std::vector<LiveInterval> &intervals, uint64_t alignment) {

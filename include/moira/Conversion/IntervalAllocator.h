@@ -21,9 +21,9 @@ struct Placement {
   uint64_t peak = 0;             // end of the highest one, a multiple of `alignment`
 };
 
-/// Offsets such that intervals that are alive at the same time do not overlap. The better of two
-/// greedy strategies: best fit in order of time, and (up to some thousands of intervals) best fit
-/// in order of size. Deterministic.
+/// Offsets such that intervals that are alive at the same time do not overlap. The best of some
+/// greedy strategies: best fit in order of time, and (up to some thousands of intervals) in order
+/// of size, of size times length, and of length. Deterministic.
 Placement placeIntervals(const std::vector<LiveInterval> &intervals, uint64_t alignment);
 
 /// The largest sum of (aligned) sizes alive at one time, and such a time: no placement has a lower
