@@ -195,7 +195,7 @@ TEST(HostImage, DeterministicAndSelfContained) {
   ASSERT_TRUE(first && second);
   EXPECT_TRUE(first->bytes == second->bytes);
   EXPECT_EQ(first->target, "x86_64-unknown-linux-gnu/x86-64-v3");
-  EXPECT_EQ(first->features, "avx,avx2,bmi1,bmi2,f16c,fma,movbe");
+  EXPECT_EQ(first->features, "avx,avx2,bmi,bmi2,f16c,fma,lzcnt,movbe");
   EXPECT_THAT(first->bytes, Not(HasSubstr("/tmp")));
 
   auto elf = llvm::object::ELFObjectFile<llvm::object::ELF64LE>::create(

@@ -12,7 +12,7 @@
 namespace moira::kernels {
 
 struct HostImageOptions {
-  /// "x86-64-v2", "x86-64-v3", "x86-64-v4", or "native": the highest of these that this machine
+  /// "x86-64-v3", "x86-64-v4", or "native": the highest of these that this machine
   /// has. The code for one level is the same bytes on every machine.
   std::string cpu = "x86-64-v3";
 };
@@ -22,8 +22,8 @@ struct HostImageOptions {
 struct HostImage {
   std::string bytes;
   std::string target;   // "x86_64-unknown-linux-gnu/x86-64-v3"
-  std::string features; // what the machine must have, comma separated, names of /proc/cpuinfo:
-                        // "avx,avx2,bmi1,bmi2,f16c,fma,…"
+  std::string features; // what the machine must have, comma separated, in LLVM's names:
+                        // "avx,avx2,bmi,bmi2,f16c,fma,…"
 };
 
 /// Compiles all kernels into one image. Names must be distinct C identifiers. Errors: an invalid
