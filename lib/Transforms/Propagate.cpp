@@ -113,7 +113,8 @@ private:
       operand.set(makeReshard(operand.get(), wanted, operand));
   }
 
-  /// Stands right behind the value, so that all uses can share it.
+  /// Stands right behind the value, so that all uses can share it, and belongs to the value's
+  /// layer.
   Value makeReshard(Value value, ShardingAttr wanted, OpOperand &reason) {
     Value &result = made[{value, wanted}];
     if (result)
@@ -123,7 +124,7 @@ private:
     std::string text = (reason.getOwner()->getName().getStringRef() + " operand " +
                         Twine(reason.getOperandNumber()))
                            .str();
-    return result = dist::ReshardOp::create(b, reason.getOwner()->getLoc(),
+    return result = dist::ReshardOp::create(b, value.getLoc(),
                                             dist::withSharding(value.getType(), wanted), value,
                                             b.getStringAttr(text));
   }
