@@ -103,12 +103,29 @@ Status Compilation::load() {
   return status;
 }
 
+/// Options that were decided before `reached` would be ignored: an error for each.
+static Status checkDecided(const CompilerOptions &options, Phase reached) {
+  constexpr std::pair<const char *, Phase> kDecidedBy[] = {
+      {"task", Phase::import},  {"batch", Phase::import}, {"seq", Phase::import},
+      {"dtype", Phase::import}, {"mesh", Phase::shard},   {"ragged-bound", Phase::shard},
+      {"target", Phase::plan},  {"host-cpu", Phase::plan}};
+  Status status;
+  for (auto [option, phase] : kDecidedBy)
+    if (phase <= reached && llvm::is_contained(options.given, option))
+      status.add(ErrorId::BadUsage, std::string("--") + option + " is decided by " + options.model +
+                                        ", which has reached the phase " + phaseName(reached) +
+                                        "; leave it out");
+  return status;
+}
+
 Status Compilation::loadText() {
   diagnostics.setFallback(ErrorId::InvalidIR);
   if (!llvm::sys::fs::exists(options.model) && options.model != "-")
     return {ErrorId::FileNotFound, options.model + ": no such file"};
   module = parseSourceFile<ModuleOp>(options.model, &context);
   reached = options.compileFrom.value_or(Phase::import);
+  if (Status status = checkDecided(options, reached); !status)
+    return status;
   return module ? Status() : problemsOf(diagnostics, "parsing");
 }
 
@@ -116,8 +133,10 @@ Status Compilation::loadPlan() {
   rt::Expected<rt::PlanFile> file = rt::PlanFile::open(options.model);
   if (!file)
     return file.takeStatus();
-  module = readPlan(*file, &context);
   reached = Phase::plan;
+  if (Status status = checkDecided(options, reached); !status)
+    return status;
+  module = readPlan(*file, &context);
   return module ? Status() : problemsOf(diagnostics, "decompilation");
 }
 

@@ -237,6 +237,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                                                            "=" + known->value.str();
       if (!problem.empty())
         status.add(ErrorId::UnknownFlag, "--" + known->name.str() + " " + problem);
+      options.given.push_back(known->name.str());
     } else if (name == "verify-roundtrip" && !value) {
       options.verifyRoundtrip = true;
     } else if (isMlirFlag(name)) {

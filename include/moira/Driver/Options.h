@@ -35,6 +35,7 @@ struct CompilerOptions {
   std::string dumpPhasesTo;
   std::string report = "text";        // text (stderr), json (stdout) or none
   bool verifyRoundtrip = false;       // print, parse and compare the IR after every phase
+  std::vector<std::string> given;     // names of the options on the command line, without dashes
   std::vector<std::string> mlirFlags; // passed on to MLIR: --mlir-…, --debug…
 };
 
