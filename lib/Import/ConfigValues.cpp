@@ -1,6 +1,7 @@
 //===- ConfigValues.cpp - the fields of one config ------------------------===//
 #include "moira/Import/ConfigValues.h"
 #include "moira/Import/ConfigJson.h"
+#include "moira/rt/Suggest.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringExtras.h"
 
@@ -92,19 +93,12 @@ private:
   }
 
   void unknown(const std::string &name) {
-    std::string nearest;
-    unsigned best = std::max<size_t>(2, name.size() / 3) + 1;
-    auto consider = [&](const std::string &known) {
-      unsigned distance = StringRef(name).edit_distance(known, true, best);
-      if (distance < best) {
-        best = distance;
-        nearest = known;
-      }
-    };
-    for (const auto &[known, spec] : modelClass.fields)
-      consider(known);
-    for (const auto &[known, field] : modelClass.aliases)
-      consider(known);
+    std::vector<std::string> known;
+    for (const auto &[field, spec] : modelClass.fields)
+      known.push_back(field);
+    for (const auto &[alias, field] : modelClass.aliases)
+      known.push_back(alias);
+    std::string nearest = rt::nearestWord(name, known);
     fail(ErrorId::UnknownConfigField,
          "unknown field " + nameText(name) +
              (nearest.empty() ? "; " + modelClass.name +

@@ -28,10 +28,15 @@ size_t editDistance(std::string_view a, std::string_view b) {
 std::string moira::rt::nearestWord(std::string_view word, const std::vector<std::string> &known) {
   std::string best;
   size_t distance = std::max<size_t>(2, word.size() / 3) + 1;
-  for (const std::string &candidate : known)
+  for (const std::string &candidate : known) {
+    size_t apart =
+        std::max(word.size(), candidate.size()) - std::min(word.size(), candidate.size());
+    if (apart >= distance) // so many edits at least; hostile words may be megabytes long
+      continue;
     if (size_t d = editDistance(word, candidate); d < distance) {
       distance = d;
       best = candidate;
     }
+  }
   return best;
 }
