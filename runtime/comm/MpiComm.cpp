@@ -5,14 +5,12 @@
 // ranks run their collectives in one total order, and MPI keeps messages of a pair of ranks in
 // order, so messages of different groups cannot be confused; the tag tells a mismatch from a match.
 //===----------------------------------------------------------------------===//
-#include "CollectiveChecks.h"
 #include "MpiPlugin.h"
+#include "PairwiseComm.h"
 
 #include <algorithm>
 #include <chrono>
-#include <cstddef>
 #include <cstdio>
-#include <cstring>
 #include <mpi.h>
 #include <thread>
 
@@ -29,23 +27,22 @@ std::string mpiMessage(int code) {
   return std::string(text, size_t(length));
 }
 
-/// What one member sends to and receives from another.
-struct Block {
-  const std::byte *send = nullptr;
-  size_t sendBytes = 0;
-  std::byte *receive = nullptr;
-  size_t receiveBytes = 0;
-};
+int rankIn(MPI_Comm comm) {
+  int rank = 0;
+  MPI_Comm_rank(comm, &rank);
+  return rank;
+}
 
-class MpiCommunicator final : public Communicator {
+int sizeOf(MPI_Comm comm) {
+  int size = 1;
+  MPI_Comm_size(comm, &size);
+  return size;
+}
+
+class MpiCommunicator final : public PairwiseCommunicator {
 public:
-  MpiCommunicator(MPI_Comm own, double timeout) : comm(own), timeoutSeconds(timeout) {
-    MPI_Comm_rank(comm, &me);
-    MPI_Comm_size(comm, &ranks);
-    for (int r = 0; r < ranks; ++r)
-      everybody.members.push_back(r);
-    everybody.self = me;
-  }
+  MpiCommunicator(MPI_Comm own, double timeout)
+      : PairwiseCommunicator(rankIn(own), sizeOf(own)), comm(own), timeoutSeconds(timeout) {}
 
   /// After a failure MPI_Finalize could wait for ever: the launcher ends the job when this process
   /// exits without it.
@@ -56,66 +53,7 @@ public:
     MPI_Finalize();
   }
 
-  int rank() const override { return me; }
-  int size() const override { return ranks; }
   const char *kind() const override { return "mpi"; }
-
-  Status allReduce(const Group &group, const void *in, void *out, size_t count, fb::DType dtype,
-                   fb::Reduce op, const std::string &what) override {
-    size_t width = reducibleSize(dtype), members = group.members.size(), self = size_t(group.self);
-    if (Status s = checkGroup(group, me, ranks, what); !s)
-      return s;
-    if (Status s = checkReducible(dtype, what); !s)
-      return s;
-    const auto *source = static_cast<const std::byte *>(in);
-    auto *target = static_cast<std::byte *>(out);
-    std::vector<Block> blocks(members);
-    std::vector<const void *> inputs(members);
-
-    // Small ones in one round: everybody gets everything.
-    bool small = count * width <= oneRoundBytes;
-    auto [first, last] =
-        small ? std::pair<size_t, size_t>(0, count) : reduceChunk(count, members, self);
-    size_t mine = (last - first) * width;
-    scratch.resize((members + 1) * mine);
-    for (size_t i = 0; i < members; ++i) {
-      auto [low, high] =
-          small ? std::pair<size_t, size_t>(0, count) : reduceChunk(count, members, i);
-      blocks[i] = {source + low * width, (high - low) * width, scratch.data() + i * mine, mine};
-      inputs[i] = i == self ? source + first * width : scratch.data() + i * mine;
-    }
-    int tag = tagOf(group, "all_reduce", count * width + size_t(op));
-    if (Status s = exchange(group, blocks, tag, what); !s)
-      return s;
-    std::byte *sum = scratch.data() + members * mine;
-    reduceInOrder(inputs, sum, last - first, dtype, op);
-    if (mine)
-      std::memcpy(target + first * width, sum, mine);
-    if (small)
-      return {};
-    for (size_t i = 0; i < members; ++i) {
-      auto [low, high] = reduceChunk(count, members, i);
-      blocks[i] = {sum, mine, target + low * width, (high - low) * width};
-    }
-    return exchange(group, blocks, tag, what);
-  }
-
-  Status allToAll(const Group &group, const void *in, void *out, size_t blockBytes,
-                  const std::string &what) override {
-    return gather(group, static_cast<const std::byte *>(in), blockBytes, out, blockBytes,
-                  "all_to_all", what);
-  }
-
-  Status allGather(const Group &group, const void *in, void *out, size_t bytes,
-                   const std::string &what) override {
-    return gather(group, static_cast<const std::byte *>(in), 0, out, bytes, "all_gather", what);
-  }
-
-  Status barrier(const std::string &what) override {
-    std::byte token{};
-    std::vector<std::byte> tokens(static_cast<size_t>(ranks));
-    return gather(everybody, &token, 0, tokens.data(), 1, "barrier", what);
-  }
 
   /// Ends all processes of the job. The caller has already printed the cause.
   void abort(const Status &cause) override {
@@ -124,41 +62,11 @@ public:
   }
 
 private:
-  static constexpr size_t oneRoundBytes = 8192;
   static constexpr size_t pieceBytes = size_t(1) << 30; // MPI counts are ints
 
-  /// Block i of `in` (at i * stride) goes to member i; member i's block comes to block i of `out`.
-  Status gather(const Group &group, const std::byte *in, size_t stride, void *out, size_t bytes,
-                const char *kind, const std::string &what) {
-    if (Status s = checkGroup(group, me, ranks, what); !s)
-      return s;
-    auto *target = static_cast<std::byte *>(out);
-    std::vector<Block> blocks;
-    for (size_t i = 0; i < group.members.size(); ++i)
-      blocks.push_back({in + i * stride, bytes, target + i * bytes, bytes});
-    if (Status s = exchange(group, blocks, tagOf(group, kind, bytes), what); !s)
-      return s;
-    const Block &own = blocks[size_t(group.self)];
-    if (bytes)
-      std::memcpy(own.receive, own.send, bytes);
-    return {};
-  }
-
-  /// Equal on all members of one collective, and likely different for another one.
-  static int tagOf(const Group &group, const char *kind, size_t amount) {
-    uint32_t hash = 2166136261u;
-    auto mix = [&](uint64_t v) { hash = (hash ^ uint32_t(v ^ v >> 32)) * 16777619u; };
-    for (int r : group.members)
-      mix(uint64_t(r));
-    for (const char *c = kind; *c; ++c)
-      mix(uint64_t(*c));
-    mix(amount);
-    return int((hash ^ hash >> 15) & 0x7fff); // MPI allows at least this much
-  }
-
   /// Sends and receives all blocks but the own one, and waits for them.
-  Status exchange(const Group &group, std::span<const Block> blocks, int tag,
-                  const std::string &what) {
+  Status exchange(const Group &group, std::span<const PairBlock> blocks, int tag,
+                  const std::string &what) override {
     if (!failure.ok())
       return failure;
     std::vector<MPI_Request> requests;
@@ -225,24 +133,21 @@ private:
                      format("no answer within %g s at '%s' from rank %s (seen by rank %d); look at "
                             "that rank's own messages, or "
                             "allow more time with --timeout=SECONDS if it is only slow",
-                            timeoutSeconds, what.c_str(), names.c_str(), me));
+                            timeoutSeconds, what.c_str(), names.c_str(), rank()));
     return failure;
   }
 
   Status fail(const std::string &message, const std::string &what) {
     failure = Status(ErrorId::RankFailed,
                      format("MPI failed at '%s' on rank %d: %s; look at the launcher's messages",
-                            what.c_str(), me, message.c_str()));
+                            what.c_str(), rank(), message.c_str()));
     return failure;
   }
 
   MPI_Comm comm;
   double timeoutSeconds; // not positive: no limit
-  int me = 0, ranks = 1;
-  Group everybody;
   Status failure; // not ok: everything fails with it; requests may be pending, so their buffers
                   // must outlive this object
-  std::vector<std::byte> scratch;
 };
 
 Status unavailable(const char *step, int code) {

@@ -57,13 +57,6 @@ Expected<std::string> findMpi() {
 
 Expected<std::unique_ptr<Communicator>> makeMpiCommunicator(double timeoutSeconds) {
   LaunchInfo launch = discoverLaunch();
-  if (launch.launcher == "torchrun")
-    return unavailable(format(
-        "torchrun started this process as rank %d of %d, but it starts no MPI, which host plans "
-        "need to communicate; start with mpirun -np %d, with srun --mpi=pmix, or plainly for ranks "
-        "as "
-        "threads of one process",
-        launch.rank, launch.size, launch.size));
   Expected<Plugin> plugin = loadPlugin();
   if (!plugin)
     return plugin.takeStatus();

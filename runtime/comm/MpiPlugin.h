@@ -9,7 +9,7 @@
 namespace moira::rt {
 
 /// Raised whenever Communicator, Group or Status change their layout.
-inline constexpr int mpiPluginVersion = 1;
+inline constexpr int mpiPluginVersion = 2;
 
 /// Symbol `moiraMpiPluginVersion`: int(void).
 using MpiPluginVersionFn = int();

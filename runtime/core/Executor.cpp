@@ -108,6 +108,7 @@ RankFigures Executor::figures() const {
           binding.bound(),
           retryCount,
           0,
+          0,
           0};
 }
 

@@ -7,6 +7,7 @@
 #include "RunSummary.h"
 #include "moira/rt/Agree.h"
 #include "moira/rt/SafeTensorsWriter.h"
+#include "moira/rt/Spawn.h"
 
 #include <cmath>
 #include <cstring>
@@ -33,6 +34,58 @@ Status wrongWorldSize(const fb::Plan &plan, const fb::Program &program, const La
              ranks, path.c_str()));
 }
 
+/// Whether the program runs on CUDA devices; PlanTarget in `problems` if it was asked for and
+/// cannot.
+bool usesCuda(const RunOptions &options, const PlanFile &plan, bool reference, Status &problems) {
+  if (reference)
+    return false; // its calls run on the host whatever the plan is for
+  std::string target = plan.plan().target()->str();
+  bool fits = target != "host";
+  if (options.device.empty())
+    return fits;
+  bool asked = options.device == "cuda";
+  if (asked != fits)
+    problems.add(ErrorId::PlanTarget,
+                 format("%s is compiled for %s and cannot run with --device=%s; compile with "
+                        "--target=%s, or run with --reference on the host",
+                        options.plan.c_str(), quoteName(target).c_str(), options.device.c_str(),
+                        asked ? "sm_90" : "host"));
+  return asked && fits;
+}
+
+/// Finds this process's device.
+Status openDevice(const RunOptions &options, const LaunchInfo &launch, RunSession &session) {
+  Expected<DevicePlugin *> plugin = loadCudaPlugin();
+  if (!plugin)
+    return plugin.takeStatus();
+  Expected<DeviceSetup> device =
+      chooseDevice(**plugin, options.devices, launch.localRank, launch.localSize, launch.size);
+  if (!device)
+    return device.takeStatus();
+  session.plugin = *plugin;
+  session.device = *device;
+  session.device.timeoutSeconds = options.timeoutSeconds;
+  session.device.graphs = options.graphs;
+  return {};
+}
+
+/// Ranks that share no process: starts this program again for each and waits.
+Status runAsProcesses(const RunOptions &options, int ranks, std::optional<SpawnResult> &started) {
+  if (!options.mayStartAgain)
+    return Status(ErrorId::BadRun, format("%s has %d ranks, which need a process each on CUDA "
+                                          "devices; use moe-run",
+                                          options.plan.c_str(), ranks));
+  SpawnOptions spawn;
+  spawn.program = ownProgram();
+  spawn.arguments = ownArguments();
+  spawn.ranks = ranks;
+  Expected<SpawnResult> result = runRanksAsProcesses(spawn);
+  if (!result)
+    return result.takeStatus();
+  started = *result;
+  return started->status;
+}
+
 /// Everything that fails before ranks exist, all at once where the parts are independent.
 Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &plan,
                RunSession &session, std::optional<RouteTrace> &routes) {
@@ -53,7 +106,12 @@ Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &pl
   if (launched && launch.size != ranks)
     return wrongWorldSize(plan.plan(), *session.program, launch, options.plan);
 
-  Status problems = session.prepare(launched ? launch.localSize : ranks);
+  Status problems;
+  session.cuda = usesCuda(options, plan, reference, problems);
+  if (session.cuda && (launched || ranks == 1))
+    problems.append(openDevice(options, launch, session));
+  if (!session.cuda)
+    problems.append(session.prepare(launched ? launch.localSize : ranks));
   problems.append(session.openWeights(options.weights));
   Expected<InputSet> inputs = InputSet::open(options.inputs, *session.program);
   if (inputs)
@@ -150,6 +208,7 @@ struct WholeRun {
   PlanFile plan;
   RunSession session;
   std::optional<RouteTrace> routes;
+  std::optional<SpawnResult> started; // the ranks were processes and are done
   // Of all ranks, on rank 0.
   std::vector<GatheredOutput> gathered;
   std::vector<RankFigures> figures;
@@ -167,6 +226,8 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
     status = agree(status, ranks->communicator(0), "opening the files");
   if (!status)
     return status;
+  if (!ranks && session.cuda && !session.plugin)
+    return runAsProcesses(options, static_cast<int>(session.program->ranks()), run.started);
   if (!ranks) {
     Expected<Ranks> threads =
         Ranks::threads(static_cast<int>(session.program->ranks()), options.timeoutSeconds);
@@ -182,9 +243,12 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
     note(options.inputs + ": ignored, the plan does not take " + names);
   }
 
+  session.device.lastWords = lastWords;
   status = session.load(*ranks);
   if (status)
     status = session.step(*ranks);
+  if (status)
+    status = session.repeat(*ranks, options.repeat);
   if (!status)
     return status;
   return ranks->each([&](int local) -> Ranks::Verdict {
@@ -234,8 +298,11 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
   std::optional<Ranks> ranks;
   if (launch.size > 1) {
     // Joined first, so that the processes can agree on who reports what is wrong.
-    Expected<std::unique_ptr<Communicator>> world = makeMpiCommunicator(options.timeoutSeconds);
+    bool told = false;
+    Expected<std::unique_ptr<Communicator>> world =
+        makeLaunchedCommunicator(launch, options.timeoutSeconds, &told);
     if (!world) {
+      outcome.speaks = !told;
       outcome.status = world.takeStatus();
       return outcome;
     }
@@ -249,12 +316,14 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
   if (!outcome.status && launch.size > 1) {
     // Launchers end the other processes once one has ended with an error, so none does before rank
     // 0 has told what all have agreed on.
-    if (outcome.speaks && lastWords)
+    if (outcome.speaks && lastWords && !ranks->reported())
       lastWords(outcome.status);
     outcome.speaks = false;
     (void)ranks->communicator(0).barrier("ending after an error").ok();
   }
-  if (!outcome.status || !ranks->hasRankZero())
+  if (run.started)
+    outcome.exitCode = run.started->exitCode;
+  if (!outcome.status || run.started || !ranks->hasRankZero())
     return outcome;
 
   std::string checks;

@@ -35,6 +35,8 @@ std::string meshText(const fb::Plan &plan) {
 }
 
 Status RunSession::prepare(int localRanks) {
+  if (plugin)
+    return {};
   // Each rank's own allocation would succeed where all of them together do not fit.
   uint64_t each = plannedBytes(*program, program->bound_initial(), f64);
   uint64_t available = availableMemory();
@@ -87,7 +89,8 @@ Status RunSession::load(Ranks &ranks) {
       profiles[local].rank = communicator.rank();
       setup.profile = &profiles[local];
     }
-    Expected<std::unique_ptr<ProgramRunner>> executor = Executor::create(setup);
+    Expected<std::unique_ptr<ProgramRunner>> executor =
+        plugin ? plugin->create(setup, device) : Executor::create(setup);
     Status mine = executor ? Status() : executor.takeStatus();
     if (Status all = agree(mine, communicator, "loading the plan"); !all)
       return Ranks::shared(std::move(all));
@@ -105,6 +108,20 @@ Status RunSession::step(Ranks &ranks) {
   });
   stepSeconds = secondsSince(start);
   arenaSizes = executors[0]->arenaSizes();
+  return status;
+}
+
+Status RunSession::repeat(Ranks &ranks, int count) {
+  if (count == 0)
+    return {};
+  double first = stepSeconds;
+  // Not timed: a device may record the step in it.
+  Status status = step(ranks);
+  for (int i = 0; i < count && status; ++i) {
+    status = step(ranks);
+    repeats.push_back(stepSeconds);
+  }
+  stepSeconds = first;
   return status;
 }
 

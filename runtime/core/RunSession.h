@@ -5,6 +5,7 @@
 #define MOIRA_RT_CORE_RUNSESSION_H
 
 #include "moira/rt/Checkpoint.h"
+#include "moira/rt/DevicePlugin.h"
 #include "moira/rt/Executor.h"
 #include "moira/rt/Ranks.h"
 
@@ -18,6 +19,9 @@ struct RunSession {
   std::optional<Checkpoint> weights; // absent: the program needs none
   std::optional<InputSet> inputs;
   std::shared_ptr<const HostImages> images;
+  bool cuda = false;              // runs on CUDA devices
+  DevicePlugin *plugin = nullptr; // null on the host, and in the process that only starts the ranks
+  DeviceSetup device;             // of the one local rank, with a plugin
   RouteTrace *routes = nullptr;
   bool f64 = false;
   bool profiled = false;
@@ -25,17 +29,19 @@ struct RunSession {
 
   std::vector<std::unique_ptr<ProgramRunner>> executors; // one for each local rank
   std::vector<RankProfile> profiles;                     // likewise, if profiled
-  double loadSeconds = 0, stepSeconds = 0;
+  double loadSeconds = 0, stepSeconds = 0;               // the first step
+  std::vector<double> repeats;                           // seconds of later steps
   std::vector<uint64_t> arenaSizes; // after the last step, the same on all ranks
 
-  /// Opens kernels, and fails early if this machine cannot hold `localRanks` ranks.
+  /// On the host: opens kernels, and fails early if this machine cannot hold `localRanks` ranks.
   Status prepare(int localRanks);
   /// Opens `path` and checks it against the program. Skipped if no state comes from a file.
   Status openWeights(const std::string &path);
   /// Memory, binding and weights on every rank.
   Status load(Ranks &ranks);
-  /// One step on every rank.
+  /// One step on every rank, then `count` more that are timed.
   Status step(Ranks &ranks);
+  Status repeat(Ranks &ranks, int count);
 };
 
 /// The plan's mesh program, or its reference program; BadRun if it has none.

@@ -59,6 +59,16 @@ std::string summarize(const RunOptions &options, const LaunchInfo &launch, const
                    static_cast<unsigned long long>(program.bound_max()));
   text += "\n";
 
+  if (!session.repeats.empty()) {
+    std::vector<double> sorted = session.repeats;
+    std::sort(sorted.begin(), sorted.end());
+    double median = sorted[sorted.size() / 2];
+    const fb::ModelInfo &info = *session.plan->plan().info();
+    text += format("repeated %zu times: median %.3f ms (%.3f to %.3f), %.0f tokens/s\n",
+                   sorted.size(), median * 1e3, sorted.front() * 1e3, sorted.back() * 1e3,
+                   static_cast<double>(info.batch() * info.seq()) / median);
+  }
+
   std::string arenas;
   for (size_t i = 0; i < session.arenaSizes.size(); ++i)
     arenas += format("%s %s %llu", i ? "," : "", program.arenas()->Get(i)->name()->c_str(),
@@ -84,6 +94,13 @@ std::string summarize(const RunOptions &options, const LaunchInfo &launch, const
     text += format("; staging of collectives besides: %llu bytes at most",
                    static_cast<unsigned long long>(staging));
   text += "\n";
+  if (session.plugin)
+    text +=
+        format("device memory besides, rank 0: context %s%s, libraries, workspaces and kernels "
+               "%s; %u of %u instructions replayed from graphs\n",
+               byteText(figures[0].context).c_str(),
+               session.device.shared ? " (of all ranks on the device)" : "",
+               byteText(figures[0].libraries).c_str(), figures[0].graphs, program.instrs()->size());
   for (const fb::Output *output : *program.outputs())
     if (!options.outputs.empty()) {
       std::vector<int64_t> shape(output->shape()->begin(), output->shape()->end());

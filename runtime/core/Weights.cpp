@@ -148,8 +148,13 @@ Status checkWeights(const fb::Program &program, const Checkpoint &checkpoint) {
   return problems.take();
 }
 
-void loadState(const fb::State &state, const Shard &shard, const Checkpoint &checkpoint,
-               fb::DType type, void *data) {
+void WeightPiece::load(const Checkpoint &checkpoint, fb::DType type, void *to) const {
+  convertBox(inPiece, to, type, onDisk, checkpoint.data(*entry).data(),
+             *planType(entry->info->type));
+}
+
+void forEachPiece(const fb::State &state, const Shard &shard, const Checkpoint *checkpoint,
+                  int64_t most, const std::function<void(const WeightPiece &)> &fn) {
   if (!state.source())
     return;
   const fb::Source &source = *state.source();
@@ -162,6 +167,12 @@ void loadState(const fb::State &state, const Shard &shard, const Checkpoint &che
   int64_t blockElements = 1;
   for (int64_t d : inBlock.shape)
     blockElements *= d;
+  // Blocks are cut along their first dimension.
+  int64_t rows = inBlock.extent.empty() ? 1 : inBlock.extent[0];
+  int64_t rowElements =
+      inBlock.shape.empty() ? 1 : blockElements / std::max<int64_t>(1, inBlock.shape[0]);
+  int64_t step =
+      std::clamp<int64_t>(most / std::max<int64_t>(1, rowElements), 1, std::max<int64_t>(1, rows));
 
   size_t listDim = leading.perExpert ? 1 : 0;
   int64_t firstExpert = leading.perExpert ? shard.start[0] : 0;
@@ -171,14 +182,28 @@ void loadState(const fb::State &state, const Shard &shard, const Checkpoint &che
   int64_t localNames = leading.list ? shard.local[listDim] : 1;
   for (int64_t e = 0; e < experts; ++e)
     for (int64_t j = 0; j < names; ++j) {
-      std::string name =
-          sourceName(source.names()->Get(firstName + j)->string_view(), firstExpert + e);
-      const Checkpoint::Entry &entry = *checkpoint.find(name);
-      char *block = static_cast<char *>(data) +
-                    (e * localNames + j) * blockElements * static_cast<int64_t>(bytesOf(type));
-      convertBox(inBlock, block, type, onDisk, checkpoint.data(entry).data(),
-                 *planType(entry.info->type));
+      std::string_view pattern = source.names()->Get(firstName + j)->string_view();
+      WeightPiece piece{nullptr, onDisk, inBlock, 0};
+      if (checkpoint)
+        piece.entry = checkpoint->find(sourceName(pattern, firstExpert + e));
+      for (int64_t row = 0; row < rows; row += step) {
+        piece.offset = (e * localNames + j) * blockElements + row * rowElements;
+        if (!inBlock.shape.empty()) {
+          int64_t count = std::min(step, rows - row);
+          piece.onDisk.start[0] = onDisk.start[0] + row;
+          piece.onDisk.extent[0] = piece.inPiece.extent[0] = piece.inPiece.shape[0] = count;
+        }
+        fn(piece);
+      }
     }
+}
+
+void loadState(const fb::State &state, const Shard &shard, const Checkpoint &checkpoint,
+               fb::DType type, void *data) {
+  forEachPiece(state, shard, &checkpoint, INT64_MAX, [&](const WeightPiece &piece) {
+    piece.load(checkpoint, type,
+               static_cast<char *>(data) + piece.offset * static_cast<int64_t>(bytesOf(type)));
+  });
 }
 
 } // namespace moira::rt

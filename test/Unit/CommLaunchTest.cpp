@@ -1,6 +1,6 @@
 //===- CommLaunchTest.cpp - reading launchers' environments -----------------===//
-// What discoverLaunch makes of the variables of mpirun, srun and torchrun, and of half-set or
-// broken ones.
+// What discoverLaunch and tcpWorldOf make of the variables of moe-run, mpirun, srun and torchrun,
+// and of half-set or broken ones.
 //===----------------------------------------------------------------------===//
 #include "moira/rt/Communicator.h"
 
@@ -23,7 +23,8 @@ public:
       std::string text = *v, name = text.substr(0, text.find('='));
       if (name.rfind("OMPI_", 0) == 0 || name.rfind("PMIX_", 0) == 0 ||
           name.rfind("SLURM_", 0) == 0 || name.rfind("LOCAL_", 0) == 0 || name == "RANK" ||
-          name == "WORLD_SIZE")
+          name == "WORLD_SIZE" || name.rfind("MASTER_", 0) == 0 || name.rfind("MOIRA_", 0) == 0 ||
+          name.rfind("TORCHELASTIC_", 0) == 0)
         saved.emplace_back(name, text.substr(name.size() + 1));
     }
     for (auto &[name, value] : saved)
@@ -112,15 +113,40 @@ TEST(CommLaunch, HalfSetOrBrokenIsNoLauncher) {
         << bad;
 }
 
-TEST(CommLaunch, TorchrunHasNoMpiAndSaysWhatToDo) {
-  Environment e(
-      {{"RANK", "3"}, {"WORLD_SIZE", "4"}, {"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "2"}});
-  auto comm = makeMpiCommunicator(1);
-  ASSERT_FALSE(bool(comm));
-  EXPECT_NE(comm.status().str().find("MOE-0506: torchrun started this process as rank 3 of 4"),
-            std::string::npos)
-      << comm.status().str();
-  EXPECT_NE(comm.status().str().find("mpirun -np 4"), std::string::npos);
+TEST(CommLaunch, OwnProcessesComeFirst) {
+  EXPECT_EQ(seen({{"MOIRA_RANK", "1"},
+                  {"MOIRA_WORLD_SIZE", "2"},
+                  {"OMPI_COMM_WORLD_RANK", "0"},
+                  {"OMPI_COMM_WORLD_SIZE", "1"}}),
+            "moe-run 1/2 local 1/2");
+}
+
+TEST(CommLaunch, WhereRankZeroIs) {
+  auto world = [](std::vector<std::pair<std::string, std::string>> variables) {
+    Environment e(std::move(variables));
+    Expected<TcpWorld> found = tcpWorldOf(discoverLaunch());
+    if (!found)
+      return found.status().str();
+    return format("%d/%d at %s port %u of %zu, job %s", found->rank, found->size,
+                  found->address.c_str(), found->ports.front(), found->ports.size(),
+                  found->job.c_str());
+  };
+  std::vector<std::pair<std::string, std::string>> torchrun = {
+      {"RANK", "3"}, {"WORLD_SIZE", "4"}, {"LOCAL_RANK", "1"}, {"LOCAL_WORLD_SIZE", "2"}};
+  EXPECT_NE(world(torchrun).find("MOE-0102: torchrun has started rank 3 of 4"), std::string::npos);
+  torchrun.insert(
+      torchrun.end(),
+      {{"MASTER_ADDR", "gpu1"}, {"MASTER_PORT", "29500"}, {"TORCHELASTIC_RUN_ID", "none"}});
+  // The port itself may be torchrun's own.
+  EXPECT_EQ(world(torchrun), "3/4 at gpu1 port 29501 of 16, job none");
+  std::vector<std::pair<std::string, std::string>> srun = {
+      {"SLURM_STEP_ID", "2"},   {"SLURM_STEP_NUM_TASKS", "8"},
+      {"SLURM_PROCID", "5"},    {"SLURM_LOCALID", "1"},
+      {"SLURM_JOB_ID", "1234"}, {"SLURM_STEP_TASKS_PER_NODE", "4(x2)"}};
+  srun.emplace_back("SLURM_STEP_NODELIST", "gpu[07-08]");
+  EXPECT_EQ(world(srun), "5/8 at gpu07 port 24682 of 16, job 1234.2");
+  srun.back().second = "login,gpu[07-08]";
+  EXPECT_EQ(world(srun), "5/8 at login port 24682 of 16, job 1234.2");
 }
 
 TEST(CommLaunch, MissingPluginSaysWhatWasTried) {

@@ -335,6 +335,13 @@ TEST(RuntimeIo, OtherTargetsAndMissingProgramsAreRefused) {
   savePlan(dir / "p.moeplan", builder.finish());
   writeFile(dir / "in.safetensors", safetensorsBytes({testTensor<float>("x", "F32", {1}, {0})}));
   options.reference = ReferenceMode::none;
+  options.device = "host";
+  ran = runIt(options);
+  ASSERT_FALSE(ran.outcome.status);
+  EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::PlanTarget);
+
+  savePlan(dir / "p.moeplan", inputsPlan());
+  options.device = "cuda";
   ran = runIt(options);
   ASSERT_FALSE(ran.outcome.status);
   EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::PlanTarget);

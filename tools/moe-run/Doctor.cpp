@@ -3,12 +3,15 @@
 //===----------------------------------------------------------------------===//
 #include "Doctor.h"
 
+#include "moira/rt/Agree.h"
 #include "moira/rt/Collectives.h"
+#include "moira/rt/DevicePlugin.h"
 #include "moira/rt/Image.h"
 #include "moira/rt/Memory.h"
 #include "moira/rt/Mesh.h"
 #include "moira/rt/PlanFile.h"
 #include "moira/rt/Ranks.h"
+#include "moira/rt/Spawn.h"
 
 #include <cstdio>
 #include <fstream>
@@ -77,9 +80,55 @@ Status selfTest() {
   });
 }
 
+/// Joins the ranks that testDevices has started and tests with them.
+Status testAsRank(const CommandLine &line, const LaunchInfo &launch) {
+  bool told = false;
+  Expected<std::unique_ptr<Communicator>> world =
+      makeLaunchedCommunicator(launch, line.options.timeoutSeconds, &told);
+  if (!world)
+    return told ? Status() : world.takeStatus();
+  Expected<DevicePlugin *> plugin = loadCudaPlugin();
+  if (!plugin)
+    return plugin.takeStatus();
+  Expected<DeviceSetup> device =
+      chooseDevice(**plugin, line.options.devices, launch.localRank, launch.localSize, launch.size);
+  if (Status s = agree(device ? Status() : device.takeStatus(), **world, "choosing devices"); !s)
+    return launch.rank == 0 ? s : Status();
+  device->timeoutSeconds = line.options.timeoutSeconds;
+  Expected<std::vector<std::string>> lines = (*plugin)->selfTest(**world, *device);
+  if (!lines) {
+    (*world)->abort(lines.status());
+    return (*world)->toldElsewhere() ? Status() : lines.takeStatus();
+  }
+  for (const std::string &text : *lines)
+    std::printf("self test   %s\n", text.c_str());
+  return {};
+}
+
+/// Every collective between `ranks` processes, each with its device.
+int testDevices(const CommandLine &line) {
+  SpawnOptions spawn;
+  spawn.program = ownProgram();
+  spawn.arguments = ownArguments();
+  spawn.ranks = line.ranks;
+  std::fflush(stdout);
+  Expected<SpawnResult> result = runRanksAsProcesses(spawn);
+  Status status = result ? result->status : result.takeStatus();
+  if (!status)
+    std::fputs(status.str().c_str(), stderr);
+  return status ? result->exitCode : status.exitCode();
+}
+
 } // namespace
 
-int runDoctor() {
+int runDoctor(const CommandLine &line) {
+  if (LaunchInfo launch = discoverLaunch(); launch.launcher == "moe-run") {
+    Status status = testAsRank(line, launch);
+    std::fflush(stdout);
+    if (!status)
+      std::fputs(status.str().c_str(), stderr);
+    return status.exitCode();
+  }
   std::printf("moira       %s, plan format %u, schema %016llx\n", MOIRA_VERSION, kPlanVersion,
               static_cast<unsigned long long>(kSchemaHash));
   std::printf("processor   %s, %s, %d threads usable\n", cpuArchitecture().c_str(),
@@ -102,13 +151,22 @@ int runDoctor() {
     std::printf("MPI         found, %s\n", mpi->c_str());
   else
     std::printf("MPI         not found: %s\n", mpi.status().diagnostics().front().message.c_str());
-  std::printf("CUDA        not in this build\n");
+  Expected<DevicePlugin *> plugin = loadCudaPlugin();
+  int devices = 0;
+  if (plugin) {
+    for (const std::string &text : (*plugin)->describe())
+      std::printf("CUDA        %s\n", text.c_str());
+    if (Expected<int> count = (*plugin)->deviceCount())
+      devices = *count;
+  } else {
+    std::printf("CUDA        %s\n", plugin.status().diagnostics().front().message.c_str());
+  }
   Status test = selfTest();
   std::printf("self test   collectives of 4 thread ranks: %s\n", test ? "passed" : "FAILED");
-  if (test)
-    return 0;
-  std::fputs(test.str().c_str(), stderr);
-  return test.exitCode();
+  if (!test)
+    std::fputs(test.str().c_str(), stderr);
+  int deviceCode = devices > 0 ? testDevices(line) : 0;
+  return test ? deviceCode : test.exitCode();
 }
 
 } // namespace moira::tool

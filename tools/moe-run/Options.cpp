@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <charconv>
 #include <cmath>
 
 namespace moira::tool {
@@ -37,12 +38,12 @@ std::vector<std::string> normalise(int argc, char **argv) {
 rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   CommandLine line;
   rt::RunOptions &options = line.options;
-  std::string reference, device = "host", devices;
+  std::string reference, devices;
   bool version = false;
-  CLI::App app(
-      "Runs a plan: on the ranks of this machine as threads, or, started by mpirun or srun, "
-      "as one rank.",
-      "moe-run");
+  CLI::App app("Runs a plan: all ranks on this machine (threads on the host, processes on CUDA "
+               "devices), or, "
+               "started by mpirun, srun or torchrun, one rank.",
+               "moe-run");
   app.allow_extras();
   app.footer("moe-run doctor: versions, devices and a self test.\n"
              "Exit codes: 0 success, 1 usage, 2 invalid input, 3 infeasible, 4 internal error, 5 a "
@@ -60,8 +61,15 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   app.add_option("--check-tolerance", options.checkTolerance,
                  "largest difference allowed, as a part of the largest reference value")
       ->capture_default_str();
-  app.add_option("--device", device, "host; cuda and sim are not in this build")
-      ->capture_default_str();
+  app.add_option("--device", options.device, "host or cuda (default: what the plan is for)");
+  app.add_option("--devices", devices,
+                 "CUDA devices by rank on this machine, e.g. 0,1; ranks may share: 0,0");
+  app.add_option("--repeat", options.repeat,
+                 "run the step so often again and print the median time and tokens/s");
+  app.add_flag("--graphs,!--no-graphs", options.graphs,
+               "record what is static of the first step and replay it (CUDA; default on)");
+  app.add_option("--ranks", line.ranks,
+                 "doctor: ranks of the collectives' self test on CUDA devices");
   app.add_option("--timeout", options.timeoutSeconds,
                  "seconds that a rank waits for another one, 0 for ever")
       ->capture_default_str();
@@ -71,7 +79,6 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
                  "take the experts from this file (programs of one rank)");
   app.add_option("--profile", options.profile,
                  "write the time of every instruction to this file, for Perfetto");
-  app.add_option("--devices", devices, "CUDA devices; not in this build")->group("");
   app.add_flag("--version", version, "print the version");
 
   std::vector<std::string> known = {"--help"};
@@ -130,13 +137,30 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   else if (!reference.empty())
     problems.add(ErrorId::UnknownFlag,
                  "--reference=" + reference + " is unknown; it is f32 or f64");
-  if (device == "cuda" || device == "sim" || !devices.empty())
-    problems.add(ErrorId::PlanTarget,
-                 (devices.empty() ? "--device=" + device : std::string("--devices")) +
-                     ": this build has the host device only; use "
-                     "--device=host with a plan of --target=host");
-  else if (device != "host")
-    problems.add(ErrorId::UnknownFlag, "--device=" + device + " is unknown; this build has host");
+  if (options.device == "sim")
+    problems.add(ErrorId::PlanTarget, "--device=sim is not in this build; it has host and cuda");
+  else if (!options.device.empty() && options.device != "host" && options.device != "cuda")
+    problems.add(ErrorId::UnknownFlag,
+                 "--device=" + options.device + " is unknown; it is host or cuda");
+  for (size_t at = 0; at < devices.size();) {
+    size_t comma = std::min(devices.find(',', at), devices.size());
+    int number = -1;
+    auto [end, error] = std::from_chars(devices.data() + at, devices.data() + comma, number);
+    if (error != std::errc() || end != devices.data() + comma || number < 0 ||
+        comma + 1 == devices.size()) {
+      problems.add(ErrorId::UnknownFlag,
+                   "--devices=" + devices + " is no list of device numbers like 0,1");
+      break;
+    }
+    options.devices.push_back(number);
+    at = comma + 1;
+  }
+  if (!options.devices.empty() && options.device == "host")
+    problems.add(ErrorId::BadUsage, "--devices is for --device=cuda");
+  if (options.repeat < 0)
+    problems.add(ErrorId::UnknownFlag, "--repeat must be a number of steps, 0 or more");
+  if (line.ranks < 1 || line.ranks > 64)
+    problems.add(ErrorId::UnknownFlag, "--ranks must be 1 to 64");
   if (!(options.timeoutSeconds >= 0) || std::isinf(options.timeoutSeconds))
     problems.add(ErrorId::UnknownFlag, "--timeout must be a number of seconds, 0 or more");
   if (!(options.checkTolerance >= 0))
@@ -148,6 +172,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     line.command = Command::doctor;
     return line;
   }
+  options.mayStartAgain = true;
   std::string missing;
   auto need = [&](const std::string &value, const char *what) {
     if (value.empty())

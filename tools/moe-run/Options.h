@@ -15,6 +15,7 @@ enum class Command { run, doctor, help, version };
 struct CommandLine {
   Command command = Command::run;
   rt::RunOptions options;
+  int ranks = 1;        // command doctor: of the self test on devices
   std::string helpText; // command help
 };
 

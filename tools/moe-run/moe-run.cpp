@@ -6,9 +6,11 @@
 #include "Options.h"
 
 #include "moira/rt/Communicator.h"
+#include "moira/rt/Spawn.h"
 
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <thread>
 
@@ -53,7 +55,7 @@ int run(int argc, char **argv) {
       std::printf("moe-run %s\n", MOIRA_VERSION);
     return 0;
   case tool::Command::doctor:
-    return tool::runDoctor();
+    return tool::runDoctor(*line);
   case tool::Command::run:
     break;
   }
@@ -65,12 +67,21 @@ int run(int argc, char **argv) {
     if (!outcome.status)
       say(textOf(outcome.status));
   }
-  return leave(outcome.status, outcome.speaks);
+  if (outcome.exitCode != 0) // of ranks that were processes
+    return outcome.exitCode;
+  int code = leave(outcome.status, outcome.speaks);
+  if (code != 0) {
+    // A device that has failed can hang whoever cleans up after it.
+    std::fflush(nullptr);
+    std::_Exit(code);
+  }
+  return code;
 }
 
 } // namespace
 
 int main(int argc, char **argv) {
+  rt::followParent();
   try {
     return run(argc, argv);
   } catch (const std::exception &error) {

@@ -32,7 +32,7 @@ public:
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
-  /// "threads" or "mpi".
+  /// "threads", "mpi" or "tcp".
   virtual const char *kind() const = 0;
 
   /// out[i] = reduce over members of in[i]; dtype f32, f64, bf16 (summed in f32) or i32.
@@ -48,17 +48,53 @@ public:
   virtual Status barrier(const std::string &what) = 0;
   /// Makes every other rank's pending and later calls fail with this cause. Thread-safe.
   virtual void abort(const Status &cause) = 0;
+
+  /// A failure that another rank has announced by now, or that its process is gone; success while
+  /// nothing is known. Thread-safe, never waits. Threads and MPI know nothing outside a collective.
+  virtual Status news() const { return {}; }
+  /// Whether somebody else (another rank, or who started this process) reports the failure that
+  /// this communicator has met. Thread-safe.
+  virtual bool toldElsewhere() const { return false; }
+  /// Ranks whose processes have not given a sign of life for some seconds, as far as is known here.
+  virtual std::vector<int> silentRanks() const { return {}; }
 };
 
 /// `size` communicators of one process, one for each rank thread.
 std::vector<std::unique_ptr<Communicator>> makeThreadCommunicators(int size, double timeoutSeconds);
 
-/// What a launcher says about this process, from the environment (Open MPI, srun/PMIx, torchrun).
+/// What a launcher says about this process, from the environment (moe-run itself for processes that
+/// it has started, Open MPI, srun/PMIx, torchrun).
 struct LaunchInfo {
-  std::string launcher = "none"; // or "mpirun", "srun", "torchrun"
+  std::string launcher = "none"; // or "moe-run", "mpirun", "srun", "torchrun"
   int rank = 0, size = 1, localRank = 0, localSize = 1;
 };
 LaunchInfo discoverLaunch();
+
+/// How the ranks of a world find each other over TCP.
+struct TcpWorld {
+  int rank = 0, size = 1;
+  std::string address;         // where rank 0 is: a host name or number
+  std::vector<uint16_t> ports; // rank 0 takes the first free one, the others look at all
+  int listener = -1;           // of rank 0, if a socket that already listens is handed over; owned
+  std::string job;             // only processes with the same text meet
+  bool supervised = false;     // who started the ranks reports those that die
+};
+
+/// From the launcher's variables: MASTER_ADDR, MASTER_PORT, Slurm's list of nodes. BadUsage if they
+/// do not say where rank 0 is.
+Expected<TcpWorld> tcpWorldOf(const LaunchInfo &launch);
+
+/// Meets the other ranks; WrongWorldSize if they have been told another number of ranks, RankFailed
+/// naming those that do not come in time. A rank whose process ends without a word, or stops for
+/// longer than the timeout, is noticed by all others at once, also outside collectives.
+/// *told is set if it fails with what rank 0 has found out and reports itself.
+Expected<std::unique_ptr<Communicator>>
+makeTcpCommunicator(const TcpWorld &world, double timeoutSeconds, bool *told = nullptr);
+
+/// The communicator that fits the launcher: MPI under mpirun and under an srun that offers PMI, TCP
+/// otherwise.
+Expected<std::unique_ptr<Communicator>>
+makeLaunchedCommunicator(const LaunchInfo &launch, double timeoutSeconds, bool *told = nullptr);
 
 /// Where the MPI plugin was found and loaded, without joining a world; MpiUnavailable says why not.
 Expected<std::string> findMpi();

@@ -8,6 +8,7 @@
 #include "moira/rt/Checkpoint.h"
 #include "moira/rt/Io.h"
 #include "moira/rt/Mesh.h"
+#include "moira/rt/PlanFile.h"
 
 #include <chrono>
 
@@ -37,8 +38,9 @@ struct RankFigures {
   uint64_t staging;   // buffers that collectives pack into, outside the plan's arenas
   uint64_t bound;
   uint32_t retries;
-  uint32_t graphs;   // instructions that are replayed from recorded graphs
-  uint64_t baseline; // of the device: its context, libraries and their workspaces
+  uint32_t graphs;    // instructions that are replayed from recorded graphs
+  uint64_t context;   // of the device, in use when the runner was made
+  uint64_t libraries; // taken since then besides the arenas: kernels, libraries, workspaces
 };
 
 /// One rank. Used by one thread.

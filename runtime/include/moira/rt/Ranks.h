@@ -31,6 +31,10 @@ public:
   /// come back; then this process ends. Not set: failures are only returned.
   std::function<void(const Status &)> lastWords;
 
+  /// Whether the failure that each() returned has been reported already: by lastWords, by another
+  /// process, or by who started this one.
+  bool reported() const { return told; }
+
   /// A rank's result: a failure that every rank shares (from agree()) needs no abort.
   struct Verdict {
     Status status;
@@ -48,6 +52,7 @@ private:
   Ranks() = default;
   std::vector<std::unique_ptr<Communicator>> communicators;
   int libraryThreads = 1;
+  bool told = false;
 };
 
 /// Cores that this process may run on.

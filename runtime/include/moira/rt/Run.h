@@ -21,6 +21,13 @@ struct RunOptions {
   double checkTolerance = 1e-5;                // of the largest reference value of each output
   double timeoutSeconds = 300;                 // that a rank waits for another one; 0: for ever
   std::string dumpRouting, routeFrom, profile; // files, or empty
+  std::string device;                          // "host", "cuda", or empty: what the plan is for
+  std::vector<int> devices;                    // by rank on this machine; empty: one each
+  int repeat = 0;                              // more steps after the first one, timed
+  bool graphs = true;                          // devices may record and replay what is static
+  /// Whether ranks that need a process each may be made by starting this program again with its own
+  /// arguments. Otherwise that is BadRun.
+  bool mayStartAgain = false;
 };
 
 struct RunOutcome {
@@ -29,6 +36,9 @@ struct RunOutcome {
   bool speaks = true;
   /// At most 15 lines for a reader; empty where this process does not speak.
   std::string summary;
+  /// Where ranks were processes started from here: their exit code, if they failed and have said
+  /// why themselves.
+  int exitCode = 0;
 };
 
 /// Runs the plan's forward program. Under a launcher this process is one rank, otherwise it holds

@@ -25,6 +25,26 @@ Status checkWeights(const fb::Program &program, const Checkpoint &checkpoint);
 void loadState(const fb::State &state, const Shard &shard, const Checkpoint &checkpoint,
                fb::DType type, void *data);
 
+/// A contiguous part of a state tensor's shard that one checkpoint tensor fills.
+struct WeightPiece {
+  const Checkpoint::Entry *entry; // null only if no checkpoint was given
+  Box onDisk, inPiece;            // of equal extents; inPiece.shape is the piece with its pads
+  int64_t offset;                 // of the piece in the shard, in elements
+  int64_t elements() const {
+    int64_t n = 1;
+    for (int64_t d : inPiece.shape)
+      n *= d;
+    return n;
+  }
+  /// Converts the piece to `type` at `to`. Pads are not written.
+  void load(const Checkpoint &checkpoint, fb::DType type, void *to) const;
+};
+
+/// Calls fn for the pieces of a shard in order, each of at most `most` elements as far as rows can
+/// be cut apart. What no piece covers is pad. `checkpoint` may be null to learn of the sizes only.
+void forEachPiece(const fb::State &state, const Shard &shard, const Checkpoint *checkpoint,
+                  int64_t most, const std::function<void(const WeightPiece &)> &fn);
+
 } // namespace moira::rt
 
 #endif // MOIRA_RT_WEIGHTS_H

@@ -1,0 +1,355 @@
+//===- StepQueue.cpp - a step's instructions on streams ---------------------===//
+// See StepQueue.h.
+//===----------------------------------------------------------------------===//
+#include "StepQueue.h"
+
+#include <algorithm>
+
+namespace moira::rt::cuda {
+
+namespace {
+
+double microsecondsSince(std::chrono::steady_clock::time_point epoch) {
+  return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - epoch)
+      .count();
+}
+
+} // namespace
+
+Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
+                                                     const Binding &binding,
+                                                     const std::vector<BoundInstr> &instrs,
+                                                     const KernelModule &kernels, bool graphs) {
+  std::unique_ptr<StepQueue> made(new StepQueue(setup, binding, instrs, kernels, graphs));
+  StepQueue &q = *made;
+  Status problems;
+  auto take = [&](auto &to, auto expected) {
+    if (expected)
+      to = std::move(*expected);
+    else
+      problems.append(expected.takeStatus());
+  };
+  // A missing cuBLASLt is no reason to fail: products then run on Moira's own kernels.
+  if (Expected<cublasLtHandle_t> handle = createBlasLt())
+    q.blaslt = *handle;
+  take(q.flags, DeviceBlock::allocate(256, "the error flag"));
+  take(q.ready, Event::make());
+  take(q.finished, Event::make());
+  take(q.base, Event::make(true));
+  size_t count = std::max<size_t>(1, q.program.queues()->size());
+  take(q.marks, Progress::make(count));
+  q.queues.resize(count);
+  q.requirements.assign(instrs.size(), 0);
+  size_t slots = 1;
+  for (size_t i = 0; i < instrs.size(); ++i)
+    if (instrs[i].kind == fb::InstrKind::require_bound)
+      q.requirements[i] = slots++;
+  take(q.readBack, PinnedBlock::allocate(slots * sizeof(int32_t), "values read back"));
+  for (size_t n = 0; n < count && problems.ok(); ++n) {
+    Queue &queue = q.queues[n];
+    take(queue.stream, Stream::make());
+    take(queue.joined, Event::make());
+    bool calls = std::any_of(instrs.begin(), instrs.end(), [&](const BoundInstr &instr) {
+      return instr.queue == n && instr.kind == fb::InstrKind::call;
+    });
+    if (calls)
+      take(queue.workspace, DeviceBlock::allocate(kWorkspaceBytes, "a workspace of library calls"));
+    queue.context.stream = queue.stream.get();
+    queue.context.blaslt = q.blaslt;
+    queue.context.workspace = queue.workspace.data();
+    queue.context.workspaceBytes = queue.workspace.bytes();
+    queue.context.errorFlag = reinterpret_cast<int32_t *>(q.flags.data());
+  }
+  q.events.resize(q.program.events());
+  for (Event &event : q.events)
+    take(event, Event::make());
+  if (setup.profile)
+    for (std::vector<Event> *list : {&q.starts, &q.stops}) {
+      list->resize(instrs.size());
+      for (Event &event : *list)
+        take(event, Event::make(true));
+    }
+  if (!problems)
+    return problems;
+  q.cutIntoActions(false);
+  return made;
+}
+
+StepQueue::~StepQueue() {
+  dropGraphs();
+  if (blaslt)
+    destroyBlasLt(blaslt);
+}
+
+void StepQueue::dropGraphs() {
+  for (Action &action : actions)
+    if (action.graph)
+      cudaGraphExecDestroy(action.graph);
+  actions.clear();
+  inGraphs = 0;
+  recordedNow = false;
+}
+
+void StepQueue::rebound() {
+  enqueuedOnce = false;
+  cutIntoActions(false);
+}
+
+bool StepQueue::isLocal(size_t index) const {
+  switch (instrs[index].kind) {
+  case fb::InstrKind::launch:
+  case fb::InstrKind::call:
+  case fb::InstrKind::copy:
+  case fb::InstrKind::fill:
+    return true;
+  default:
+    return false;
+  }
+}
+
+void StepQueue::cutIntoActions(bool record) {
+  dropGraphs();
+  for (size_t i = 0; i < instrs.size();) {
+    size_t end = i + 1;
+    if (record && isLocal(i))
+      while (end < instrs.size() && isLocal(end) && instrs[end].queue == instrs[i].queue)
+        ++end;
+    actions.push_back({i, end});
+    i = end;
+  }
+}
+
+/// The stream's work becomes a graph of exactly the launches that were made the first time: the
+/// same code runs with the same addresses, which do not change until rebound().
+Status StepQueue::record(Action &action) {
+  Queue &queue = queues[instrs[action.first].queue];
+  cudaStream_t stream = queue.stream.get();
+  if (Status s = check(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal),
+                       "recording a graph");
+      !s)
+    return s;
+  Status status;
+  for (size_t i = action.first; i < action.last && status.ok(); ++i)
+    status = runLocal(i, queue);
+  cudaGraph_t graph = nullptr;
+  cudaError_t ended = cudaStreamEndCapture(stream, &graph);
+  if (status && ended == cudaSuccess)
+    ended = cudaGraphInstantiate(&action.graph, graph, 0);
+  if (graph)
+    cudaGraphDestroy(graph);
+  if (status)
+    status = check(ended, "recording a graph");
+  if (status)
+    status = check(cudaGraphUpload(action.graph, stream), "uploading a graph");
+  return status;
+}
+
+Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, DeviceGroups &groups,
+                          uint32_t attempt) {
+  bool watched = setup.profile || setup.routes;
+  if (graphsWanted && enqueuedOnce && !recordedNow && !watched) {
+    cutIntoActions(true);
+    recordedNow = true;
+    for (Action &action : actions) {
+      if (action.last - action.first < 2)
+        continue;
+      if (Status s = record(action); !s) {
+        // What cannot be recorded is enqueued as before, for good.
+        cudaGetLastError();
+        note = s.diagnostics().front().message;
+        graphsWanted = false;
+        cutIntoActions(false);
+        break;
+      }
+      inGraphs += static_cast<uint32_t>(action.last - action.first);
+    }
+  }
+
+  marks.reset();
+  cudaStream_t first = firstStream();
+  if (Status s = inputs(first); !s)
+    return s;
+  if (Status s = check(cudaMemsetAsync(flags.data(), 0, sizeof(int32_t), first), "the error flag");
+      !s)
+    return s;
+  if (setup.profile) {
+    cudaEventRecord(base.get(), first);
+    baseTime = microsecondsSince(setup.epoch);
+  }
+  cudaEventRecord(ready.get(), first);
+  for (size_t q = 1; q < queues.size(); ++q)
+    cudaStreamWaitEvent(queues[q].stream.get(), ready.get(), 0);
+
+  for (const Action &action : actions) {
+    Queue &queue = queues[instrs[action.first].queue];
+    cudaStream_t stream = queue.stream.get();
+    if (instrs[action.first].kind != fb::InstrKind::record)
+      if (Status s = check(
+              marks.reach(instrs[action.first].queue, static_cast<uint32_t>(action.first), stream),
+              binding.describe(action.first));
+          !s)
+        return s;
+    if (setup.profile)
+      cudaEventRecord(starts[action.first].get(), stream);
+    Status status = action.graph
+                        ? located(action.first,
+                                  check(cudaGraphLaunch(action.graph, stream), "replaying a graph"))
+                        : run(action.first, groups);
+    if (setup.profile)
+      cudaEventRecord(stops[action.first].get(), stream);
+    if (!status)
+      return status;
+  }
+
+  for (size_t q = 0; q < queues.size(); ++q) {
+    cudaStream_t stream = queues[q].stream.get();
+    marks.finish(q, stream);
+    if (q == 0)
+      continue;
+    cudaEventRecord(queues[q].joined.get(), stream);
+    cudaStreamWaitEvent(first, queues[q].joined.get(), 0);
+  }
+  cudaMemcpyAsync(readBack.data(), flags.data(), sizeof(int32_t), cudaMemcpyDeviceToHost, first);
+  enqueuedOnce = true;
+  return check(cudaEventRecord(finished.get(), first), "the end of the step");
+}
+
+Status StepQueue::located(size_t index, Status status) const {
+  Status result;
+  for (const Diagnostic &d : status.diagnostics())
+    result.add(d.id, binding.describe(index) + ": " + d.message);
+  return result;
+}
+
+Status StepQueue::run(size_t index, DeviceGroups &groups) {
+  const BoundInstr &instr = instrs[index];
+  Queue &queue = queues[instr.queue];
+  cudaStream_t stream = queue.stream.get();
+  switch (instr.kind) {
+  case fb::InstrKind::collective:
+    return located(index, groups.run(instr, stream));
+  case fb::InstrKind::require_bound:
+    return located(
+        index, check(cudaMemcpyAsync(readBack.as<int32_t>() + requirements[index], instr.in[0].data,
+                                     sizeof(int32_t), cudaMemcpyDeviceToHost, stream),
+                     "reading the bound"));
+  case fb::InstrKind::record:
+    return located(index, check(cudaEventRecord(events[instr.event].get(), stream), "an event"));
+  case fb::InstrKind::wait:
+    return located(index,
+                   check(cudaStreamWaitEvent(stream, events[instr.event].get(), 0), "an event"));
+  default:
+    return instr.isRoute && setup.routes ? runRoute(index, queue) : runLocal(index, queue);
+  }
+}
+
+Status StepQueue::runLocal(size_t index, Queue &queue) {
+  const BoundInstr &instr = instrs[index];
+  switch (instr.kind) {
+  case fb::InstrKind::launch:
+    return located(index, kernels.launch(*static_cast<const Kernel *>(instr.kernel), instr.operands,
+                                         instr.rows, queue.stream.get()));
+  case fb::InstrKind::call:
+    return located(index,
+                   runCudaCall(instr.call, instr.in, instr.out, instr.params, queue.context));
+  case fb::InstrKind::copy:
+    return located(index, runCudaCopy(Box::all(instr.out[0].shape), instr.out[0].data, instr.box,
+                                      instr.in[0].data, bytesOf(instr.in[0].dtype), queue.context));
+  case fb::InstrKind::fill:
+    return located(index, runCudaFill(instr.out[0], instr.fill, queue.context));
+  default:
+    return {};
+  }
+}
+
+/// For people who look at or force the choices of experts; here the device is waited for.
+Status StepQueue::runRoute(size_t index, Queue &queue) {
+  const BoundInstr &instr = instrs[index];
+  RouteHooks hooks = setup.routes->before(index);
+  RouteSite &site = sites[index];
+  const TensorRef &ids = instr.out[0], &weights = instr.out[1];
+  int64_t k = ids.shape.back(), experts = instr.in[0].shape.back();
+  size_t tokens = static_cast<size_t>(ids.elements() / k);
+  auto reserve = [&](DeviceBlock &block, size_t bytes) -> Status {
+    if (block.bytes() >= bytes)
+      return {};
+    Expected<DeviceBlock> made = DeviceBlock::allocate(bytes, "a router's choices");
+    if (made)
+      block = std::move(*made);
+    return made.takeStatus();
+  };
+  CallContext context = queue.context;
+  cudaStream_t stream = queue.stream.get();
+  auto copy = [&](void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+    return check(cudaMemcpyAsync(to, from, bytes, kind, stream), "a router's choices");
+  };
+  if (!hooks.forcedIds.empty()) {
+    size_t bytes = hooks.forcedIds.size_bytes();
+    if (Status s = reserve(site.forced, bytes); !s)
+      return located(index, s);
+    if (Status s = copy(site.forced.data(), hooks.forcedIds.data(), bytes, cudaMemcpyHostToDevice);
+        !s)
+      return located(index, s);
+    context.forcedIds = reinterpret_cast<const int32_t *>(site.forced.data());
+  }
+  bool gaps = hooks.gaps && k < experts; // there is a next best choice
+  if (gaps) {
+    if (Status s = reserve(site.gaps, tokens * sizeof(float)); !s)
+      return located(index, s);
+    context.gaps = reinterpret_cast<float *>(site.gaps.data());
+  }
+  Status status = runCudaCall(instr.call, instr.in, instr.out, instr.params, context);
+  std::vector<char> idBytes(static_cast<size_t>(ids.elements()) * bytesOf(ids.dtype)),
+      weightBytes(static_cast<size_t>(weights.elements()) * bytesOf(weights.dtype));
+  if (status)
+    status = copy(idBytes.data(), ids.data, idBytes.size(), cudaMemcpyDeviceToHost);
+  if (status)
+    status = copy(weightBytes.data(), weights.data, weightBytes.size(), cudaMemcpyDeviceToHost);
+  if (status && gaps) {
+    hooks.gaps->resize(tokens);
+    status =
+        copy(hooks.gaps->data(), site.gaps.data(), tokens * sizeof(float), cudaMemcpyDeviceToHost);
+  }
+  if (status)
+    status = check(cudaStreamSynchronize(stream), "a router's choices");
+  if (status)
+    setup.routes->after(index, {idBytes.data(), ids.dtype, ids.shape},
+                        {weightBytes.data(), weights.dtype, weights.shape});
+  return located(index, status);
+}
+
+int64_t StepQueue::needed() const {
+  int64_t most = 0;
+  for (size_t slot : requirements)
+    if (slot)
+      most = std::max<int64_t>(most, readBack.as<int32_t>()[slot]);
+  return most;
+}
+
+Status StepQueue::complaints() const {
+  int32_t code = readBack.as<int32_t>()[0];
+  if (code == 0)
+    return {};
+  return Status(ErrorId::BadRun,
+                format("rank %d: %s; the plan or its data is damaged: compile the "
+                       "plan again",
+                       binding.position().rank(), describeErrorFlag(code).c_str()));
+}
+
+Status StepQueue::collectTimes(uint32_t attempt) {
+  if (!setup.profile)
+    return {};
+  for (size_t i = 0; i < instrs.size(); ++i) {
+    float start = 0, took = 0;
+    cudaError_t code = cudaEventElapsedTime(&start, base.get(), starts[i].get());
+    if (code == cudaSuccess)
+      code = cudaEventElapsedTime(&took, starts[i].get(), stops[i].get());
+    if (Status s = check(code, "reading times"); !s)
+      return s;
+    setup.profile->events.push_back(
+        {static_cast<uint32_t>(i), attempt, baseTime + start * 1e3, took * 1e3});
+  }
+  return {};
+}
+
+} // namespace moira::rt::cuda

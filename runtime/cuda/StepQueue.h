@@ -1,0 +1,109 @@
+//===- StepQueue.h - a step's instructions on streams -----------*- C++ -*-===//
+// A stream for each queue of the program, an event for each of its events. The first step after a
+// binding is enqueued instruction by instruction; later ones replay recorded graphs for every run
+// of instructions that needs nothing but its own stream.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_CUDA_STEPQUEUE_H
+#define MOIRA_RT_CUDA_STEPQUEUE_H
+
+#include "moira/rt/Profile.h"
+#include "moira/rt/ProgramRunner.h"
+#include "moira/rt/RouteTrace.h"
+
+#include "DeviceGroups.h"
+#include "KernelModule.h"
+#include "Progress.h"
+
+#include "CudaCalls.h"
+
+namespace moira::rt::cuda {
+
+class StepQueue {
+public:
+  /// Streams, events, workspaces and what is read back. Everything passed outlives it.
+  static Expected<std::unique_ptr<StepQueue>> make(const ExecutorSetup &setup,
+                                                   const Binding &binding,
+                                                   const std::vector<BoundInstr> &instrs,
+                                                   const KernelModule &kernels, bool graphs);
+  ~StepQueue();
+
+  /// Addresses have changed: recorded graphs are dropped, the next step is enqueued anew.
+  void rebound();
+
+  /// Enqueues a whole step: `inputs` copies from host memory on the given stream before everything
+  /// else. Returns with everything enqueued, nothing waited for. Errors name the instruction.
+  Status enqueue(const std::function<Status(cudaStream_t)> &inputs, DeviceGroups &groups,
+                 uint32_t attempt);
+  /// After enqueue: notReady until the device has done all of it.
+  cudaError_t query() const { return cudaEventQuery(finished.get()); }
+
+  /// After the step is done: the largest bound that was asked for, and what kernels complained of.
+  int64_t needed() const;
+  Status complaints() const;
+  /// Times of the step for the profile.
+  Status collectTimes(uint32_t attempt);
+
+  cudaStream_t firstStream() const { return queues[0].stream.get(); }
+  const Progress &progress() const { return marks; }
+  /// Instructions that are replayed from graphs.
+  uint32_t recorded() const { return inGraphs; }
+  /// Why graphs are not used although they were wanted, or empty.
+  const std::string &graphNote() const { return note; }
+
+private:
+  struct Queue {
+    Stream stream;
+    DeviceBlock workspace;
+    CallContext context;
+    Event joined;
+  };
+  /// A run of instructions [first, last) of one queue, with a graph once it is recorded.
+  struct Action {
+    size_t first, last;
+    cudaGraphExec_t graph = nullptr;
+  };
+  struct RouteSite {
+    DeviceBlock forced, gaps;
+  };
+
+  StepQueue(const ExecutorSetup &setup, const Binding &binding,
+            const std::vector<BoundInstr> &instrs, const KernelModule &kernels, bool graphs)
+      : setup(setup), program(*setup.program), binding(binding), instrs(instrs), kernels(kernels),
+        graphsWanted(graphs) {}
+  Status run(size_t index, DeviceGroups &groups);
+  Status runRoute(size_t index, Queue &queue);
+  /// Launch, call, copy or fill: what needs nothing but its stream.
+  Status runLocal(size_t index, Queue &queue);
+  bool isLocal(size_t index) const;
+  void cutIntoActions(bool record);
+  Status record(Action &action);
+  void dropGraphs();
+  Status located(size_t index, Status status) const;
+
+  ExecutorSetup setup;
+  const fb::Program &program;
+  const Binding &binding;
+  const std::vector<BoundInstr> &instrs;
+  const KernelModule &kernels;
+  bool graphsWanted;
+
+  std::vector<Queue> queues;
+  std::vector<Event> events; // of the program
+  Event ready, finished, base;
+  std::vector<Event> starts, stops; // one an instruction, for the profile
+  double baseTime = 0;              // of `base`, microseconds since the run's start
+  cublasLtHandle_t blaslt = nullptr;
+  Progress marks;
+  DeviceBlock flags;                // the error flag
+  PinnedBlock readBack;             // error flag, then one i32 for each require_bound
+  std::vector<size_t> requirements; // slot of each instruction in readBack, 0: none
+  std::map<size_t, RouteSite> sites;
+  std::vector<Action> actions;
+  bool enqueuedOnce = false, recordedNow = false;
+  uint32_t inGraphs = 0;
+  std::string note;
+};
+
+} // namespace moira::rt::cuda
+
+#endif // MOIRA_RT_CUDA_STEPQUEUE_H

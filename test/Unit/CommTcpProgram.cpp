@@ -1,0 +1,66 @@
+//===- CommTcpProgram.cpp - one rank of a test of processes -----------------===//
+// CommTcpTest.cpp starts it once for each rank. Argument: conformance | kill | crash | stop | quit
+// | abort | never. Behaves as moe-run does: who knows the cause of a failure says it, others are
+// silent.
+//===----------------------------------------------------------------------===//
+#include "CommConformance.h"
+
+#include "moira/rt/Spawn.h"
+
+#include <chrono>
+#include <csignal>
+#include <cstdio>
+#include <thread>
+#include <unistd.h>
+
+using namespace moira::rt;
+using namespace moira::rt::testing;
+
+int main(int argc, char **argv) {
+  followParent();
+  std::string mode = argc > 1 ? argv[1] : "conformance";
+  double timeout = argc > 2 ? std::atof(argv[2]) : 30;
+  LaunchInfo launch = discoverLaunch();
+  if (mode == "never" && launch.rank == 1) {
+    std::this_thread::sleep_for(std::chrono::seconds(60));
+    return 0;
+  }
+  bool told = false;
+  auto made = makeLaunchedCommunicator(launch, timeout, &told);
+  if (!made) {
+    if (!told)
+      std::fprintf(stderr, "%s", made.status().str().c_str());
+    return made.status().exitCode();
+  }
+  Communicator &comm = **made;
+  if (mode == "conformance") {
+    std::string problems = CommConformance(comm, 43).run();
+    std::fprintf(stderr, "%s", problems.c_str());
+    return problems.empty() ? 0 : 1;
+  }
+  // The others wait for rank 1, which ends in some way, half of them outside a collective.
+  Status status = comm.barrier("step 1");
+  if (comm.rank() == 1) {
+    if (mode == "kill")
+      std::raise(SIGKILL);
+    if (mode == "crash")
+      std::raise(SIGSEGV);
+    if (mode == "stop")
+      std::raise(SIGSTOP);
+    if (mode == "quit")
+      std::_Exit(7);
+    Status cause(ErrorId::BadInput, "token out of range");
+    std::fprintf(stderr, "%s", cause.str().c_str());
+    comm.abort(cause);
+    return cause.exitCode();
+  }
+  if (comm.rank() == 2)
+    while (comm.news().ok())
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  status.append(comm.barrier("step 2"));
+  if (!comm.toldElsewhere()) {
+    std::fprintf(stderr, "%s", status.str().c_str());
+    comm.abort(status);
+  }
+  return status.exitCode();
+}
