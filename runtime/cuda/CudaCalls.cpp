@@ -17,7 +17,7 @@ Status badCall(const Call &call, const std::string &message) {
 Status notOnCuda(const Call &call, const std::string &what) {
   return Status(ErrorId::PlanTarget, "the CUDA device has no version of call '" +
                                          std::string(call.name) + "' for " + what +
-                                         "; run this plan with --device=host");
+                                         "; compile it for --target=host");
 }
 
 Status checked(std::string_view what, cudaError_t error) {

@@ -62,10 +62,10 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
     const int64_t key0 = tile * kKeys;
     const int32_t count = keysOf(tile);
     loadTile<kKeys, chunks, kThreads, aligned>(
-        keyTiles + stage * L::keyValues, a.headDim,
+        keyTiles + stage * L::keyValues, k, a.headDim,
         [&](int row) { return row < count ? k + (key0 + row) * keyStride : nullptr; });
     loadTile<kKeys, chunks, kThreads, aligned>(
-        valueTiles + stage * L::keyValues, a.headDim,
+        valueTiles + stage * L::keyValues, v, a.headDim,
         [&](int row) { return row < count ? v + (key0 + row) * keyStride : nullptr; });
     if (int j = int(threadIdx.x); j < kKeys) {
       positions[stage * kKeys + j] = j < count ? a.kpos[key0 + j] : 0;
@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
 
   Sight sight = Sight::none;
   int64_t tile = nextTile(0, sight);
-  loadTile<kQueries, chunks, kThreads, aligned>(queryTile, a.headDim, [&](int row) {
+  loadTile<kQueries, chunks, kThreads, aligned>(queryTile, q, a.headDim, [&](int row) {
     return row < queries ? q + row * queryStride : nullptr;
   });
   if (tile < keyTileCount)

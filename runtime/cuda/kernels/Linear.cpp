@@ -131,7 +131,8 @@ cublasStatus_t prepare(const Problem &problem, Solution &solution) {
     lt().cublasLtMatmulPreferenceDestroy(preference);
   solution.found = done && results > 0 && result.state == CUBLAS_STATUS_SUCCESS;
   solution.algorithm = result.algo;
-  return status == CUBLAS_STATUS_NOT_SUPPORTED ? CUBLAS_STATUS_SUCCESS : status;
+  bool refused = status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE;
+  return refused ? CUBLAS_STATUS_SUCCESS : status; // then our own kernel does it
 }
 
 /// Solutions live as long as their handle. Finding one takes far longer than using it.

@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     bf16 *a = shared + step % kStages * kStageValues, *b = a + kRows * kDepth;
     int64_t at = step * kDepth;
     loadTile<kRows, kChunks, kThreads, aligned>(
-        a, k - at, [&](int row) { return row < tile.count ? x + row * k + at : nullptr; });
-    loadTile<kColumns, kChunks, kThreads, aligned>(b, k - at, [&](int row) {
+        a, x, k - at, [&](int row) { return row < tile.count ? x + row * k + at : nullptr; });
+    loadTile<kColumns, kChunks, kThreads, aligned>(b, w, k - at, [&](int row) {
       return column0 + row < n ? w + (column0 + row) * k + at : nullptr;
     });
   };

@@ -38,9 +38,10 @@ template <int left> __device__ void waitCopies() {
 
 /// Loads `rows` × (chunks * 8) values into a tile, `rowAt(i)` -> address of row i's first value or
 /// null (zeros), values from `width` on zeros. `aligned`: all rows are 16-byte aligned and width is
-/// a multiple of 8. Ends without waiting; the caller commits.
+/// a multiple of 8. `readable` is any address of global memory, named where nothing is read. Ends
+/// without waiting; the caller commits.
 template <int rows, int chunks, int threads, bool aligned, typename RowAt>
-__device__ void loadTile(bf16 *tile, int64_t width, RowAt rowAt) {
+__device__ void loadTile(bf16 *tile, const bf16 *readable, int64_t width, RowAt rowAt) {
 #pragma unroll
   for (int at = 0; at < rows * chunks; at += threads) {
     int i = at + int(threadIdx.x), row = i / chunks, chunk = i % chunks;
@@ -50,7 +51,7 @@ __device__ void loadTile(bf16 *tile, int64_t width, RowAt rowAt) {
     bf16 *to = tile + chunkOffset<chunks>(row, chunk);
     if constexpr (aligned) {
       bool valid = from && chunk * kChunk < width;
-      copyAsync(to, valid ? from + chunk * kChunk : tile, valid);
+      copyAsync(to, valid ? from + chunk * kChunk : readable, valid);
     } else {
       bf16 values[kChunk];
 #pragma unroll
