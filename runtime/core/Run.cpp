@@ -244,6 +244,7 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
   }
 
   session.device.lastWords = lastWords;
+  session.device.note = note;
   status = session.load(*ranks);
   if (status)
     status = session.step(*ranks);

@@ -110,6 +110,7 @@ Status CudaRunner::connect() {
     return program.instrs()->Get(instr)->kind() == fb::InstrKind::collective;
   };
   subject.lastWords = device.lastWords;
+  subject.note = device.note;
   if (setup.communicator->size() > 1)
     parts->watchdog = std::make_unique<Watchdog>(std::move(subject));
   return {};

@@ -21,6 +21,11 @@ std::string deviceText() {
 Status check(cudaError_t code, const std::string &where) {
   if (code == cudaSuccess)
     return {};
+  if (code == cudaErrorMemoryAllocation) {
+    cudaGetLastError(); // it is no failure of the device
+    return Status(ErrorId::OutOfMemory,
+                  format("%s has no memory left for %s", deviceText().c_str(), where.c_str()));
+  }
   return Status(ErrorId::DeviceFailed,
                 format("%s: %s (%d) in %s", deviceText().c_str(), cudaGetErrorString(code),
                        static_cast<int>(code), where.c_str()));
@@ -64,7 +69,11 @@ Expected<DeviceBlock> DeviceBlock::allocate(uint64_t bytes, const std::string &w
     counter->now += bytes;
     counter->peak = std::max(counter->peak, counter->now);
   }
-  if (Status s = check(cudaMemset(data, 0, bytes), what); !s)
+  // Our streams do not wait for the default one, on which this runs.
+  cudaError_t cleared = cudaMemset(data, 0, bytes);
+  if (cleared == cudaSuccess)
+    cleared = cudaStreamSynchronize(nullptr);
+  if (Status s = check(cleared, what); !s)
     return s;
   return block;
 }

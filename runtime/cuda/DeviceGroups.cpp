@@ -186,6 +186,9 @@ Status DeviceGroups::run(const BoundInstr &instr, cudaStream_t stream) {
     return check(cudaMemcpyAsync(out.data, in.data, sent * size, cudaMemcpyDeviceToDevice, stream),
                  "a collective of one rank");
   }
+  std::lock_guard lock(inUse);
+  if (aborted)
+    return Status(ErrorId::RankFailed, "the collective was given up");
   ncclComm_t comm = comms.at(instr.group->members);
   ncclDataType_t type = ncclType(in.dtype);
   ncclRedOp_t op = instr.collective.op == fb::Reduce::max ? ncclMax : ncclSum;
@@ -216,7 +219,8 @@ Status DeviceGroups::run(const BoundInstr &instr, cudaStream_t stream) {
 }
 
 Status DeviceGroups::asyncError() const {
-  if (aborted)
+  std::unique_lock lock(inUse, std::try_to_lock);
+  if (!lock.owns_lock() || aborted)
     return {};
   for (auto &[members, comm] : comms) {
     ncclResult_t result = ncclSuccess;

@@ -10,6 +10,7 @@
 #include "NcclLibrary.h"
 
 #include <atomic>
+#include <mutex>
 
 namespace moira::rt::cuda {
 
@@ -25,7 +26,8 @@ public:
   /// Enqueues the collective on the stream. It must pass checkContiguous.
   Status run(const BoundInstr &instr, cudaStream_t stream);
 
-  /// The first asynchronous error of any communicator. Thread-safe.
+  /// The first asynchronous error of any communicator. Thread-safe; knows nothing while a
+  /// collective is being enqueued, which then returns the error itself.
   Status asyncError() const;
   /// Makes everything pending on the device end with an error. Thread-safe, may take a while.
   void abort();
@@ -40,6 +42,7 @@ private:
 
   const NcclLibrary *nccl = nullptr;
   std::map<std::vector<int>, ncclComm_t> comms; // by members
+  mutable std::mutex inUse; // asking for errors completes what a call has left to do
   std::atomic<bool> aborted = false;
 };
 

@@ -79,10 +79,10 @@ struct Test {
     std::vector<float> values(kElements);
     for (size_t i = 0; i < kElements; ++i)
       values[i] = valueOf(host.rank(), i);
-    if (Status s =
-            check(cudaMemcpy(in.data(), values.data(), kElements * 4, cudaMemcpyHostToDevice),
-                  "the self test");
-        !s)
+    cudaError_t sent = cudaMemcpy(in.data(), values.data(), kElements * 4, cudaMemcpyHostToDevice);
+    if (sent == cudaSuccess) // the stream of the collectives does not wait for this one
+      sent = cudaStreamSynchronize(nullptr);
+    if (Status s = check(sent, "the self test"); !s)
       return s;
     for (fb::CollectiveKind kind : kKinds) {
       size_t count = kind == fb::CollectiveKind::all_gather       ? kElements * ranks

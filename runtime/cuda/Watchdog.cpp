@@ -47,20 +47,36 @@ Status Watchdog::verdict() const {
   return failure;
 }
 
+/// What has become known of other ranks, with where this one is.
+Status Watchdog::newsAt(const std::string &where) {
+  Status news = subject.host->news();
+  if (news.ok() || where.empty())
+    return news;
+  int rank = subject.host->rank();
+  if (!subject.host->toldElsewhere()) {
+    const Diagnostic &first = news.diagnostics().front();
+    return Status(first.id,
+                  format("%s; rank %d waits in %s", first.message.c_str(), rank, where.c_str()));
+  }
+  if (rank == 0 && subject.note)
+    subject.note(format("rank 0 was in %s when another rank failed", where.c_str()));
+  return news;
+}
+
 /// With the mutex held.
 Status Watchdog::look() {
-  if (Status news = subject.host->news(); !news)
-    return news;
   int rank = subject.host->rank();
   std::string where;
   for (size_t q = 0; q < subject.progress->queues(); ++q)
     if (std::optional<uint32_t> at = subject.progress->at(q); at && subject.waitsForRanks(*at))
       where = subject.describe(*at);
+  if (Status news = newsAt(where); !news)
+    return news;
   if (Status error = subject.groups->asyncError(); !error) {
     // A rank that is gone breaks NCCL's connections before its end is known here.
     auto patience = Clock::now() + kGrace;
     while (Clock::now() < patience) {
-      if (Status news = subject.host->news(); !news)
+      if (Status news = newsAt(where); !news)
         return news;
       std::this_thread::sleep_for(kPeriod);
     }

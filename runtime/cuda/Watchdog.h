@@ -26,6 +26,7 @@ public:
     std::function<std::string(uint32_t)> describe;
     std::function<bool(uint32_t)> waitsForRanks;
     std::function<void(const Status &)> lastWords;
+    std::function<void(const std::string &)> note;
   };
   explicit Watchdog(Subject subject);
   ~Watchdog();
@@ -39,6 +40,7 @@ public:
 private:
   void watch();
   Status look();
+  Status newsAt(const std::string &where);
 
   Subject subject;
   mutable std::mutex mutex;

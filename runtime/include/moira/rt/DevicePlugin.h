@@ -20,6 +20,8 @@ struct DeviceSetup {
   bool graphs = true;        // record static regions after the first step and replay them
   /// Called with the failure before this process is ended because the device does not come back.
   std::function<void(const Status &)> lastWords;
+  /// Messages that are no failures.
+  std::function<void(const std::string &)> note;
 };
 
 /// Lives as long as the process. Thread-safe.
