@@ -40,8 +40,8 @@ report_cuda() {
   if command -v nvcc >/dev/null 2>&1 || [ -x /usr/local/cuda/bin/nvcc ]; then
     say "CUDA toolkit found: $(command -v nvcc || echo /usr/local/cuda/bin/nvcc)"
   elif command -v ptxas >/dev/null 2>&1; then
-    say "no CUDA toolkit, only ptxas: emitted PTX is assembled by the tests, nothing runs on a GPU"
+    say "no CUDA toolkit, only ptxas: emitted PTX is assembled by the tests; the CUDA device plugin is not built"
   else
-    say "no CUDA toolkit: skipped are the assembling of emitted PTX by ptxas and everything that runs on a GPU"
+    say "no CUDA toolkit: skipped are the CUDA device plugin and the assembling of emitted PTX by ptxas"
   fi
 }
