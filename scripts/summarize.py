@@ -3,7 +3,8 @@
     python3 scripts/summarize.py build/logs/results
 
 Exit code 1 if anything failed, if a suite that was started left no report, or if nothing ran. Reads: steps.txt ("pass NAME" or
-"fail NAME"), expected.txt (suites that were started: unit, lit, python), ctest.xml, gtest/*.xml, lit.xml, pytest.xml.
+"fail NAME"), expected.txt (suites that were started: unit, lit, roundtrip, python), ctest.xml,
+gtest/*.xml, lit.xml, roundtrip.xml, python.xml.
 """
 
 import sys
@@ -38,7 +39,7 @@ def unit_cases(folder):
 def suite_cases(folder, suite):
     if suite == "unit":
         return list(unit_cases(folder))
-    return list(cases(folder / {"lit": "lit.xml", "python": "pytest.xml"}[suite]))
+    return list(cases(folder / f"{suite}.xml"))
 
 
 def main():

@@ -22,7 +22,7 @@ def test_counts_every_suite(tmp_path):
         steps_txt="pass format check\n",
         expected_txt="lit\npython\nunit\n",
         lit_xml=SUITE.format('<testcase classname="a" name="x"/><testcase classname="a" name="y"><skipped/></testcase>'),
-        pytest_xml=SUITE.format('<testcase classname="t" name="p"/>'),
+        python_xml=SUITE.format('<testcase classname="t" name="p"/>'),
         ctest_xml='<testsuite><testcase name="Core" classname="Core" status="run"/></testsuite>',
         gtest__Core_xml=SUITE.format('<testcase name="a" classname="C"/><testcase name="b" classname="C"/>'),
     )
