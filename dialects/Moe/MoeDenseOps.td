@@ -17,7 +17,7 @@ def Moe_EmbeddingOp : Moe_RuleOp<"embedding", ["localize"]> {
 
         %0 = moe.embedding %ids, %table : (tensor<2x24xi32>, tensor<256x64xf32>) -> tensor<2x24x64xf32>
 
-    Constraints: (C1) the result has the shape of ids followed by D; (C2) result and table have one element type.
+    Constraints: (C1) the result has the shape of ids followed by D; (C2) the result has the table's element type or is f32.
   }];
   let arguments = (ins Moe_IntTensor:$ids, Moe_Tensor:$table, OptionalAttr<AnyAttr>:$row_offset);
   let results = (outs Moe_Tensor:$result);

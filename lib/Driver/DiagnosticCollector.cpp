@@ -36,8 +36,11 @@ static std::optional<ErrorId> idOf(int number) {
 DiagnosticCollector::DiagnosticCollector(MLIRContext &context)
     : handler(&context, [this](Diagnostic &diagnostic) -> LogicalResult {
         std::string text = diagnostic.str();
+        // MLIR's own note that prints the whole operation would bury the message.
         for (Diagnostic &note : diagnostic.getNotes())
-          text += "; " + note.str();
+          if (std::string words = note.str();
+              !StringRef(words).starts_with("see current operation"))
+            text += "; " + words;
         if (diagnostic.getSeverity() != DiagnosticSeverity::Error) {
           llvm::errs() << whereText(diagnostic.getLocation()) << text << "\n";
           return success();

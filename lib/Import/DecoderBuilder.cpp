@@ -38,7 +38,7 @@ private:
   const ModelSpec &spec;
   const WeightTable &weights;
   int64_t B, S;
-  Type f32, type; // type: of weights and activations
+  Type f32, type; // type: of weights and activations; the residual stream is always f32
   Location loc = b.getUnknownLoc();
   int64_t layer = -1;
 
@@ -62,13 +62,18 @@ private:
       names.push_back(b.getStringAttr(name));
     auto source = moe::SourceAttr::get(b.getContext(), b.getArrayAttr(names), state.perExpert,
                                        b.getDenseI64ArrayAttr(state.diskShape));
-    moe::StateOp::create(b, named(state.name), state.name, tensor(state.shape), source,
+    moe::StateOp::create(b, named(state.name), state.name, weightType(state), source,
                          state.layer < 0 ? IntegerAttr() : b.getI64IntegerAttr(state.layer));
+  }
+
+  /// A bias that is added to the residual stream is f32 like it.
+  RankedTensorType weightType(const WeightState &state) {
+    return tensor(state.shape, state.role == WeightRole::o_bias ? f32 : type);
   }
 
   Value param(WeightRole role) {
     const WeightState &state = *weights.find(role, layer);
-    return moe::ParamOp::create(b, loc, tensor(state.shape), state.name);
+    return moe::ParamOp::create(b, loc, weightType(state), state.name);
   }
 
   /// x[t..,K..]·w[N..,K..] → [t..,N..]
@@ -81,8 +86,10 @@ private:
     return moe::LinearOp::create(b, loc, tensor(shape, result ? result : type), x, w, contract);
   }
   Value add(Value x, Value y) { return moe::AddOp::create(b, loc, x.getType(), x, y); }
+  /// Of the residual stream or of a projection; the result is an activation.
   Value norm(Value x, WeightRole role) {
-    return moe::RmsNormOp::create(b, loc, x.getType(), x, param(role), APFloat(spec.normEps));
+    auto result = tensor(cast<RankedTensorType>(x.getType()).getShape());
+    return moe::RmsNormOp::create(b, loc, result, x, param(role), APFloat(spec.normEps));
   }
 
   void forward() {
@@ -103,7 +110,7 @@ private:
     mask = body->getArgument(1);
 
     loc = at(WeightRole::embedding);
-    Value h = moe::EmbeddingOp::create(b, loc, tensor({B, S, spec.hidden}), body->getArgument(0),
+    Value h = moe::EmbeddingOp::create(b, loc, tensor({B, S, spec.hidden}, f32), body->getArgument(0),
                                        param(WeightRole::embedding), Attribute());
     rotary();
     for (layer = 0; layer < int64_t(spec.layers.size()); ++layer) {
@@ -144,7 +151,7 @@ private:
                                          spec.layers[layer].window, spec.heads, spec.kvHeads,
                                          Attribute(), Attribute());
     loc = at(R::o);
-    out = linear(out, R::o, 2);
+    out = linear(out, R::o, 2, f32);
     if (spec.oBias)
       out = add(out, param(R::o_bias));
     loc = layerLoc();
@@ -192,7 +199,7 @@ private:
   /// down(act(gate x) · up x)
   Value gatedBlock(Value x, WeightRole gateUp, WeightRole down) {
     loc = parent(at(down));
-    return linear(glu(linear(x, gateUp)), down);
+    return linear(glu(linear(x, gateUp)), down, 1, f32);
   }
 
   Value sparseBlock(Value x) {
@@ -206,12 +213,12 @@ private:
                                                 param(R::expert_gate_up), 1);
     Value down = moe::GroupedMatmulOp::create(b, loc, tensor({rows, D}), glu(gateUp), routing,
                                               param(R::expert_down), 1);
-    Value y = moe::CombineOp::create(b, loc, x.getType(), down, routing);
+    Value y = moe::CombineOp::create(b, loc, tensor({B, S, D}, f32), down, routing);
     if (!spec.sharedWidth)
       return y;
     Value shared = gatedBlock(x, R::shared_gate_up, R::shared_down);
     loc = at(R::shared_gate);
-    Value gate = linear(x, R::shared_gate);
+    Value gate = linear(x, R::shared_gate, 1, f32);
     shared = moe::SigmoidGateOp::create(b, loc, shared.getType(), shared, gate);
     loc = parent(at(R::router));
     return add(y, shared);

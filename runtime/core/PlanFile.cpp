@@ -115,7 +115,8 @@ bool sourceNamesFit(const fb::Plan &plan, flatbuffers::Verifier &v, size_t size)
 /// are aligned for their elements, so that every reader may use them as arrays.
 bool wideVectorsAligned(const fb::Plan &plan) {
   auto aligned = [](const flatbuffers::Vector<int64_t> *vector) {
-    return !vector || reinterpret_cast<uintptr_t>(vector->Data()) % alignof(int64_t) == 0;
+    return !vector || vector->size() == 0 ||
+           reinterpret_cast<uintptr_t>(vector->Data()) % alignof(int64_t) == 0;
   };
   bool ok = true;
   for (const fb::Kernel *kernel : *plan.kernels())

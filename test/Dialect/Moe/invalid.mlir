@@ -100,7 +100,7 @@ func.func @f(%i: tensor<2xi32>, %t: tensor<4x8xf32>) {
 
 // EmbeddingOp C2
 func.func @f(%i: tensor<2xi32>, %t: tensor<4x8xf32>) {
-  // expected-error @+1 {{C2: table and result must have one element type}}
+  // expected-error @+1 {{C2: the result must have the table's element type or be f32}}
   %0 = moe.embedding %i, %t : (tensor<2xi32>, tensor<4x8xf32>) -> tensor<2x8xbf16>
   return
 }

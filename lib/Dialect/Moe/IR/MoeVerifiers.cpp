@@ -80,8 +80,8 @@ LogicalResult EmbeddingOp::verify() {
       ArrayRef(concat(shapeOf(getIds()), shapeOf(getTable()).take_back())) != shapeOf(getResult()))
     return emitOpError(
         "C1: the result must have the shape of ids followed by the table's last dimension");
-  if (elementOf(getTable()) != elementOf(getResult()))
-    return emitOpError("C2: table and result must have one element type");
+  if (elementOf(getResult()) != elementOf(getTable()) && !elementOf(getResult()).isF32())
+    return emitOpError("C2: the result must have the table's element type or be f32");
   return success();
 }
 
