@@ -110,8 +110,9 @@ private:
     mask = body->getArgument(1);
 
     loc = at(WeightRole::embedding);
-    Value h = moe::EmbeddingOp::create(b, loc, tensor({B, S, spec.hidden}, f32), body->getArgument(0),
-                                       param(WeightRole::embedding), Attribute());
+    Value h =
+        moe::EmbeddingOp::create(b, loc, tensor({B, S, spec.hidden}, f32), body->getArgument(0),
+                                 param(WeightRole::embedding), Attribute());
     rotary();
     for (layer = 0; layer < int64_t(spec.layers.size()); ++layer) {
       h = attentionBlock(h);
