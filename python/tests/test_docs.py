@@ -41,3 +41,22 @@ def test_readme_names_every_folder():
     folders = {p.name for p in ROOT.iterdir() if p.is_dir() and not p.name.startswith((".", "build")) and any(p.iterdir())}
     missing = [f for f in sorted(folders) if f"`{f}/" not in text]
     assert not missing
+
+
+def test_quickstart_shows_real_output(tmp_path):
+    """What docs/quickstart.md prints is what the programs print today (but for what depends on the machine: times, threads and rounding).
+    If this fails, bring the page up to date."""
+
+    def without_machine(text):
+        return re.sub(r"\d+ library threads|[\d.]+e-\d+|\d+\.\d+ s\b", "#", text)
+
+    page = without_machine((ROOT / "docs" / "quickstart.md").read_text())
+    tiny, plan = "examples/tiny-moe", tmp_path / "tiny.moeplan"
+    shape = ("--batch=4", "--seq=24")
+    compiled = run_tool("moe-opt", tiny, *shape, "--mesh=dp=2,ep=2", "-o", plan, cwd=ROOT)
+    files = (f"--weights={tiny}", f"--inputs={tiny}/inputs.safetensors", f"--outputs={tmp_path}/logits.safetensors")
+    ran = run_tool("moe-run", plan, *files, "--check", cwd=ROOT)
+    refused = run_tool("moe-opt", tiny, *shape, "--mesh=dp=3,ep=3,tp=3", "-o", plan, cwd=ROOT)
+    shown = without_machine(compiled.err + ran.err + refused.err).replace(str(tmp_path), "build/quickstart").splitlines()
+    stale = [line for line in shown if f"    {line}\n" not in page]
+    assert len(shown) > 15 and not stale
