@@ -71,7 +71,9 @@ def run(words, timeout=240, **more):
 
 def model_words(plan, model, outputs, ranks, *more):
     words = [RUN, f"{ROOT}/plans/{plan}.moeplan", f"--weights={ROOT}/models/{model}",
-             f"--inputs={ROOT}/models/{model}/io.safetensors", f"--outputs={outputs}", "--timeout=90", *more]
+             f"--inputs={ROOT}/models/{model}/io.safetensors", f"--outputs={outputs}", *more]
+    if not any(word.startswith("--timeout") for word in more):
+        words.append("--timeout=90")
     if ranks > 1:
         words.append("--devices=" + ",".join(["0"] * ranks))
     return words

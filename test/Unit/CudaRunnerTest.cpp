@@ -1,0 +1,227 @@
+//===- CudaRunnerTest.cpp - plans on CUDA devices, without a device ---------===//
+// Runs the CUDA device's executor over a fake CUDA and NCCL that reorder what events do not order.
+// Shows that golden models compiled for sm_90 give the golden logits on every mesh, also when
+// replayed from graphs and when the ragged bound must grow; that memory is as planned and given
+// back; and that what goes wrong on the device is named with rank, instruction and layer.
+//===----------------------------------------------------------------------===//
+#include "FakeCuda.h"
+#include "RuntimeFiles.h"
+
+#include "../../runtime/core/RunSession.h"
+#include "../../runtime/cuda/CudaRunner.h"
+
+#include <dlfcn.h>
+#include <gmock/gmock.h>
+#include <random>
+
+using namespace moira::rt;
+using namespace moira::test;
+using testing::HasSubstr;
+
+namespace fb = moira::fb;
+
+namespace {
+
+class FakePlugin final : public DevicePlugin {
+public:
+  Expected<int> deviceCount() override { return 16; }
+  Expected<std::unique_ptr<ProgramRunner>> create(const ExecutorSetup &setup,
+                                                  const DeviceSetup &given) override {
+    DeviceSetup device = given;
+    device.device = setup.communicator->rank();
+    return cuda::makeRunner(setup, device);
+  }
+  std::vector<std::string> describe() override { return {}; }
+  Expected<std::vector<std::string>> selfTest(Communicator &, const DeviceSetup &) override {
+    return std::vector<std::string>();
+  }
+};
+
+/// Compiles a golden model for the mesh: the plan for sm_90, and the same for the host, whose
+/// kernels stand in for the device's.
+struct Compiled {
+  Compiled(const TempDir &dir, const std::string &model, const std::string &options)
+      : folder(MOIRA_SOURCE_DIR "/test/golden/" + model) {
+    for (std::string target : {"sm_90", "host"}) {
+      std::string path = dir / target + ".moeplan";
+      std::string command = MOIRA_MOE_OPT " " + folder + " --batch=2 --seq=24 --report=none " +
+                            options + " --target=" + target + " -o " + path;
+      EXPECT_EQ(std::system(command.c_str()), 0) << command;
+      Expected<PlanFile> plan = PlanFile::open(path);
+      EXPECT_TRUE(plan) << plan.status().str();
+      (target == "host" ? host : device) = std::move(*plan);
+    }
+    Expected<std::shared_ptr<const HostImages>> loaded = HostImages::load(host);
+    EXPECT_TRUE(loaded) << loaded.status().str();
+    images = *loaded;
+    for (uint32_t k = 0; k < host.plan().kernels()->size(); ++k) {
+      const fb::Kernel &kernel = *host.plan().kernels()->Get(k);
+      fake::addKernel(kernel.name()->str(), images->kernel(k),
+                      static_cast<int>(kernel.operands()->size()));
+    }
+  }
+  std::string folder;
+  PlanFile device, host;
+  std::shared_ptr<const HostImages> images;
+};
+
+struct Ran {
+  Status status;
+  double worst = INFINITY; // of the largest golden logit
+  std::vector<double> logits;
+  RankFigures figures = {};
+};
+
+Ran runIt(const Compiled &compiled, int repeat = 0, RouteTrace *routes = nullptr,
+          std::vector<RankProfile> *profiles = nullptr) {
+  FakePlugin plugin;
+  Ran ran;
+  RunSession session;
+  session.plan = &compiled.device;
+  session.program = *findProgram(compiled.device, "p", false);
+  session.plugin = &plugin;
+  session.device.timeoutSeconds = 60;
+  session.routes = routes;
+  session.profiled = profiles != nullptr;
+  ran.status = session.openWeights(compiled.folder);
+  auto inputs = InputSet::open(compiled.folder + "/io.safetensors", *session.program);
+  EXPECT_TRUE(inputs) << inputs.status().str();
+  session.inputs = std::move(*inputs);
+  Ranks ranks = std::move(*Ranks::threads(static_cast<int>(session.program->ranks()), 60));
+  if (ran.status)
+    ran.status = session.load(ranks);
+  if (ran.status)
+    ran.status = session.step(ranks);
+  if (ran.status)
+    ran.status = session.repeat(ranks, repeat);
+  if (!ran.status)
+    return ran;
+  ran.status = ranks.each([&](int local) -> Ranks::Verdict {
+    auto mine = session.executors[local]->outputs();
+    if (!mine)
+      return mine.takeStatus();
+    auto all =
+        gatherOutputs(compiled.device.plan(), *session.program, *mine, ranks.communicator(local));
+    if (!all)
+      return all.takeStatus();
+    if (local == 0)
+      ran.logits = (*all)[0].values;
+    return Status();
+  });
+  ran.figures = session.executors[0]->figures();
+  if (profiles)
+    *profiles = session.profiles;
+  auto file = SafeTensorsFile::open(compiled.folder + "/io.safetensors");
+  const TensorInfo *info = file->find("logits");
+  const float *golden = reinterpret_cast<const float *>(file->data(*info).data());
+  double largest = 0, worst = 0;
+  EXPECT_EQ(ran.logits.size(), size_t(info->elements()));
+  for (size_t i = 0; i < ran.logits.size(); ++i) {
+    largest = std::max(largest, std::fabs(double(golden[i])));
+    worst = std::max(worst, std::fabs(ran.logits[i] - golden[i]));
+  }
+  ran.worst = worst / largest;
+  return ran;
+}
+
+TEST(CudaRunner, GoldenLogitsOnEveryMeshInAnyOrder) {
+  uint64_t seed = std::random_device()();
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  fake::seed(seed);
+  for (std::string model : {"mixtral", "qwen2_moe", "qwen3_moe", "olmoe"})
+    for (std::string mesh :
+         {"", "--mesh=ep=2", "--mesh=tp=2", "--mesh=dp=2", "--mesh=ep=4", "--mesh=ep=2,tp=2"}) {
+      SCOPED_TRACE(model + " " + mesh);
+      TempDir dir;
+      Compiled compiled(dir, model, mesh);
+      Ran once = runIt(compiled);
+      ASSERT_TRUE(once.status) << once.status.str();
+      EXPECT_LT(once.worst, 1e-5);
+      EXPECT_EQ(once.figures.allocated, once.figures.planned);
+      EXPECT_EQ(once.figures.graphs, 0u);
+      int before = fake::graphLaunches();
+      Ran often = runIt(compiled, 3);
+      ASSERT_TRUE(often.status) << often.status.str();
+      EXPECT_EQ(often.logits, once.logits);
+      EXPECT_GT(often.figures.graphs, 10u);
+      EXPECT_GT(fake::graphLaunches(), before);
+      EXPECT_EQ(fake::allocated(), 0u);
+    }
+}
+
+TEST(CudaRunner, ASmallBoundGrowsAndTheGraphsFollow) {
+  fake::seed(7);
+  for (std::string mesh : {"--mesh=ep=2", "--mesh=ep=2,tp=2"}) {
+    TempDir dir;
+    Compiled compiled(dir, "qwen2_moe", mesh + " --ragged-bound=1");
+    Ran ran = runIt(compiled, 2);
+    ASSERT_TRUE(ran.status) << ran.status.str();
+    EXPECT_LT(ran.worst, 1e-5);
+    EXPECT_GE(ran.figures.retries, 1u);
+    EXPECT_EQ(ran.figures.allocated, ran.figures.planned);
+    EXPECT_EQ(fake::allocated(), 0u);
+  }
+}
+
+TEST(CudaRunner, RoutingIsSeenAndForced) {
+  fake::seed(8);
+  TempDir dir;
+  Compiled compiled(dir, "olmoe", "");
+  const fb::Program &program = **findProgram(compiled.device, "p", false);
+  auto seen = RouteTrace::create(compiled.device.plan(), program, true, "");
+  ASSERT_TRUE(seen) << seen.status().str();
+  Ran free = runIt(compiled, 0, &*seen);
+  ASSERT_TRUE(free.status) << free.status.str();
+  ASSERT_TRUE(seen->write(dir / "routes.safetensors"));
+  auto forced =
+      RouteTrace::create(compiled.device.plan(), program, false, dir / "routes.safetensors");
+  ASSERT_TRUE(forced) << forced.status().str();
+  Ran again = runIt(compiled, 0, &*forced);
+  ASSERT_TRUE(again.status) << again.status.str();
+  EXPECT_EQ(again.logits, free.logits);
+  EXPECT_LT(free.worst, 1e-5);
+  auto file = SafeTensorsFile::open(dir / "routes.safetensors");
+  ASSERT_TRUE(file);
+  EXPECT_TRUE(file->find("layers.0.ids") && file->find("layers.0.gaps"));
+}
+
+TEST(CudaRunner, TheProfileHasEveryInstruction) {
+  fake::seed(9);
+  TempDir dir;
+  Compiled compiled(dir, "mixtral", "--mesh=ep=2");
+  std::vector<RankProfile> profiles;
+  Ran ran = runIt(compiled, 0, nullptr, &profiles);
+  ASSERT_TRUE(ran.status) << ran.status.str();
+  ASSERT_EQ(profiles.size(), 2u);
+  EXPECT_EQ(profiles[1].events.size(),
+            (*findProgram(compiled.device, "p", false))->instrs()->size());
+}
+
+TEST(CudaRunner, TooLittleMemoryIsNamedWithNumbersAndLeavesNothing) {
+  TempDir dir;
+  Compiled compiled(dir, "mixtral", "--mesh=dp=2");
+  fake::setMemory(1 << 20);
+  Ran ran = runIt(compiled);
+  fake::setMemory(UINT64_MAX / 2);
+  ASSERT_FALSE(ran.status);
+  EXPECT_EQ(ran.status.exitCode(), 3);
+  EXPECT_THAT(ran.status.str(), HasSubstr("arena state of rank 0 needs"));
+  EXPECT_THAT(ran.status.str(), HasSubstr("arena state of rank 1 needs"));
+  EXPECT_THAT(ran.status.str(), HasSubstr("1.0 MiB are free"));
+  EXPECT_EQ(fake::allocated(), 0u);
+}
+
+TEST(CudaRunner, AFailureOfTheDeviceNamesRankInstructionAndLayer) {
+  TempDir dir;
+  Compiled compiled(dir, "mixtral", "");
+  fake::failAtLaunch(4);
+  Ran ran = runIt(compiled);
+  fake::failAtLaunch(0);
+  ASSERT_FALSE(ran.status);
+  EXPECT_EQ(ran.status.exitCode(), 5);
+  EXPECT_THAT(ran.status.str(), HasSubstr("MOE-0510: rank 0"));
+  EXPECT_THAT(ran.status.str(), HasSubstr("instruction"));
+  EXPECT_THAT(ran.status.str(), HasSubstr("at model.layers.0"));
+}
+
+} // namespace
