@@ -96,6 +96,7 @@ private:
       Socket socket = acceptOn(door, deadline);
       if (!socket.open()) {
         problem = missing();
+        arrived = world.size; // nobody else is waited for
         break;
       }
       Hello hello;
@@ -120,6 +121,8 @@ private:
       links.control[size_t(hello.rank)] = std::move(socket);
       ++arrived;
     }
+    if (!problem.ok() && arrived < world.size)
+      tellLatecomers(door, problem, world.size - arrived - 1);
     // Rank 0 does not know its own address as others see it: its entry only has the data port.
     setPort(table[0], portOf(listener));
     std::random_device random;
@@ -128,6 +131,23 @@ private:
       if (socket.open() && !answer(socket, problem) && problem.ok())
         problem = Status(ErrorId::RankFailed, "a rank left while the ranks were meeting");
     return problem;
+  }
+
+  /// Ranks that are still on their way hear the problem too, if they come soon.
+  void tellLatecomers(Socket &door, const Status &problem, int expected) const {
+    Deadline soon(kGreetingSeconds);
+    while (expected > 0) {
+      Socket socket = acceptOn(door, soon);
+      if (!socket.open())
+        return;
+      Hello hello;
+      uint64_t welcome = kMagic;
+      if (receiveAll(socket, &hello, sizeof hello, soon) && hello.magic == kMagic &&
+          hello.job == job && sendAll(socket, &welcome, sizeof welcome, soon)) {
+        answer(socket, problem);
+        --expected;
+      }
+    }
   }
 
   Status check(const Hello &hello) const {
