@@ -2,27 +2,13 @@
 // See Box.h.
 //===----------------------------------------------------------------------===//
 #include "moira/rt/Box.h"
+#include "moira/rt/CallRegistry.h"
 
 #include <cstring>
 
 namespace moira::rt {
 
-size_t bytesOf(fb::DType type) {
-  switch (type) {
-  case fb::DType::u8:
-    return 1;
-  case fb::DType::bf16:
-  case fb::DType::f16:
-    return 2;
-  case fb::DType::f32:
-  case fb::DType::i32:
-    return 4;
-  case fb::DType::f64:
-  case fb::DType::i64:
-    return 8;
-  }
-  return 0;
-}
+size_t bytesOf(fb::DType type) { return dtypeBytes(type); }
 
 bool isFloat(fb::DType type) {
   return type == fb::DType::f32 || type == fb::DType::bf16 || type == fb::DType::f16 ||

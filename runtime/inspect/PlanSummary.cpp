@@ -3,6 +3,7 @@
 // SummaryJson.cpp.
 //===----------------------------------------------------------------------===//
 #include "moira/rt/PlanSummary.h"
+#include "moira/rt/CallRegistry.h"
 
 #include <algorithm>
 #include <map>
@@ -13,23 +14,6 @@ using namespace moira;
 using namespace moira::rt;
 
 namespace {
-
-uint64_t dtypeBytes(fb::DType dtype) {
-  switch (dtype) {
-  case fb::DType::f64:
-  case fb::DType::i64:
-    return 8;
-  case fb::DType::f32:
-  case fb::DType::i32:
-    return 4;
-  case fb::DType::bf16:
-  case fb::DType::f16:
-    return 2;
-  case fb::DType::u8:
-    return 1;
-  }
-  return 1;
-}
 
 /// A program with what every topic needs at hand.
 struct Reader {

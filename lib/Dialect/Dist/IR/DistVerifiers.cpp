@@ -98,6 +98,21 @@ OpFoldResult ReshardOp::fold(FoldAdaptor) {
   return getX().getType() == getType() ? getX() : Value();
 }
 
+/// The axes over which `a` stays partial when `axes` are reduced; an error (C1) if it is not
+/// partial with `kind` over all of them.
+static FailureOr<SmallVector<StringAttr>>
+partialBesides(Operation *op, ShardingAttr a, ArrayRef<StringAttr> axes, ReduceKind kind) {
+  for (StringAttr axis : axes)
+    if (!llvm::is_contained(a.getPartialAxes(), axis) || a.getPartialKind() != kind)
+      return op->emitOpError("C1: the operand is not partial(")
+             << stringifyReduceKind(kind) << ") over " << axis;
+  SmallVector<StringAttr> rest;
+  for (StringAttr axis : a.getPartialAxes())
+    if (!llvm::is_contained(axes, axis))
+      rest.push_back(axis);
+  return rest;
+}
+
 LogicalResult AllReduceOp::verify() {
   auto pair = shardingsOf(*this, getX(), getResult());
   if (failed(pair))
@@ -105,15 +120,11 @@ LogicalResult AllReduceOp::verify() {
   auto [a, b] = *pair;
   if (!a)
     return success();
-  SmallVector<StringAttr> axes = axesOf(getAxes()), rest;
-  for (StringAttr axis : axes)
-    if (!llvm::is_contained(a.getPartialAxes(), axis) || a.getPartialKind() != getKind())
-      return emitOpError("C1: the operand is not partial(")
-             << stringifyReduceKind(getKind()) << ") over " << axis;
-  for (StringAttr axis : a.getPartialAxes())
-    if (!llvm::is_contained(axes, axis))
-      rest.push_back(axis);
-  if (b != a.withPartial(rest, a.getPartialKind())) {
+  SmallVector<StringAttr> axes = axesOf(getAxes());
+  FailureOr<SmallVector<StringAttr>> rest = partialBesides(*this, a, axes, getKind());
+  if (failed(rest))
+    return failure();
+  if (b != a.withPartial(*rest, a.getPartialKind())) {
     if (!sameDims(a, b))
       return emitOpError("C3: operand and result are cut differently");
     return emitOpError("C2: the result must be partial over the other axes only");
@@ -149,19 +160,15 @@ LogicalResult ReduceScatterOp::verify() {
   auto [a, b] = *pair;
   if (!a)
     return success();
-  SmallVector<StringAttr> axes = axesOf(getAxes()), rest;
-  for (StringAttr axis : axes)
-    if (!llvm::is_contained(a.getPartialAxes(), axis) || a.getPartialKind() != getKind())
-      return emitOpError("C1: the operand is not partial(")
-             << stringifyReduceKind(getKind()) << ") over " << axis;
+  SmallVector<StringAttr> axes = axesOf(getAxes());
+  FailureOr<SmallVector<StringAttr>> rest = partialBesides(*this, a, axes, getKind());
+  if (failed(rest))
+    return failure();
   int64_t dim = getDim();
   if (dim < 0 || dim >= int64_t(a.getDims().size()) ||
       !endsWith(b.getDims()[dim].getAxes(), a.getDims()[dim].getAxes(), axes))
     return emitOpError("C2: dimension ") << dim << " of the result must end in the axes";
-  for (StringAttr axis : a.getPartialAxes())
-    if (!llvm::is_contained(axes, axis))
-      rest.push_back(axis);
-  if (!sameDims(a, b, dim) || ArrayRef(rest) != b.getPartialAxes())
+  if (!sameDims(a, b, dim) || ArrayRef(*rest) != b.getPartialAxes())
     return emitOpError("C3: only dimension ") << dim << " may change";
   return success();
 }
