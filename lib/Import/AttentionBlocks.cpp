@@ -1,0 +1,59 @@
+//===- AttentionBlocks.cpp - attention with what stands around it ---------===//
+#include "BlockBuilder.h"
+
+#include <cmath>
+
+using namespace mlir;
+using namespace moira;
+using llvm::APFloat;
+
+void BlockBuilder::rotary(int64_t length) {
+  loc = named("model.rotary_emb");
+  positions = moe::PositionsOp::create(b, loc, tensor({length}, b.getI32Type()), Attribute());
+  auto half = tensor({length, spec.headDim / 2}, f32);
+  auto table = moe::RopeTableOp::create(b, loc, half, half, positions, APFloat(spec.rope.theta),
+                                        spec.headDim, spec.rope.scaling, APFloat(spec.rope.factor));
+  cos = table.getCos();
+  sin = table.getSin();
+}
+
+Value BlockBuilder::attentionBlock(Value h) {
+  using R = WeightRole;
+  loc = at(R::input_norm);
+  Value x = norm(h, R::input_norm);
+  Value q = projection(x, R::q, R::q_bias, R::q_norm, /*rotated=*/true);
+  KeyValues fresh{projection(x, R::k, R::k_bias, R::k_norm, /*rotated=*/true),
+                  projection(x, R::v, R::v_bias, std::nullopt, /*rotated=*/false), positions, mask};
+  loc = attentionLoc();
+  KeyValues keys = selfKeys(fresh);
+  Value out = moe::AttentionOp::create(
+      b, loc, q.getType(), q, keys.k, keys.v, positions, keys.positions, keys.mask,
+      APFloat(1.0 / std::sqrt(double(spec.headDim))), spec.layers[layer].window, spec.heads,
+      spec.kvHeads, Attribute(), Attribute());
+  loc = at(R::o);
+  out = linear(out, R::o, 2, f32);
+  if (spec.oBias)
+    out = add(out, param(R::o_bias));
+  loc = layerLoc();
+  return add(h, out);
+}
+
+/// Linear, bias, norm, clip, rotation, in this order.
+Value BlockBuilder::projection(Value x, WeightRole weight, WeightRole bias,
+                               std::optional<WeightRole> normRole, bool rotated) {
+  loc = at(weight);
+  x = linear(x, weight);
+  if (spec.qkvBias)
+    x = add(x, param(bias));
+  if (normRole && spec.qkNorm != QkNorm::none) {
+    loc = at(*normRole);
+    x = norm(x, *normRole);
+  }
+  loc = attentionLoc();
+  if (spec.clipQkv)
+    x = moe::ClampOp::create(b, loc, x.getType(), x, APFloat(-*spec.clipQkv),
+                             APFloat(*spec.clipQkv));
+  if (rotated)
+    x = moe::RopeOp::create(b, loc, x.getType(), x, cos, sin);
+  return x;
+}

@@ -1,0 +1,72 @@
+//===- BlockBuilder.cpp - weights and single ops --------------------------===//
+#include "BlockBuilder.h"
+
+using namespace mlir;
+using namespace moira;
+using llvm::APFloat;
+
+BlockBuilder::BlockBuilder(MLIRContext &context, const ModelSpec &spec, const WeightTable &weights,
+                           int64_t batch, bool bf16)
+    : b(&context), spec(spec), weights(weights), B(batch), f32(b.getF32Type()),
+      type(bf16 ? Type(b.getBF16Type()) : f32), loc(b.getUnknownLoc()) {}
+
+OwningOpRef<ModuleOp> BlockBuilder::startModule() {
+  OwningOpRef<ModuleOp> module = ModuleOp::create(named("model"));
+  b.setInsertionPointToEnd(module->getBody());
+  for (const WeightState &state : weights.states()) {
+    SmallVector<Attribute> names;
+    for (const std::string &name : state.from)
+      names.push_back(b.getStringAttr(name));
+    auto source = moe::SourceAttr::get(b.getContext(), b.getArrayAttr(names), state.perExpert,
+                                       b.getDenseI64ArrayAttr(state.diskShape));
+    moe::StateOp::create(b, named(state.name), state.name, weightType(state), source,
+                         state.layer < 0 ? IntegerAttr() : b.getI64IntegerAttr(state.layer));
+  }
+  return module;
+}
+
+/// A bias that is added to the residual stream is f32 like it.
+RankedTensorType BlockBuilder::weightType(const WeightState &state) {
+  return tensor(state.shape, state.role == WeightRole::o_bias ? f32 : type);
+}
+
+Value BlockBuilder::param(WeightRole role) {
+  const WeightState &state = *weights.find(role, layer);
+  return moe::ParamOp::create(b, loc, weightType(state), state.name);
+}
+
+Value BlockBuilder::linear(Value x, WeightRole role, int64_t contract, Type result) {
+  Value w = param(role);
+  SmallVector<int64_t> shape(shapeOf(x).drop_back(contract));
+  llvm::append_range(shape, shapeOf(w).drop_back(contract));
+  return moe::LinearOp::create(b, loc, tensor(shape, result ? result : type), x, w, contract);
+}
+
+Value BlockBuilder::add(Value x, Value y) { return moe::AddOp::create(b, loc, x.getType(), x, y); }
+
+Value BlockBuilder::norm(Value x, WeightRole role) {
+  return moe::RmsNormOp::create(b, loc, tensor(shapeOf(x)), x, param(role), APFloat(spec.normEps));
+}
+
+Value BlockBuilder::glu(Value x) {
+  SmallVector<int64_t> out(shapeOf(x).drop_back(2));
+  out.push_back(shapeOf(x).back());
+  return moe::GluOp::create(b, loc, tensor(out), x, spec.activation);
+}
+
+Value BlockBuilder::embedding(Value ids) {
+  loc = at(WeightRole::embedding);
+  SmallVector<int64_t> shape(shapeOf(ids));
+  shape.push_back(spec.hidden);
+  return moe::EmbeddingOp::create(b, loc, tensor(shape, f32), ids, param(WeightRole::embedding),
+                                  Attribute());
+}
+
+Location BlockBuilder::at(WeightRole role) {
+  StringRef name = weights.find(role, layer)->name;
+  return named(name.rsplit('.').first);
+}
+
+Location BlockBuilder::parent(Location child) {
+  return named(cast<NameLoc>(child).getName().getValue().rsplit('.').first);
+}

@@ -1,0 +1,108 @@
+//===- BlockBuilder.h - the blocks that models are made of ------*- C++ -*-===//
+// Weights, attention and feed-forward blocks as moe ops, for whoever builds a program
+// (DecoderBuilder and its siblings). Which parts a block has is data of the ModelSpec. How a
+// program begins and ends, and what it takes and gives, is not said here.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_LIB_IMPORT_BLOCKBUILDER_H
+#define MOIRA_LIB_IMPORT_BLOCKBUILDER_H
+
+#include "mlir/IR/Builders.h"
+#include "mlir/IR/BuiltinOps.h"
+#include "mlir/IR/OwningOpRef.h"
+#include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "moira/Import/WeightTable.h"
+
+namespace moira {
+
+/// What one attention looks at: k and v [B,Sk,Hk,d], positions [Sk] and mask [B,Sk] of the keys.
+struct KeyValues {
+  mlir::Value k, v, positions, mask;
+};
+
+class BlockBuilder {
+public:
+  virtual ~BlockBuilder() = default;
+
+protected:
+  /// Values of `type` are activations and weights; the residual stream is always f32. The moe and
+  /// func dialects must be loaded.
+  BlockBuilder(mlir::MLIRContext &context, const ModelSpec &spec, const WeightTable &weights,
+               int64_t batch, bool bf16);
+
+  // --- weights (BlockBuilder.cpp)
+
+  /// An empty module with one moe.state for each weight; ops are then added at its end.
+  mlir::OwningOpRef<mlir::ModuleOp> startModule();
+  mlir::RankedTensorType weightType(const WeightState &state);
+  /// The weight of this role, of the present layer.
+  mlir::Value param(WeightRole role);
+
+  // --- single ops at `loc` (BlockBuilder.cpp)
+
+  /// x[t..,K..]·w[N..,K..] → [t..,N..]; of `type` unless `result` says otherwise.
+  mlir::Value linear(mlir::Value x, WeightRole role, int64_t contract = 1, mlir::Type result = {});
+  mlir::Value add(mlir::Value x, mlir::Value y);
+  /// Of the residual stream or of a projection; the result is an activation.
+  mlir::Value norm(mlir::Value x, WeightRole role);
+  mlir::Value glu(mlir::Value x);
+  mlir::Value embedding(mlir::Value ids);
+
+  // --- attention (AttentionBlocks.cpp)
+
+  /// positions, cos and sin of `length` tokens that follow one another.
+  void rotary(int64_t length);
+  /// h + attention(norm(h)); h [B,S,D].
+  mlir::Value attentionBlock(mlir::Value h);
+  /// What self-attention of the present layer looks at, given keys and values of the program's own
+  /// tokens: these alone. A program with a cache returns the cache with them in it.
+  virtual KeyValues selfKeys(KeyValues fresh) { return fresh; }
+
+  // --- feed-forward (FeedForwardBlocks.cpp)
+
+  /// h + feed-forward(norm(h)); h [B,S,D].
+  mlir::Value feedForwardBlock(mlir::Value h);
+
+  // --- locations: the path of the torch module ("model.layers.0.self_attn")
+
+  mlir::Location named(const mlir::Twine &name) {
+    return mlir::NameLoc::get(b.getStringAttr(name));
+  }
+  /// The module that a weight of this role belongs to: its state's name without the last word.
+  mlir::Location at(WeightRole role);
+  /// The module that holds this one.
+  mlir::Location parent(mlir::Location child);
+  mlir::Location layerLoc() { return parent(at(WeightRole::input_norm)); }
+
+  mlir::RankedTensorType tensor(mlir::ArrayRef<int64_t> shape, mlir::Type element) {
+    return mlir::RankedTensorType::get(shape, element);
+  }
+  mlir::RankedTensorType tensor(mlir::ArrayRef<int64_t> shape) { return tensor(shape, type); }
+  static mlir::ArrayRef<int64_t> shapeOf(mlir::Value value) {
+    return mlir::cast<mlir::RankedTensorType>(value.getType()).getShape();
+  }
+
+  mlir::OpBuilder b;
+  const ModelSpec &spec;
+  const WeightTable &weights;
+  int64_t B;
+  mlir::Type f32, type;
+  mlir::Location loc;
+  int64_t layer = -1; // the present one; −1: outside of the layers
+
+  // What the top of a program makes once: positions [S] and key mask [B,S] of its own tokens, and
+  // their rotation.
+  mlir::Value positions, mask, cos, sin;
+
+private:
+  mlir::Value projection(mlir::Value x, WeightRole weight, WeightRole bias,
+                         std::optional<WeightRole> normRole, bool rotated);
+  mlir::Location attentionLoc() { return parent(at(WeightRole::q)); }
+
+  mlir::Value gatedBlock(mlir::Value x, WeightRole gateUp, WeightRole down);
+  mlir::Value sparseBlock(mlir::Value x);
+  mlir::Value route(mlir::Value x);
+};
+
+} // namespace moira
+
+#endif // MOIRA_LIB_IMPORT_BLOCKBUILDER_H
