@@ -33,21 +33,33 @@ def Moe_RopeOp : Moe_RuleOp<"rope"> {
   let assemblyFormat = "$x `,` $cos `,` $sin attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_AttentionOp : Moe_RuleOp<"attention", ["localize"]> {
-  let summary = "softmax(scale · q·kᵀ + mask)·v, causal by positions";
+def Moe_AttentionOp : Moe_RuleOp<"attention", ["localize"], [AttrSizedOperandSegments]> {
+  let summary = "softmax(scale · q·kᵀ + bias)·v over the keys that a query sees";
   let description = [{
-    q[B,Sq,H,d], k and v [B,Sk,Hk,d], qpos[Sq], kpos[Sk], kmask[B,Sk] → [B,Sq,H,d]. Query head h reads key/value head h·kv_heads/q_heads. Query i sees key j if
-    kpos[j] ≤ qpos[i], qpos[i] − kpos[j] < window (if window > 0) and kmask[j] ≠ 0; a query that sees none gives zeros.
+    q[B,Sq,H,d], k[B,Sk,Hk,d], v[B,Sk,Hk,e], qpos[Sq], kpos[Sk], kmask[B,Sk] → [B,Sq,H,e]. Query head h reads key/value head h·kv_heads/q_heads. Query i sees key j if
+    kpos[j] ≤ qpos[i] (not asked if `bidirectional`), qpos[i] − kpos[j] < window (if window > 0) and kmask[j] ≠ 0; a query that sees none gives zeros. Keys may so come from a
+    cache of which only a part is filled: what is not stands at positions after every query's, or is masked.
+
+    Optional, in any combination: `q2`[B,Sq,H,r] and `k2`[B,Sk,r], a second part of the scores whose keys all heads share: scale · (q·kᵀ + q2·k2ᵀ); `bias`[H,Sq,Sk], added to
+    the scaled scores; `sinks`[H], for each head the score of one more key, seen by every query, whose value is zero.
+
+        %o = moe.attention %q, %k, %v at %qpos, %kpos mask %m also %q2, %k2 heads 4 over 4 scale 0.25 window 0 : (…) -> tensor<2x6x4x8xf32>
+
     `q_heads` and `kv_heads` are global numbers; on a shard of the heads the offsets are the numbers of the first heads there.
 
-    Constraints: (C1) ranks and shapes as above; (C2) kv_heads divides q_heads; (C3) window ≥ 0, scale is finite; (C4) without offsets H = q_heads and Hk = kv_heads.
+    Constraints: (C1) ranks and shapes as above; (C2) kv_heads divides q_heads; (C3) window ≥ 0, scale is finite; (C4) without offsets H = q_heads and Hk = kv_heads; (C5) the
+    optional operands have the shapes above, q2 and k2 are both given or neither; (C6) only causal attention has a window.
   }];
   let arguments = (ins Moe_Tensor:$q, Moe_Tensor:$k, Moe_Tensor:$v, Moe_I32Tensor:$qpos, Moe_I32Tensor:$kpos, Moe_I32Tensor:$kmask,
-                       F64Attr:$scale, I64Attr:$window, I64Attr:$q_heads, I64Attr:$kv_heads,
+                       Optional<Moe_Tensor>:$q2, Optional<Moe_Tensor>:$k2, Optional<Moe_F32Tensor>:$bias, Optional<Moe_F32Tensor>:$sinks,
+                       F64Attr:$scale, I64Attr:$window, I64Attr:$q_heads, I64Attr:$kv_heads, UnitAttr:$bidirectional,
                        OptionalAttr<AnyAttr>:$head_offset, OptionalAttr<AnyAttr>:$kv_offset);
   let results = (outs Moe_Tensor:$result);
+  let builders = [OpBuilder<(ins "::mlir::Type":$result, "::mlir::Value":$q, "::mlir::Value":$k, "::mlir::Value":$v, "::mlir::Value":$qpos, "::mlir::Value":$kpos,
+                                 "::mlir::Value":$kmask, "double":$scale, "int64_t":$window, "int64_t":$qHeads, "int64_t":$kvHeads)>];
   let assemblyFormat = [{
-    $q `,` $k `,` $v `at` $qpos `,` $kpos `mask` $kmask `heads` $q_heads `over` $kv_heads `scale` $scale `window` $window attr-dict
+    $q `,` $k `,` $v `at` $qpos `,` $kpos `mask` $kmask (`also` $q2^ `,` $k2)? (`bias` $bias^)? (`sinks` $sinks^)?
+    `heads` $q_heads `over` $kv_heads `scale` $scale `window` $window (`bidirectional` $bidirectional^)? attr-dict
     `:` functional-type(operands, results)
   }];
 }

@@ -49,6 +49,10 @@ private:
     projection(attention.getQ(), DimMeaning::queryHeads);
     projection(attention.getK(), DimMeaning::kvHeads);
     projection(attention.getV(), DimMeaning::kvHeads);
+    if (attention.getQ2())
+      projection(attention.getQ2(), DimMeaning::queryHeads);
+    if (attention.getSinks())
+      add(attention.getSinks(), 0, DimMeaning::queryHeads);
     for (Operation *user : attention->getUsers())
       if (auto out = dyn_cast<moe::LinearOp>(user); out && out.getX() == attention)
         add(out.getW(), rankOf(out.getW()) - out.getContract(), DimMeaning::queryHeads);

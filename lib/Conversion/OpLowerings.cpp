@@ -4,6 +4,7 @@
 //===----------------------------------------------------------------------===//
 #include "ProgramBuilder.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
+#include "llvm/ADT/StringExtras.h"
 
 using namespace mlir;
 using namespace moira;
@@ -127,11 +128,23 @@ void LoweringTable::addAttention() {
     SmallVector<Value> inputs;
     for (Value operand : op->getOperands())
       inputs.push_back(b.view(operand));
-    b.call("attention", inputs, {b.define(op.getResult())},
-           {b.real("scale", toDouble(op.getScale())), b.integer("window", op.getWindow()),
-            b.integer("q_heads", op.getQHeads()), b.integer("kv_heads", op.getKvHeads()),
-            b.offset("head_offset", op.getHeadOffsetAttr()),
-            b.offset("kv_offset", op.getKvOffsetAttr())});
+    SmallVector<NamedAttribute> params{b.real("scale", toDouble(op.getScale())),
+                                       b.integer("window", op.getWindow()),
+                                       b.integer("causal", !op.getBidirectional()),
+                                       b.integer("q_heads", op.getQHeads()),
+                                       b.integer("kv_heads", op.getKvHeads()),
+                                       b.offset("head_offset", op.getHeadOffsetAttr()),
+                                       b.offset("kv_offset", op.getKvOffsetAttr())};
+    SmallVector<StringRef> with;
+    for (auto [role, given] : {std::pair<StringRef, bool>("q2", bool(op.getQ2())),
+                               {"k2", bool(op.getK2())},
+                               {"bias", bool(op.getBias())},
+                               {"sinks", bool(op.getSinks())}})
+      if (given)
+        with.push_back(role);
+    if (!with.empty())
+      params.push_back(b.text("with", llvm::join(with, " ")));
+    b.call("attention", inputs, {b.define(op.getResult())}, params);
     return success();
   });
 }

@@ -28,8 +28,7 @@ Value BlockBuilder::attentionBlock(Value h) {
   KeyValues keys = selfKeys(fresh);
   Value out = moe::AttentionOp::create(
       b, loc, q.getType(), q, keys.k, keys.v, positions, keys.positions, keys.mask,
-      APFloat(1.0 / std::sqrt(double(spec.headDim))), spec.layers[layer].window, spec.heads,
-      spec.kvHeads, Attribute(), Attribute());
+      1.0 / std::sqrt(double(spec.headDim)), spec.layers[layer].window, spec.heads, spec.kvHeads);
   loc = at(R::o);
   out = linear(out, R::o, 2, f32);
   if (spec.oBias)

@@ -5,6 +5,7 @@
 //===----------------------------------------------------------------------===//
 #include "moira/rt/CallRegistry.h"
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 #include <limits>
@@ -33,6 +34,15 @@ public:
   const Shape &run(const char *name) const { return runs.at(name); }
   int64_t integer(const char *name) const { return find(name)->integer; }
   double real(const char *name) const { return find(name)->real; }
+  int64_t integerOr(const char *name, int64_t fallback) const {
+    const CallParam *param = find(name);
+    return param ? param->integer : fallback;
+  }
+  /// Whether this input is there.
+  bool hasInput(std::string_view role) const {
+    return std::any_of(read.begin(), read.end(),
+                       [&](const OperandDesc *desc) { return desc->role == role; });
+  }
   OffsetRange offset(const char *name);
 
   /// A dimension that may not depend on the bound; 0 (and a problem) if it does.
@@ -55,14 +65,16 @@ private:
     return nullptr;
   }
   void checkParams();
-  void checkTypes(const std::vector<OperandDesc> &descs, std::span<const CallOperand> operands,
-                  const char *side);
+  using Descs = std::vector<const OperandDesc *>;
+  Descs given(const std::vector<OperandDesc> &descs);
+  void checkTypes(const Descs &descs, std::span<const CallOperand> operands, const char *side);
   bool bind(const OperandDesc &desc, const CallOperand &operand);
 
   const CallDesc &call;
   std::span<const CallOperand> inputs, outputs;
   std::span<const CallParam> params;
   const CallEnv &env;
+  Descs read; // one for each input
   std::map<std::string, Dim, std::less<>> dims;
   std::map<std::string, Shape, std::less<>> runs;
   std::map<std::string, size_t, std::less<>> runLengths;
@@ -91,18 +103,43 @@ void CallCheck::checkParams() {
   }
 }
 
-void CallCheck::checkTypes(const std::vector<OperandDesc> &descs,
-                           std::span<const CallOperand> operands, const char *side) {
+/// The operands that the call may have: all, or, if it has the parameter `with`, without the
+/// optional ones that `with` does not name. What is named must be there, so it is not optional
+/// then.
+CallCheck::Descs CallCheck::given(const std::vector<OperandDesc> &descs) {
+  Descs result;
+  bool named = false;
+  for (const ParamDesc &param : call.params)
+    named |= param.name == "with";
+  const CallParam *with = named ? find("with") : nullptr;
+  std::string_view rest = with ? with->text : std::string_view();
+  for (const OperandDesc &desc : descs) {
+    bool taken = !desc.optional || !named;
+    if (!taken && rest.starts_with(desc.role) &&
+        (rest.size() == desc.role.size() || rest[desc.role.size()] == ' ')) {
+      rest.remove_prefix(std::min(rest.size(), desc.role.size() + 1));
+      taken = true;
+    }
+    if (taken)
+      result.push_back(&desc);
+  }
+  if (!rest.empty())
+    fail("with names an operand that is none of the optional ones, or not in their order");
+  return result;
+}
+
+void CallCheck::checkTypes(const Descs &descs, std::span<const CallOperand> operands,
+                           const char *side) {
   size_t least = 0;
-  for (const OperandDesc &desc : descs)
-    least += !desc.optional;
+  for (const OperandDesc *desc : descs)
+    least += !desc->optional || find("with");
   if (operands.size() < least || operands.size() > descs.size()) {
     fail(format("%zu %s where %zu are wanted", operands.size(), side, descs.size()));
     return;
   }
   for (size_t i = 0; i < operands.size(); ++i) {
-    fb::DType have = operands[i].dtype, want = descs[i].dtype;
-    switch (descs[i].type) {
+    fb::DType have = operands[i].dtype, want = descs[i]->dtype;
+    switch (descs[i]->type) {
     case OperandDesc::compute:
       want = env.compute;
       break;
@@ -122,10 +159,10 @@ void CallCheck::checkTypes(const std::vector<OperandDesc> &descs,
       break;
     }
     if (have != want)
-      fail(format("operand %s is %s, not %s", descs[i].role.c_str(), dtypeText(have).c_str(),
+      fail(format("operand %s is %s, not %s", descs[i]->role.c_str(), dtypeText(have).c_str(),
                   dtypeText(want).c_str()));
     if (!elementsOf(operands[i].shape, env.boundMax))
-      fail(format("operand %s has an impossible shape %s", descs[i].role.c_str(),
+      fail(format("operand %s has an impossible shape %s", descs[i]->role.c_str(),
                   shapeText(operands[i].shape).c_str()));
   }
 }
@@ -180,8 +217,14 @@ bool CallCheck::bind(const OperandDesc &desc, const CallOperand &operand) {
 
 bool CallCheck::unify() {
   checkParams();
-  checkTypes(call.inputs, inputs, "inputs");
-  checkTypes(call.outputs, outputs, "outputs");
+  if (!problems.ok())
+    return false;
+  read = given(call.inputs);
+  Descs written;
+  for (const OperandDesc &desc : call.outputs)
+    written.push_back(&desc);
+  checkTypes(read, inputs, "inputs");
+  checkTypes(written, outputs, "outputs");
   if (!problems.ok())
     return false;
   // These parameters say how many trailing dimensions a run has.
@@ -195,9 +238,9 @@ bool CallCheck::unify() {
     }
   std::vector<std::pair<const OperandDesc *, const CallOperand *>> left, later;
   for (size_t i = 0; i < inputs.size(); ++i)
-    left.emplace_back(&call.inputs[i], &inputs[i]);
+    left.emplace_back(read[i], &inputs[i]);
   for (size_t i = 0; i < outputs.size(); ++i)
-    left.emplace_back(&call.outputs[i], &outputs[i]);
+    left.emplace_back(written[i], &outputs[i]);
   while (!left.empty()) {
     later.clear();
     for (auto [desc, operand] : left)
@@ -293,6 +336,12 @@ void check_attention(CallCheck &c) {
   int64_t heads = c.fixed("H"), kvHeads = c.fixed("Hk");
   int64_t allHeads = c.integer("q_heads"), allKvHeads = c.integer("kv_heads");
   c.atLeast("window", 0);
+  if (int64_t causal = c.integerOr("causal", 1); causal != 0 && causal != 1)
+    c.fail(format("causal is %lld, not 0 or 1", static_cast<long long>(causal)));
+  else if (!causal && c.integer("window") > 0)
+    c.fail("a window needs causal attention");
+  if (c.hasInput("q2") != c.hasInput("k2"))
+    c.fail("q2 and k2 are given together or not at all");
   if (allHeads < 1 || allKvHeads < 1 || allHeads > kInt32Max || allKvHeads > kInt32Max) {
     c.fail("q_heads and kv_heads must be 1 to 2^31-1");
     return;

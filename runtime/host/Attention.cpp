@@ -11,7 +11,29 @@ namespace moira::rt::host {
 
 Status attentionShape(const Call &call, AttentionShape &a) {
   const std::vector<int64_t> &q = call.in[0].shape, &k = call.in[1].shape;
-  a = {q[0], q[1], k[1], q[2], k[2], q[3], call.params.integer("window"), {}};
+  auto optional = [&](std::string_view role) {
+    int i = call.params.optional(role);
+    return i < 0 ? nullptr : &call.in[size_t(6 + i)];
+  };
+  a = {.batch = q[0],
+       .queries = q[1],
+       .keys = k[1],
+       .heads = q[2],
+       .kvHeads = k[2],
+       .keyDim = q[3],
+       .valueDim = call.in[2].shape[3],
+       .sharedDim = 0,
+       .window = call.params.integer("window"),
+       .causal = call.params.integer("causal", 1) != 0,
+       .kvHeadOf = {},
+       .q2 = optional("q2"),
+       .k2 = optional("k2"),
+       .bias = optional("bias"),
+       .sinks = optional("sinks")};
+  if (!a.q2 != !a.k2)
+    return badCall(call, "q2 and k2 are given together or not at all");
+  if (a.q2)
+    a.sharedDim = a.q2->shape[3];
   int64_t queryHeads = call.params.integer("q_heads"), kvHeads = call.params.integer("kv_heads");
   int64_t headOffset = call.params.integer("head_offset"),
           kvOffset = call.params.integer("kv_offset");
@@ -39,40 +61,52 @@ template <typename S> Status attention(const Call &call) {
   const S *q = call.input<S>(0), *k = call.input<S>(1), *v = call.input<S>(2);
   const int32_t *qpos = call.input<int32_t>(3), *kpos = call.input<int32_t>(4),
                 *kmask = call.input<int32_t>(5);
+  auto optional = [](const TensorRef *t) { return t ? static_cast<const S *>(t->data) : nullptr; };
+  const S *q2 = optional(a.q2), *k2 = optional(a.k2), *bias = optional(a.bias),
+          *sinks = optional(a.sinks);
   S *out = call.output<S>(0);
   double scale = call.params.real("scale", 1);
+  auto product = [](const S *x, const S *y, int64_t n) {
+    double dot = 0;
+    for (int64_t d = 0; d < n; ++d)
+      dot += double(x[d]) * double(y[d]);
+    return dot;
+  };
 
-  std::vector<double> score(size_t(a.keys)), sum(size_t(a.headDim));
+  std::vector<double> score(size_t(a.keys)), sum(size_t(a.valueDim));
   for (int64_t b = 0; b < a.batch; ++b)
     for (int64_t i = 0; i < a.queries; ++i)
       for (int64_t h = 0; h < a.heads; ++h) {
-        const S *query = q + ((b * a.queries + i) * a.heads + h) * a.headDim;
-        S *result = out + ((b * a.queries + i) * a.heads + h) * a.headDim;
-        auto row = [&](const S *base, int64_t j) {
-          return base + ((b * a.keys + j) * a.kvHeads + a.kvHeadOf[size_t(h)]) * a.headDim;
+        int64_t row = (b * a.queries + i) * a.heads + h;
+        const S *query = q + row * a.keyDim;
+        S *result = out + row * a.valueDim;
+        auto keyRow = [&](int64_t j) {
+          return (b * a.keys + j) * a.kvHeads + a.kvHeadOf[size_t(h)];
         };
         auto visible = [&](int64_t j) { return a.sees(qpos[i], kpos[j], kmask[b * a.keys + j]); };
-        double largest = -INFINITY;
+        double largest = sinks ? double(sinks[h]) : -INFINITY;
         for (int64_t j = 0; j < a.keys; ++j) {
           if (!visible(j))
             continue;
-          double dot = 0;
-          for (int64_t d = 0; d < a.headDim; ++d)
-            dot += double(query[d]) * double(row(k, j)[d]);
-          score[size_t(j)] = dot * scale;
+          double dot = product(query, k + keyRow(j) * a.keyDim, a.keyDim);
+          if (q2)
+            dot +=
+                product(q2 + row * a.sharedDim, k2 + (b * a.keys + j) * a.sharedDim, a.sharedDim);
+          score[size_t(j)] =
+              dot * scale + (bias ? double(bias[(h * a.queries + i) * a.keys + j]) : 0.0);
           largest = std::max(largest, score[size_t(j)]);
         }
-        double total = 0;
+        double total = sinks ? std::exp(double(sinks[h]) - largest) : 0;
         std::fill(sum.begin(), sum.end(), 0.0);
         for (int64_t j = 0; j < a.keys; ++j) {
           if (!visible(j))
             continue;
           double weight = std::exp(score[size_t(j)] - largest);
           total += weight;
-          for (int64_t d = 0; d < a.headDim; ++d)
-            sum[size_t(d)] += weight * double(row(v, j)[d]);
+          for (int64_t d = 0; d < a.valueDim; ++d)
+            sum[size_t(d)] += weight * double(v[keyRow(j) * a.valueDim + d]);
         }
-        for (int64_t d = 0; d < a.headDim; ++d)
+        for (int64_t d = 0; d < a.valueDim; ++d)
           result[d] = total == 0 ? S(0) : S(sum[size_t(d)] / total);
       }
   return {};

@@ -9,12 +9,16 @@
 namespace moira::rt::host {
 
 struct AttentionShape {
-  int64_t batch, queries, keys, heads, kvHeads, headDim;
+  int64_t batch, queries, keys, heads, kvHeads;
+  int64_t keyDim, valueDim;
+  int64_t sharedDim; // of q2 and k2; 0: not given
   int64_t window;
-  std::vector<int64_t> kvHeadOf; // row of k and v that each query head of this rank reads
+  bool causal;
+  std::vector<int64_t> kvHeadOf;           // row of k and v that each query head of this rank reads
+  const TensorRef *q2, *k2, *bias, *sinks; // null: not given
 
   bool sees(int64_t queryPosition, int64_t keyPosition, int32_t mask) const {
-    return keyPosition <= queryPosition && mask != 0 &&
+    return mask != 0 && (!causal || keyPosition <= queryPosition) &&
            (window <= 0 || queryPosition - keyPosition < window);
   }
 };

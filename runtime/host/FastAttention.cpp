@@ -57,36 +57,54 @@ Status fast::attention(const Call &call) {
   const float *q = call.input<float>(0), *k = call.input<float>(1), *v = call.input<float>(2);
   const int32_t *qpos = call.input<int32_t>(3), *kpos = call.input<int32_t>(4),
                 *kmask = call.input<int32_t>(5);
+  auto optional = [](const TensorRef *t) {
+    return t ? static_cast<const float *>(t->data) : nullptr;
+  };
+  const float *q2 = optional(a.q2), *k2 = optional(a.k2), *bias = optional(a.bias),
+              *sinks = optional(a.sinks);
   float *out = call.output<float>(0);
   float scale = float(call.params.real("scale", 1));
-  int64_t queryStride = a.heads * a.headDim, keyStride = a.kvHeads * a.headDim;
+  int64_t keyStride = a.kvHeads * a.keyDim, valueStride = a.kvHeads * a.valueDim;
 
   std::vector<float> score(size_t(queryBlock * keyBlock)), largest(queryBlock), total(queryBlock),
-      result(size_t(queryBlock * a.headDim));
+      result(size_t(queryBlock * a.valueDim));
   for (int64_t b = 0; b < a.batch; ++b)
     for (int64_t h = 0; h < a.heads; ++h)
       for (int64_t i0 = 0; i0 < a.queries; i0 += queryBlock) {
         int64_t nq = std::min(queryBlock, a.queries - i0);
         Range queryRange(qpos + i0, nq);
-        std::fill(largest.begin(), largest.end(), -INFINITY);
-        std::fill(total.begin(), total.end(), 0.0f);
+        // A sink is a key that was seen before all others and adds nothing to the result.
+        std::fill(largest.begin(), largest.end(), sinks ? sinks[h] : -INFINITY);
+        std::fill(total.begin(), total.end(), sinks ? 1.0f : 0.0f);
         std::fill(result.begin(), result.end(), 0.0f);
-        const float *queries = q + (b * a.queries + i0) * queryStride + h * a.headDim;
+        int64_t row0 = (b * a.queries + i0) * a.heads + h;
         for (int64_t j0 = 0; j0 < a.keys; j0 += keyBlock) {
           int64_t nk = std::min(keyBlock, a.keys - j0);
           Range keyRange(kpos + j0, nk);
-          if (keyRange.low > queryRange.high ||
+          if ((a.causal && keyRange.low > queryRange.high) ||
               (a.window > 0 && int64_t(queryRange.low) - keyRange.high >= a.window))
             continue;
-          int64_t kv = (b * a.keys + j0) * keyStride + a.kvHeadOf[size_t(h)] * a.headDim;
-          if (OneDnn::get()->sgemm('N', 'T', nq, nk, a.headDim, scale, queries, queryStride, k + kv,
-                                   keyStride, 0.0f, score.data(), nk) != dnnl_success)
+          int64_t key0 = b * a.keys + j0, kv = key0 * a.kvHeads + a.kvHeadOf[size_t(h)];
+          auto scores = [&](const float *queries, int64_t queryStride, const float *keys,
+                            int64_t stride, int64_t width, float before) {
+            return OneDnn::get()->sgemm('N', 'T', nq, nk, width, scale, queries, queryStride, keys,
+                                        stride, before, score.data(), nk) == dnnl_success;
+          };
+          if (!scores(q + row0 * a.keyDim, a.heads * a.keyDim, k + kv * a.keyDim, keyStride,
+                      a.keyDim, 0.0f) ||
+              (q2 && !scores(q2 + row0 * a.sharedDim, a.heads * a.sharedDim,
+                             k2 + key0 * a.sharedDim, a.sharedDim, a.sharedDim, 1.0f)))
             return badCall(call, "oneDNN refused the product of queries and keys");
           for (int64_t i = 0; i < nq; ++i) {
             float *row = score.data() + i * nk;
+            if (bias) {
+              const float *added = bias + (h * a.queries + i0 + i) * a.keys + j0;
+              for (int64_t j = 0; j < nk; ++j)
+                row[j] += added[j];
+            }
             float top = largest[size_t(i)];
             for (int64_t j = 0; j < nk; ++j) {
-              bool seen = a.sees(qpos[i0 + i], kpos[j0 + j], kmask[b * a.keys + j0 + j]);
+              bool seen = a.sees(qpos[i0 + i], kpos[j0 + j], kmask[key0 + j]);
               row[j] = seen ? row[j] : -INFINITY;
               top = std::max(top, row[j]);
             }
@@ -102,18 +120,19 @@ Status fast::attention(const Call &call) {
             float keep = expNegative(largest[size_t(i)] - top);
             largest[size_t(i)] = top;
             total[size_t(i)] = total[size_t(i)] * keep + sum;
-            for (int64_t d = 0; d < a.headDim; ++d)
-              result[size_t(i * a.headDim + d)] *= keep;
+            for (int64_t d = 0; d < a.valueDim; ++d)
+              result[size_t(i * a.valueDim + d)] *= keep;
           }
-          if (OneDnn::get()->sgemm('N', 'N', nq, a.headDim, nk, 1.0f, score.data(), nk, v + kv,
-                                   keyStride, 1.0f, result.data(), a.headDim) != dnnl_success)
+          if (OneDnn::get()->sgemm('N', 'N', nq, a.valueDim, nk, 1.0f, score.data(), nk,
+                                   v + kv * a.valueDim, valueStride, 1.0f, result.data(),
+                                   a.valueDim) != dnnl_success)
             return badCall(call, "oneDNN refused the product of weights and values");
         }
         for (int64_t i = 0; i < nq; ++i) {
           float factor = total[size_t(i)] > 0 ? 1 / total[size_t(i)] : 0;
-          float *target = out + ((b * a.queries + i0 + i) * a.heads + h) * a.headDim;
-          for (int64_t d = 0; d < a.headDim; ++d)
-            target[d] = result[size_t(i * a.headDim + d)] * factor;
+          float *target = out + (row0 + i * a.heads) * a.valueDim;
+          for (int64_t d = 0; d < a.valueDim; ++d)
+            target[d] = result[size_t(i * a.valueDim + d)] * factor;
         }
       }
   return {};

@@ -101,8 +101,9 @@ Status checkOperands(const Call &call, std::string_view spec, std::span<const Te
     size_t colon = word.find(':');
     std::string role(word.substr(0, colon));
     std::string_view type = word.substr(colon + 1, word.find('[') - colon - 1);
-    bool optional = word.back() == '?';
-    if (next == operands.size() && optional)
+    // Left out from the end, or whatever `with` does not name.
+    if (word.back() == '?' && (call.params.texts.contains("with") ? call.params.optional(role) < 0
+                                                                  : next == operands.size()))
       continue;
     if (next == operands.size())
       return badCall(call, "operand '" + role + "' is missing");

@@ -94,6 +94,29 @@ TEST(CallRegistry, RefusesBrokenContracts) {
       {"attention", [](Example &e) { e.params[5] = offset("kv_offset", 0); }, "past the 1 kv"},
       {"attention", [](Example &e) { e.params[4] = offset("head_offset", 2, kBoth); },
        "head_offset"},
+      {"attention", [](Example &e) { e.params[6].integer = 2; }, "causal is 2"},
+      {"attention",
+       [](Example &e) {
+         e.params[6].integer = 0;
+         e.params[1].integer = 3;
+       },
+       "a window needs causal"},
+      {"attention",
+       [](Example &e) {
+         e.params[7].text = "k2";
+         e.inputs.resize(6);
+         e.inputs.push_back(f({1, 8, 6}));
+       },
+       "given together"},
+      {"attention", [](Example &e) { e.inputs.pop_back(); }, "9 inputs where 10 are wanted"},
+      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias"; },
+       "10 inputs where 9 are wanted"},
+      {"attention", [](Example &e) { e.params[7].text = "k2 q2 bias sinks"; },
+       "not in their order"},
+      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias sinks v"; },
+       "none of the optional"},
+      {"attention", [](Example &e) { e.inputs[8] = f({2, 4, 7}); }, "operand bias"},
+      {"attention", [](Example &e) { e.inputs[9] = f({4}); }, "operand sinks"},
       {"rms_norm", [](Example &e) { e.params[0].real = -1; }, "eps"},
       {"rms_norm", [](Example &e) { e.params[1].integer = 17; }, "norm_dims is 17"},
       {"rms_apply", [](Example &e) { e.params[1].integer = 0; }, "count is 0"},

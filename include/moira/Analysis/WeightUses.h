@@ -32,6 +32,7 @@ struct WeightUse {
 /// All uses in a module at the import phase, in program order, each once.
 ///
 ///     attention q ← rope ← linear(x, w[H,d,D])        w, 0: queryHeads (k and v: kvHeads)
+///     attention q2 ← linear(x, w[H,r,D]); sinks w[H]  w, 0: queryHeads
 ///     linear(attention, w[D,H,d])                     w, 1: queryHeads
 ///     glu(linear(x, w[2,F,D])), linear(glu, w[D,F])   w, 1: denseWidth, or sharedWidth beside a
 ///                                                     dispatch of the same x

@@ -11,40 +11,68 @@ namespace {
 
 constexpr int kColumns = 256; // results a warp makes, 8 a lane
 
+/// Whether the tiled kernel of this type takes the call. In bf16 the two parts of a key lie in one
+/// tile, as chunks of 16 bytes.
+bool fitsTiles(const AttentionArgs &a, fb::DType type) {
+  if (a.keyDim + a.sharedDim > kTiledKeyDim || a.valueDim > kTiledValueDim)
+    return false;
+  return !a.q2 || type == fb::DType::f32 ||
+         (a.keyDim % 8 == 0 && a.sharedDim % 8 == 0 && a.valueDim % 8 == 0 &&
+          (addressOf(a.q) | addressOf(a.k) | addressOf(a.v) | addressOf(a.out) | addressOf(a.q2) |
+           addressOf(a.k2)) %
+                  16 ==
+              0);
+}
+
+/// This lane's part of x·y.
+template <typename T> __device__ float lanePart(const T *x, const T *y, int32_t n) {
+  float dot = 0;
+  for (int d = laneNumber(); d < n; d += 32)
+    dot += toFloat(x[d]) * toFloat(y[d]);
+  return dot;
+}
+
 template <typename T> __global__ void attendPlain(AttentionArgs a, int64_t parts) {
   int64_t work = warpNumber();
   if (work >= a.batch * a.queries * a.heads * parts)
     return;
   int64_t column0 = work % parts * kColumns, row = work / parts; // row: (batch, query, head)
   int64_t h = row % a.heads, i = row / a.heads % a.queries, b = row / a.heads / a.queries;
-  const T *q = static_cast<const T *>(a.q) + row * a.headDim;
-  const int64_t keyStride = int64_t(a.kvHeads) * a.headDim;
-  const int64_t head0 = b * a.keys * keyStride + kvHeadOf(a, h) * a.headDim;
-  const T *k = static_cast<const T *>(a.k) + head0, *v = static_cast<const T *>(a.v) + head0;
+  const T *q = static_cast<const T *>(a.q) + row * a.keyDim,
+          *q2 = static_cast<const T *>(a.q2) + row * a.sharedDim;
+  const int64_t keyStride = int64_t(a.kvHeads) * a.keyDim,
+                valueStride = int64_t(a.kvHeads) * a.valueDim;
+  const int64_t head0 = b * a.keys * a.kvHeads + kvHeadOf(a, h);
+  const T *k = static_cast<const T *>(a.k) + head0 * a.keyDim,
+          *k2 = static_cast<const T *>(a.k2) + b * a.keys * a.sharedDim,
+          *v = static_cast<const T *>(a.v) + head0 * a.valueDim;
+  const float *bias = a.bias ? a.bias + (h * a.queries + i) * a.keys : nullptr;
 
-  float largest = -INFINITY, total = 0, sum[kColumns / 32] = {};
+  // A sink is a key that was seen before all others and adds nothing to the result.
+  float largest = a.sinks ? a.sinks[h] : -INFINITY, total = a.sinks ? 1.0f : 0.0f,
+        sum[kColumns / 32] = {};
   for (int64_t j = 0; j < a.keys; ++j) {
-    if (!sees(a.qpos[i], a.kpos[j], a.kmask[b * a.keys + j], a.window))
+    if (!sees(a, a.qpos[i], a.kpos[j], a.kmask[b * a.keys + j]))
       continue;
-    float dot = 0;
-    for (int d = laneNumber(); d < a.headDim; d += 32)
-      dot += toFloat(q[d]) * toFloat(k[j * keyStride + d]);
-    float score = warpSum(dot) * a.scale;
+    float dot = lanePart(q, k + j * keyStride, a.keyDim);
+    if (a.q2)
+      dot += lanePart(q2, k2 + j * a.sharedDim, a.sharedDim);
+    float score = warpSum(dot) * a.scale + (bias ? bias[j] : 0.0f);
     float next = fmaxf(largest, score), shrink = expf(largest - next), weight = expf(score - next);
     largest = next;
     total = total * shrink + weight;
 #pragma unroll
     for (int c = 0; c < kColumns / 32; ++c) {
       int64_t column = column0 + c * 32 + laneNumber();
-      if (column < a.headDim)
-        sum[c] = sum[c] * shrink + weight * toFloat(v[j * keyStride + column]);
+      if (column < a.valueDim)
+        sum[c] = sum[c] * shrink + weight * toFloat(v[j * valueStride + column]);
     }
   }
 #pragma unroll
   for (int c = 0; c < kColumns / 32; ++c) {
     int64_t column = column0 + c * 32 + laneNumber();
-    if (column < a.headDim)
-      static_cast<T *>(a.out)[row * a.headDim + column] =
+    if (column < a.valueDim)
+      static_cast<T *>(a.out)[row * a.valueDim + column] =
           fromFloat<T>(total == 0 ? 0.0f : sum[c] / total);
   }
 }
@@ -52,16 +80,28 @@ template <typename T> __global__ void attendPlain(AttentionArgs a, int64_t parts
 } // namespace
 
 template <typename T> Status launchAttentionPlain(const Call &call, const AttentionArgs &a) {
-  int64_t parts = ceilDiv(a.headDim, kColumns), warps = a.batch * a.queries * a.heads * parts;
+  int64_t parts = ceilDiv(a.valueDim, kColumns), warps = a.batch * a.queries * a.heads * parts;
   attendPlain<T><<<blocksOfWarps(warps), kWarpBlock, 0, call.stream()>>>(a, parts);
   return launched(call);
 }
 
 Status ops::attention(const Call &call) {
   const std::vector<int64_t> &q = call.in[0].shape, &k = call.in[1].shape;
+  auto optional = [&](std::string_view role) {
+    int i = call.params.optional(role);
+    return i < 0 ? nullptr : &call.in[size_t(6 + i)];
+  };
+  const TensorRef *q2 = optional("q2"), *k2 = optional("k2"), *bias = optional("bias"),
+                  *sinks = optional("sinks");
+  if (!q2 != !k2)
+    return badCall(call, "q2 and k2 are given together or not at all");
   AttentionArgs a{call.in[0].data,
                   call.in[1].data,
                   call.in[2].data,
+                  q2 ? q2->data : nullptr,
+                  k2 ? k2->data : nullptr,
+                  bias ? static_cast<const float *>(bias->data) : nullptr,
+                  sinks ? static_cast<const float *>(sinks->data) : nullptr,
                   call.out[0].data,
                   call.input<int32_t>(3),
                   call.input<int32_t>(4),
@@ -72,11 +112,14 @@ Status ops::attention(const Call &call) {
                   int32_t(q[2]),
                   int32_t(k[2]),
                   int32_t(q[3]),
+                  int32_t(call.in[2].shape[3]),
+                  q2 ? int32_t(q2->shape[3]) : 0,
                   call.params.integer("head_offset"),
                   call.params.integer("kv_heads"),
                   call.params.integer("q_heads"),
                   call.params.integer("kv_offset"),
                   call.params.integer("window"),
+                  call.params.integer("causal", 1) != 0,
                   float(call.params.real("scale", 1))};
   if (a.allHeads < 1 || a.allKvHeads < 1 || a.allKvHeads > a.allHeads || a.allHeads > INT32_MAX ||
       a.headOffset < 0 || a.kvOffset < 0 || a.headOffset > a.allHeads - a.heads)
@@ -90,12 +133,12 @@ Status ops::attention(const Call &call) {
                                   (long long)h, (long long)kv, a.kvHeads));
   }
   fb::DType type = call.in[0].dtype;
-  for (const TensorRef *t : {&call.in[1], &call.in[2], &call.out[0]})
-    if (t->dtype != type)
+  for (const TensorRef *t : {&call.in[1], &call.in[2], &call.out[0], q2, k2})
+    if (t && t->dtype != type)
       return notOnCuda(call, "operands of several types");
   if (call.out[0].elements() == 0)
     return {};
-  if (a.headDim > kTiledHeadDim)
+  if (!fitsTiles(a, type))
     return withFloat(type, [&]<typename T>(T) { return launchAttentionPlain<T>(call, a); });
   return type == fb::DType::bf16 ? launchAttentionBf16(call, a) : launchAttentionF32(call, a);
 }

@@ -12,29 +12,42 @@ namespace {
 
 constexpr int kQueries = 64, kKeys = 64, kThreads = 256, kPad = 4;
 
-template <int width> struct Layout {
-  static constexpr int stride = width + kPad; // of queries and keys: rows in different banks
+/// `keyWidth`: of queries and keys, both parts; `valueWidth`: of values and results.
+template <int keyWidth, int valueWidth> struct Layout {
+  static constexpr int stride = keyWidth + kPad; // of queries and keys: rows in different banks
   static constexpr int weightStride = kKeys + kPad;
   static constexpr int queriesAt = 0, keysAt = queriesAt + kQueries * stride,
-                       valuesAt = keysAt + kKeys * stride, weightsAt = valuesAt + kKeys * width,
+                       valuesAt = keysAt + kKeys * stride,
+                       weightsAt = valuesAt + kKeys * valueWidth,
                        positionsAt = weightsAt + kQueries * weightStride,
                        masksAt = positionsAt + kKeys, words = masksAt + kKeys;
 };
 
-/// rows × width values with `stride`, zeros past `count` rows and `headDim` columns.
+/// Rows of one operand: the first at `at`, of `width` values.
+struct Rows {
+  const float *at;
+  int64_t stride;
+  int32_t width;
+};
+
+/// rows × width values with `stride`: of each row `first`'s and then `second`'s values, zeros past
+/// them and past `count` rows.
 template <int rows, int width, int stride>
-__device__ void loadRows(float *tile, const float *from, int64_t fromStride, int32_t count,
-                         int32_t headDim) {
+__device__ void loadRows(float *tile, Rows first, Rows second, int32_t count) {
   for (int i = int(threadIdx.x); i < rows * width; i += kThreads) {
-    int row = i / width, column = i % width;
-    tile[row * stride + column] =
-        row < count && column < headDim ? from[row * fromStride + column] : 0.0f;
+    int row = i / width, column = i % width, later = column - first.width;
+    float value = 0;
+    if (row < count && later < 0)
+      value = first.at[row * first.stride + column];
+    else if (row < count && later < second.width)
+      value = second.at[row * second.stride + later];
+    tile[row * stride + column] = value;
   }
 }
 
-template <int width>
+template <int keyWidth, int valueWidth>
 __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t queryTiles) {
-  using L = Layout<width>;
+  using L = Layout<keyWidth, valueWidth>;
   extern __shared__ __align__(128) unsigned char sharedBytes[];
   float *shared = reinterpret_cast<float *>(sharedBytes);
   float *queryTile = shared + L::queriesAt, *keyTile = shared + L::keysAt,
@@ -45,28 +58,36 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
   const int64_t query0 = (queryTiles - 1 - blockIdx.x % queryTiles) * kQueries;
   const int64_t h = blockIdx.x / queryTiles % a.heads, b = blockIdx.x / queryTiles / a.heads;
   const int32_t queries = int32_t(min(int64_t(kQueries), a.queries - query0));
-  const int64_t queryStride = int64_t(a.heads) * a.headDim,
-                keyStride = int64_t(a.kvHeads) * a.headDim;
-  const int64_t queryBase = (b * a.queries + query0) * queryStride + h * a.headDim;
-  const int64_t keyBase = b * a.keys * keyStride + kvHeadOf(a, h) * a.headDim;
-  const float *k = static_cast<const float *>(a.k) + keyBase,
-              *v = static_cast<const float *>(a.v) + keyBase;
-  float *out = static_cast<float *>(a.out) + queryBase;
+  const int64_t keyStride = int64_t(a.kvHeads) * a.keyDim,
+                valueStride = int64_t(a.kvHeads) * a.valueDim;
+  const int64_t row0 = (b * a.queries + query0) * a.heads + h, key00 = b * a.keys,
+                head0 = key00 * a.kvHeads + kvHeadOf(a, h);
+  const float *k = static_cast<const float *>(a.k) + head0 * a.keyDim,
+              *k2 = static_cast<const float *>(a.k2) + key00 * a.sharedDim,
+              *v = static_cast<const float *>(a.v) + head0 * a.valueDim;
+  float *out = static_cast<float *>(a.out) + row0 * a.valueDim;
 
   int32_t least, greatest;
   queryRange(a, query0, queries, least, greatest);
-  loadRows<kQueries, width, L::stride>(queryTile, static_cast<const float *>(a.q) + queryBase,
-                                       queryStride, queries, a.headDim);
+  loadRows<kQueries, keyWidth, L::stride>(
+      queryTile,
+      {static_cast<const float *>(a.q) + row0 * a.keyDim, int64_t(a.heads) * a.keyDim, a.keyDim},
+      {static_cast<const float *>(a.q2) + row0 * a.sharedDim, int64_t(a.heads) * a.sharedDim,
+       a.sharedDim},
+      queries);
 
   const int tx = int(threadIdx.x) % 16, ty = int(threadIdx.x) / 16;
-  const int depth = (a.headDim + 3) / 4 * 4;
+  const int depth = (a.keyDim + a.sharedDim + 3) / 4 * 4;
   int32_t queryPosition[4];
-  float largest[4], total[4] = {}, sum[4][width / 64][4] = {};
+  float largest[4], total[4], sum[4][valueWidth / 64][4] = {};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     int row = ty * 4 + i;
     queryPosition[i] = row < queries ? a.qpos[query0 + row] : least;
-    largest[i] = -INFINITY;
+    // A sink is a key that was seen before all others and adds nothing to the result. Totals are
+    // kept in 16 parts.
+    largest[i] = a.sinks ? a.sinks[h] : -INFINITY;
+    total[i] = a.sinks && tx == 0 ? 1.0f : 0.0f;
   }
 
   for (int64_t key0 = 0; key0 < a.keys; key0 += kKeys) {
@@ -75,8 +96,11 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
     if (sight == Sight::none) // the same in every warp
       continue;
     __syncthreads(); // the tile before is used up
-    loadRows<kKeys, width, L::stride>(keyTile, k + key0 * keyStride, keyStride, count, a.headDim);
-    loadRows<kKeys, width, width>(valueTile, v + key0 * keyStride, keyStride, count, a.headDim);
+    loadRows<kKeys, keyWidth, L::stride>(keyTile, {k + key0 * keyStride, keyStride, a.keyDim},
+                                         {k2 + key0 * a.sharedDim, a.sharedDim, a.sharedDim},
+                                         count);
+    loadRows<kKeys, valueWidth, valueWidth>(
+        valueTile, {v + key0 * valueStride, valueStride, a.valueDim}, {nullptr, 0, 0}, count);
     if (int j = int(threadIdx.x); j < kKeys) {
       positions[j] = j < count ? a.kpos[key0 + j] : 0;
       masks[j] = j < count ? a.kmask[b * a.keys + key0 + j] : 0;
@@ -108,9 +132,11 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
         int key = tx + j * 16;
-        bool visible =
-            sight == Sight::all || sees(queryPosition[i], positions[key], masks[key], a.window);
-        score[i][j] = visible ? score[i][j] * a.scale : -INFINITY;
+        bool visible = sight == Sight::all || sees(a, queryPosition[i], positions[key], masks[key]);
+        float added = 0;
+        if (a.bias && key < count && ty * 4 + i < queries)
+          added = a.bias[(h * a.queries + query0 + ty * 4 + i) * a.keys + key0 + key];
+        score[i][j] = visible ? score[i][j] * a.scale + added : -INFINITY;
         most = fmaxf(most, score[i][j]);
       }
       for (int step = 8; step > 0; step /= 2) // over tx: half a warp
@@ -125,7 +151,7 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
         weights[(ty * 4 + i) * L::weightStride + tx + j * 16] = weight;
       }
 #pragma unroll
-      for (int c = 0; c < width / 64; ++c)
+      for (int c = 0; c < valueWidth / 64; ++c)
 #pragma unroll
         for (int e = 0; e < 4; ++e)
           sum[i][c][e] *= shrink;
@@ -137,8 +163,9 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
       for (int i = 0; i < 4; ++i)
         weight[i] = weights[(ty * 4 + i) * L::weightStride + j];
 #pragma unroll
-      for (int c = 0; c < width / 64; ++c) {
-        float4 value = *reinterpret_cast<const float4 *>(valueTile + j * width + c * 64 + tx * 4);
+      for (int c = 0; c < valueWidth / 64; ++c) {
+        float4 value =
+            *reinterpret_cast<const float4 *>(valueTile + j * valueWidth + c * 64 + tx * 4);
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           sum[i][c][0] = fmaf(weight[i], value.x, sum[i][c][0]);
@@ -159,36 +186,39 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
       continue;
     float factor = total[i] == 0 ? 0.0f : 1.0f / total[i];
 #pragma unroll
-    for (int c = 0; c < width / 64; ++c)
+    for (int c = 0; c < valueWidth / 64; ++c)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         int column = c * 64 + tx * 4 + e;
-        if (column < a.headDim)
-          out[row * queryStride + column] = sum[i][c][e] * factor;
+        if (column < a.valueDim)
+          out[int64_t(row) * a.heads * a.valueDim + column] = sum[i][c][e] * factor;
       }
   }
 }
 
-template <int width> Status launch(const Call &call, const AttentionArgs &a) {
+template <int keyWidth, int valueWidth> Status launch(const Call &call, const AttentionArgs &a) {
   int64_t queryTiles = ceilDiv(a.queries, kQueries), blocks = queryTiles * a.heads * a.batch;
   if (blocks > INT32_MAX)
     return notOnCuda(call, format("%lld tiles of queries", (long long)blocks));
-  constexpr size_t bytes = Layout<width>::words * sizeof(float);
+  auto kernel = attendTiles<keyWidth, valueWidth>;
+  constexpr size_t bytes = Layout<keyWidth, valueWidth>::words * sizeof(float);
   if (Status s = checked(
-          call.name, cudaFuncSetAttribute(attendTiles<width>,
-                                          cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+          call.name,
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
       !s)
     return s;
-  attendTiles<width><<<unsigned(blocks), kThreads, bytes, call.stream()>>>(a, queryTiles);
+  kernel<<<unsigned(blocks), kThreads, bytes, call.stream()>>>(a, queryTiles);
   return launched(call);
 }
 
 } // namespace
 
 Status launchAttentionF32(const Call &call, const AttentionArgs &a) {
-  return a.headDim <= 64    ? launch<64>(call, a)
-         : a.headDim <= 128 ? launch<128>(call, a)
-                            : launch<256>(call, a);
+  int32_t keys = a.keyDim + a.sharedDim, values = a.valueDim;
+  return keys <= 64 && values <= 64     ? launch<64, 64>(call, a)
+         : keys <= 128 && values <= 128 ? launch<128, 128>(call, a)
+         : keys <= 192 && values <= 128 ? launch<192, 128>(call, a)
+                                        : launch<256, 256>(call, a);
 }
 
 } // namespace moira::rt::cuda

@@ -10,10 +10,10 @@
 namespace moira::rt::cuda {
 
 /// Positions are any i32, so differences are taken in 64 bits.
-__device__ inline bool sees(int32_t queryPosition, int32_t keyPosition, int32_t mask,
-                            int64_t window) {
-  return keyPosition <= queryPosition && mask != 0 &&
-         (window <= 0 || int64_t(queryPosition) - keyPosition < window);
+__device__ inline bool sees(const AttentionArgs &a, int32_t queryPosition, int32_t keyPosition,
+                            int32_t mask) {
+  return mask != 0 && (!a.causal || keyPosition <= queryPosition) &&
+         (a.window <= 0 || int64_t(queryPosition) - keyPosition < a.window);
 }
 
 __device__ inline int64_t kvHeadOf(const AttentionArgs &a, int64_t head) {
@@ -54,9 +54,11 @@ __device__ inline Sight sightOf(const AttentionArgs &a, int64_t batch, int64_t f
   low = __reduce_min_sync(kAllLanes, low);
   high = __reduce_max_sync(kAllLanes, high);
   unmasked = __all_sync(kAllLanes, unmasked);
-  if (low > high || low > greatest || (a.window > 0 && int64_t(least) - high >= a.window))
+  if (low > high || (a.causal && low > greatest) ||
+      (a.window > 0 && int64_t(least) - high >= a.window))
     return Sight::none;
-  return unmasked && high <= least && (a.window <= 0 || int64_t(greatest) - low < a.window)
+  return unmasked && (!a.causal || high <= least) &&
+                 (a.window <= 0 || int64_t(greatest) - low < a.window)
              ? Sight::all
              : Sight::some;
 }

@@ -141,17 +141,23 @@ Status launchProductF32(const Call &call, const GroupedProduct &product);
 /// Sizes of one attention call, and the numbers that say who sees what.
 struct AttentionArgs {
   const void *q, *k, *v;
+  const void *q2, *k2;       // null: not given
+  const float *bias, *sinks; // null: not given
   void *out;
   const int32_t *qpos, *kpos, *kmask;
   int64_t batch, queries, keys;
-  int32_t heads, kvHeads, headDim;
+  int32_t heads, kvHeads, keyDim, valueDim;
+  int32_t sharedDim; // of q2 and k2
   /// Row of k and v for this rank's query head h: (headOffset + h) * allKvHeads / allHeads -
   /// kvOffset.
   int64_t headOffset, allKvHeads, allHeads, kvOffset;
   int64_t window; // 0: none
+  bool causal;
   float scale;
 };
-inline constexpr int64_t kTiledHeadDim = 256; // the most that the two tiled kernels take
+/// The most that the two tiled kernels take: of a head's key dimensions, q2's included, and of its
+/// value dimensions.
+inline constexpr int64_t kTiledKeyDim = 256, kTiledValueDim = 256;
 Status launchAttentionBf16(const Call &call, const AttentionArgs &args);
 Status launchAttentionF32(const Call &call, const AttentionArgs &args);
 /// Any head dimension, one warp a query: for what the tiled kernels do not take.

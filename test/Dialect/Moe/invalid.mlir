@@ -395,6 +395,51 @@ func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>
 
 // -----
 
+// AttentionOp C5: the second part of the scores
+func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>, %m: tensor<2x6xi32>, %q2: tensor<2x6x4x3xf32>, %k2: tensor<2x6x2xf32>) {
+  // expected-error @+1 {{C5: q2 must be [B,Sq,H,r] and k2 [B,Sk,r]}}
+  %0 = moe.attention %q, %k, %k at %p, %p mask %m also %q2, %k2 heads 4 over 2 scale 1.0 window 0 : (tensor<2x6x4x8xf32>, tensor<2x6x2x8xf32>, tensor<2x6x2x8xf32>, tensor<6xi32>, tensor<6xi32>, tensor<2x6xi32>, tensor<2x6x4x3xf32>, tensor<2x6x2xf32>) -> tensor<2x6x4x8xf32>
+  return
+}
+
+// -----
+
+// AttentionOp C5: bias
+func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>, %m: tensor<2x6xi32>, %b: tensor<2x6x6xf32>) {
+  // expected-error @+1 {{C5: bias must be [H,Sq,Sk]}}
+  %0 = moe.attention %q, %k, %k at %p, %p mask %m bias %b heads 4 over 2 scale 1.0 window 0 : (tensor<2x6x4x8xf32>, tensor<2x6x2x8xf32>, tensor<2x6x2x8xf32>, tensor<6xi32>, tensor<6xi32>, tensor<2x6xi32>, tensor<2x6x6xf32>) -> tensor<2x6x4x8xf32>
+  return
+}
+
+// -----
+
+// AttentionOp C5: sinks
+func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>, %m: tensor<2x6xi32>, %s: tensor<2xf32>) {
+  // expected-error @+1 {{C5: sinks must be [H]}}
+  %0 = moe.attention %q, %k, %k at %p, %p mask %m sinks %s heads 4 over 2 scale 1.0 window 0 : (tensor<2x6x4x8xf32>, tensor<2x6x2x8xf32>, tensor<2x6x2x8xf32>, tensor<6xi32>, tensor<6xi32>, tensor<2x6xi32>, tensor<2xf32>) -> tensor<2x6x4x8xf32>
+  return
+}
+
+// -----
+
+// AttentionOp C6
+func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>, %m: tensor<2x6xi32>) {
+  // expected-error @+1 {{C6: bidirectional attention has no window}}
+  %0 = moe.attention %q, %k, %k at %p, %p mask %m  heads 4 over 2 scale 1.0 window 2 bidirectional : (tensor<2x6x4x8xf32>, tensor<2x6x2x8xf32>, tensor<2x6x2x8xf32>, tensor<6xi32>, tensor<6xi32>, tensor<2x6xi32>) -> tensor<2x6x4x8xf32>
+  return
+}
+
+// -----
+
+// AttentionOp C5: half of the second part
+func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>, %m: tensor<2x6xi32>) {
+  // expected-error @+1 {{C5: q2 and k2 must both be given or neither}}
+  %0 = "moe.attention"(%q, %k, %k, %p, %p, %m, %q) <{scale = 1.0 : f64, window = 0 : i64, q_heads = 4 : i64, kv_heads = 2 : i64, operandSegmentSizes = array<i32: 1, 1, 1, 1, 1, 1, 1, 0, 0, 0>}> : (tensor<2x6x4x8xf32>, tensor<2x6x2x8xf32>, tensor<2x6x2x8xf32>, tensor<6xi32>, tensor<6xi32>, tensor<2x6xi32>, tensor<2x6x4x8xf32>) -> tensor<2x6x4x8xf32>
+  return
+}
+
+// -----
+
 // RouteOp C1
 func.func @f(%l: tensor<2x6x5xf32>) {
   // expected-error @+1 {{C1: logits must be the routing's tokens followed by its experts}}

@@ -48,6 +48,18 @@ func.func @attention(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %mask: te
   return %o : tensor<2x6x4x8xf32>
 }
 
+// CHECK-LABEL: func.func @attention_parts
+func.func @attention_parts(%q: tensor<2x6x4x8xf32>, %k: tensor<2x9x2x8xf32>, %v: tensor<2x9x2x5xf32>, %pos: tensor<6xi32>, %kpos: tensor<9xi32>, %mask: tensor<2x9xi32>,
+                           %q2: tensor<2x6x4x3xf32>, %k2: tensor<2x9x3xf32>, %bias: tensor<4x6x9xf32>, %sinks: tensor<4xf32>) {
+  // CHECK: moe.attention %{{.*}}, %{{.*}}, %{{.*}} at %{{.*}}, %{{.*}} mask %{{.*}} also %{{.*}}, %{{.*}} bias %{{.*}} sinks %{{.*}} heads 4 over 2 scale 2.500000e-01 window 3 :
+  %all = moe.attention %q, %k, %v at %pos, %kpos mask %mask also %q2, %k2 bias %bias sinks %sinks heads 4 over 2 scale 0.25 window 3
+    : (tensor<2x6x4x8xf32>, tensor<2x9x2x8xf32>, tensor<2x9x2x5xf32>, tensor<6xi32>, tensor<9xi32>, tensor<2x9xi32>, tensor<2x6x4x3xf32>, tensor<2x9x3xf32>, tensor<4x6x9xf32>, tensor<4xf32>) -> tensor<2x6x4x5xf32>
+  // CHECK: moe.attention %{{.*}} mask %{{.*}} sinks %{{.*}} heads 4 over 2 scale 2.500000e-01 window 0 bidirectional :
+  %some = moe.attention %q, %k, %v at %pos, %kpos mask %mask sinks %sinks heads 4 over 2 scale 0.25 window 0 bidirectional
+    : (tensor<2x6x4x8xf32>, tensor<2x9x2x8xf32>, tensor<2x9x2x5xf32>, tensor<6xi32>, tensor<9xi32>, tensor<2x9xi32>, tensor<4xf32>) -> tensor<2x6x4x5xf32>
+  return
+}
+
 // CHECK-LABEL: func.func @experts
 func.func @experts(%x: tensor<2x6x8xf32>, %logits: tensor<2x6x4xf32>, %w: tensor<4x16x8xf32>, %down: tensor<4x8x16xf32>) -> tensor<2x6x8xf32> {
   // CHECK: moe.route <k = 2, score = softmax, order = score_topk, renorm = sum, scale = 1.000000e+00 : f64> of %{{.*}} : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>

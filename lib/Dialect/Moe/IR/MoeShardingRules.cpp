@@ -161,16 +161,27 @@ FactorRule RopeOp::getFactorRule() {
   return rule;
 }
 
-/// q[b,s,h,d], k[b,u,g,d], v[b,u,g,d], qpos[s], kpos[u], kmask[b,u] → [b,s,h,d]: a query needs all
-/// keys (u), kv heads g follow the query heads h.
+/// q[b,s,h,d], k[b,u,g,d], v[b,u,g,e], qpos[s], kpos[u], kmask[b,u], q2[b,s,h,r], k2[b,u,r],
+/// bias[h,s,u], sinks[h] → [b,s,h,e]: a query needs all keys (u), kv heads g follow the query heads
+/// h.
 FactorRule AttentionOp::getFactorRule() {
   FactorRule rule;
   ArrayRef<int64_t> q = shapeOf(getQ()), k = shapeOf(getK());
   int b = rule.addFactor(pass, q[0]), s = rule.addFactor(pass, q[1]),
       h = rule.addFactor(pass, q[2]), d = rule.addFactor(whole, q[3]);
-  int u = rule.addFactor(whole, k[1]), g = rule.addFactor(unconstrained, k[2], /*follows=*/h);
-  rule.operands = {{b, s, h, d}, {b, u, g, d}, {b, u, g, d}, {s}, {u}, {b, u}};
-  rule.results = {{b, s, h, d}};
+  int u = rule.addFactor(whole, k[1]), g = rule.addFactor(unconstrained, k[2], /*follows=*/h),
+      e = rule.addFactor(whole, shapeOf(getV())[3]);
+  rule.operands = {{b, s, h, d}, {b, u, g, d}, {b, u, g, e}, {s}, {u}, {b, u}};
+  if (getQ2()) {
+    int r = rule.addFactor(whole, shapeOf(getQ2())[3]);
+    rule.operands.push_back({b, s, h, r});
+    rule.operands.push_back({b, u, r});
+  }
+  if (getBias())
+    rule.operands.push_back({h, s, u});
+  if (getSinks())
+    rule.operands.push_back({h});
+  rule.results = {{b, s, h, e}};
   return rule;
 }
 

@@ -204,13 +204,15 @@ LogicalResult RopeOp::verify() {
 }
 
 LogicalResult AttentionOp::verify() {
-  ArrayRef<int64_t> q = shapeOf(getQ()), k = shapeOf(getK());
-  if (q.size() != 4 || k.size() != 4 || k != shapeOf(getV()) || q != shapeOf(getResult()) ||
-      q[0] != k[0] || q[3] != k[3] || shapeOf(getQpos()) != ArrayRef<int64_t>{q[1]} ||
+  ArrayRef<int64_t> q = shapeOf(getQ()), k = shapeOf(getK()), v = shapeOf(getV());
+  if (q.size() != 4 || k.size() != 4 || v.size() != 4 || k.take_front(3) != v.take_front(3) ||
+      q[0] != k[0] || q[3] != k[3] ||
+      ArrayRef(concat(q.take_front(3), v.take_back())) != shapeOf(getResult()) ||
+      shapeOf(getQpos()) != ArrayRef<int64_t>{q[1]} ||
       shapeOf(getKpos()) != ArrayRef<int64_t>{k[1]} ||
       shapeOf(getKmask()) != ArrayRef<int64_t>{k[0], k[1]})
-    return emitOpError(
-        "C1: shapes must be q[B,Sq,H,d], k and v[B,Sk,Hk,d], qpos[Sq], kpos[Sk], kmask[B,Sk]");
+    return emitOpError("C1: shapes must be q[B,Sq,H,d], k[B,Sk,Hk,d], v[B,Sk,Hk,e], qpos[Sq], "
+                       "kpos[Sk], kmask[B,Sk] and the result [B,Sq,H,e]");
   int64_t heads = getQHeads(), kvHeads = getKvHeads();
   if (kvHeads < 1 || heads < 1 || heads % kvHeads)
     return emitOpError("C2: ") << kvHeads << " key/value heads must divide " << heads
@@ -219,7 +221,29 @@ LogicalResult AttentionOp::verify() {
     return emitOpError("C3: window must not be negative and scale must be finite");
   if ((!getHeadOffset() && q[2] != heads) || (!getKvOffset() && k[2] != kvHeads))
     return emitOpError("C4: without offsets the operands must hold all heads");
+  if (bool(getQ2()) != bool(getK2()))
+    return emitOpError("C5: q2 and k2 must both be given or neither");
+  if (getQ2()) {
+    ArrayRef<int64_t> q2 = shapeOf(getQ2());
+    if (q2.size() != 4 || q2.take_front(3) != q.take_front(3) ||
+        shapeOf(getK2()) != ArrayRef<int64_t>{k[0], k[1], q2[3]})
+      return emitOpError("C5: q2 must be [B,Sq,H,r] and k2 [B,Sk,r]");
+  }
+  if (getBias() && shapeOf(getBias()) != ArrayRef<int64_t>{q[2], q[1], k[1]})
+    return emitOpError("C5: bias must be [H,Sq,Sk]");
+  if (getSinks() && shapeOf(getSinks()) != ArrayRef<int64_t>{q[2]})
+    return emitOpError("C5: sinks must be [H]");
+  if (getBidirectional() && getWindow() != 0)
+    return emitOpError("C6: bidirectional attention has no window");
   return success();
+}
+
+void AttentionOp::build(OpBuilder &b, OperationState &state, Type result, Value q, Value k, Value v,
+                        Value qpos, Value kpos, Value kmask, double scale, int64_t window,
+                        int64_t qHeads, int64_t kvHeads) {
+  build(b, state, result, q, k, v, qpos, kpos, kmask, /*q2=*/Value(), /*k2=*/Value(),
+        /*bias=*/Value(), /*sinks=*/Value(), APFloat(scale), window, qHeads, kvHeads,
+        /*bidirectional=*/false, /*head_offset=*/Attribute(), /*kv_offset=*/Attribute());
 }
 
 //===----------------------------------------------------------------------===//

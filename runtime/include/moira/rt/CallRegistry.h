@@ -39,7 +39,7 @@ struct OperandDesc {
   fb::DType dtype = fb::DType::f32;
   std::string role;
   std::vector<DimPattern> dims;
-  bool optional = false; // optional operands stand last and are left out from the end
+  bool optional = false; // may be left out; see Calls.def
 };
 
 struct ParamDesc {

@@ -7,6 +7,7 @@
 #include "moira/rt/Status.h"
 #include "plan_generated.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -46,6 +47,18 @@ public:
   std::string_view text(std::string_view name) const {
     auto it = texts.find(name);
     return it == texts.end() ? std::string_view() : std::string_view(it->second);
+  }
+  /// For a call with the parameter `with`: which of the given optional operands `role` is, counted
+  /// from 0 behind those that are never left out; -1 if it is not given.
+  int optional(std::string_view role) const {
+    std::string_view rest = text("with");
+    for (int i = 0; !rest.empty(); ++i) {
+      size_t end = std::min(rest.find(' '), rest.size());
+      if (rest.substr(0, end) == role)
+        return i;
+      rest.remove_prefix(std::min(end + 1, rest.size()));
+    }
+    return -1;
   }
 };
 

@@ -1,0 +1,119 @@
+//===- CudaAttentionTest.cpp - attention's optional parts on a GPU ----------===//
+// Every kernel (tiles in bf16 and f32, and the plain one) with every combination of the optional
+// operands gives what the host's reference gives. What every attention does is in
+// CudaCallsTest.cpp.
+//===----------------------------------------------------------------------===//
+#include "CudaTesting.h"
+
+using namespace moira::rt;
+namespace fb = moira::fb;
+using namespace moira::rt::testing;
+
+namespace {
+
+class CudaAttention : public CudaTest {};
+
+struct Case {
+  int64_t keyDim, valueDim, sharedDim = 0; // 0: no q2
+  int64_t queries = 70, keys = 150, heads = 4, kvHeads = 2, window = 0;
+  bool bias = false, sinks = false, causal = true;
+};
+
+void check(Gpu &gpu, Random &random, const Case &c, const Mode &mode) {
+  int64_t batch = 2;
+  Tensor<int32_t> qpos({c.queries}), kpos({c.keys}), mask({batch, c.keys});
+  for (int64_t i = 0; i < c.queries; ++i)
+    qpos.values[size_t(i)] = int32_t(c.keys - c.queries + i);
+  for (int64_t j = 0; j < c.keys; ++j)
+    kpos.values[size_t(j)] = int32_t(j);
+  for (int32_t &m : mask.values)
+    m = int32_t(random.between(0, 5) > 0);
+  std::vector<Operand> in{T(random.normal<float>({batch, c.queries, c.heads, c.keyDim})),
+                          T(random.normal<float>({batch, c.keys, c.kvHeads, c.keyDim})),
+                          T(random.normal<float>({batch, c.keys, c.kvHeads, c.valueDim})),
+                          I(qpos),
+                          I(kpos),
+                          I(mask)};
+  std::string with;
+  auto add = [&](const char *role, Operand operand) {
+    with += std::string(with.empty() ? "" : " ") + role;
+    in.push_back(std::move(operand));
+  };
+  if (c.sharedDim) {
+    add("q2", T(random.normal<float>({batch, c.queries, c.heads, c.sharedDim})));
+    add("k2", T(random.normal<float>({batch, c.keys, c.sharedDim})));
+  }
+  if (c.bias)
+    add("bias", A(random.normal<float>({c.heads, c.queries, c.keys})));
+  if (c.sinks)
+    add("sinks", A(random.normal<float>({c.heads})));
+  CallParams p = params({{"window", c.window},
+                         {"causal", c.causal},
+                         {"q_heads", c.heads},
+                         {"kv_heads", c.kvHeads},
+                         {"head_offset", 0},
+                         {"kv_offset", 0}},
+                        {{"scale", 1 / std::sqrt(double(c.keyDim + c.sharedDim))}});
+  if (!with.empty())
+    p.texts["with"] = with;
+  SCOPED_TRACE(format("keys of %lld+%lld, values of %lld, with '%s'", (long long)c.keyDim,
+                      (long long)c.sharedDim, (long long)c.valueDim, with.c_str()));
+  expectAgrees(gpu, "attention", in, {T(Shape{batch, c.queries, c.heads, c.valueDim})}, p, mode);
+}
+
+TEST_F(CudaAttention, EveryCombinationOfOptionalParts) {
+  for (Mode mode : allModes())
+    for (int64_t d : {16, 40, 128, 300})
+      for (int i = 0; i < 16; ++i)
+        check(*gpu, random,
+              {.keyDim = d,
+               .valueDim = d,
+               .sharedDim = i & 1 ? 24 : 0,
+               .queries = random.between(1, 100),
+               .keys = random.between(100, 200),
+               .window = i & 8 ? 0 : 37,
+               .bias = (i & 2) != 0,
+               .sinks = (i & 4) != 0,
+               .causal = (i & 8) == 0},
+              mode);
+}
+
+TEST_F(CudaAttention, KeysAndValuesOfDifferentWidths) {
+  // 128 + 64 keys and 128 values are DeepSeek's; 512 + 64 and 512 those of its latent cache.
+  for (Mode mode : allModes()) {
+    for (auto [keys, shared, values] : {std::array<int64_t, 3>{128, 64, 128},
+                                        {32, 16, 32},
+                                        {16, 16, 24},
+                                        {7, 5, 9},
+                                        {64, 0, 192},
+                                        {200, 0, 8},
+                                        {24, 40, 200},
+                                        {120, 8, 136},
+                                        {250, 8, 16},
+                                        {9, 8, 8}})
+      check(*gpu, random, {.keyDim = keys, .valueDim = values, .sharedDim = shared}, mode);
+    check(*gpu, random,
+          {.keyDim = 512, .valueDim = 512, .sharedDim = 64, .queries = 1, .heads = 4, .kvHeads = 1},
+          mode);
+  }
+}
+
+TEST_F(CudaAttention, CachesOfWhichOnlyAPartIsFilled) {
+  // One query, a cache of 512 positions of which it sees 3: what lies behind is never looked at.
+  for (Mode mode : allModes()) {
+    Tensor<float> v = random.normal<float>({1, 512, 2, 64});
+    std::fill(v.values.begin() + 256 * 2 * 64, v.values.end(), 1e30f);
+    Tensor<int32_t> kpos({512});
+    for (int32_t j = 0; j < 512; ++j)
+      kpos.values[size_t(j)] = j;
+    expectAgrees(*gpu, "attention",
+                 {T(random.normal<float>({1, 1, 4, 64})), T(random.normal<float>({1, 512, 2, 64})),
+                  T(v), I(Tensor<int32_t>({1}, {2})), I(kpos),
+                  I(Tensor<int32_t>({1, 512}, std::vector<int32_t>(512, 1)))},
+                 {T(Shape{1, 1, 4, 64})},
+                 params({{"window", 0}, {"q_heads", 4}, {"kv_heads", 2}}, {{"scale", 0.125}}),
+                 mode);
+  }
+}
+
+} // namespace

@@ -1,0 +1,222 @@
+//===- HostAttentionTest.cpp - attention's optional parts -------------------===//
+// Each optional part of the attention call equals another way to write the same sum, in f64; random
+// combinations of them show that the fast flavor agrees with the reference. What every attention
+// does is in HostCallsTest.cpp.
+//===----------------------------------------------------------------------===//
+#include "HostTesting.h"
+
+using namespace moira::rt;
+using namespace moira::rt::testing;
+
+namespace {
+
+/// One call's operands; optional ones are given if they are not empty.
+template <typename S> struct Operands {
+  Tensor<S> q, k, v;
+  Tensor<int32_t> qpos, kpos, mask;
+  Tensor<S> q2{{0}}, k2{{0}}, bias{{0}}, sinks{{0}};
+
+  Tensor<S> run(CallFlavor flavor, CallParams p) const {
+    std::vector<TensorRef> in{q, k, v, qpos, kpos, mask};
+    std::string with;
+    for (auto [role, tensor] : {std::pair<const char *, const Tensor<S> *>{"q2", &q2},
+                                {"k2", &k2},
+                                {"bias", &bias},
+                                {"sinks", &sinks}})
+      if (!tensor->values.empty()) {
+        with += std::string(with.empty() ? "" : " ") + role;
+        in.push_back(*tensor);
+      }
+    if (!with.empty())
+      p.texts["with"] = with;
+    Tensor<S> out({q.shape[0], q.shape[1], q.shape[2], v.shape[3]});
+    Status s = call("attention", flavor, in, {out}, p);
+    EXPECT_TRUE(s.ok()) << s.str();
+    return out;
+  }
+  template <typename To> Operands<To> as() const {
+    return {q.template as<To>(),
+            k.template as<To>(),
+            v.template as<To>(),
+            qpos,
+            kpos,
+            mask,
+            q2.template as<To>(),
+            k2.template as<To>(),
+            bias.template as<To>(),
+            sinks.template as<To>()};
+  }
+};
+
+struct Sizes {
+  int64_t batch = 2, queries = 5, keys = 7, heads = 4, kvHeads = 2, keyDim = 6, valueDim = 6;
+};
+
+Operands<double> draw(Random &random, const Sizes &s) {
+  Operands<double> o{random.normal<double>({s.batch, s.queries, s.heads, s.keyDim}),
+                     random.normal<double>({s.batch, s.keys, s.kvHeads, s.keyDim}),
+                     random.normal<double>({s.batch, s.keys, s.kvHeads, s.valueDim}),
+                     Tensor<int32_t>({s.queries}),
+                     Tensor<int32_t>({s.keys}),
+                     random.ids({s.batch, s.keys}, 0, 6)};
+  int64_t first = std::max<int64_t>(0, s.keys - s.queries);
+  for (int64_t i = 0; i < s.queries; ++i)
+    o.qpos.values[size_t(i)] = int32_t(first + i);
+  for (int64_t j = 0; j < s.keys; ++j)
+    o.kpos.values[size_t(j)] = int32_t(j);
+  return o;
+}
+
+CallParams heads(const Sizes &s, double scale = 0.4) {
+  return params({{"q_heads", s.heads}, {"kv_heads", s.kvHeads}, {"window", 0}}, {{"scale", scale}});
+}
+
+/// x [.., n] with y(row) [m] behind each row.
+template <typename Row> Tensor<double> widened(const Tensor<double> &x, int64_t m, const Row &row) {
+  Shape shape = x.shape;
+  int64_t n = shape.back();
+  shape.back() += m;
+  Tensor<double> out(shape);
+  for (int64_t r = 0; r < int64_t(x.values.size()) / n; ++r) {
+    std::copy_n(x.values.begin() + r * n, n, out.values.begin() + r * (n + m));
+    std::copy_n(row(r), m, out.values.begin() + r * (n + m) + n);
+  }
+  return out;
+}
+
+TEST(HostAttention, SecondPartIsAsIfEveryHeadHadItsKeys) {
+  Random random(testSeed());
+  Sizes s{.valueDim = 9};
+  Operands<double> o = draw(random, s), one = o;
+  int64_t r = 3;
+  o.q2 = random.normal<double>({s.batch, s.queries, s.heads, r});
+  o.k2 = random.normal<double>({s.batch, s.keys, r});
+  one.q = widened(o.q, r, [&](int64_t row) { return o.q2.values.begin() + row * r; });
+  one.k = widened(o.k, r, [&](int64_t row) { return o.k2.values.begin() + row / s.kvHeads * r; });
+  EXPECT_LT(relativeError(o.run(CallFlavor::reference, heads(s)),
+                          one.run(CallFlavor::reference, heads(s))),
+            1e-13);
+}
+
+TEST(HostAttention, BiasIsAddedToScaledScores) {
+  // A bias of -1e9 hides a key as its mask does; one that is the same for all keys changes nothing.
+  Random random(testSeed());
+  Sizes s;
+  Operands<double> o = draw(random, s), plain = o;
+  o.bias = Tensor<double>({s.heads, s.queries, s.keys});
+  o.mask = Tensor<int32_t>({s.batch, s.keys}, std::vector<int32_t>(size_t(s.batch * s.keys), 1));
+  plain.mask = o.mask;
+  for (int64_t i = 0; i < s.heads * s.queries * s.keys; ++i)
+    o.bias.values[size_t(i)] = i % s.keys == 1 ? -1e9 : 3.5;
+  for (int64_t b = 0; b < s.batch; ++b)
+    plain.mask.values[size_t(b * s.keys + 1)] = 0;
+  EXPECT_LT(relativeError(o.run(CallFlavor::reference, heads(s)),
+                          plain.run(CallFlavor::reference, heads(s))),
+            1e-12);
+  // Of two keys with equal scores, one with a bias of ln 3 weighs three times as much.
+  Operands<double> two{Tensor<double>({1, 1, 1, 1}, {0}),    Tensor<double>({1, 2, 1, 1}, {5, 6}),
+                       Tensor<double>({1, 2, 1, 1}, {4, 8}), Tensor<int32_t>({1}, {1}),
+                       Tensor<int32_t>({2}, {0, 1}),         Tensor<int32_t>({1, 2}, {1, 1})};
+  two.bias = Tensor<double>({1, 1, 2}, {0, std::log(3.0)});
+  CallParams p = params({{"q_heads", 1}, {"kv_heads", 1}}, {{"scale", 100}});
+  EXPECT_DOUBLE_EQ(two.run(CallFlavor::reference, p).values[0], 7);
+}
+
+TEST(HostAttention, SinkIsAKeyWithoutAValue) {
+  Random random(testSeed());
+  Sizes s{.heads = 3, .kvHeads = 3};
+  Operands<double> o = draw(random, s), more = o;
+  o.sinks = random.normal<double>({s.heads});
+  // The same with one more key: zero value, seen by all, and its score by a bias.
+  ++s.keys;
+  auto extended = [&](const Tensor<double> &x) {
+    int64_t row = x.shape[2] * x.shape[3], keys = x.shape[1];
+    Tensor<double> out({x.shape[0], keys + 1, x.shape[2], x.shape[3]},
+                       std::vector<double>(size_t(x.shape[0] * (keys + 1) * row), 0));
+    for (int64_t b = 0; b < x.shape[0]; ++b)
+      std::copy_n(x.values.begin() + b * keys * row, keys * row,
+                  out.values.begin() + b * (keys + 1) * row);
+    return out;
+  };
+  more.k = extended(o.k);
+  more.v = extended(o.v);
+  more.kpos.values.push_back(-1);
+  more.kpos.shape = {s.keys};
+  more.mask = Tensor<int32_t>({s.batch, s.keys});
+  for (int64_t b = 0; b < s.batch; ++b)
+    for (int64_t j = 0; j < s.keys; ++j)
+      more.mask.values[size_t(b * s.keys + j)] =
+          j + 1 < s.keys ? o.mask.values[size_t(b * (s.keys - 1) + j)] : 1;
+  more.bias = Tensor<double>({s.heads, s.queries, s.keys},
+                             std::vector<double>(size_t(s.heads * s.queries * s.keys), 0));
+  for (int64_t h = 0; h < s.heads; ++h)
+    for (int64_t i = 0; i < s.queries; ++i)
+      more.bias.values[size_t((h * s.queries + i + 1) * s.keys - 1)] = o.sinks.values[size_t(h)];
+  EXPECT_LT(relativeError(o.run(CallFlavor::reference, heads(s)),
+                          more.run(CallFlavor::reference, heads(s))),
+            1e-13);
+}
+
+TEST(HostAttention, BidirectionalSeesEveryUnmaskedKey) {
+  Random random(testSeed());
+  Sizes s;
+  Operands<double> o = draw(random, s), last = o;
+  CallParams p = heads(s);
+  p.integers["causal"] = 0;
+  std::fill(last.qpos.values.begin(), last.qpos.values.end(), int32_t(s.keys));
+  EXPECT_EQ(o.run(CallFlavor::reference, p).values,
+            last.run(CallFlavor::reference, heads(s)).values);
+}
+
+TEST(HostAttention, EveryCombinationAgreesOnRandomShapes) {
+  Random random(testSeed() + 1);
+  for (int i = 0; i < 96; ++i) {
+    bool large = i % 24 >= 20; // over several blocks of keys
+    int64_t kv = random.between(1, 3);
+    Sizes s{.batch = random.between(1, 2),
+            .queries = large ? random.between(60, 140) : random.between(1, 20),
+            .keys = large ? random.between(250, 600) : random.between(1, 40),
+            .heads = kv * random.between(1, 3),
+            .kvHeads = kv,
+            .keyDim = random.between(1, 20),
+            .valueDim = random.between(1, 30)};
+    Operands<double> o = draw(random, s);
+    CallParams p = heads(s, 1 / std::sqrt(double(s.keyDim)));
+    if (i & 1) {
+      int64_t r = random.between(1, 9);
+      o.q2 = random.normal<double>({s.batch, s.queries, s.heads, r});
+      o.k2 = random.normal<double>({s.batch, s.keys, r});
+    }
+    if (i & 2)
+      o.bias = random.normal<double>({s.heads, s.queries, s.keys});
+    if (i & 4)
+      o.sinks = random.normal<double>({s.heads});
+    if (i & 8)
+      p.integers["causal"] = 0;
+    else
+      p.integers["window"] = i % 3 ? 0 : random.between(1, s.keys);
+    Tensor<double> exact = o.run(CallFlavor::reference, p);
+    Operands<float> narrow = o.as<float>();
+    for (CallFlavor flavor : {CallFlavor::fast, CallFlavor::reference})
+      EXPECT_LT(relativeError(narrow.run(flavor, p), exact), 3e-6)
+          << "case " << i << ": " << s.queries << " queries, " << s.keys << " keys";
+  }
+}
+
+TEST(HostAttention, RefusesOperandsThatWithDoesNotName) {
+  Random random(testSeed());
+  Sizes s;
+  Operands<double> o = draw(random, s);
+  std::vector<TensorRef> in{o.q, o.k, o.v, o.qpos, o.kpos, o.mask};
+  Tensor<double> out({s.batch, s.queries, s.heads, s.valueDim}), sinks({s.heads});
+  CallParams p = heads(s);
+  p.texts["with"] = "sinks";
+  Status missing = call("attention", CallFlavor::reference, in, {out}, p);
+  EXPECT_NE(missing.str().find("operand 'sinks' is missing"), std::string::npos) << missing.str();
+  in.push_back(sinks);
+  EXPECT_TRUE(call("attention", CallFlavor::reference, in, {out}, p).ok());
+  p.texts["with"] = "q2";
+  EXPECT_FALSE(call("attention", CallFlavor::reference, in, {out}, p).ok());
+}
+
+} // namespace
