@@ -51,6 +51,20 @@ def Moe_RmsNormOp : Moe_RuleOp<"rms_norm"> {
   let assemblyFormat = "$x `,` $w `eps` $eps attr-dict `:` functional-type(operands, results)";
 }
 
+def Moe_LayerNormOp : Moe_RuleOp<"layer_norm"> {
+  let summary = "(x − mean(x)) · rsqrt(var(x) + eps) · w + b over the trailing dimensions of w";
+  let description = [{
+    The variance is that of the whole row (divided by its size). Computed in f32; w and b have x's element type or the result's.
+
+        %1 = moe.layer_norm %x, %w, %b eps 1.0e-5 : (tensor<2x24x64xf32>, tensor<64xf32>, tensor<64xf32>) -> tensor<2x24x64xf32>
+
+    Constraints: (C1) w's shape is a suffix of x's; (C2) result and x have one shape; (C3) eps ≥ 0; (C4) b, if any, has w's shape.
+  }];
+  let arguments = (ins Moe_Tensor:$x, Moe_Tensor:$w, Optional<Moe_Tensor>:$b, F64Attr:$eps);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `,` $w (`,` $b^)? `eps` $eps attr-dict `:` functional-type(operands, results)";
+}
+
 def Moe_SumSquaresOp : Moe_RuleOp<"sum_squares"> {
   let summary = "Σ x² over the trailing `norm_dims` dimensions, f32";
   let description = [{
@@ -90,16 +104,53 @@ def Moe_ClampOp : Moe_RuleOp<"clamp"> {
   let assemblyFormat = "$x `from` $lo `to` $hi attr-dict `:` functional-type(operands, results)";
 }
 
+def Moe_ScaleOp : Moe_RuleOp<"scale"> {
+  let summary = "x · factor";
+  let description = [{
+    Linear in x.
+
+        %1 = moe.scale %0 by 0.25 : (tensor<2x24x64xf32>) -> tensor<2x24x64xf32>
+
+    Constraints: (C1) the factor is finite; (C2) result and x have one shape.
+  }];
+  let arguments = (ins Moe_Tensor:$x, F64Attr:$factor);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `by` $factor attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_ActOp : Moe_RuleOp<"act"> {
+  let summary = "an activation of every element";
+  let description = [{
+        %1 = moe.act relu %0 : (tensor<2x24x256xf32>) -> tensor<2x24x256xf32>
+
+    Constraints: (C1) result and x have one shape.
+  }];
+  let arguments = (ins Moe_Tensor:$x, Moe_ActivationAttr:$activation);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$activation $x attr-dict `:` functional-type(operands, results)";
+}
+
 def Moe_GluOp : Moe_RuleOp<"glu"> {
   let summary = "act(x[..,0,:]) · x[..,1,:]";
   let description = [{
         %h = moe.glu silu %gu : (tensor<2x24x2x112xf32>) -> tensor<2x24x112xf32>
 
-    Constraints: (C1) the last dimension but one of x is 2; (C2) the result is x without it.
+    With gate g and up u the most general form is act_α(min(g, limit)) · (clamp(u, −limit, limit) + up_shift), where act_α of silu is g·σ(alpha·g):
+
+        %h = moe.glu silu %gu limit 7.0 alpha 1.702 up_shift 1.0 : (tensor<2x24x2x112xf32>) -> tensor<2x24x112xf32>
+
+    Constraints: (C1) the last dimension but one of x is 2; (C2) the result is x without it; (C3) the limit is positive, alpha and up_shift are finite;
+    (C4) alpha is for silu only.
   }];
-  let arguments = (ins Moe_Tensor:$x, Moe_ActivationAttr:$activation);
+  let arguments = (ins Moe_Tensor:$x, Moe_ActivationAttr:$activation, OptionalAttr<F64Attr>:$limit, OptionalAttr<F64Attr>:$alpha,
+                       OptionalAttr<F64Attr>:$up_shift);
   let results = (outs Moe_Tensor:$result);
-  let assemblyFormat = "`` $activation $x attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = [{
+    `` $activation $x (`limit` $limit^)? (`alpha` $alpha^)? (`up_shift` $up_shift^)? attr-dict `:` functional-type(operands, results)
+  }];
+  let builders = [OpBuilder<(ins "::mlir::Type":$result, "::mlir::Value":$x, "::moira::moe::Activation":$activation), [{
+    build($_builder, $_state, result, x, activation, ::mlir::FloatAttr(), ::mlir::FloatAttr(), ::mlir::FloatAttr());
+  }]>];
 }
 
 def Moe_SigmoidGateOp : Moe_RuleOp<"sigmoid_gate"> {

@@ -38,7 +38,7 @@ def Moe_Renorm : I32EnumAttr<"Renorm", "what is done to the k chosen scores", [
     I32EnumAttrCase<"none", 0>, I32EnumAttrCase<"sum", 1>]> {
   let cppNamespace = "::moira::moe"; let genSpecializedAttr = 0;
 }
-def Moe_Activation : I32EnumAttr<"Activation", "activation of a gated linear unit", [
+def Moe_Activation : I32EnumAttr<"Activation", "an activation function", [
     I32EnumAttrCase<"silu", 0>, I32EnumAttrCase<"gelu", 1>, I32EnumAttrCase<"gelu_tanh", 2>, I32EnumAttrCase<"relu", 3>]> {
   let cppNamespace = "::moira::moe"; let genSpecializedAttr = 0;
 }
@@ -63,11 +63,16 @@ def Moe_SourceAttr : Moe_Attr<"Source", "source"> {
   let summary = "which checkpoint tensors fill a state tensor";
   let description = [{
     The leading dimensions of the state tensor index the expert (if `per_expert`; `{e}` stands for its number in the names) and the name (if there is more
-    than one). Each named tensor holds one trailing block in C order and has the shape `disk_shape` in the file.
+    than one). Each named tensor holds one trailing block in C order and has the shape `disk_shape` in the file. With `permute` the block's dimensions lie in
+    another order there: permute[i] is the dimension of the block that is i-th on disk. A stacked [E,D,2F] with gate and up interleaved fills a state [E,2,F,D] so:
 
-    Constraints: (C1) at least one name, none empty; (C2) `{e}` stands in every name if and only if `per_expert`; (C3) sizes of disk_shape are positive.
+        #moe.source<names = ["a.experts.gate_up_proj"], disk_shape = [8, 64, 224], permute = [0, 3, 2, 1]>
+
+    Constraints: (C1) at least one name, none empty; (C2) `{e}` stands in every name if and only if `per_expert`; (C3) sizes of disk_shape are positive;
+    (C4) permute, if any, is a permutation.
   }];
-  let parameters = (ins "::mlir::ArrayAttr":$names, DefaultValuedParameter<"bool", "false">:$per_expert, "::mlir::DenseI64ArrayAttr":$disk_shape);
+  let parameters = (ins "::mlir::ArrayAttr":$names, DefaultValuedParameter<"bool", "false">:$per_expert, "::mlir::DenseI64ArrayAttr":$disk_shape,
+                        OptionalParameter<"::mlir::DenseI64ArrayAttr">:$permute);
   let assemblyFormat = "`<` struct(params) `>`";
   let genVerifyDecl = 1;
 }

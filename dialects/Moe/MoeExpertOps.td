@@ -41,6 +41,21 @@ def Moe_GroupedMatmulOp : Moe_RuleOp<"grouped_matmul"> {
   let assemblyFormat = "$rows `by` $groups `,` $w `contract` $contract attr-dict `:` functional-type(operands, results)";
 }
 
+def Moe_GroupedBiasOp : Moe_RuleOp<"grouped_bias", ["localize"]> {
+  let summary = "each row plus its expert's bias";
+  let description = [{
+    rows[R,N..], groups, b[E,N..] → [R,N..]; `groups` as in grouped_matmul. Rows past the last group stay as they are. On rows that are partial sums `part` is this
+    rank's place among those that hold the terms: only the first of them adds the bias.
+
+        %1 = moe.grouped_bias %rows by %r, %b : (tensor<96x2x112xf32>, !moe.routing<2x24, experts = 8, k = 2>, tensor<8x2x112xf32>) -> tensor<96x2x112xf32>
+
+    Constraints: (C1) rows are [R,N..]; (C2) result and rows have one type up to sharding; (C3) groups count E experts; (C4) b has the rows' element type.
+  }];
+  let arguments = (ins Moe_Tensor:$rows, AnyTypeOf<[Moe_RoutingType, Moe_I32Tensor]>:$groups, Moe_Tensor:$b, OptionalAttr<AnyAttr>:$part);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$rows `by` $groups `,` $b attr-dict `:` functional-type(operands, results)";
+}
+
 def Moe_CombineOp : Moe_RuleOp<"combine", ["refineResultShardings"]> {
   let summary = "weighted sum of a token's k rows";
   let description = [{

@@ -7,10 +7,11 @@ using namespace mlir;
 using namespace moira;
 
 /// The operation that made a projection: walks back over what keeps its dimensions (bias, norm,
-/// clamp, rotation).
+/// clamp, scale, rotation).
 static Operation *projectionOf(Value value) {
   while (Operation *op = value.getDefiningOp()) {
-    if (!isa<moe::AddOp, moe::RmsNormOp, moe::ClampOp, moe::RopeOp>(op))
+    if (!isa<moe::AddOp, moe::GroupedBiasOp, moe::RmsNormOp, moe::LayerNormOp, moe::ClampOp,
+             moe::ScaleOp, moe::RopeOp>(op))
       return op;
     value = op->getOperand(0);
   }
@@ -26,14 +27,15 @@ public:
     module.walk([&](Operation *op) {
       llvm::TypeSwitch<Operation *>(op)
           .Case([&](moe::AttentionOp attention) { visit(attention); })
-          .Case([&](moe::GluOp glu) { visit(glu); })
+          .Case<moe::GluOp, moe::ActOp>([&](Operation *activation) { visit(activation); })
           .Case([&](moe::GroupedMatmulOp matmul) { add(matmul.getW(), 0, DimMeaning::experts); })
+          .Case([&](moe::GroupedBiasOp bias) { add(bias.getB(), 0, DimMeaning::experts); })
           .Case([&](moe::EmbeddingOp embedding) {
             add(embedding.getTable(), 0, DimMeaning::vocabulary);
           })
           .Case([&](func::ReturnOp ret) {
             for (Value value : ret.getOperands())
-              if (auto head = value.getDefiningOp<moe::LinearOp>())
+              if (auto head = dyn_cast_or_null<moe::LinearOp>(projectionOf(value)))
                 add(head.getW(), 0, DimMeaning::vocabulary);
           });
     });
@@ -58,21 +60,26 @@ private:
         add(out.getW(), rankOf(out.getW()) - out.getContract(), DimMeaning::queryHeads);
   }
 
-  void visit(moe::GluOp glu) {
+  /// A feed-forward's two products lie around its activation.
+  void visit(Operation *activation) {
     DimMeaning meaning = DimMeaning::denseWidth;
-    if (auto linear = glu.getX().getDefiningOp<moe::LinearOp>()) {
+    Operation *first = projectionOf(activation->getOperand(0));
+    if (auto linear = dyn_cast_or_null<moe::LinearOp>(first)) {
       if (llvm::any_of(linear.getX().getUsers(),
                        [](Operation *op) { return isa<moe::DispatchOp>(op); }))
         meaning = DimMeaning::sharedWidth;
       add(linear.getW(), rankOf(linear.getW()) - linear.getContract() - 1, meaning);
-    } else if (auto matmul = glu.getX().getDefiningOp<moe::GroupedMatmulOp>()) {
+    } else if (auto matmul = dyn_cast_or_null<moe::GroupedMatmulOp>(first)) {
       meaning = DimMeaning::expertWidth;
       add(matmul.getW(), rankOf(matmul.getW()) - matmul.getContract() - 1, meaning);
+      if (auto bias = activation->getOperand(0).getDefiningOp<moe::GroupedBiasOp>())
+        add(bias.getB(), rankOf(bias.getB()) - 1, meaning);
     }
-    for (Operation *user : glu->getUsers()) {
-      if (auto linear = dyn_cast<moe::LinearOp>(user); linear && linear.getX() == glu)
+    Value out = activation->getResult(0);
+    for (Operation *user : activation->getUsers()) {
+      if (auto linear = dyn_cast<moe::LinearOp>(user); linear && linear.getX() == out)
         add(linear.getW(), rankOf(linear.getW()) - 1, meaning);
-      if (auto matmul = dyn_cast<moe::GroupedMatmulOp>(user); matmul && matmul.getRows() == glu)
+      if (auto matmul = dyn_cast<moe::GroupedMatmulOp>(user); matmul && matmul.getRows() == out)
         add(matmul.getW(), rankOf(matmul.getW()) - 1, meaning);
     }
   }

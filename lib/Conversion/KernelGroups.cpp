@@ -24,14 +24,15 @@ static std::optional<ScalarType> scalarType(Type type) {
 }
 
 bool moira::isRowOp(Operation *op) {
-  return isa<moe::RmsNormOp, moe::SumSquaresOp, moe::RmsApplyOp, moe::AddOp, moe::ClampOp,
-             moe::GluOp, moe::SigmoidGateOp, moe::RopeOp>(op);
+  return isa<moe::RmsNormOp, moe::LayerNormOp, moe::SumSquaresOp, moe::RmsApplyOp, moe::AddOp,
+             moe::ScaleOp, moe::ClampOp, moe::ActOp, moe::GluOp, moe::SigmoidGateOp, moe::RopeOp>(
+      op);
 }
 
 /// How many leading dimensions of the op's first operand may be rows.
 static int64_t maxLeading(Operation *op) {
   return llvm::TypeSwitch<Operation *, int64_t>(op)
-      .Case<moe::RmsNormOp, moe::RmsApplyOp>(
+      .Case<moe::RmsNormOp, moe::LayerNormOp, moe::RmsApplyOp>(
           [](auto norm) { return rankOf(norm.getX()) - rankOf(norm.getW()); })
       .Case<moe::SumSquaresOp>(
           [](auto sum) { return rankOf(sum.getX()) - static_cast<int64_t>(sum.getNormDims()); })
@@ -49,7 +50,7 @@ static int64_t maxLeading(Operation *op) {
 static bool isSharedOperand(OpOperand &operand) {
   Operation *op = operand.getOwner();
   unsigned i = operand.getOperandNumber();
-  if (isa<moe::RmsNormOp, moe::RopeOp>(op))
+  if (isa<moe::RmsNormOp, moe::LayerNormOp, moe::RopeOp>(op))
     return i > 0;
   if (isa<moe::RmsApplyOp>(op))
     return i == 2;
@@ -126,6 +127,12 @@ void SpecBuilder::addStep(Operation *op) {
       .Case<moe::RmsNormOp>([&](auto norm) {
         result = spec.rmsNorm(x, number(norm.getW()), norm.getEps().convertToDouble());
       })
+      .Case<moe::LayerNormOp>([&](auto norm) {
+        std::optional<unsigned> bias;
+        if (norm.getB())
+          bias = number(norm.getB());
+        result = spec.layerNorm(x, number(norm.getW()), bias, norm.getEps().convertToDouble());
+      })
       .Case<moe::SumSquaresOp>(
           [&](auto sum) { result = spec.sumSquares(x, static_cast<unsigned>(sum.getNormDims())); })
       .Case<moe::RmsApplyOp>([&](auto apply) {
@@ -136,8 +143,19 @@ void SpecBuilder::addStep(Operation *op) {
       .Case<moe::ClampOp>([&](auto clamp) {
         result = spec.clamp(x, clamp.getLo().convertToDouble(), clamp.getHi().convertToDouble());
       })
+      .Case<moe::ScaleOp>(
+          [&](auto scale) { result = spec.scale(x, scale.getFactor().convertToDouble()); })
+      .Case<moe::ActOp>([&](auto act) {
+        result = spec.act(x, static_cast<kernels::Activation>(act.getActivation()));
+      })
       .Case<moe::GluOp>([&](auto glu) {
         result = spec.glu(x, static_cast<kernels::Activation>(glu.getActivation()));
+        if (glu.getLimit())
+          spec.back().limit = glu.getLimit()->convertToDouble();
+        if (glu.getAlpha())
+          spec.back().alpha = glu.getAlpha()->convertToDouble();
+        if (glu.getUpShift())
+          spec.back().upShift = glu.getUpShift()->convertToDouble();
       })
       .Case<moe::SigmoidGateOp>(
           [&](auto gate) { result = spec.sigmoidGate(x, number(gate.getG())); })

@@ -76,6 +76,14 @@ void LoweringTable::addRowWise() {
            {b.real("eps", toDouble(op.getEps())), b.integer("norm_dims", rankOf(op.getW()))});
     return success();
   });
+  add<moe::LayerNormOp>(+[](moe::LayerNormOp op, B &b) {
+    SmallVector<Value> inputs{b.view(op.getX()), b.view(op.getW())};
+    if (op.getB())
+      inputs.push_back(b.view(op.getB()));
+    b.call("layer_norm", inputs, {b.define(op.getResult())},
+           {b.real("eps", toDouble(op.getEps())), b.integer("norm_dims", rankOf(op.getW()))});
+    return success();
+  });
   add<moe::SumSquaresOp>(+[](moe::SumSquaresOp op, B &b) {
     b.call("sum_squares", {b.view(op.getX())}, {b.define(op.getResult())},
            {b.integer("norm_dims", op.getNormDims())});
@@ -97,9 +105,27 @@ void LoweringTable::addRowWise() {
            {b.real("min", toDouble(op.getLo())), b.real("max", toDouble(op.getHi()))});
     return success();
   });
-  add<moe::GluOp>(+[](moe::GluOp op, B &b) {
-    b.call("glu", {b.view(op.getX())}, {b.define(op.getResult())},
+  add<moe::ScaleOp>(+[](moe::ScaleOp op, B &b) {
+    b.call("scale", {b.view(op.getX())}, {b.define(op.getResult())},
+           {b.real("factor", toDouble(op.getFactor()))});
+    return success();
+  });
+  add<moe::ActOp>(+[](moe::ActOp op, B &b) {
+    b.call("act", {b.view(op.getX())}, {b.define(op.getResult())},
            {b.text("activation", moe::stringifyActivation(op.getActivation()))});
+    return success();
+  });
+  add<moe::GluOp>(+[](moe::GluOp op, B &b) {
+    SmallVector<NamedAttribute> params{
+        b.text("activation", moe::stringifyActivation(op.getActivation()))};
+    auto optional = [&](StringRef name, std::optional<llvm::APFloat> value) {
+      if (value)
+        params.push_back(b.real(name, toDouble(*value)));
+    };
+    optional("limit", op.getLimit());
+    optional("alpha", op.getAlpha());
+    optional("up_shift", op.getUpShift());
+    b.call("glu", {b.view(op.getX())}, {b.define(op.getResult())}, params);
     return success();
   });
   add<moe::SigmoidGateOp>(+[](moe::SigmoidGateOp op, B &b) {
@@ -149,6 +175,15 @@ void LoweringTable::addAttention() {
   });
 }
 
+/// The row counts that a grouped op's `groups` are; null, with an error, where nobody has counted.
+static Value countsOf(Operation *op, Value groups, B &b) {
+  bool sorted = isa<moe::RoutingType>(groups.getType());
+  Value counts = sorted ? b.routing(groups).groups : b.view(groups);
+  if (!counts)
+    op->emitOpError("MOE-0601: no moe.dispatch before it has sorted rows by this routing");
+  return counts;
+}
+
 /// Routing; dispatch and combine where the experts are not split, which is always so in a global
 /// program.
 void LoweringTable::addExperts() {
@@ -181,16 +216,21 @@ void LoweringTable::addExperts() {
            {b.integer("experts", experts), b.offset("expert_offset", {})});
     return success();
   });
-  add<moe::GroupedMatmulOp>(+[](moe::GroupedMatmulOp op, B &b) {
-    Value groups = op.getGroups();
-    bool sorted = isa<moe::RoutingType>(groups.getType());
-    Value counts = sorted ? b.routing(groups).groups : b.view(groups);
+  add<moe::GroupedMatmulOp>(+[](moe::GroupedMatmulOp op, B &b) -> LogicalResult {
+    Value counts = countsOf(op, op.getGroups(), b);
     if (!counts)
-      return LogicalResult(
-          op.emitOpError("MOE-0601: no moe.dispatch before it has sorted rows by this routing"));
+      return failure();
     b.call("grouped_matmul", {b.view(op.getRows()), counts, b.view(op.getW())},
            {b.define(op.getResult())}, {b.integer("contract", op.getContract())});
-    return LogicalResult(success());
+    return success();
+  });
+  add<moe::GroupedBiasOp>(+[](moe::GroupedBiasOp op, B &b) -> LogicalResult {
+    Value counts = countsOf(op, op.getGroups(), b);
+    if (!counts)
+      return failure();
+    b.call("grouped_bias", {b.view(op.getRows()), counts, b.view(op.getB())},
+           {b.define(op.getResult())}, {b.offset("part", op.getPartAttr())});
+    return success();
   });
   add<moe::CombineOp>(+[](moe::CombineOp op, B &b) {
     RoutingViews &routing = b.routing(op.getRouting());

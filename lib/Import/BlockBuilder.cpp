@@ -17,8 +17,10 @@ OwningOpRef<ModuleOp> BlockBuilder::startModule() {
     SmallVector<Attribute> names;
     for (const std::string &name : state.from)
       names.push_back(b.getStringAttr(name));
+    auto permute =
+        state.permute.empty() ? DenseI64ArrayAttr() : b.getDenseI64ArrayAttr(state.permute);
     auto source = moe::SourceAttr::get(b.getContext(), b.getArrayAttr(names), state.perExpert,
-                                       b.getDenseI64ArrayAttr(state.diskShape));
+                                       b.getDenseI64ArrayAttr(state.diskShape), permute);
     moe::StateOp::create(b, named(state.name), state.name, weightType(state), source,
                          state.layer < 0 ? IntegerAttr() : b.getI64IntegerAttr(state.layer));
   }

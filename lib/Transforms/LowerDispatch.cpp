@@ -81,6 +81,8 @@ private:
         size_t index = madeBy.lookup(op.getOperand(0));
         if (auto matmul = dyn_cast<moe::GroupedMatmulOp>(op))
           matmul.getGroupsMutable().assign(lowered[index].groups);
+        else if (auto bias = dyn_cast<moe::GroupedBiasOp>(op))
+          bias.getGroupsMutable().assign(lowered[index].groups);
         for (Value result : op.getResults())
           madeBy[result] = index;
       }

@@ -128,7 +128,7 @@ private:
                             << have << ", its rule gives " << want;
         return;
       }
-    if (auto matmul = dyn_cast<moe::GroupedMatmulOp>(op.getOperation())) {
+    if (isa<moe::GroupedMatmulOp, moe::GroupedBiasOp>(op.getOperation())) {
       DimShardingAttr rows = operands[0].getDims()[0], experts = operands[2].getDims()[0];
       if (rows.getExpertAxes() != experts.getAxes())
         error(op->getLoc()) << "rows of experts split as " << rows

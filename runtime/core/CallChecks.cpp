@@ -43,6 +43,9 @@ public:
     return std::any_of(read.begin(), read.end(),
                        [&](const OperandDesc *desc) { return desc->role == role; });
   }
+  double real(const char *name, double absent) const { return has(name) ? real(name) : absent; }
+  std::string_view text(const char *name) const { return find(name)->text; }
+  bool has(const char *name) const { return find(name) != nullptr; }
   OffsetRange offset(const char *name);
 
   /// A dimension that may not depend on the bound; 0 (and a problem) if it does.
@@ -378,6 +381,11 @@ void check_rms_norm(CallCheck &c) {
   checkEps(c);
 }
 
+void check_layer_norm(CallCheck &c) {
+  c.fixedRun("N");
+  checkEps(c);
+}
+
 void check_sum_squares(CallCheck &c) { c.fixedRun("N"); }
 
 void check_rms_apply(CallCheck &c) {
@@ -393,7 +401,22 @@ void check_clamp(CallCheck &c) {
     c.fail("min is over max");
 }
 
-void check_glu(CallCheck &c) { c.oneOf("activation", {"silu", "gelu", "gelu_tanh", "relu"}); }
+void check_scale(CallCheck &c) {
+  if (std::isinf(c.real("factor")))
+    c.fail("factor is infinite");
+}
+
+void check_act(CallCheck &c) { c.oneOf("activation", {"silu", "gelu", "gelu_tanh", "relu"}); }
+
+void check_glu(CallCheck &c) {
+  c.oneOf("activation", {"silu", "gelu", "gelu_tanh", "relu"});
+  if (!(c.real("limit", 1) > 0))
+    c.fail("limit is not positive");
+  if (std::isinf(c.real("alpha", 1)) || std::isinf(c.real("up_shift", 0)))
+    c.fail("alpha or up_shift is infinite");
+  if (c.has("alpha") && c.text("activation") != "silu")
+    c.fail("alpha is for silu only");
+}
 
 void check_sigmoid_gate(CallCheck &) {}
 
@@ -497,6 +520,13 @@ void check_grouped_matmul(CallCheck &c) {
   c.fixedRun("N");
   c.fixedRun("K");
   c.fitsInt32(c.dim("R"), "rows");
+}
+
+void check_grouped_bias(CallCheck &c) {
+  c.fixed("n");
+  c.fixedRun("N");
+  c.fitsInt32(c.dim("R"), "rows");
+  c.offset("part");
 }
 
 void check_combine(CallCheck &c) {

@@ -214,6 +214,19 @@ void verifySource(ProgramContext &ctx, const fb::State &state, const std::string
   if (stored.size() > kMaxDims || !have || !want || have->scale != want->scale)
     fail("its source's disk shape " + shapeText(stored) + " has not the elements of a block " +
          shapeText(block));
+  if (!source.permute())
+    return;
+  std::vector<bool> seen(block.size());
+  bool permutes = source.permute()->size() == block.size();
+  for (size_t i = 0; permutes && i < block.size(); ++i) {
+    size_t dim = source.permute()->Get(i);
+    permutes = dim < block.size() && !seen[dim];
+    if (permutes)
+      seen[dim] = true;
+  }
+  if (!permutes)
+    fail(format("its source's permute is no permutation of the %zu dimensions of a block",
+                block.size()));
 }
 
 void verifyStates(ProgramContext &ctx) {

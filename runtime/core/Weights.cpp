@@ -4,6 +4,7 @@
 #include "moira/rt/Weights.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace moira::rt {
 namespace {
@@ -148,9 +149,49 @@ Status checkWeights(const fb::Program &program, const Checkpoint &checkpoint) {
   return problems.take();
 }
 
+namespace {
+
+/// convertBox from an array whose dimensions lie in another order: rows are gathered element by
+/// element and then converted. `permute` as in WeightPiece.
+void convertPermuted(const Box &to, void *dst, fb::DType dstType, const Box &from,
+                     std::span<const uint8_t> permute, const void *src, fb::DType srcType) {
+  size_t rank = permute.size();
+  std::vector<int64_t> stride(rank);
+  int64_t step = 1;
+  for (size_t i = rank; i-- > 0; step *= from.shape[permute[i]])
+    stride[permute[i]] = step;
+  // A row is a run along the last dimension.
+  Box rows = to;
+  int64_t length = from.extent.back(), inner = stride.back();
+  rows.shape.pop_back(), rows.start.pop_back(), rows.extent.pop_back();
+  Box whole{rows.extent, std::vector<int64_t>(rank - 1, 0), rows.extent};
+  size_t bytes = bytesOf(srcType);
+  std::vector<char> row(static_cast<size_t>(length) * bytes);
+  forEachRun(rows, whole, [&](int64_t first, int64_t number, int64_t count) {
+    for (int64_t r = 0; r < count; ++r) {
+      int64_t offset = from.start.back() * inner, rest = number + r;
+      for (size_t d = rank - 1; d-- > 0; rest /= rows.extent[d])
+        offset += (from.start[d] + rest % rows.extent[d]) * stride[d];
+      const char *at = static_cast<const char *>(src) + offset * static_cast<int64_t>(bytes);
+      for (int64_t i = 0; i < length; ++i)
+        std::memcpy(row.data() + static_cast<size_t>(i) * bytes,
+                    at + i * inner * static_cast<int64_t>(bytes), bytes);
+      int64_t target = (first + r) * to.shape.back() + to.start.back();
+      convertRun(static_cast<char *>(dst) + target * static_cast<int64_t>(bytesOf(dstType)),
+                 dstType, row.data(), srcType, static_cast<size_t>(length));
+    }
+  });
+}
+
+} // namespace
+
 void WeightPiece::load(const Checkpoint &checkpoint, fb::DType type, void *to) const {
-  convertBox(inPiece, to, type, onDisk, checkpoint.data(*entry).data(),
-             *planType(entry->info->type));
+  const void *data = checkpoint.data(*entry).data();
+  fb::DType stored = *planType(entry->info->type);
+  if (permute.empty())
+    convertBox(inPiece, to, type, onDisk, data, stored);
+  else
+    convertPermuted(inPiece, to, type, onDisk, permute, data, stored);
 }
 
 void forEachPiece(const fb::State &state, const Shard &shard, const Checkpoint *checkpoint,
@@ -164,6 +205,9 @@ void forEachPiece(const fb::State &state, const Shard &shard, const Checkpoint *
   };
   Box onDisk{tail(shard.global), tail(shard.start), tail(shard.valid)};
   Box inBlock{tail(shard.local), std::vector<int64_t>(onDisk.shape.size(), 0), onDisk.extent};
+  std::vector<uint8_t> permute;
+  if (source.permute())
+    permute.assign(source.permute()->begin(), source.permute()->end());
   int64_t blockElements = 1;
   for (int64_t d : inBlock.shape)
     blockElements *= d;
@@ -183,7 +227,7 @@ void forEachPiece(const fb::State &state, const Shard &shard, const Checkpoint *
   for (int64_t e = 0; e < experts; ++e)
     for (int64_t j = 0; j < names; ++j) {
       std::string_view pattern = source.names()->Get(firstName + j)->string_view();
-      WeightPiece piece{nullptr, onDisk, inBlock, 0};
+      WeightPiece piece{nullptr, onDisk, inBlock, permute, 0};
       if (checkpoint)
         piece.entry = checkpoint->find(sourceName(pattern, firstExpert + e));
       for (int64_t row = 0; row < rows; row += step) {

@@ -1,6 +1,6 @@
 //===- Elementwise.cpp - reference element-wise and row-wise calls ----------===//
-// rms_norm and its two halves, add, clamp, glu, sigmoid_gate, rope. The mesh program runs generated
-// kernels instead of these.
+// Norms, add, scale, clamp, act, glu, sigmoid_gate, rope. The mesh program runs generated kernels
+// instead of these.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
 
@@ -44,6 +44,10 @@ Activation activationNamed(std::string_view name) {
   return nullptr;
 }
 
+Status unknownActivation(const Call &call) {
+  return badCall(call, "unknown activation '" + std::string(call.params.text("activation")) + "'");
+}
+
 } // namespace
 
 template <typename S> Status rms_norm(const Call &call) {
@@ -56,6 +60,27 @@ template <typename S> Status rms_norm(const Call &call) {
   double eps = call.params.real("eps");
   for (int64_t t = 0; t < rows; ++t, x += width, out += width)
     scaleRow(x, w, out, width, squares(x, width) / double(width), eps);
+  return {};
+}
+
+template <typename S> Status layer_norm(const Call &call) {
+  if (Status s = checkTrailing(call, "norm_dims", {&call.in[0]}); !s)
+    return s;
+  const S *x = call.input<S>(0), *w = call.input<S>(1);
+  const S *bias = call.in.size() > 2 ? call.input<S>(2) : nullptr;
+  S *out = call.output<S>(0);
+  int64_t width = call.in[1].elements(),
+          rows = leading(call.in[0], call.params.integer("norm_dims"));
+  for (int64_t t = 0; t < rows; ++t, x += width, out += width) {
+    double mean = 0, variance = 0;
+    for (int64_t i = 0; i < width; ++i)
+      mean += double(x[i]) / double(width);
+    for (int64_t i = 0; i < width; ++i)
+      variance += (double(x[i]) - mean) * (double(x[i]) - mean) / double(width);
+    double factor = 1 / std::sqrt(variance + call.params.real("eps"));
+    for (int64_t i = 0; i < width; ++i)
+      out[i] = S((double(x[i]) - mean) * factor * double(w[i]) + (bias ? double(bias[i]) : 0));
+  }
   return {};
 }
 
@@ -90,6 +115,13 @@ template <typename S> Status add(const Call &call) {
   return {};
 }
 
+template <typename S> Status scale(const Call &call) {
+  double factor = call.params.real("factor");
+  for (int64_t i = 0, n = call.in[0].elements(); i < n; ++i)
+    call.output<S>(0)[i] = S(double(call.input<S>(0)[i]) * factor);
+  return {};
+}
+
 /// NaN stays NaN.
 template <typename S> Status clamp(const Call &call) {
   const S *x = call.input<S>(0);
@@ -99,18 +131,35 @@ template <typename S> Status clamp(const Call &call) {
   return {};
 }
 
+template <typename S> Status act(const Call &call) {
+  Activation activation = activationNamed(call.params.text("activation"));
+  if (!activation)
+    return unknownActivation(call);
+  for (int64_t i = 0, n = call.in[0].elements(); i < n; ++i)
+    call.output<S>(0)[i] = S(activation(double(call.input<S>(0)[i])));
+  return {};
+}
+
 template <typename S> Status glu(const Call &call) {
   Activation activation = activationNamed(call.params.text("activation"));
   if (!activation)
-    return badCall(call,
-                   "unknown activation '" + std::string(call.params.text("activation")) + "'");
+    return unknownActivation(call);
+  double limit = call.params.real("limit", INFINITY), alpha = call.params.real("alpha", 1),
+         shift = call.params.real("up_shift", 0);
+  if (!(limit > 0) || (alpha != 1 && call.params.text("activation") != "silu"))
+    return badCall(call, "its limit is not positive, or alpha is given without silu");
   const S *x = call.input<S>(0);
   S *out = call.output<S>(0);
   int64_t width = trailing(call.out[0], 1), rows = leading(call.out[0], 1);
   for (int64_t t = 0; t < rows; ++t)
-    for (int64_t i = 0; i < width; ++i)
-      out[t * width + i] =
-          S(activation(double(x[2 * t * width + i])) * double(x[(2 * t + 1) * width + i]));
+    for (int64_t i = 0; i < width; ++i) {
+      // Comparisons that leave NaN as it is.
+      double gate = double(x[2 * t * width + i]), up = double(x[(2 * t + 1) * width + i]);
+      gate = gate > limit ? limit : gate;
+      up = up > limit ? limit : up < -limit ? -limit : up;
+      double activated = alpha == 1 ? activation(gate) : gate * sigmoid(alpha * gate);
+      out[t * width + i] = S(activated * (up + shift));
+    }
   return {};
 }
 
@@ -148,10 +197,13 @@ template <typename S> Status rope(const Call &call) {
   template Status name<float>(const Call &);                                                       \
   template Status name<double>(const Call &);
 INSTANTIATE(rms_norm)
+INSTANTIATE(layer_norm)
 INSTANTIATE(sum_squares)
 INSTANTIATE(rms_apply)
 INSTANTIATE(add)
+INSTANTIATE(scale)
 INSTANTIATE(clamp)
+INSTANTIATE(act)
 INSTANTIATE(glu)
 INSTANTIATE(sigmoid_gate)
 INSTANTIATE(rope)

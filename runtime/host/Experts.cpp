@@ -1,5 +1,6 @@
 //===- Experts.cpp - tokens to expert rows and back -------------------------===//
-// select, pack, regroup, ungroup, combine, grouped_matmul. The order of rows is the contract of
+// select, pack, regroup, ungroup, combine, grouped_matmul,
+// grouped_bias. The order of rows is the contract of
 // docs/architecture.md, section 2. Moving rows is all copies, so these serve the fast flavor too,
 // besides grouped_matmul and combine. Ids, counts, groups and positions are data: all of them are
 // checked before they become an address.
@@ -209,6 +210,24 @@ template <typename S> Status grouped_matmul(const Call &call) {
                            });
 }
 
+template <typename S> Status grouped_bias(const Call &call) {
+  int64_t room = call.in[0].shape[0], width = call.in[0].elements() / std::max<int64_t>(room, 1);
+  std::span<const int32_t> groups(call.input<int32_t>(1), size_t(call.in[1].elements()));
+  if (Status s = checkCounts(call, groups, room, "groups"); !s)
+    return s;
+  const S *rows = call.input<S>(0), *bias = call.input<S>(2);
+  S *out = std::copy_n(rows, room * width, call.output<S>(0)) - room * width;
+  if (call.params.integer("part") != 0)
+    return {};
+  for (int32_t size : groups) {
+    for (int64_t i = 0; i < size * width; ++i)
+      out[i] = S(double(out[i]) + double(bias[i % width]));
+    out += size * width;
+    bias += width;
+  }
+  return {};
+}
+
 template <typename S> Status combine(const Call &call) {
   const S *rows = call.input<S>(0), *weights = call.input<S>(2);
   const int32_t *pos = call.input<int32_t>(1);
@@ -237,6 +256,7 @@ INSTANTIATE(pack)
 INSTANTIATE(regroup)
 INSTANTIATE(ungroup)
 INSTANTIATE(grouped_matmul)
+INSTANTIATE(grouped_bias)
 INSTANTIATE(combine)
 
 } // namespace moira::rt::host::ref

@@ -116,6 +116,21 @@ TEST_F(CudaCalls, NormsOfNarrowAndWideRows) {
                {T(Shape{7, 3, 40})}, params({{"norm_dims", 2}}, {{"eps", 1e-5}}), {});
 }
 
+TEST_F(CudaCalls, LayerNormsOfNarrowAndWideRows) {
+  for (Mode mode : allModes())
+    for (int64_t width : {1, 16, 31, 1000, 1024, 1025, 5000}) {
+      int64_t rows = random.between(1, 40);
+      Operand x = T(random.normal<float>({2, rows, width})), w = T(random.normal<float>({width})),
+              b = T(random.normal<float>({width}));
+      CallParams p = params({{"norm_dims", 1}}, {{"eps", 1e-5}});
+      expectAgrees(*gpu, "layer_norm", {x, w, b}, {T(Shape{2, rows, width})}, p, mode);
+      expectAgrees(*gpu, "layer_norm", {x, w}, {T(Shape{2, rows, width})}, p, mode);
+      // f32 activations beside weights of the compute type.
+      expectAgrees(*gpu, "layer_norm", {A(random.normal<float>({2, rows, width})), w, b},
+                   {T(Shape{2, rows, width})}, p, mode);
+    }
+}
+
 TEST_F(CudaCalls, ElementwiseCalls) {
   for (Mode mode : allModes()) {
     int64_t b = random.between(1, 4), s = random.between(1, 70), d = random.between(1, 300);
@@ -128,6 +143,15 @@ TEST_F(CudaCalls, ElementwiseCalls) {
                  params({}, {{"min", -0.5}, {"max", 0.75}}), mode);
     expectAgrees(*gpu, "sigmoid_gate", {x, T(random.normal<float>({b, s, 1}))}, {T(Shape{b, s, d})},
                  {}, mode);
+    expectAgrees(*gpu, "scale", {x}, {T(Shape{b, s, d})}, params({}, {{"factor", 0.22}}), mode);
+    expectAgrees(*gpu, "scale", {x}, {A(Shape{b, s, d})}, params({}, {{"factor", -3}}), mode);
+    expectAgrees(
+        *gpu, "glu", {T(random.normal<float>({b, s, 2, d}))}, {T(Shape{b, s, d})},
+        params({}, {{"limit", 0.75}, {"alpha", 1.702}, {"up_shift", 1}}, {{"activation", "silu"}}),
+        mode);
+    for (const char *activation : {"silu", "gelu", "gelu_tanh", "relu"})
+      expectAgrees(*gpu, "act", {x}, {T(Shape{b, s, d})},
+                   params({}, {}, {{"activation", activation}}), mode);
     for (const char *activation : {"silu", "gelu", "gelu_tanh", "relu"})
       expectAgrees(*gpu, "glu", {T(random.normal<float>({b, s, 2, d}))}, {T(Shape{b, s, d})},
                    params({}, {}, {{"activation", activation}}), mode);

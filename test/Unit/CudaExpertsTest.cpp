@@ -215,6 +215,20 @@ TEST_F(CudaExperts, GroupedProducts) {
     }
 }
 
+TEST_F(CudaExperts, GroupedBiasOfEveryGroup) {
+  for (Mode mode : allModes())
+    for (int i = 0; i < 12; ++i) {
+      int64_t n = random.between(1, 40), rows = random.between(1, 300),
+              wide = random.between(1, 300);
+      std::vector<Operand> in{T(random.normal<float>({rows, 2, wide})),
+                              I(someGroups(random, n, rows, i % 3)),
+                              T(random.normal<float>({n, 2, wide}))};
+      for (int64_t part : {0, 1})
+        expectAgrees(*gpu, "grouped_bias", in, {T(Shape{rows, 2, wide})}, params({{"part", part}}),
+                     mode);
+    }
+}
+
 TEST_F(CudaExperts, GroupedProductsWithoutRowsOrDepth) {
   for (Mode mode : allModes()) {
     CallParams p = params({{"contract", 1}});
@@ -256,6 +270,10 @@ TEST_F(CudaExperts, DataOutOfRangeSetsTheFlag) {
                {T(random.normal<float>({10, 8})), I(Tensor<int32_t>({1, 3}, {INT32_MAX, count, 3})),
                 T(random.normal<float>({3, 4, 8}))},
                {T(Shape{10, 4})}, params({{"contract", 1}}), {.dtype = dtype, .fault = 4});
+    runOnGpu(*gpu, "grouped_bias",
+             {T(random.normal<float>({10, 4})), I(Tensor<int32_t>({1, 3}, {INT32_MAX, count, 3})),
+              T(random.normal<float>({3, 4}))},
+             {T(Shape{10, 4})}, params({{"part", 0}}), {.fault = 4});
   }
   for (int32_t row : {-2, 10, INT32_MIN, INT32_MAX})
     runOnGpu(*gpu, "combine",

@@ -278,6 +278,56 @@ TEST(HostCalls, GluKnowsItsActivations) {
           .ok());
 }
 
+TEST(HostCalls, ClampedGluBoundsBothHalves) {
+  // Gate 9 becomes 7, up -9 becomes -7 and then -6; a gate of -9 stays.
+  Tensor<double> x({2, 2, 1}, {9, -9, -9, 0.5}), out({2, 1});
+  CallParams p =
+      params({}, {{"limit", 7}, {"alpha", 1.702}, {"up_shift", 1}}, {{"activation", "silu"}});
+  ASSERT_TRUE(call("glu", CallFlavor::reference, {x}, {out}, p).ok());
+  EXPECT_NEAR(out.values[0], 7 / (1 + std::exp(-1.702 * 7)) * -6, 1e-13);
+  EXPECT_NEAR(out.values[1], -9 / (1 + std::exp(1.702 * 9)) * 1.5, 1e-13);
+  p.texts["activation"] = "relu";
+  EXPECT_FALSE(call("glu", CallFlavor::reference, {x}, {out}, p).ok()) << "alpha is silu's";
+}
+
+TEST(HostCalls, LayerNormCentresAndScales) {
+  // Mean 5, variance 4 (divided by 2, not 1).
+  Tensor<double> x({1, 2}, {3, 7}), w({2}, {1, 10}), b({2}, {100, 200}), out({1, 2});
+  CallParams p = params({{"norm_dims", 1}}, {{"eps", 5}});
+  ASSERT_TRUE(call("layer_norm", CallFlavor::reference, {x, w, b}, {out}, p).ok());
+  EXPECT_DOUBLE_EQ(out.values[0], 100 - 2 / 3.0);
+  EXPECT_DOUBLE_EQ(out.values[1], 200 + 20 / 3.0);
+  ASSERT_TRUE(call("layer_norm", CallFlavor::reference, {x, w}, {out}, p).ok());
+  EXPECT_DOUBLE_EQ(out.values[1], 20 / 3.0);
+}
+
+TEST(HostCalls, ActAndScale) {
+  Tensor<float> x({3}, {-2, 0, 4}), out({3});
+  for (CallFlavor flavor : flavors) {
+    ASSERT_TRUE(call("act", flavor, {x}, {out}, params({}, {}, {{"activation", "relu"}})).ok());
+    EXPECT_EQ(out.values, (std::vector<float>{0, 0, 4}));
+    ASSERT_TRUE(call("scale", flavor, {x}, {out}, params({}, {{"factor", -0.25}})).ok());
+    EXPECT_EQ(out.values, (std::vector<float>{0.5, -0.0f, -1}));
+    EXPECT_FALSE(call("act", flavor, {x}, {out}, params({}, {}, {{"activation", "x"}})).ok());
+  }
+}
+
+TEST(HostCalls, GroupedBiasIsAddedOnceToEachGroup) {
+  // Groups of 1, 0 and 2 rows; the last row belongs to nobody.
+  Tensor<float> rows({4, 2}, {1, 2, 3, 4, 5, 6, 0, 0}), b({3, 2}, {10, 20, 30, 40, 50, 60}),
+      out({4, 2});
+  Tensor<int32_t> groups({1, 3}, {1, 0, 2});
+  for (CallFlavor flavor : flavors) {
+    ASSERT_TRUE(call("grouped_bias", flavor, {rows, groups, b}, {out}, params({{"part", 0}})).ok());
+    EXPECT_EQ(out.values, (std::vector<float>{11, 22, 53, 64, 55, 66, 0, 0}));
+    ASSERT_TRUE(call("grouped_bias", flavor, {rows, groups, b}, {out}, params({{"part", 1}})).ok());
+    EXPECT_EQ(out.values, rows.values) << "another rank adds it";
+    EXPECT_FALSE(call("grouped_bias", flavor, {rows, Tensor<int32_t>({1, 3}, {3, 3, -1}), b}, {out},
+                      params({{"part", 0}}))
+                     .ok());
+  }
+}
+
 TEST(HostCalls, AddClampAndGate) {
   Tensor<float> a({2, 1, 2}, {1, 2, 3, 4}), b({2}, {10, 20}), out({2, 1, 2});
   ASSERT_TRUE(call("add", CallFlavor::fast, {a, b}, {out}, {}).ok());
@@ -298,6 +348,12 @@ TEST(HostCalls, RowwiseCallsAgreeOnRandomShapes) {
     EXPECT_LT(worstError("rms_norm", {x, random.normal<float>({h, d})}, x.shape,
                          params({{"norm_dims", 2}}, {{"eps", 1e-6}})),
               1e-6);
+    EXPECT_LT(worstError("layer_norm",
+                         {x, random.normal<float>({h, d}), random.normal<float>({h, d})}, x.shape,
+                         params({{"norm_dims", 2}}, {{"eps", 1e-5}})),
+              1e-6);
+    EXPECT_LT(worstError("scale", {x}, x.shape, params({}, {{"factor", 0.3}})), 1e-6);
+    EXPECT_LT(worstError("act", {x}, x.shape, params({}, {}, {{"activation", "gelu"}})), 1e-6);
     EXPECT_LT(worstError("sum_squares", {x}, {2, t}, params({{"norm_dims", 2}})), 1e-6);
     EXPECT_LT(worstError("glu", {random.normal<float>({t, 2, d})}, {t, d},
                          params({}, {}, {{"activation", "silu"}})),

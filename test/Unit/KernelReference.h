@@ -119,6 +119,21 @@ inline Data evaluateStep(const KernelStep &step, const std::vector<Data> &v,
     normalise(v[step.args[1]], [&](size_t block) { return sumSquares(block * n, n) / n; });
     break;
   }
+  case StepKind::LayerNorm: {
+    const Data &w = v[step.args[1]];
+    size_t n = w.size();
+    for (size_t block = 0; block < x.size() / n; ++block) {
+      double mean = 0, variance = 0;
+      for (size_t i = 0; i < n; ++i)
+        mean += x[block * n + i] / n;
+      for (size_t i = 0; i < n; ++i)
+        variance += std::pow(x[block * n + i] - mean, 2) / n;
+      for (size_t i = 0; i < n; ++i)
+        out.push_back((x[block * n + i] - mean) / std::sqrt(variance + step.eps) * w[i] +
+                      (step.args.size() > 2 ? v[step.args[2]][i] : 0));
+    }
+    break;
+  }
   case StepKind::SumSquares: {
     size_t n = product(shape.take_back(step.normDims));
     for (size_t block = 0; block < x.size() / n; ++block)
@@ -133,6 +148,14 @@ inline Data evaluateStep(const KernelStep &step, const std::vector<Data> &v,
     for (size_t i = 0; i < x.size(); ++i)
       out.push_back(x[i] + v[step.args[1]][i % v[step.args[1]].size()]);
     break;
+  case StepKind::Scale:
+    for (double e : x)
+      out.push_back(e * float(step.factor));
+    break;
+  case StepKind::Act:
+    for (double e : x)
+      out.push_back(activate(step.activation, e));
+    break;
   case StepKind::Clamp:
     for (double e : x)
       out.push_back(std::min(std::max(e, double(float(step.lo))), double(float(step.hi))));
@@ -141,7 +164,11 @@ inline Data evaluateStep(const KernelStep &step, const std::vector<Data> &v,
     size_t f = shape.back();
     for (size_t i = 0; i < x.size() / 2; ++i) {
       size_t at = i / f * 2 * f + i % f;
-      out.push_back(activate(step.activation, x[at]) * x[at + f]);
+      double gate = std::min(x[at], step.limit);
+      double up = std::max(std::min(x[at + f], step.limit), -step.limit) + step.upShift;
+      double act =
+          step.alpha == 1 ? activate(step.activation, gate) : gate * sigmoid(step.alpha * gate);
+      out.push_back(act * up);
     }
     break;
   }

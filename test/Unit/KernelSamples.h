@@ -77,6 +77,31 @@ public:
         unsigned x = k.input(t, {pick({1, 3}), 2, width()});
         k.output(k.glu(x, act));
       });
+    add([&](KernelSpec &k) { // the clamped form of glu
+      unsigned x = k.input(t, {pick({1, 3}), 2, width()});
+      unsigned y = k.glu(x, Activation::Silu);
+      k.back().limit = 0.75;
+      k.back().alpha = 1.702;
+      k.back().upShift = 1;
+      k.output(y);
+    });
+    add([&](KernelSpec &k) { // layer_norm with a bias, of a scaled sum that is stored
+      int64_t n = width();
+      unsigned x = k.input(t, {n}), r = k.input(t, {n}), w = k.shared(t, {n}), b = k.shared(t, {n});
+      unsigned sum = k.add(x, k.scale(r, 0.22));
+      k.output(sum);
+      k.output(k.layerNorm(sum, w, b, 1e-5));
+    });
+    add([&](KernelSpec &k) { // layer_norm without one, over two dims behind a leading one
+      int64_t h = pick({1, 3}), d = pick({2, 16, 80});
+      unsigned x = k.input(t, {5, h, d}), w = k.shared(t, {h, d});
+      k.output(k.layerNorm(x, w, std::nullopt, 1e-5));
+    });
+    add([&](KernelSpec &k) { // bias and activation
+      int64_t n = width();
+      unsigned x = k.input(t, {n}), b = k.shared(t, {n});
+      k.output(k.act(k.add(x, b), Activation(random() % 4)));
+    });
     add([&](KernelSpec &k) { // glu into a norm: recomputed in both passes
       int64_t n = width();
       unsigned x = k.input(t, {2, n}), w = k.shared(t, {n});

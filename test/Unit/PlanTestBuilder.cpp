@@ -40,7 +40,8 @@ Offset<fb::State> stateOf(FlatBufferBuilder &b, const StateSpec &s) {
   Offset<fb::Source> source = 0;
   if (!s.sources.empty())
     source = fb::CreateSource(b, b.CreateVectorOfStrings(s.sources), s.perExpert,
-                              b.CreateVector(s.diskShape));
+                              b.CreateVector(s.diskShape),
+                              s.permute.empty() ? 0 : b.CreateVector(s.permute));
   return fb::CreateState(b, b.CreateString(s.name), s.dtype, b.CreateVector(s.shape),
                          dimsOf(b, s.dims), s.arena, s.offset, source);
 }

@@ -66,6 +66,7 @@ struct StateSpec {
   bool perExpert = false;
   std::vector<int64_t> diskShape{};
   fb::DType dtype = fb::DType::f32;
+  std::vector<uint8_t> permute{}; // empty: none
 };
 struct ProgramSpec {
   std::string name{};

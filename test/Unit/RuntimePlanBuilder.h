@@ -50,6 +50,7 @@ struct SourceSpec {
   std::vector<std::string> names;
   bool perExpert = false;
   Shape disk;
+  std::vector<uint8_t> permute = {}; // empty: none
 };
 
 struct InputRange {
@@ -83,12 +84,13 @@ public:
     uint32_t state(const std::string &name, fb::DType type, const Shape &shape,
                    const std::vector<DimSpec> &dims, const SourceSpec &source) {
       Shape local = localShape(shape, dims);
-      states.push_back(
-          fb::CreateState(b(), b().CreateString(name), type, b().CreateVector(shape),
-                          owner->dims(dims), 0, stateBytes,
-                          fb::CreateSource(b(), b().CreateVectorOfStrings(source.names),
-                                           source.perExpert, b().CreateVector(source.disk)),
-                          -1));
+      states.push_back(fb::CreateState(
+          b(), b().CreateString(name), type, b().CreateVector(shape), owner->dims(dims), 0,
+          stateBytes,
+          fb::CreateSource(b(), b().CreateVectorOfStrings(source.names), source.perExpert,
+                           b().CreateVector(source.disk),
+                           source.permute.empty() ? 0 : b().CreateVector(source.permute)),
+          -1));
       uint32_t v = addView(0, stateBytes, 0, type, local, -1);
       stateBytes += padded(type, local);
       return v;

@@ -34,6 +34,25 @@ bool next(Shape &index, const Shape &shape) {
   return false;
 }
 
+/// A block of `shape` as it lies on disk: dimension order[i] of the block is the i-th there.
+std::vector<float> permuted(const std::vector<float> &block, const Shape &shape,
+                            const std::vector<uint8_t> &order) {
+  Shape stored, index(shape.size(), 0);
+  for (uint8_t d : order)
+    stored.push_back(shape[d]);
+  std::vector<float> out;
+  do {
+    Shape inBlock(shape.size());
+    for (size_t i = 0; i < order.size(); ++i)
+      inBlock[order[i]] = index[i];
+    int64_t at = 0;
+    for (size_t d = 0; d < shape.size(); ++d)
+      at = at * shape[d] + inBlock[d];
+    out.push_back(block[at]);
+  } while (next(index, stored));
+  return out;
+}
+
 struct Case {
   PlanBuilder::Mesh mesh;
   Shape shape;
@@ -76,6 +95,15 @@ Case randomCase(std::mt19937 &random) {
     c.source.names.push_back(perExpert ? "experts.{e}.w" + std::to_string(j)
                                        : "w" + std::to_string(j));
   Shape block(c.shape.begin() + perExpert + list, c.shape.end());
+  if (pick(0, 1)) { // dimensions in another order
+    for (size_t d = 0; d < block.size(); ++d)
+      c.source.permute.push_back(static_cast<uint8_t>(d));
+    std::shuffle(c.source.permute.begin(), c.source.permute.end(), random);
+    Shape stored;
+    for (uint8_t d : c.source.permute)
+      stored.push_back(block[d]);
+    block = stored;
+  }
   switch (pick(0, 2)) { // any reshape of the block
   case 0:
     c.source.disk = block;
@@ -107,6 +135,9 @@ TEST(RuntimeWeights, EveryRankGetsItsBox) {
     for (int64_t e = 0; e < experts; ++e)
       for (const std::string &name : c.source.names) {
         std::vector<float> part(global.begin() + at, global.begin() + at + block);
+        if (!c.source.permute.empty())
+          part = permuted(part, Shape(c.shape.end() - c.source.permute.size(), c.shape.end()),
+                          c.source.permute);
         at += block;
         tensors.push_back(testTensor(sourceName(name, e), "F32", c.source.disk, part));
       }

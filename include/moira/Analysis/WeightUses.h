@@ -37,7 +37,8 @@ struct WeightUse {
 ///     glu(linear(x, w[2,F,D])), linear(glu, w[D,F])   w, 1: denseWidth, or sharedWidth beside a
 ///                                                     dispatch of the same x
 ///     glu(grouped_matmul(rows, w[E,2,F,D]))           w, 0: experts; w, 2: expertWidth
-///     embedding(ids, w[V,D]), return linear(x, w[V,D])  w, 0: vocabulary
+///     act(grouped_bias(grouped_matmul …, b[E,F]))     the same through biases and the like; b, 0:
+///     experts, 1: expertWidth embedding(ids, w[V,D]), return linear(x, w[V,D])  w, 0: vocabulary
 std::vector<WeightUse> collectWeightUses(mlir::ModuleOp module);
 
 } // namespace moira

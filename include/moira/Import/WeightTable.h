@@ -22,6 +22,7 @@ struct WeightState {
   std::vector<std::string> from;    // names in the checkpoint, {e} for the expert
   bool perExpert = false;
   llvm::SmallVector<int64_t> diskShape; // of each named tensor
+  llvm::SmallVector<int64_t> permute;   // of its dimensions, as #moe.source has it; empty: none
 
   int64_t elements() const;
 };

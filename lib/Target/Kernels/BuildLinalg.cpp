@@ -1,8 +1,8 @@
 //===- BuildLinalg.cpp - Kernel specs as linalg on tensors ----------------===//
 //
-// One linalg.generic per step (two for rms_norm). Iteration space: row, leading dims, then the dims
-// of the step (RowLayout.h). Element types are those of the spec; arithmetic is f32 inside the
-// bodies, so that rounding is where the spec says.
+// One linalg.generic per step (two for rms_norm, three for layer_norm). Iteration space: row,
+// leading dims, then the dims of the step (RowLayout.h). Element types are those of the spec;
+// arithmetic is f32 inside the bodies, so that rounding is where the spec says.
 //
 //===----------------------------------------------------------------------===//
 #include "Lowering.h"
@@ -20,6 +20,7 @@
 #include "mlir/Dialect/Vector/IR/VectorOps.h"
 #include "mlir/IR/ImplicitLocOpBuilder.h"
 #include "mlir/IR/Verifier.h"
+#include <cmath>
 
 using namespace mlir;
 using namespace moira::kernels;
@@ -54,6 +55,7 @@ struct Scalar {
 
   Value constant(double v) { return arith::ConstantOp::create(b, loc, b.getF32FloatAttr(v)); }
   Value add(Value x, Value y) { return arith::AddFOp::create(b, loc, x, y); }
+  Value sub(Value x, Value y) { return arith::SubFOp::create(b, loc, x, y); }
   Value mul(Value x, Value y) { return arith::MulFOp::create(b, loc, x, y); }
   Value div(Value x, Value y) { return arith::DivFOp::create(b, loc, x, y); }
   Value neg(Value x) { return arith::NegFOp::create(b, loc, x); }
@@ -62,6 +64,9 @@ struct Scalar {
   Value less(Value x, Value y) {
     return arith::CmpFOp::create(b, loc, arith::CmpFPredicate::OLT, x, y);
   }
+  /// NaN stays.
+  Value atLeast(Value x, double lo) { return select(less(x, constant(lo)), constant(lo), x); }
+  Value atMost(Value x, double hi) { return select(less(constant(hi), x), constant(hi), x); }
   /// x * sigmoid(g)
   Value gate(Value x, Value g) { return div(x, add(constant(1), exp(neg(g)))); }
 
@@ -188,8 +193,8 @@ private:
         .getResult(0);
   }
 
-  /// Σ x² over all dims behind the point's.
-  Value sumOfSquares(Value x) {
+  /// Σ term(x, others…) over all dims behind the point's; the others have one element per point.
+  Value sumOver(Value x, ValueRange others, Body term) {
     unsigned n = cast<RankedTensorType>(x.getType()).getRank(), p = pointDims();
     SmallVector<int64_t> shape{ShapedType::kDynamic};
     llvm::append_range(shape, layout.leadSizes);
@@ -198,15 +203,24 @@ private:
     Value init = linalg::FillOp::create(b, loc, zero, empty(type)).getResult(0);
     SmallVector<utils::IteratorType> iterators(p, utils::IteratorType::parallel);
     iterators.resize(n, utils::IteratorType::reduction);
+    SmallVector<Value> inputs{x};
+    llvm::append_range(inputs, others);
+    SmallVector<AffineMap> maps(inputs.size() + 1, map(n, firstDims(p)));
+    maps.front() = b.getMultiDimIdentityMap(n);
     return linalg::GenericOp::create(
-               b, loc, TypeRange{type}, ValueRange{x}, ValueRange{init},
-               ArrayRef<AffineMap>{b.getMultiDimIdentityMap(n), map(n, firstDims(p))}, iterators,
-               [](OpBuilder &inner, Location l, ValueRange args) {
+               b, loc, TypeRange{type}, inputs, ValueRange{init}, maps, iterators,
+               [&](OpBuilder &inner, Location l, ValueRange args) {
                  Scalar s{inner, l};
-                 Value wide = s.toF32(args[0]);
-                 linalg::YieldOp::create(inner, l, s.add(args[1], s.mul(wide, wide)));
+                 SmallVector<Value> wide;
+                 for (Value a : args.drop_back())
+                   wide.push_back(s.toF32(a));
+                 linalg::YieldOp::create(inner, l, s.add(args.back(), term(s, wide)));
                })
         .getResult(0);
+  }
+
+  Value sumOfSquares(Value x) {
+    return sumOver(x, {}, [](Scalar &s, ValueRange v) { return s.mul(v[0], v[0]); });
   }
 
   Value normalise(unsigned result, unsigned x, Value ss, unsigned w, double count, double eps) {
@@ -220,6 +234,35 @@ private:
           Value scaled = s.mul(v[0], s.div(s.constant(1), root));
           return s.mul(scaled, v[2]);
         });
+  }
+
+  /// Two sums, the second one of distances from the mean: no cancellation.
+  Value layerNorm(const KernelStep &step, unsigned result) {
+    unsigned x = step.args[0], w = step.args[1], n = rank(x);
+    double count = 1;
+    for (int64_t d : values[w].shape)
+      count *= d;
+    auto distance = [&](Scalar &s, Value v, Value sum) {
+      return s.sub(v, s.div(sum, s.constant(count)));
+    };
+    Value sum = sumOver(tensors[x], {}, [](Scalar &, ValueRange v) { return v[0]; });
+    Value squares = sumOver(tensors[x], {sum}, [&](Scalar &s, ValueRange v) {
+      Value d = distance(s, v[0], v[1]);
+      return s.mul(d, d);
+    });
+    AffineMap point = map(n, firstDims(pointDims()));
+    SmallVector<Value> operands{tensors[x], sum, squares, tensors[w]};
+    SmallVector<AffineMap> maps{b.getMultiDimIdentityMap(n), point, point, suffixMap(w, n)};
+    if (step.args.size() > 2) {
+      operands.push_back(tensors[step.args[2]]);
+      maps.push_back(suffixMap(step.args[2], n));
+    }
+    return elementwise(tensorType(result), operands, maps, [&](Scalar &s, ValueRange v) {
+      Value variance = s.div(v[2], s.constant(count));
+      Value root = math::SqrtOp::create(s.b, s.loc, s.add(variance, s.constant(step.eps)));
+      Value scaled = s.mul(s.mul(distance(s, v[0], v[1]), s.div(s.constant(1), root)), v[3]);
+      return v.size() > 4 ? s.add(scaled, v[4]) : scaled;
+    });
   }
 
   Value rope(const KernelStep &step, unsigned result) {
@@ -252,6 +295,18 @@ private:
         });
   }
 
+  static Value gatedProduct(Scalar &s, const KernelStep &step, Value gate, Value up) {
+    if (std::isfinite(step.limit)) {
+      gate = s.atMost(gate, step.limit);
+      up = s.atMost(s.atLeast(up, -step.limit), step.limit);
+    }
+    if (step.upShift != 0)
+      up = s.add(up, s.constant(step.upShift));
+    Value activated = step.alpha == 1 ? s.activate(step.activation, gate)
+                                      : s.gate(gate, s.mul(gate, s.constant(step.alpha)));
+    return s.mul(activated, up);
+  }
+
   Value build(const KernelStep &step, unsigned result) {
     unsigned x = step.args[0], n = rank(x);
     RankedTensorType type = tensorType(result);
@@ -263,6 +318,8 @@ private:
         count *= d;
       return normalise(result, x, sumOfSquares(tensors[x]), step.args[1], count, step.eps);
     }
+    case StepKind::LayerNorm:
+      return layerNorm(step, result);
     case StepKind::SumSquares:
       return sumOfSquares(tensors[x]);
     case StepKind::RmsApply:
@@ -271,11 +328,17 @@ private:
       return elementwise(type, {tensors[x], tensors[step.args[1]]},
                          {identity, suffixMap(step.args[1], n)},
                          [](Scalar &s, ValueRange v) { return s.add(v[0], v[1]); });
+    case StepKind::Scale:
+      return elementwise(type, {tensors[x]}, {identity}, [&](Scalar &s, ValueRange v) {
+        return s.mul(v[0], s.constant(step.factor));
+      });
     case StepKind::Clamp:
       return elementwise(type, {tensors[x]}, {identity}, [&](Scalar &s, ValueRange v) {
-        Value lo = s.constant(step.lo), hi = s.constant(step.hi);
-        Value low = s.select(s.less(v[0], lo), lo, v[0]);
-        return s.select(s.less(hi, low), hi, low);
+        return s.atMost(s.atLeast(v[0], step.lo), step.hi);
+      });
+    case StepKind::Act:
+      return elementwise(type, {tensors[x]}, {identity}, [&](Scalar &s, ValueRange v) {
+        return s.activate(step.activation, v[0]);
       });
     case StepKind::Glu: {
       unsigned m = n - 1; // iteration dims: those of the result
@@ -286,7 +349,7 @@ private:
       };
       return elementwise(
           type, {tensors[x], tensors[x]}, {half(0), half(1)},
-          [&](Scalar &s, ValueRange v) { return s.mul(s.activate(step.activation, v[0]), v[1]); });
+          [&](Scalar &s, ValueRange v) { return gatedProduct(s, step, v[0], v[1]); });
     }
     case StepKind::SigmoidGate: {
       SmallVector<AffineExpr> exprs = firstDims(n);

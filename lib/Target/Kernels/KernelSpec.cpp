@@ -89,6 +89,12 @@ static unsigned addStep(KernelSpec &spec, KernelStep step) {
 unsigned KernelSpec::rmsNorm(unsigned x, unsigned w, double eps) {
   return addStep(*this, {.kind = StepKind::RmsNorm, .args = {x, w}, .eps = eps});
 }
+unsigned KernelSpec::layerNorm(unsigned x, unsigned w, std::optional<unsigned> b, double eps) {
+  KernelStep step{.kind = StepKind::LayerNorm, .args = {x, w}, .eps = eps};
+  if (b)
+    step.args.push_back(*b);
+  return addStep(*this, std::move(step));
+}
 unsigned KernelSpec::sumSquares(unsigned x, unsigned normDims) {
   unsigned v = addStep(*this, {.kind = StepKind::SumSquares, .args = {x}, .normDims = normDims});
   back().type = ScalarType::F32;
@@ -100,6 +106,12 @@ unsigned KernelSpec::rmsApply(unsigned x, unsigned ss, unsigned w, double eps, i
 }
 unsigned KernelSpec::add(unsigned a, unsigned b) {
   return addStep(*this, {.kind = StepKind::Add, .args = {a, b}});
+}
+unsigned KernelSpec::scale(unsigned x, double factor) {
+  return addStep(*this, {.kind = StepKind::Scale, .args = {x}, .factor = factor});
+}
+unsigned KernelSpec::act(unsigned x, Activation activation) {
+  return addStep(*this, {.kind = StepKind::Act, .args = {x}, .activation = activation});
 }
 unsigned KernelSpec::clamp(unsigned x, double lo, double hi) {
   return addStep(*this, {.kind = StepKind::Clamp, .args = {x}, .lo = lo, .hi = hi});
@@ -136,10 +148,10 @@ public:
       : spec(spec), index(index), step(spec.steps[index]), values(values) {}
 
   Error run() {
-    static constexpr unsigned arity[] = {2, 1, 3, 2, 1, 1, 2, 3, 1};
-    if (step.args.size() != arity[unsigned(step.kind)])
-      return fail(llvm::formatv("has {0} arguments and needs {1}", step.args.size(),
-                                arity[unsigned(step.kind)]));
+    static constexpr unsigned arity[] = {2, 3, 1, 3, 2, 1, 1, 1, 1, 2, 3, 1};
+    unsigned most = arity[unsigned(step.kind)], least = most - (step.kind == StepKind::LayerNorm);
+    if (step.args.size() < least || step.args.size() > most)
+      return fail(llvm::formatv("has {0} arguments and needs {1}", step.args.size(), most));
     for (unsigned a : step.args)
       if (a >= values.size())
         return fail(llvm::formatv("reads v{0}, which does not exist before it", a));
@@ -182,6 +194,14 @@ private:
     switch (step.kind) {
     case StepKind::RmsNorm:
       return checkWeight(1);
+    case StepKind::LayerNorm:
+      if (Error e = checkWeight(1))
+        return e;
+      if (step.args.size() < 3)
+        return Error::success();
+      if (arg(2).shape != arg(1).shape)
+        return mismatch("a bias", arg(2).shape, "it must have the weight's, " + str(arg(1).shape));
+      return checkWeight(2);
     case StepKind::SumSquares:
       if (step.normDims < 1 || step.normDims > x.size())
         return fail(llvm::formatv("sums over {0} dims of {1}", step.normDims, str(x)));
@@ -211,6 +231,10 @@ private:
     case StepKind::Glu:
       if (x.size() < 2 || x[x.size() - 2] != 2)
         return mismatch("an argument", x, "it must be [..,2,F]");
+      if (!(step.limit > 0))
+        return fail("has a limit that is not positive");
+      if (step.alpha != 1 && step.activation != Activation::Silu)
+        return fail("has an alpha, which only silu takes");
       return Error::success();
     case StepKind::SigmoidGate: {
       ArrayRef<int64_t> g = arg(1).shape;
@@ -229,6 +253,8 @@ private:
                         "cos and sin must be inputs of shape [S,r], 2r at most d, x is " + str(x));
       return Error::success();
     }
+    case StepKind::Scale:
+    case StepKind::Act:
     case StepKind::Cast:
       return Error::success();
     }

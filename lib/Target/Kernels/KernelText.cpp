@@ -9,6 +9,7 @@
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/Format.h"
 #include "llvm/Support/raw_ostream.h"
+#include <cmath>
 #include <optional>
 
 using namespace moira::kernels;
@@ -19,8 +20,9 @@ using llvm::StringRef;
 
 static constexpr StringRef kTypes[] = {"f32", "bf16", "f16", "i32"};
 static constexpr StringRef kActivations[] = {"silu", "gelu", "gelu_tanh", "relu"};
-static constexpr StringRef kSteps[] = {"rms_norm", "sum_squares",  "rms_apply", "add", "clamp",
-                                       "glu",      "sigmoid_gate", "rope",      "cast"};
+static constexpr StringRef kSteps[] = {"rms_norm", "layer_norm",   "sum_squares", "rms_apply",
+                                       "add",      "scale",        "clamp",       "act",
+                                       "glu",      "sigmoid_gate", "rope",        "cast"};
 
 StringRef moira::kernels::toString(ScalarType type) { return kTypes[unsigned(type)]; }
 StringRef moira::kernels::toString(Activation a) { return kActivations[unsigned(a)]; }
@@ -53,6 +55,7 @@ std::string KernelSpec::key() const {
       os << " count=" << step.count;
       [[fallthrough]];
     case StepKind::RmsNorm:
+    case StepKind::LayerNorm:
       real("eps", step.eps);
       break;
     case StepKind::SumSquares:
@@ -62,8 +65,20 @@ std::string KernelSpec::key() const {
       real("lo", step.lo);
       real("hi", step.hi);
       break;
+    case StepKind::Scale:
+      real("by", step.factor);
+      break;
+    case StepKind::Act:
+      os << " act=" << toString(step.activation);
+      break;
     case StepKind::Glu:
       os << " act=" << toString(step.activation);
+      if (std::isfinite(step.limit))
+        real("limit", step.limit);
+      if (step.alpha != 1)
+        real("alpha", step.alpha);
+      if (step.upShift != 0)
+        real("up_shift", step.upShift);
       break;
     default:
       break;
@@ -116,6 +131,14 @@ static bool readAttribute(StringRef text, KernelStep &step) {
     return !value.getAsDouble(step.lo);
   if (name == "hi")
     return !value.getAsDouble(step.hi);
+  if (name == "by")
+    return !value.getAsDouble(step.factor);
+  if (name == "limit")
+    return !value.getAsDouble(step.limit);
+  if (name == "alpha")
+    return !value.getAsDouble(step.alpha);
+  if (name == "up_shift")
+    return !value.getAsDouble(step.upShift);
   if (name == "count")
     return !value.getAsInteger(10, step.count);
   if (name == "dims")

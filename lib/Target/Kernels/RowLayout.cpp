@@ -94,6 +94,13 @@ Error Analysis::collect() {
           return e;
       break;
     }
+    case StepKind::LayerNorm:
+      for (unsigned w : llvm::ArrayRef(step.args).drop_front())
+        if (Error e = use(w, Use::Suffix, x))
+          return e;
+      if (Error e = reduceFrom(rank - shape(step.args[1]).size()))
+        return e;
+      break;
     case StepKind::SumSquares:
       if (Error e = reduceFrom(rank - step.normDims))
         return e;
@@ -130,7 +137,9 @@ Error Analysis::collect() {
       prefixCuts.push_back(1);
       break;
     }
+    case StepKind::Scale:
     case StepKind::Clamp:
+    case StepKind::Act:
     case StepKind::Cast:
       break;
     }

@@ -114,9 +114,13 @@ void Reader::readState(const fb::State &state) {
     SmallVector<Attribute> names;
     for (const flatbuffers::String *name : *source->names())
       names.push_back(text(name));
-    from = moe::SourceAttr::get(builder.getContext(), builder.getArrayAttr(names),
-                                source->per_expert(),
-                                builder.getDenseI64ArrayAttr(toVector(*source->disk_shape())));
+    DenseI64ArrayAttr permute;
+    if (source->permute())
+      permute = builder.getDenseI64ArrayAttr(
+          SmallVector<int64_t>(source->permute()->begin(), source->permute()->end()));
+    from = moe::SourceAttr::get(
+        builder.getContext(), builder.getArrayAttr(names), source->per_expert(),
+        builder.getDenseI64ArrayAttr(toVector(*source->disk_shape())), permute);
   }
   StateOp::create(builder, loc, text(state.name()),
                   TypeAttr::get(globalType(state.dtype(), *state.shape(), *state.dims())),

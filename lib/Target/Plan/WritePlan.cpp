@@ -147,7 +147,11 @@ Offset<fb::State> Writer::writeState(StateOp state) {
       names.push_back(text(name.getValue()));
     auto list = out.CreateVector(names);
     auto disk = sizes(source.getDiskShape().asArrayRef());
-    from = fb::CreateSource(out, list, source.getPerExpert(), disk);
+    Offset<flatbuffers::Vector<uint8_t>> permute;
+    if (DenseI64ArrayAttr order = source.getPermute())
+      permute = out.CreateVector(
+          std::vector<uint8_t>(order.asArrayRef().begin(), order.asArrayRef().end()));
+    from = fb::CreateSource(out, list, source.getPerExpert(), disk, permute);
   }
   auto name = text(state.getName());
   auto shape = sizes(type.getShape());

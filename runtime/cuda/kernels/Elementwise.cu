@@ -1,21 +1,22 @@
 //===- Elementwise.cu - element-wise and row-wise calls ---------------------===//
-// rms_norm and its two halves, add, clamp, glu, sigmoid_gate, rope, all in f32 between a load and a
-// store. The mesh program runs generated kernels instead of these.
+// Norms, add, scale, clamp, act, glu, sigmoid_gate, rope, all in f32 between a load and a store.
+// The mesh program runs generated kernels instead of these.
 //===----------------------------------------------------------------------===//
 #include "DeviceTools.h"
+
+#include <cmath>
+#include <optional>
 
 namespace moira::rt::cuda {
 namespace {
 
-/// The sum of squares of one row by `blockDim.x` threads: a warp, or a whole block. Its order
-/// depends on nothing but the width.
-template <bool wholeBlock, typename T>
-__device__ float rowSquares(const T *x, int64_t width, float *partial) {
+/// Σ term(x) over one row by `blockDim.x` threads: a warp, or a whole block; every thread gets it.
+/// Its order depends on nothing but the width.
+template <bool wholeBlock, typename T, typename Term>
+__device__ float rowSum(const T *x, int64_t width, float *partial, Term term) {
   float sum = 0;
-  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
-    float v = toFloat(x[i]);
-    sum += v * v;
-  }
+  for (int64_t i = threadIdx.x; i < width; i += blockDim.x)
+    sum += term(toFloat(x[i]));
   sum = warpSum(sum);
   if constexpr (wholeBlock) {
     if (laneNumber() == 0)
@@ -23,6 +24,7 @@ __device__ float rowSquares(const T *x, int64_t width, float *partial) {
     __syncthreads();
     sum = laneNumber() < int(blockDim.x / 32) ? partial[laneNumber()] : 0.0f;
     sum = warpSum(sum);
+    __syncthreads(); // partial is free again
   }
   return sum;
 }
@@ -37,7 +39,8 @@ __global__ void normRows(const X *x, const W *w, const float *sums, Out *out, fl
   if (row >= rows)
     return;
   x += row * width;
-  float sum = sums ? sums[row] : rowSquares<wholeBlock>(x, width, partial);
+  float sum =
+      sums ? sums[row] : rowSum<wholeBlock>(x, width, partial, [](float v) { return v * v; });
   if (!out) {
     if (threadIdx.x == 0)
       sumsOut[row] = sum;
@@ -63,6 +66,26 @@ Status launchNorm(const Call &call, const X *x, const W *w, const float *sums, O
   return launched(call);
 }
 
+/// Blocks as in normRows.
+template <bool wholeBlock, typename X, typename W, typename Out>
+__global__ void layerNormRows(const X *x, const W *w, const W *bias, Out *out, int64_t rows,
+                              int64_t width, float eps) {
+  __shared__ float partial[32];
+  int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
+  if (row >= rows)
+    return;
+  x += row * width;
+  float mean = rowSum<wholeBlock>(x, width, partial, [](float v) { return v; }) / float(width);
+  float variance =
+      rowSum<wholeBlock>(x, width, partial, [mean](float v) { return (v - mean) * (v - mean); }) /
+      float(width);
+  float factor = 1.0f / sqrtf(variance + eps);
+  for (int64_t i = threadIdx.x; i < width; i += blockDim.x) {
+    float scaled = (toFloat(x[i]) - mean) * factor * toFloat(w[i]);
+    out[row * width + i] = fromFloat<Out>(bias ? scaled + toFloat(bias[i]) : scaled);
+  }
+}
+
 /// i / width and i % width, in 32 bits where they do.
 __device__ void divide(int64_t i, int64_t width, int64_t &quotient, int64_t &remainder) {
   if ((i | width) >> 32 == 0) {
@@ -81,6 +104,12 @@ __global__ void addRows(const A *a, const B *b, Out *out, int64_t n, int64_t wid
     divide(i, width, row, column);
     out[i] = fromFloat<Out>(toFloat(a[i]) + toFloat(b[column]));
   }
+}
+
+template <typename X, typename Out>
+__global__ void scaleAll(const X *x, Out *out, int64_t n, float factor) {
+  for (int64_t i = threadNumber(); i < n; i += threadCount())
+    out[i] = fromFloat<Out>(toFloat(x[i]) * factor);
 }
 
 /// NaN stays NaN.
@@ -109,13 +138,47 @@ __device__ float activate(Activation activation, float x) {
 }
 
 template <typename X, typename Out>
-__global__ void gluAll(const X *x, Out *out, int64_t n, int64_t width, Activation activation) {
+__global__ void activateAll(const X *x, Out *out, int64_t n, Activation activation) {
+  for (int64_t i = threadNumber(); i < n; i += threadCount())
+    out[i] = fromFloat<Out>(activate(activation, toFloat(x[i])));
+}
+
+/// The parameters of glu; an infinite limit clamps nothing.
+struct GluForm {
+  Activation activation;
+  float limit, alpha, upShift;
+};
+
+template <typename X, typename Out>
+__global__ void gluAll(const X *x, Out *out, int64_t n, int64_t width, GluForm form) {
   for (int64_t i = threadNumber(); i < n; i += threadCount()) {
     int64_t row, column;
     divide(i, width, row, column);
-    const X *gate = x + 2 * row * width + column;
-    out[i] = fromFloat<Out>(activate(activation, toFloat(gate[0])) * toFloat(gate[width]));
+    const X *pair = x + 2 * row * width + column;
+    float gate = toFloat(pair[0]), up = toFloat(pair[width]);
+    // Comparisons that leave NaN as it is.
+    gate = gate > form.limit ? form.limit : gate;
+    up = up > form.limit ? form.limit : up < -form.limit ? -form.limit : up;
+    float activated = form.alpha == 1.0f ? activate(form.activation, gate)
+                                         : gate / (1.0f + expf(-form.alpha * gate));
+    out[i] = fromFloat<Out>(activated * (up + form.upShift));
   }
+}
+
+std::optional<Activation> activationNamed(std::string_view name) {
+  if (name == "silu")
+    return Activation::silu;
+  if (name == "gelu")
+    return Activation::gelu;
+  if (name == "gelu_tanh")
+    return Activation::geluTanh;
+  if (name == "relu")
+    return Activation::relu;
+  return std::nullopt;
+}
+
+Status unknownActivation(const Call &call) {
+  return badCall(call, "unknown activation '" + std::string(call.params.text("activation")) + "'");
 }
 
 template <typename X, typename G, typename Out>
@@ -166,6 +229,32 @@ Status ops::rms_norm(const Call &call) {
   });
 }
 
+Status ops::layer_norm(const Call &call) {
+  if (Status s = checkTrailing(call, "norm_dims", {&call.in[0]}); !s)
+    return s;
+  int64_t width = call.in[1].elements(),
+          rows = leading(call.in[0], call.params.integer("norm_dims"));
+  if (rows == 0)
+    return {};
+  if (call.in.size() > 2 && call.in[2].dtype != call.in[1].dtype)
+    return notOnCuda(call, "a bias and a weight of different types");
+  float eps = float(call.params.real("eps"));
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    return withFloat(call.in[1].dtype, [&]<typename W>(W) {
+      return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
+        const W *bias = call.in.size() > 2 ? call.input<W>(2) : nullptr;
+        if (width > 1024)
+          layerNormRows<true><<<unsigned(rows), 256, 0, call.stream()>>>(
+              call.input<X>(0), call.input<W>(1), bias, call.output<Out>(0), rows, width, eps);
+        else
+          layerNormRows<false><<<unsigned(ceilDiv(rows, 8)), dim3(32, 8), 0, call.stream()>>>(
+              call.input<X>(0), call.input<W>(1), bias, call.output<Out>(0), rows, width, eps);
+        return launched(call);
+      });
+    });
+  });
+}
+
 Status ops::sum_squares(const Call &call) {
   if (Status s = checkTrailing(call, "norm_dims", {&call.in[0]}); !s)
     return s;
@@ -205,6 +294,19 @@ Status ops::add(const Call &call) {
   });
 }
 
+Status ops::scale(const Call &call) {
+  int64_t n = call.out[0].elements();
+  if (n == 0)
+    return {};
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
+      scaleAll<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
+          call.input<X>(0), call.output<Out>(0), n, float(call.params.real("factor")));
+      return launched(call);
+    });
+  });
+}
+
 Status ops::clamp(const Call &call) {
   int64_t n = call.out[0].elements();
   if (n == 0)
@@ -219,26 +321,37 @@ Status ops::clamp(const Call &call) {
   });
 }
 
+Status ops::act(const Call &call) {
+  std::optional<Activation> activation = activationNamed(call.params.text("activation"));
+  if (!activation)
+    return unknownActivation(call);
+  int64_t n = call.out[0].elements();
+  if (n == 0)
+    return {};
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
+      activateAll<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
+          call.input<X>(0), call.output<Out>(0), n, *activation);
+      return launched(call);
+    });
+  });
+}
+
 Status ops::glu(const Call &call) {
-  std::string_view name = call.params.text("activation");
-  Activation activation;
-  if (name == "silu")
-    activation = Activation::silu;
-  else if (name == "gelu")
-    activation = Activation::gelu;
-  else if (name == "gelu_tanh")
-    activation = Activation::geluTanh;
-  else if (name == "relu")
-    activation = Activation::relu;
-  else
-    return badCall(call, "unknown activation '" + std::string(name) + "'");
+  std::optional<Activation> activation = activationNamed(call.params.text("activation"));
+  if (!activation)
+    return unknownActivation(call);
+  GluForm form{*activation, float(call.params.real("limit", INFINITY)),
+               float(call.params.real("alpha", 1)), float(call.params.real("up_shift", 0))};
+  if (!(form.limit > 0) || (form.alpha != 1 && *activation != Activation::silu))
+    return badCall(call, "its limit is not positive, or alpha is given without silu");
   int64_t n = call.out[0].elements(), width = trailing(call.out[0], 1);
   if (n == 0)
     return {};
   return withFloat(call.in[0].dtype, [&]<typename X>(X) {
     return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
       gluAll<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
-          call.input<X>(0), call.output<Out>(0), n, width, activation);
+          call.input<X>(0), call.output<Out>(0), n, width, form);
       return launched(call);
     });
   });

@@ -31,6 +31,12 @@
 
 // -----
 
+// SourceAttr C4
+// expected-error @+1 {{C4: permute must be a permutation}}
+#s = #moe.source<names = ["a"], disk_shape = [4, 2], permute = [0, 2]>
+
+// -----
+
 // RoutingType C1
 // expected-error @+1 {{C1: k = 5 must lie between 1 and the number of experts, 4}}
 !r = !moe.routing<2x6, experts = 4, k = 5>
@@ -58,6 +64,12 @@ moe.state @w : tensor<4xi32>
 // StateOp C2
 // expected-error @+1 {{C2: a block has 8 elements, the tensors in the file have 7}}
 moe.state @w : tensor<4x2xf32> from #moe.source<names = ["a"], disk_shape = [7]>
+
+// -----
+
+// StateOp C2: dimensions of the block
+// expected-error @+1 {{C2: permute orders 3 dimensions, a block has 2}}
+moe.state @w : tensor<4x2xf32> from #moe.source<names = ["a"], disk_shape = [8], permute = [0, 2, 1]>
 
 // -----
 
@@ -170,6 +182,42 @@ func.func @f(%x: tensor<2x8xf32>, %w: tensor<8xf32>) {
 
 // -----
 
+// LayerNormOp C1
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<4xf32>) {
+  // expected-error @+1 {{C1: w's shape must be a suffix of x's}}
+  %0 = moe.layer_norm %x, %w eps 0.1 : (tensor<2x8xf32>, tensor<4xf32>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
+// LayerNormOp C2
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<8xf32>) {
+  // expected-error @+1 {{C2: result and x must have one shape}}
+  %0 = moe.layer_norm %x, %w eps 0.1 : (tensor<2x8xf32>, tensor<8xf32>) -> tensor<8xf32>
+  return
+}
+
+// -----
+
+// LayerNormOp C3
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<8xf32>) {
+  // expected-error @+1 {{C3: eps must not be negative}}
+  %0 = moe.layer_norm %x, %w eps -0.1 : (tensor<2x8xf32>, tensor<8xf32>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
+// LayerNormOp C4
+func.func @f(%x: tensor<2x8xf32>, %w: tensor<8xf32>, %b: tensor<2x8xf32>) {
+  // expected-error @+1 {{C4: b must have w's shape}}
+  %0 = moe.layer_norm %x, %w, %b eps 0.1 : (tensor<2x8xf32>, tensor<8xf32>, tensor<2x8xf32>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
 // SumSquaresOp C1
 func.func @f(%x: tensor<2x8xf32>) {
   // expected-error @+1 {{C1: dims must lie between 1 and the rank of x}}
@@ -269,6 +317,33 @@ func.func @f(%x: tensor<8xf32>) {
 
 // -----
 
+// ScaleOp C1
+func.func @f(%x: tensor<8xf32>) {
+  // expected-error @+1 {{C1: the factor must be finite}}
+  %0 = moe.scale %x by 0x7FF0000000000000 : (tensor<8xf32>) -> tensor<8xf32>
+  return
+}
+
+// -----
+
+// ScaleOp C2
+func.func @f(%x: tensor<8xf32>) {
+  // expected-error @+1 {{C2: result and x must have one shape}}
+  %0 = moe.scale %x by 2.0 : (tensor<8xf32>) -> tensor<9xf32>
+  return
+}
+
+// -----
+
+// ActOp C1
+func.func @f(%x: tensor<8xf32>) {
+  // expected-error @+1 {{C1: result and x must have one shape}}
+  %0 = moe.act relu %x : (tensor<8xf32>) -> tensor<9xf32>
+  return
+}
+
+// -----
+
 // GluOp C1
 func.func @f(%x: tensor<4x3x8xf32>) {
   // expected-error @+1 {{C1: the last dimension but one of x must be 2}}
@@ -282,6 +357,24 @@ func.func @f(%x: tensor<4x3x8xf32>) {
 func.func @f(%x: tensor<4x2x8xf32>) {
   // expected-error @+1 {{C2: the result must be x without that dimension}}
   %0 = moe.glu silu %x : (tensor<4x2x8xf32>) -> tensor<4x2xf32>
+  return
+}
+
+// -----
+
+// GluOp C3
+func.func @f(%x: tensor<4x2x8xf32>) {
+  // expected-error @+1 {{C3: the limit must be positive, alpha and up_shift finite}}
+  %0 = moe.glu silu %x limit 0.0 : (tensor<4x2x8xf32>) -> tensor<4x8xf32>
+  return
+}
+
+// -----
+
+// GluOp C4
+func.func @f(%x: tensor<4x2x8xf32>) {
+  // expected-error @+1 {{C4: alpha is for silu only}}
+  %0 = moe.glu gelu %x alpha 1.5 : (tensor<4x2x8xf32>) -> tensor<4x8xf32>
   return
 }
 
@@ -507,6 +600,42 @@ func.func @f(%x: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %w
 func.func @f(%x: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %w: tensor<3x5x8xf32>) {
   // expected-error @+1 {{C4: the groups count 4 experts, w has 3}}
   %0 = moe.grouped_matmul %x by %r, %w contract 1 : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<3x5x8xf32>) -> tensor<24x5xf32>
+  return
+}
+
+// -----
+
+// GroupedBiasOp C1
+func.func @f(%x: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %b: tensor<4x7xf32>) {
+  // expected-error @+1 {{C1: rows must be [R, N..] where b is [E, N..]}}
+  %0 = moe.grouped_bias %x by %r, %b : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x7xf32>) -> tensor<24x8xf32>
+  return
+}
+
+// -----
+
+// GroupedBiasOp C2
+func.func @f(%x: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %b: tensor<4x8xf32>) {
+  // expected-error @+1 {{C2: result and rows must have one type}}
+  %0 = moe.grouped_bias %x by %r, %b : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x8xf32>) -> tensor<24x8xbf16>
+  return
+}
+
+// -----
+
+// GroupedBiasOp C3
+func.func @f(%x: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %b: tensor<3x8xf32>) {
+  // expected-error @+1 {{C3: the groups count 4 experts, b has 3}}
+  %0 = moe.grouped_bias %x by %r, %b : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<3x8xf32>) -> tensor<24x8xf32>
+  return
+}
+
+// -----
+
+// GroupedBiasOp C4
+func.func @f(%x: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %b: tensor<4x8xbf16>) {
+  // expected-error @+1 {{C4: b must have the rows' element type}}
+  %0 = moe.grouped_bias %x by %r, %b : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x8xbf16>) -> tensor<24x8xf32>
   return
 }
 

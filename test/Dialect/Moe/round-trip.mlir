@@ -4,6 +4,8 @@
 
 // CHECK: moe.state @experts.w : tensor<8x2x112x64xf32> from <names = ["e.{e}.w1", "e.{e}.w3"], per_expert = true, disk_shape = [112, 64]> layer 0
 moe.state @experts.w : tensor<8x2x112x64xf32> from #moe.source<names = ["e.{e}.w1", "e.{e}.w3"], per_expert = true, disk_shape = [112, 64]> layer 0
+// CHECK: moe.state @experts.v : tensor<8x2x112x64xf32> from <names = ["e.gate_up"], disk_shape = [8, 64, 224], permute = [0, 3, 2, 1]>
+moe.state @experts.v : tensor<8x2x112x64xf32> from #moe.source<names = ["e.gate_up"], disk_shape = [8, 64, 224], permute = [0, 3, 2, 1]>
 // CHECK: moe.state @moments : tensor<4xf32>
 moe.state @moments : tensor<4xf32>
 
@@ -24,6 +26,18 @@ func.func @dense(%ids: tensor<2x6xi32>, %table: tensor<16x8xf32>, %w: tensor<4x2
   // CHECK: moe.glu silu %{{.*}} :
   %u = moe.linear %n, %up contract 1 : (tensor<2x6x8xf32>, tensor<2x5x8xf32>) -> tensor<2x6x2x5xf32>
   %g = moe.glu silu %u : (tensor<2x6x2x5xf32>) -> tensor<2x6x5xf32>
+  // CHECK: moe.glu silu %{{.*}} limit 7.000000e+00 alpha 1.702000e+00 up_shift 1.000000e+00 :
+  %gc = moe.glu silu %u limit 7.0 alpha 1.702 up_shift 1.0 : (tensor<2x6x2x5xf32>) -> tensor<2x6x5xf32>
+  // CHECK: moe.glu silu %{{.*}} limit 3.000000e+00 :
+  %gl = moe.glu silu %u limit 3.0 : (tensor<2x6x2x5xf32>) -> tensor<2x6x5xf32>
+  // CHECK: moe.layer_norm %{{.*}}, %{{.*}}, %{{.*}} eps 1.000000e-05 :
+  %ln = moe.layer_norm %x, %norm, %norm eps 1.0e-5 : (tensor<2x6x8xf32>, tensor<8xf32>, tensor<8xf32>) -> tensor<2x6x8xf32>
+  // CHECK: moe.layer_norm %{{.*}}, %{{.*}} eps 1.000000e-05 :
+  %lm = moe.layer_norm %x, %norm eps 1.0e-5 : (tensor<2x6x8xf32>, tensor<8xf32>) -> tensor<2x6x8xf32>
+  // CHECK: moe.scale %{{.*}} by 2.500000e-01 :
+  %sc = moe.scale %ln by 0.25 : (tensor<2x6x8xf32>) -> tensor<2x6x8xf32>
+  // CHECK: moe.act gelu_tanh %{{.*}} :
+  %ac = moe.act gelu_tanh %sc : (tensor<2x6x8xf32>) -> tensor<2x6x8xf32>
   // CHECK: moe.sum_squares %{{.*}} dims 1 :
   %ss = moe.sum_squares %x dims 1 : (tensor<2x6x8xf32>) -> tensor<2x6xf32>
   // CHECK: moe.rms_apply %{{.*}}, %{{.*}}, %{{.*}} eps 0.000000e+00 count 8 :
@@ -61,7 +75,7 @@ func.func @attention_parts(%q: tensor<2x6x4x8xf32>, %k: tensor<2x9x2x8xf32>, %v:
 }
 
 // CHECK-LABEL: func.func @experts
-func.func @experts(%x: tensor<2x6x8xf32>, %logits: tensor<2x6x4xf32>, %w: tensor<4x16x8xf32>, %down: tensor<4x8x16xf32>) -> tensor<2x6x8xf32> {
+func.func @experts(%x: tensor<2x6x8xf32>, %logits: tensor<2x6x4xf32>, %w: tensor<4x16x8xf32>, %down: tensor<4x8x16xf32>, %bias: tensor<4x8xf32>) -> tensor<2x6x8xf32> {
   // CHECK: moe.route <k = 2, score = softmax, order = score_topk, renorm = sum, scale = 1.000000e+00 : f64> of %{{.*}} : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
   %r = moe.route #moe.router<k = 2, score = softmax, order = score_topk, renorm = sum, scale = 1.0 : f64> of %logits : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
   // CHECK: moe.dispatch %{{.*}}, %{{.*}} :
@@ -69,7 +83,9 @@ func.func @experts(%x: tensor<2x6x8xf32>, %logits: tensor<2x6x4xf32>, %w: tensor
   // CHECK: moe.grouped_matmul %{{.*}} by %{{.*}}, %{{.*}} contract 1 :
   %h = moe.grouped_matmul %d by %r, %w contract 1 : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x16x8xf32>) -> tensor<24x16xf32>
   %y = moe.grouped_matmul %h by %r, %down contract 1 : (tensor<24x16xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x8x16xf32>) -> tensor<24x8xf32>
+  // CHECK: moe.grouped_bias %{{.*}} by %{{.*}}, %{{.*}} :
+  %z = moe.grouped_bias %y by %r, %bias : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4x8xf32>) -> tensor<24x8xf32>
   // CHECK: moe.combine
-  %o = moe.combine %y, %r : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x8xf32>
+  %o = moe.combine %z, %r : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x8xf32>
   return %o : tensor<2x6x8xf32>
 }

@@ -14,6 +14,8 @@
 #include "llvm/ADT/StringRef.h"
 #include "llvm/Support/Error.h"
 #include <cstdint>
+#include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -28,7 +30,7 @@ unsigned byteSize(ScalarType type);
 
 enum class Activation : uint8_t { Silu, Gelu, GeluTanh, Relu };
 
-/// "silu", "gelu", "gelu_tanh", "relu": the names that `moe.glu` and Calls.def use.
+/// "silu", "gelu", "gelu_tanh", "relu": the names that `moe.glu`, `moe.act` and Calls.def use.
 llvm::StringRef toString(Activation activation);
 
 /// A pointer argument of the kernel `void k(void *op0, …, void *opN, int64_t rows)`. Rowwise:
@@ -48,12 +50,17 @@ struct KernelOperand {
 /// rounded once to the step's type.
 enum class StepKind : uint8_t {
   RmsNorm, // (x[..,N..], w[N..]; eps)             x * rsqrt(mean(x²) + eps) * w, over the dims of w
+  LayerNorm, // (x[..,N..], w[N..], b[N..]?; eps)  (x - mean) * rsqrt(mean((x - mean)²) + eps) * w +
+             // b
   SumSquares, // (x[..,N..]; normDims)                [..], Σ x² over the last normDims dims
   RmsApply,   // (x[..,N..], ss[..], w[N..]; eps, count)  x * rsqrt(ss / count + eps) * w
   Add, // (a[..,N..], b[N..])                  b rowwise or shared; its shape is a suffix of a's (or
        // all of it)
-  Clamp,       // (x; lo, hi)                          min(max(x, lo), hi), NaN stays
-  Glu,         // (x[..,2,F]; activation)              [..,F] = act(x[..,0,:]) * x[..,1,:]
+  Scale, // (x; factor)                          x * factor
+  Clamp, // (x; lo, hi)                          min(max(x, lo), hi), NaN stays
+  Act,   // (x; activation)                      act(x)
+  Glu,   // (x[..,2,F]; activation, limit, alpha, upShift)  [..,F] = act(x[..,0,:]) * x[..,1,:],
+         // or its clamped form: act_α(min(g, limit)) * (clamp(u, ±limit) + upShift)
   SigmoidGate, // (x[..,D], g[..,1])                   x * σ(g)
   Rope, // (x[S,H,d], cos[S,r], sin[S,r])       rotate-half of dims i, i+r (i < r); dims from 2r on
         // stay. 2r <= d.
@@ -69,7 +76,8 @@ struct KernelStep {
   StepKind kind = StepKind::Cast;
   llvm::SmallVector<unsigned, 3> args;
   ScalarType type = ScalarType::F32; // of the result
-  double eps = 0, lo = 0, hi = 0;
+  double eps = 0, lo = 0, hi = 0, factor = 1;
+  double limit = std::numeric_limits<double>::infinity(), alpha = 1, upShift = 0; // of Glu
   int64_t count = 0;
   unsigned normDims = 0;
   Activation activation = Activation::Silu;
@@ -108,10 +116,13 @@ struct KernelSpec {
   unsigned output(unsigned value);
 
   unsigned rmsNorm(unsigned x, unsigned w, double eps);
+  unsigned layerNorm(unsigned x, unsigned w, std::optional<unsigned> b, double eps);
   unsigned sumSquares(unsigned x, unsigned normDims);
   unsigned rmsApply(unsigned x, unsigned ss, unsigned w, double eps, int64_t count);
   unsigned add(unsigned a, unsigned b);
+  unsigned scale(unsigned x, double factor);
   unsigned clamp(unsigned x, double lo, double hi);
+  unsigned act(unsigned x, Activation activation);
   unsigned glu(unsigned x, Activation activation);
   unsigned sigmoidGate(unsigned x, unsigned gate);
   unsigned rope(unsigned x, unsigned cos, unsigned sin);

@@ -1,4 +1,5 @@
 //===- MoeDialect.cpp - attributes and types of the moe dialect -----------===//
+#include "mlir/Dialect/Utils/IndexingUtils.h"
 #include "mlir/IR/Builders.h"
 #include "mlir/IR/DialectImplementation.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
@@ -41,7 +42,8 @@ LogicalResult RouterAttr::verify(function_ref<InFlightDiagnostic()> emitError, i
 }
 
 LogicalResult SourceAttr::verify(function_ref<InFlightDiagnostic()> emitError, ArrayAttr names,
-                                 bool perExpert, DenseI64ArrayAttr diskShape) {
+                                 bool perExpert, DenseI64ArrayAttr diskShape,
+                                 DenseI64ArrayAttr permute) {
   if (names.empty())
     return emitError() << "C1: a source needs a tensor name";
   for (Attribute name : names) {
@@ -55,6 +57,8 @@ LogicalResult SourceAttr::verify(function_ref<InFlightDiagnostic()> emitError, A
   for (int64_t size : diskShape.asArrayRef())
     if (size < 1)
       return emitError() << "C3: disk_shape has a size of " << size;
+  if (permute && !isPermutationVector(permute.asArrayRef()))
+    return emitError() << "C4: permute must be a permutation";
   return success();
 }
 

@@ -69,6 +69,20 @@ FactorRule RmsNormOp::getFactorRule() {
   return rule;
 }
 
+/// x[t..,N..], w[N..], b[N..] → x; a row's mean needs all of N...
+FactorRule LayerNormOp::getFactorRule() {
+  FactorRule rule;
+  size_t n = shapeOf(getW()).size();
+  Ids x = rule.addFactors(pass, shapeOf(getX()).drop_back(n));
+  Ids rows = rule.addFactors(whole, shapeOf(getX()).take_back(n));
+  x = join(x, rows);
+  rule.operands = {x, rows};
+  if (getB())
+    rule.operands.push_back(rows);
+  rule.results = {x};
+  return rule;
+}
+
 /// x[t..,N..] → [t..], partial where N.. is cut.
 FactorRule SumSquaresOp::getFactorRule() {
   FactorRule rule;
@@ -101,13 +115,19 @@ FactorRule AddOp::getFactorRule() {
   return rule;
 }
 
-FactorRule ClampOp::getFactorRule() {
+/// x → x, element by element.
+static FactorRule elementwiseRule(Value operand, Linearity linearity = Linearity::none) {
   FactorRule rule;
-  Ids x = rule.addFactors(pass, shapeOf(getX()));
+  Ids x = rule.addFactors(pass, shapeOf(operand));
   rule.operands = {x};
   rule.results = {x};
+  rule.linearity = linearity;
   return rule;
 }
+
+FactorRule ClampOp::getFactorRule() { return elementwiseRule(getX()); }
+FactorRule ActOp::getFactorRule() { return elementwiseRule(getX()); }
+FactorRule ScaleOp::getFactorRule() { return elementwiseRule(getX(), Linearity::first); }
 
 /// x[t..,2,F] → [t..,F]
 FactorRule GluOp::getFactorRule() {
@@ -211,6 +231,13 @@ FactorRule DispatchOp::getFactorRule() {
   return rule;
 }
 
+/// Of a grouped op's `groups`: the routing's tokens, or the counts.
+static Ids groupFactors(FactorRule &rule, Value groups) {
+  if (auto routing = dyn_cast<RoutingType>(groups.getType()))
+    return rule.addFactors(unconstrained, routing.getTokens());
+  return rule.addFactors(unconstrained, shapeOf(groups));
+}
+
 /// rows[r,K..], groups, w[e,N..,K..] → [r,N..]: rows know which experts their shard has, so e is
 /// free.
 FactorRule GroupedMatmulOp::getFactorRule() {
@@ -220,12 +247,20 @@ FactorRule GroupedMatmulOp::getFactorRule() {
   int r = rule.addFactor(pass, shapeOf(getRows())[0]), e = rule.addFactor(unconstrained, w[0]);
   Ids out = rule.addFactors(pass, w.drop_front().drop_back(n)),
       k = rule.addFactors(reduce, w.take_back(n));
-  Ids groups;
-  if (auto routing = dyn_cast<RoutingType>(getGroups().getType()))
-    groups = rule.addFactors(unconstrained, routing.getTokens());
-  else
-    groups = rule.addFactors(unconstrained, shapeOf(getGroups()));
-  rule.operands = {join({r}, k), groups, join({e}, join(out, k))};
+  rule.operands = {join({r}, k), groupFactors(rule, getGroups()), join({e}, join(out, k))};
+  rule.results = {join({r}, out)};
+  rule.linearity = Linearity::first;
+  return rule;
+}
+
+/// rows[r,N..], groups, b[e,N..] → [r,N..]. Rows may be partial, as only one rank of a sum adds the
+/// bias (localize).
+FactorRule GroupedBiasOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> b = shapeOf(getB());
+  int r = rule.addFactor(pass, shapeOf(getRows())[0]), e = rule.addFactor(unconstrained, b[0]);
+  Ids out = rule.addFactors(pass, b.drop_front());
+  rule.operands = {join({r}, out), groupFactors(rule, getGroups()), join({e}, out)};
   rule.results = {join({r}, out)};
   rule.linearity = Linearity::first;
   return rule;
@@ -339,4 +374,10 @@ void AttentionOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands
     setHeadOffsetAttr(offset);
   if (Attribute offset = offsetOf(shapeOf(getK())[2], operands[1].getDims()[2], mesh))
     setKvOffsetAttr(offset);
+}
+
+void GroupedBiasOp::localize(const MeshInfo &, ArrayRef<ShardingAttr> operands,
+                             ArrayRef<ShardingAttr>) {
+  if (ArrayRef<StringAttr> axes = operands[0].getPartialAxes(); !axes.empty())
+    setPartAttr(dist::OffsetAttr::get(getContext(), axes, 1));
 }

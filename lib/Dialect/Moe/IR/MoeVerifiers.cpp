@@ -52,6 +52,10 @@ LogicalResult StateOp::verify() {
   if (block != wanted)
     return emitOpError("C2: a block has ")
            << wanted << " elements, the tensors in the file have " << block;
+  if (DenseI64ArrayAttr permute = source.getPermute();
+      permute && permute.size() != type.getRank() - leading)
+    return emitOpError("C2: permute orders ")
+           << permute.size() << " dimensions, a block has " << type.getRank() - leading;
   return success();
 }
 
@@ -112,6 +116,18 @@ LogicalResult RmsNormOp::verify() {
   return success();
 }
 
+LogicalResult LayerNormOp::verify() {
+  if (!isSuffix(shapeOf(getW()), shapeOf(getX())))
+    return emitOpError("C1: w's shape must be a suffix of x's");
+  if (shapeOf(getX()) != shapeOf(getResult()))
+    return emitOpError("C2: result and x must have one shape");
+  if (!(getEps().convertToDouble() >= 0))
+    return emitOpError("C3: eps must not be negative");
+  if (getB() && shapeOf(getB()) != shapeOf(getW()))
+    return emitOpError("C4: b must have w's shape");
+  return success();
+}
+
 LogicalResult SumSquaresOp::verify() {
   int64_t n = getNormDims();
   if (n < 1 || n > tensorOf(getX()).getRank())
@@ -153,12 +169,31 @@ LogicalResult ClampOp::verify() {
   return success();
 }
 
+LogicalResult ScaleOp::verify() {
+  if (!std::isfinite(getFactor().convertToDouble()))
+    return emitOpError("C1: the factor must be finite");
+  if (shapeOf(getX()) != shapeOf(getResult()))
+    return emitOpError("C2: result and x must have one shape");
+  return success();
+}
+
+LogicalResult ActOp::verify() {
+  if (shapeOf(getX()) != shapeOf(getResult()))
+    return emitOpError("C1: result and x must have one shape");
+  return success();
+}
+
 LogicalResult GluOp::verify() {
   ArrayRef<int64_t> x = shapeOf(getX());
   if (x.size() < 2 || x[x.size() - 2] != 2)
     return emitOpError("C1: the last dimension but one of x must be 2");
   if (ArrayRef(concat(x.drop_back(2), x.take_back())) != shapeOf(getResult()))
     return emitOpError("C2: the result must be x without that dimension");
+  if ((getLimit() && !(getLimit()->convertToDouble() > 0)) ||
+      (getAlpha() && !getAlpha()->isFinite()) || (getUpShift() && !getUpShift()->isFinite()))
+    return emitOpError("C3: the limit must be positive, alpha and up_shift finite");
+  if (getAlpha() && getActivation() != Activation::silu)
+    return emitOpError("C4: alpha is for silu only");
   return success();
 }
 
@@ -275,6 +310,13 @@ LogicalResult DispatchOp::verify() {
   return success();
 }
 
+/// The experts that a grouped op's `groups` count; −1 if they have no such form.
+static int64_t expertsOf(Value groups) {
+  if (auto routing = dyn_cast<RoutingType>(groups.getType()))
+    return routing.getExperts();
+  return shapeOf(groups).size() == 2 ? shapeOf(groups)[1] : -1;
+}
+
 LogicalResult GroupedMatmulOp::verify() {
   int64_t n = getContract();
   ArrayRef<int64_t> rows = shapeOf(getRows()), w = shapeOf(getW());
@@ -284,13 +326,21 @@ LogicalResult GroupedMatmulOp::verify() {
     return emitOpError("C2: rows must be [R, K..] with w's contracted dimensions");
   if (ArrayRef(concat(rows.take_front(), w.drop_front().drop_back(n))) != shapeOf(getResult()))
     return emitOpError("C3: the result must be [R, N..]");
-  int64_t experts;
-  if (auto routing = dyn_cast<RoutingType>(getGroups().getType()))
-    experts = routing.getExperts();
-  else
-    experts = shapeOf(getGroups()).size() == 2 ? shapeOf(getGroups())[1] : -1;
-  if (experts != w[0])
+  if (int64_t experts = expertsOf(getGroups()); experts != w[0])
     return emitOpError("C4: the groups count ") << experts << " experts, w has " << w[0];
+  return success();
+}
+
+LogicalResult GroupedBiasOp::verify() {
+  ArrayRef<int64_t> rows = shapeOf(getRows()), b = shapeOf(getB());
+  if (rows.empty() || b.empty() || rows.drop_front() != b.drop_front())
+    return emitOpError("C1: rows must be [R, N..] where b is [E, N..]");
+  if (rows != shapeOf(getResult()) || elementOf(getRows()) != elementOf(getResult()))
+    return emitOpError("C2: result and rows must have one type");
+  if (int64_t experts = expertsOf(getGroups()); experts != b[0])
+    return emitOpError("C3: the groups count ") << experts << " experts, b has " << b[0];
+  if (elementOf(getB()) != elementOf(getRows()))
+    return emitOpError("C4: b must have the rows' element type");
   return success();
 }
 

@@ -29,7 +29,9 @@ void loadState(const fb::State &state, const Shard &shard, const Checkpoint &che
 struct WeightPiece {
   const Checkpoint::Entry *entry; // null only if no checkpoint was given
   Box onDisk, inPiece;            // of equal extents; inPiece.shape is the piece with its pads
-  int64_t offset;                 // of the piece in the shard, in elements
+  std::vector<uint8_t>
+      permute;    // dimension permute[i] of onDisk is the i-th in the file; empty: as it is
+  int64_t offset; // of the piece in the shard, in elements
   int64_t elements() const {
     int64_t n = 1;
     for (int64_t d : inPiece.shape)
