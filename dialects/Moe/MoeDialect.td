@@ -27,7 +27,7 @@ def Moe_Dialect : Dialect {
 class Moe_Attr<string name, string attrMnemonic> : AttrDef<Moe_Dialect, name> { let mnemonic = attrMnemonic; }
 
 def Moe_Score : I32EnumAttr<"Score", "how logits become scores", [
-    I32EnumAttrCase<"softmax", 0>, I32EnumAttrCase<"sigmoid", 1>]> {
+    I32EnumAttrCase<"softmax", 0>, I32EnumAttrCase<"sigmoid", 1>, I32EnumAttrCase<"sqrt_softplus", 2>, I32EnumAttrCase<"sparsemixer", 3>]> {
   let cppNamespace = "::moira::moe"; let genSpecializedAttr = 0;
 }
 def Moe_RouteOrder : I32EnumAttr<"RouteOrder", "score all experts and choose, or choose on logits and score the chosen", [
@@ -38,25 +38,51 @@ def Moe_Renorm : I32EnumAttr<"Renorm", "what is done to the k chosen scores", [
     I32EnumAttrCase<"none", 0>, I32EnumAttrCase<"sum", 1>]> {
   let cppNamespace = "::moira::moe"; let genSpecializedAttr = 0;
 }
+def Moe_GroupScore : I32EnumAttr<"GroupScore", "how a group of experts is scored", [
+    I32EnumAttrCase<"max", 0>, I32EnumAttrCase<"top2_sum", 1>]> {
+  let cppNamespace = "::moira::moe"; let genSpecializedAttr = 0;
+}
 def Moe_Activation : I32EnumAttr<"Activation", "an activation function", [
     I32EnumAttrCase<"silu", 0>, I32EnumAttrCase<"gelu", 1>, I32EnumAttrCase<"gelu_tanh", 2>, I32EnumAttrCase<"relu", 3>]> {
   let cppNamespace = "::moira::moe"; let genSpecializedAttr = 0;
 }
 def Moe_ActivationAttr : EnumAttr<Moe_Dialect, Moe_Activation, "activation"> { let assemblyFormat = "$value"; }
 
+// Parameters that are not printed at their default.
+class Moe_EnumField<EnumInfo info, string case> : EnumParameter<info> { let defaultValue = info.cppNamespace # "::" # info.className # "::" # case; }
+class Moe_RealField<string value> : DefaultValuedParameter<"::mlir::FloatAttr", "::mlir::FloatAttr::get(::mlir::Float64Type::get($_ctxt), " # value # ")">;
+
 def Moe_RouterAttr : Moe_Attr<"Router", "router"> {
   let summary = "a gate, as data";
   let description = [{
-    Every published gate is a value of this attribute, not code. Scores are made in f32. Ties go to the lower expert.
+    Every published gate is a value of this attribute, not code (docs/routing.md says which is which). Everything is computed in f32; ties go to the lower expert.
 
-        #moe.router<k = 2, score = softmax, order = score_topk, renorm = sum, scale = 1.000000e+00 : f64>
+        #moe.router<k = 2, renorm = sum>
+        #moe.router<k = 8, score = sigmoid, groups = 8, group_keep = 4, group_score = top2_sum, renorm = sum, renorm_epsilon = 1.0e-20 : f64, scale = 2.5 : f64>
 
-    Constraints: (C1) k ≥ 1; (C2) scale is finite and not 0.
+    1. keys = score(logits) (`order = score_topk`) or the logits themselves (`topk_score`).
+    2. The choice is made on keys + bias, where moe.route has a bias. The experts form `groups` equal runs; with more than one, only experts of the `group_keep` groups of
+       the highest `group_score` (the largest key, or the sum of the two largest) can be chosen. The k highest are chosen.
+    3. weights = the keys of the chosen, without bias; with `topk_score` the score over these k is taken now.
+    4. `renorm = sum` divides by max(sum of the k weights + `renorm_epsilon`, `renorm_clamp_min`); then the weights are multiplied by `scale`.
+
+    `sparsemixer` chooses one expert after the other: a choice's weight is the softmax over the experts that no earlier choice took and whose logit s is near the largest of
+    these, m: not (m − s) / max(|s|, m) > 2·`jitter_eps`.
+
+    Constraints: (C1) k ≥ 1; (C2) scale is finite and not 0; (C3) 1 ≤ group_keep ≤ groups; (C4) renorm_epsilon, renorm_clamp_min and jitter_eps are finite and not negative,
+    the first two 0 without renorm = sum, the last 0 unless the score is sparsemixer; (C5) sparsemixer has order = score_topk, one group and renorm = none.
   }];
-  let parameters = (ins "int64_t":$k, EnumParameter<Moe_Score>:$score, EnumParameter<Moe_RouteOrder>:$order,
-                        EnumParameter<Moe_Renorm>:$renorm, "::mlir::FloatAttr":$scale);
+  let parameters = (ins "int64_t":$k, Moe_EnumField<Moe_Score, "softmax">:$score, Moe_EnumField<Moe_RouteOrder, "score_topk">:$order,
+                        DefaultValuedParameter<"int64_t", "1">:$groups, DefaultValuedParameter<"int64_t", "1">:$group_keep,
+                        Moe_EnumField<Moe_GroupScore, "max">:$group_score, Moe_EnumField<Moe_Renorm, "none">:$renorm,
+                        Moe_RealField<"0.0">:$renorm_epsilon, Moe_RealField<"0.0">:$renorm_clamp_min, Moe_RealField<"0.0">:$jitter_eps,
+                        Moe_RealField<"1.0">:$scale);
+  let builders = [AttrBuilder<(ins "const ::moira::moe::RouterFields &":$fields)>];
   let assemblyFormat = "`<` struct(params) `>`";
   let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    ::moira::moe::RouterFields getFields() const;
+  }];
 }
 
 def Moe_SourceAttr : Moe_Attr<"Source", "source"> {

@@ -7,12 +7,31 @@ def Moe_RouteOp : Moe_RuleOp<"route"> {
   let summary = "choose k experts a token and weigh them";
   let description = [{
         %r = moe.route #moe.router<…> of %logits : (tensor<2x24x8xf32>) -> !moe.routing<2x24, experts = 8, k = 2>
+        %r = moe.route #moe.router<…> of %logits bias %b : (tensor<2x24x8xf32>, tensor<8xf32>) -> !moe.routing<2x24, experts = 8, k = 2>
 
-    Constraints: (C1) logits are [t..,E] with t.. and E those of the routing; (C2) the router's k is the routing's.
+    `bias` is added to the scores where experts are chosen, not where they are weighed.
+
+    Constraints: (C1) logits are [t..,E] with t.. and E those of the routing; (C2) the router's k is the routing's; (C3) bias is [E]; (C4) the router's groups divide the
+    experts, the kept groups hold at least k experts, and groups scored by their top-2 sum have at least two; (C5) a sparsemixer has no bias.
   }];
-  let arguments = (ins Moe_Tensor:$logits, Moe_RouterAttr:$router);
+  let arguments = (ins Moe_Tensor:$logits, Optional<Moe_F32Tensor>:$bias, Moe_RouterAttr:$router);
   let results = (outs Moe_RoutingType:$result);
-  let assemblyFormat = "$router `of` $logits attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$router `of` $logits (`bias` $bias^)? attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_RedirectOp : Moe_RuleOp<"redirect", [], [AllTypesMatch<["routing", "result"]>]> {
+  let summary = "a routing whose choices go to fixed experts";
+  let description = [{
+        %r2 = moe.redirect %r first 1 rest 0 : !moe.routing<2x24, experts = 8, k = 2>
+
+    Every token's first choice goes to expert `first`, its other choices to expert `rest`, with the weights that they have; a dropped choice stays dropped. (What the published
+    implementation of NLLB-MoE does with its gate: see docs/routing.md.)
+
+    Constraints: (C1) first and rest are experts of the routing.
+  }];
+  let arguments = (ins Moe_RoutingType:$routing, I64Attr:$first, I64Attr:$rest);
+  let results = (outs Moe_RoutingType:$result);
+  let assemblyFormat = "$routing `first` $first `rest` $rest attr-dict `:` qualified(type($routing))";
 }
 
 def Moe_DispatchOp : Moe_RuleOp<"dispatch", ["refineResultShardings"]> {

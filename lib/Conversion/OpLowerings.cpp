@@ -195,12 +195,29 @@ void LoweringTable::addExperts() {
     RoutingViews &routing = b.routing(op.getResult());
     routing.ids = b.define(b.viewType(shape, types.getI32Type()));
     routing.weights = b.define(b.viewType(shape, types.getF32Type()));
-    moe::RouterAttr router = op.getRouter();
-    b.call("route", {b.view(op.getLogits())}, {routing.ids, routing.weights},
-           {b.text("score", moe::stringifyScore(router.getScore())),
-            b.text("order", moe::stringifyRouteOrder(router.getOrder())),
-            b.text("renorm", moe::stringifyRenorm(router.getRenorm())),
-            b.real("scale", router.getScale().getValueAsDouble())});
+    moe::RouterFields gate = op.getRouter().getFields();
+    SmallVector<Value> inputs{b.view(op.getLogits())};
+    if (op.getBias())
+      inputs.push_back(b.view(op.getBias()));
+    b.call("route", inputs, {routing.ids, routing.weights},
+           {b.text("score", moe::stringifyScore(gate.score)),
+            b.text("order", moe::stringifyRouteOrder(gate.order)), b.integer("groups", gate.groups),
+            b.integer("group_keep", gate.groupKeep),
+            b.text("group_score", moe::stringifyGroupScore(gate.groupScore)),
+            b.text("renorm", moe::stringifyRenorm(gate.renorm)),
+            b.real("renorm_epsilon", gate.renormEpsilon),
+            b.real("renorm_clamp_min", gate.renormClampMin), b.real("jitter_eps", gate.jitterEps),
+            b.real("scale", gate.scale)});
+    return success();
+  });
+  add<moe::RedirectOp>(+[](moe::RedirectOp op, B &b) {
+    RoutingViews routing = b.routing(op.getRouting());
+    Value from = routing.ids;
+    routing.ids = b.define(cast<ViewType>(from.getType()));
+    routing.pos = routing.groups = Value();
+    b.routing(op.getResult()) = routing;
+    b.call("redirect", {from}, {routing.ids},
+           {b.integer("first", op.getFirst()), b.integer("rest", op.getRest())});
     return success();
   });
   add<moe::DispatchOp>(+[](moe::DispatchOp op, B &b) {

@@ -27,9 +27,11 @@ OwningOpRef<ModuleOp> BlockBuilder::startModule() {
   return module;
 }
 
-/// A bias that is added to the residual stream is f32 like it.
+/// A bias that is added to the residual stream or to the router's f32 numbers is f32 like them.
 RankedTensorType BlockBuilder::weightType(const WeightState &state) {
-  return tensor(state.shape, state.role == WeightRole::o_bias ? f32 : type);
+  bool wide = llvm::is_contained(
+      {WeightRole::o_bias, WeightRole::router_bias, WeightRole::router_choice_bias}, state.role);
+  return tensor(state.shape, wide ? f32 : type);
 }
 
 Value BlockBuilder::param(WeightRole role) {

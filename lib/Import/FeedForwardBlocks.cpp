@@ -28,7 +28,7 @@ Value BlockBuilder::sparseBlock(Value x) {
   Value routing = route(x);
   loc = at(R::expert_down); // …mlp.experts
   ArrayRef<int64_t> tokens = shapeOf(x).drop_back();
-  int64_t rows = cast<moe::RoutingType>(routing.getType()).numTokens() * spec.k,
+  int64_t rows = cast<moe::RoutingType>(routing.getType()).numTokens() * spec.router.k,
           F = spec.expertWidth, D = spec.hidden;
   Value sorted =
       moe::DispatchOp::create(b, loc, tensor({rows, D}), x, routing, ArrayAttr(), IntegerAttr());
@@ -52,9 +52,13 @@ Value BlockBuilder::sparseBlock(Value x) {
 Value BlockBuilder::route(Value x) {
   loc = at(WeightRole::router);
   Value logits = linear(x, WeightRole::router, 1, f32);
-  auto router = moe::RouterAttr::get(b.getContext(), spec.k, spec.score, spec.order, spec.renorm,
-                                     b.getF64FloatAttr(spec.routerScale));
-  auto routing = moe::RoutingType::get(b.getContext(), shapeOf(x).drop_back(), spec.experts, spec.k,
-                                       Attribute());
-  return moe::RouteOp::create(b, loc, routing, logits, router);
+  if (spec.routerBias)
+    logits = add(logits, param(WeightRole::router_bias));
+  Value choiceBias;
+  if (spec.choiceBias != ChoiceBias::none)
+    choiceBias = param(WeightRole::router_choice_bias);
+  auto routing = moe::RoutingType::get(b.getContext(), shapeOf(x).drop_back(), spec.experts,
+                                       spec.router.k, Attribute());
+  return moe::RouteOp::create(b, loc, routing, logits, choiceBias,
+                              moe::RouterAttr::get(b.getContext(), spec.router));
 }

@@ -34,8 +34,8 @@ static std::vector<StoredTensor> listTensors(const rt::Checkpoint &checkpoint) {
 /// Values of the program are counted in int64 bytes.
 static void checkShape(const ModelSpec &spec, const ImportOptions &options, Status &status) {
   double tokens = double(options.batch) * double(options.seq);
-  if (options.batch < 1 || options.seq < 1 || tokens * spec.k > 0x1p31 ||
-      tokens * (double(spec.vocab) + 2.0 * spec.expertWidth * spec.k) > 0x1p52)
+  if (options.batch < 1 || options.seq < 1 || tokens * spec.router.k > 0x1p31 ||
+      tokens * (double(spec.vocab) + 2.0 * spec.expertWidth * spec.router.k) > 0x1p52)
     status.add(
         ErrorId::BadUsage,
         rt::format("--batch=%lld --seq=%lld: both must be at least 1, and the tokens' values "

@@ -14,11 +14,31 @@ using namespace moira;
 using rt::ErrorId;
 using rt::Status;
 
-static constexpr const char *kRoleNames[] = {
-    "embedding",   "final_norm",  "head",      "input_norm",     "q",          "k",
-    "v",           "o",           "q_bias",    "k_bias",         "v_bias",     "o_bias",
-    "q_norm",      "k_norm",      "post_norm", "mlp_gate_up",    "mlp_down",   "shared_gate_up",
-    "shared_down", "shared_gate", "router",    "expert_gate_up", "expert_down"};
+static constexpr const char *kRoleNames[] = {"embedding",
+                                             "final_norm",
+                                             "head",
+                                             "input_norm",
+                                             "q",
+                                             "k",
+                                             "v",
+                                             "o",
+                                             "q_bias",
+                                             "k_bias",
+                                             "v_bias",
+                                             "o_bias",
+                                             "q_norm",
+                                             "k_norm",
+                                             "post_norm",
+                                             "mlp_gate_up",
+                                             "mlp_down",
+                                             "shared_gate_up",
+                                             "shared_down",
+                                             "shared_gate",
+                                             "router",
+                                             "router_bias",
+                                             "router_choice_bias",
+                                             "expert_gate_up",
+                                             "expert_down"};
 static_assert(std::size(kRoleNames) == kWeightRoles);
 
 StringRef moira::nameOf(WeightRole role) { return kRoleNames[static_cast<int>(role)]; }

@@ -177,15 +177,61 @@ private:
     spec.experts = size("experts");
     spec.expertWidth = size("expert_width");
     spec.sharedWidth = size("shared_width");
-    spec.k = size("router_k");
-    spec.score = moe::symbolizeScore(word("router_score")).value_or(moe::Score::softmax);
-    spec.order =
+    router();
+  }
+
+  void router() {
+    moe::RouterFields &gate = spec.router;
+    gate.k = size("router_k");
+    gate.score = moe::symbolizeScore(word("router_score")).value_or(moe::Score::softmax);
+    gate.order =
         moe::symbolizeRouteOrder(word("router_order")).value_or(moe::RouteOrder::score_topk);
-    spec.renorm = flag("router_renorm") ? moe::Renorm::sum : moe::Renorm::none;
-    spec.routerScale = number("router_scale");
-    if (spec.k > spec.experts)
+    gate.renorm = flag("router_renorm") ? moe::Renorm::sum : moe::Renorm::none;
+    if (flag("router_renorm")) {
+      gate.renormEpsilon = number("router_renorm_epsilon");
+      gate.renormClampMin = number("router_renorm_clamp_min");
+    }
+    if (gate.score == moe::Score::sparsemixer)
+      gate.jitterEps = number("router_jitter_eps");
+    gate.scale = number("router_scale");
+    spec.routerBias = flag("router_bias");
+    spec.choiceBias = StringSwitch<ChoiceBias>(word("router_choice_bias"))
+                          .Case("flat", ChoiceBias::flat)
+                          .Case("row", ChoiceBias::row)
+                          .Default(ChoiceBias::none);
+    if (gate.k > spec.experts)
       fail(ErrorId::BadConfigValue,
-           shown("router_k", spec.k) + " is larger than " + shown("experts", spec.experts));
+           shown("router_k", gate.k) + " is larger than " + shown("experts", spec.experts));
+    if (word("router_grouped") != "none")
+      routerGroups();
+  }
+
+  /// Experts in groups of which only the best are open to a token.
+  void routerGroups() {
+    moe::RouterFields &gate = spec.router;
+    int64_t groups = size("router_groups"), keep = size("router_group_keep");
+    moe::GroupScore score =
+        moe::symbolizeGroupScore(word("router_grouped")).value_or(moe::GroupScore::max);
+    std::string these = shown("router_groups", groups);
+    if (spec.experts % groups != 0)
+      return fail(ErrorId::BadConfigValue,
+                  these + " does not divide " + shown("experts", spec.experts));
+    if (keep > groups)
+      return fail(ErrorId::BadConfigValue,
+                  shown("router_group_keep", keep) + " is larger than " + these);
+    if (spec.experts / groups * keep < gate.k)
+      return fail(ErrorId::BadConfigValue, shown("router_group_keep", keep) + " of " + these +
+                                               " groups hold " +
+                                               Twine(spec.experts / groups * keep) +
+                                               " experts, fewer than " + shown("router_k", gate.k));
+    if (score == moe::GroupScore::top2_sum && groups == spec.experts)
+      return fail(ErrorId::BadConfigValue,
+                  these + " makes groups of one expert, which have no top-2 sum");
+    if (keep == groups) // every group is open
+      return;
+    gate.groups = groups;
+    gate.groupKeep = keep;
+    gate.groupScore = score;
   }
 
   void layers() {

@@ -92,6 +92,11 @@ void WeightTable::addLayer(int64_t l, const ExpertLayout &layout) {
   }
   int64_t E = spec.experts, F = spec.expertWidth;
   add(R::router, l, {E, D}, {E, D}, &layout.from.at(R::router));
+  if (spec.routerBias)
+    add(R::router_bias, l, {E}, {E});
+  if (spec.choiceBias != ChoiceBias::none)
+    add(R::router_choice_bias, l, {E},
+        spec.choiceBias == ChoiceBias::row ? ArrayRef<int64_t>({1, E}) : ArrayRef<int64_t>({E}));
   const std::vector<std::string> &gateUp = layout.from.at(R::expert_gate_up),
                                  &down = layout.from.at(R::expert_down);
   bool stacked = !StringRef(gateUp.front()).contains("{e}");
@@ -122,7 +127,7 @@ int64_t WeightTable::activeParameters() const {
   int64_t n = 0;
   for (const WeightState &state : all) {
     bool routed = state.role == WeightRole::expert_gate_up || state.role == WeightRole::expert_down;
-    n += routed ? state.elements() / spec.experts * spec.k : state.elements();
+    n += routed ? state.elements() / spec.experts * spec.router.k : state.elements();
   }
   return n;
 }

@@ -34,9 +34,20 @@ public:
   const Shape &run(const char *name) const { return runs.at(name); }
   int64_t integer(const char *name) const { return find(name)->integer; }
   double real(const char *name) const { return find(name)->real; }
+  // Of optional parameters and operands.
+  bool has(const char *name) const { return find(name); }
   int64_t integerOr(const char *name, int64_t fallback) const {
     const CallParam *param = find(name);
     return param ? param->integer : fallback;
+  }
+  double realOr(const char *name, double fallback) const {
+    const CallParam *param = find(name);
+    return param ? param->real : fallback;
+  }
+  /// Empty if it is not given.
+  std::string_view text(const char *name) const {
+    const CallParam *param = find(name);
+    return param ? std::string_view(param->text) : std::string_view();
   }
   /// Whether this input is there.
   bool hasInput(std::string_view role) const {
@@ -427,17 +438,47 @@ void check_rope(CallCheck &c) {
                   static_cast<long long>(c.dim("d").scale)));
 }
 
+/// The optional fields of a gate, alone and together.
+void checkGate(CallCheck &c, int64_t experts, int64_t k) {
+  if (c.has("group_score"))
+    c.oneOf("group_score", {"max", "top2_sum"});
+  for (const char *name : {"renorm_epsilon", "renorm_clamp_min", "jitter_eps"})
+    if (!(c.realOr(name, 0) >= 0) || std::isinf(c.realOr(name, 0)))
+      c.fail(std::string(name) + " is not a number >= 0");
+  int64_t groups = c.integerOr("groups", 1), keep = c.integerOr("group_keep", 1);
+  if (groups < 1 || groups > experts || experts % groups != 0)
+    c.fail(format("%lld groups do not divide %lld experts", static_cast<long long>(groups),
+                  static_cast<long long>(experts)));
+  else if (keep < 1 || keep > groups || Wide(keep) * (experts / groups) < k)
+    c.fail(format("%lld of %lld groups do not hold %lld choices of %lld experts",
+                  static_cast<long long>(keep), static_cast<long long>(groups),
+                  static_cast<long long>(k), static_cast<long long>(experts)));
+  else if (groups > 1 && groups == experts && c.text("group_score") == "top2_sum")
+    c.fail("groups of one expert have no top-2 sum");
+  if (c.text("score") == "sparsemixer" && (c.text("order") != "score_topk" || groups != 1 ||
+                                           c.text("renorm") != "none" || c.hasInput("bias")))
+    c.fail("a sparsemixer has order score_topk, one group, renorm none and no bias");
+}
+
 void check_route(CallCheck &c) {
   int64_t k = c.fixed("k"), experts = c.fixed("E");
   if (k > experts)
     c.fail(format("k = %lld choices of %lld experts", static_cast<long long>(k),
                   static_cast<long long>(experts)));
   c.fitsInt32({experts}, "experts");
-  c.oneOf("score", {"softmax", "sigmoid"});
+  c.oneOf("score", {"softmax", "sigmoid", "sqrt_softplus", "sparsemixer"});
   c.oneOf("order", {"score_topk", "topk_score"});
   c.oneOf("renorm", {"none", "sum"});
   if (std::isinf(c.real("scale")))
     c.fail("scale is infinite");
+  checkGate(c, experts, k);
+}
+
+void check_redirect(CallCheck &c) {
+  c.fixed("k");
+  for (const char *name : {"first", "rest"})
+    if (c.integer(name) < 0 || c.integer(name) > kInt32Max)
+      c.fail(std::string(name) + " is no expert");
 }
 
 /// What select and pack share: tokens are counted in i32, experts are at least one, and the need is

@@ -1,7 +1,9 @@
-//===- Routing.cpp - the gate: score, top-k, renormalise --------------------===//
-// `route` only; what follows from the chosen experts is in Experts.cpp.
+//===- Routing.cpp - the gate: score, choose, weigh -------------------------===//
+// `route` and `redirect`; what follows from the chosen experts is in Experts.cpp. The steps are
+// those of #moe.router, in the same order for every device.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
+#include "moira/rt/Gate.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,13 +14,16 @@ namespace moira::rt::host::ref {
 
 namespace {
 
-enum class Score { softmax, sigmoid };
-
-/// Replaces logits by scores, in S.
-template <typename S> void applyScore(Score score, std::span<S> v) {
-  if (score == Score::sigmoid) {
+/// Replaces logits by scores, in S. Not for a sparsemixer, whose scores depend on the choices.
+template <typename S> void applyScore(GateScore score, std::span<S> v) {
+  if (score == GateScore::sigmoid) {
     for (S &x : v)
       x = S(1) / (S(1) + std::exp(-x));
+    return;
+  }
+  if (score == GateScore::sqrtSoftplus) {
+    for (S &x : v) // ln(1 + e^x), without overflow
+      x = std::sqrt(std::max(x, S(0)) + std::log1p(std::exp(-std::abs(x))));
     return;
   }
   S largest = *std::max_element(v.begin(), v.end()), total = 0;
@@ -28,40 +33,135 @@ template <typename S> void applyScore(Score score, std::span<S> v) {
     x /= total;
 }
 
-/// The `count` largest of `keys` in descending order, ties to the lower index. Keys that are not
-/// numbers come last, so the result is always `count` different valid indices.
-template <typename S>
-void topK(std::span<const S> keys, std::vector<char> &taken, std::span<int32_t> chosen) {
-  std::fill(taken.begin(), taken.end(), 0);
-  for (int32_t &slot : chosen) {
-    int32_t best = -1;
-    for (int32_t e = 0; e < int32_t(keys.size()); ++e)
-      if (!taken[size_t(e)] &&
-          (best < 0 || keys[size_t(e)] > keys[size_t(best)] ||
-           (keys[size_t(best)] != keys[size_t(best)] && keys[size_t(e)] == keys[size_t(e)])))
-        best = e;
-    taken[size_t(best)] = 1;
-    slot = best;
-  }
+/// Whether key a comes before key b: larger first, what is no number last. Among equals the first
+/// one seen stays.
+template <typename S> bool before(S a, S b) { return a > b || (b != b && a == a); }
+
+/// Index of the first of `keys` that is not taken and comes before all others; -1 if all are taken.
+template <typename S> int32_t best(std::span<const S> keys, std::span<const char> taken) {
+  int32_t found = -1;
+  for (int32_t e = 0; e < int32_t(keys.size()); ++e)
+    if (!taken[size_t(e)] && (found < 0 || before(keys[size_t(e)], keys[size_t(found)])))
+      found = e;
+  return found;
 }
+
+/// The margin of a choice: infinite where nobody is left out.
+template <typename S> float marginOf(std::span<const S> keys, int32_t last, int32_t next) {
+  return next < 0 ? std::numeric_limits<float>::infinity()
+                  : float(keys[size_t(last)] - keys[size_t(next)]);
+}
+
+/// One token's gate. `margin` of a choice: the key of the last chosen minus that of the first left
+/// out, or the same of the groups if that is smaller.
+template <typename S> class TokenGate {
+public:
+  explicit TokenGate(const Gate &gate)
+      : gate(gate), keys(size_t(gate.experts)), choiceKeys(keys.size()),
+        groupScores(size_t(gate.groups)), taken(keys.size()), groupTaken(groupScores.size()),
+        ids(size_t(gate.k)), weights(ids.size()) {}
+
+  std::vector<int32_t> &chosen() { return ids; }
+  const std::vector<S> &weighed() const { return weights; }
+  float margin() const { return gap; }
+
+  /// Chooses among the experts of these logits. `bias` may be null.
+  void choose(const S *logits, const S *bias) {
+    std::copy_n(logits, keys.size(), keys.begin());
+    if (gate.scoreFirst && gate.score != GateScore::sparsemixer)
+      applyScore<S>(gate.score, keys);
+    for (size_t e = 0; e < keys.size(); ++e)
+      choiceKeys[e] = bias ? keys[e] + bias[e] : keys[e];
+    std::fill(taken.begin(), taken.end(), 0);
+    gap = std::numeric_limits<float>::infinity();
+    if (gate.groups > 1)
+      leaveGroups();
+    for (int32_t &id : ids)
+      taken[size_t(id = best<S>(choiceKeys, taken))] = 1;
+    gap = std::min(gap, marginOf<S>(choiceKeys, ids.back(), best<S>(choiceKeys, taken)));
+  }
+
+  /// The weights of chosen(), which are experts of the gate.
+  void weigh() {
+    if (gate.score == GateScore::sparsemixer) {
+      weighSparsely();
+    } else {
+      for (size_t j = 0; j < ids.size(); ++j)
+        weights[j] = keys[size_t(ids[j])];
+      if (!gate.scoreFirst)
+        applyScore<S>(gate.score, weights);
+    }
+    S total = 0;
+    for (S w : weights)
+      total += w;
+    if (gate.renorm)
+      for (S &w : weights)
+        w /= std::max(total + S(gate.renormEpsilon), S(gate.renormClampMin));
+    for (S &w : weights)
+      w *= S(gate.scale);
+  }
+
+private:
+  /// Takes away the experts of all groups but the best.
+  void leaveGroups() {
+    size_t size = size_t(gate.groupSize());
+    for (size_t g = 0; g < groupScores.size(); ++g) {
+      std::span<const S> members(choiceKeys.data() + g * size, size);
+      std::span<char> out(taken.data() + g * size, size);
+      int32_t first = best<S>(members, out);
+      groupScores[g] = members[size_t(first)];
+      if (!gate.top2Sum)
+        continue;
+      out[size_t(first)] = 1;
+      groupScores[g] += members[size_t(best<S>(members, out))];
+      out[size_t(first)] = 0;
+    }
+    std::fill(groupTaken.begin(), groupTaken.end(), 0);
+    int32_t last = -1;
+    for (int32_t i = 0; i < gate.groupKeep; ++i)
+      groupTaken[size_t(last = best<S>(groupScores, groupTaken))] = 1;
+    gap = marginOf<S>(groupScores, last, best<S>(groupScores, groupTaken));
+    for (size_t e = 0; e < taken.size(); ++e)
+      taken[e] = !groupTaken[e / size];
+  }
+
+  /// Each choice's softmax over the experts near the largest that is left.
+  void weighSparsely() {
+    std::fill(taken.begin(), taken.end(), 0);
+    for (size_t j = 0; j < ids.size(); ++j) {
+      S largest = keys[size_t(best<S>(keys, taken))], total = 0, own = 0;
+      for (size_t e = 0; e < keys.size(); ++e) {
+        if (taken[e] ||
+            (largest - keys[e]) / std::max(std::abs(keys[e]), largest) > S(2 * gate.jitterEps))
+          continue;
+        S exponential = std::exp(keys[e] - largest);
+        total += exponential;
+        if (int32_t(e) == ids[j])
+          own = exponential;
+      }
+      weights[j] = own / total;
+      taken[size_t(ids[j])] = 1;
+    }
+  }
+
+  const Gate &gate;
+  std::vector<S> keys, choiceKeys, groupScores;
+  std::vector<char> taken, groupTaken;
+  std::vector<int32_t> ids;
+  std::vector<S> weights;
+  float gap = 0;
+};
 
 } // namespace
 
 template <typename S> Status route(const Call &call) {
   int64_t experts = trailing(call.in[0], 1), tokens = leading(call.in[0], 1),
           k = trailing(call.out[0], 1);
-  std::string_view scoreName = call.params.text("score"), order = call.params.text("order"),
-                   renorm = call.params.text("renorm");
-  if ((scoreName != "softmax" && scoreName != "sigmoid") ||
-      (order != "score_topk" && order != "topk_score") || (renorm != "none" && renorm != "sum"))
-    return badCall(call, "unknown gate: score '" + std::string(scoreName) + "', order '" +
-                             std::string(order) + "', renorm '" + std::string(renorm) + "'");
-  if (k < 1 || k > experts)
-    return badCall(call,
-                   format("%lld choices among %lld experts", (long long)k, (long long)experts));
-  Score score = scoreName == "softmax" ? Score::softmax : Score::sigmoid;
-  bool scoreFirst = order == "score_topk";
-  S scale = S(call.params.real("scale", 1));
+  std::string problem;
+  Gate gate = readGate(call.params, experts, k, problem);
+  if (!problem.empty())
+    return badCall(call, problem);
+  const S *bias = call.in.size() > 1 ? call.input<S>(1) : nullptr;
   std::span<const int32_t> forced = call.hooks ? call.hooks->forcedIds : std::span<const int32_t>();
   std::vector<float> *gaps = call.hooks ? call.hooks->gaps : nullptr;
   if (!forced.empty() && int64_t(forced.size()) != tokens * k)
@@ -74,42 +174,40 @@ template <typename S> Status route(const Call &call) {
   if (gaps)
     gaps->resize(size_t(tokens));
 
-  // One more choice than asked, to know the gap between the last chosen and the first left out.
-  int64_t ranked = std::min(k + 1, experts);
-  std::vector<S> keys(static_cast<size_t>(experts)), weights(static_cast<size_t>(k));
-  std::vector<char> taken(static_cast<size_t>(experts));
-  std::vector<int32_t> chosen(static_cast<size_t>(ranked));
+  TokenGate<S> token(gate);
   for (int64_t t = 0; t < tokens; ++t) {
-    std::copy_n(call.input<S>(0) + t * experts, experts, keys.begin());
-    if (scoreFirst)
-      applyScore<S>(score, keys);
-    topK<S>(keys, taken, chosen);
+    token.choose(call.input<S>(0) + t * experts, bias);
     if (gaps)
-      (*gaps)[size_t(t)] =
-          ranked > k ? float(keys[size_t(chosen[size_t(k - 1)])] - keys[size_t(chosen[size_t(k)])])
-                     : std::numeric_limits<float>::infinity();
-    int32_t *ids = call.output<int32_t>(0) + t * k;
-    for (int64_t j = 0; j < k; ++j) {
-      ids[j] = forced.empty() ? chosen[size_t(j)] : forced[size_t(t * k + j)];
-      if (ids[j] < 0 || ids[j] >= experts)
+      (*gaps)[size_t(t)] = token.margin();
+    if (!forced.empty())
+      std::copy_n(forced.begin() + t * k, k, token.chosen().begin());
+    for (int32_t id : token.chosen())
+      if (id < 0 || id >= experts)
         return Status(
             ErrorId::BadInput,
             format("forced routing sends token %lld to expert %d; the layer has experts 0..%lld",
-                   (long long)t, ids[j], (long long)experts - 1));
-      weights[size_t(j)] = keys[size_t(ids[j])];
-    }
-    if (!scoreFirst)
-      applyScore<S>(score, weights);
-    S total = 0;
-    for (S w : weights)
-      total += w;
-    for (int64_t j = 0; j < k; ++j)
-      call.output<S>(1)[t * k + j] =
-          (renorm == "sum" ? weights[size_t(j)] / total : weights[size_t(j)]) * scale;
+                   (long long)t, id, (long long)experts - 1));
+    token.weigh();
+    std::copy_n(token.chosen().begin(), k, call.output<int32_t>(0) + t * k);
+    std::copy_n(token.weighed().begin(), k, call.output<S>(1) + t * k);
   }
   return {};
 }
+
+template <typename S> Status redirect(const Call &call) {
+  int64_t k = trailing(call.in[0], 1), choices = call.in[0].elements();
+  int32_t first = int32_t(call.params.integer("first")),
+          rest = int32_t(call.params.integer("rest"));
+  for (int64_t i = 0; i < choices; ++i) {
+    int32_t id = call.input<int32_t>(0)[i];
+    call.output<int32_t>(0)[i] = id < 0 ? -1 : i % k == 0 ? first : rest;
+  }
+  return {};
+}
+
 template Status route<float>(const Call &);
 template Status route<double>(const Call &);
+template Status redirect<float>(const Call &);
+template Status redirect<double>(const Call &);
 
 } // namespace moira::rt::host::ref

@@ -105,6 +105,63 @@ TEST(HostRoute, ForcedChoicesKeepTheGatesWeights) {
             std::string::npos);
 }
 
+TEST(HostRoute, ABiasChoosesButDoesNotWeigh) {
+  std::vector<float> gaps;
+  RouteHooks hooks;
+  hooks.gaps = &gaps;
+  Tensor<double> x({1, 3}, {ln(1), ln(2), ln(5)}), bias({3}, {0.4, 0, 0}), weights({1, 1});
+  Tensor<int32_t> ids({1, 1});
+  ASSERT_TRUE(
+      call("route", CallFlavor::reference, {x, bias}, {ids, weights},
+           params({}, {}, {{"score", "softmax"}, {"order", "score_topk"}, {"renorm", "none"}}),
+           &hooks)
+          .ok());
+  EXPECT_EQ(ids.values, std::vector<int32_t>{2});
+  EXPECT_NEAR(gaps[0], 0.1, 1e-6) << "0.625 against 0.125 + 0.4";
+  bias.values[0] = 0.6;
+  ASSERT_TRUE(
+      call("route", CallFlavor::reference, {x, bias}, {ids, weights},
+           params({}, {}, {{"score", "softmax"}, {"order", "score_topk"}, {"renorm", "none"}}))
+          .ok());
+  EXPECT_EQ(ids.values, std::vector<int32_t>{0});
+  EXPECT_NEAR(weights.values[0], 0.125, 1e-15);
+}
+
+TEST(HostRoute, TheGapCountsTheGroupsToo) {
+  std::vector<float> gaps;
+  RouteHooks hooks;
+  hooks.gaps = &gaps;
+  // Groups {0, 1} and {2, 3}: 0.9 against 0.8 decides, though within the group 0.9 beats 0.1.
+  Tensor<double> x({1, 4}, {0.9, 0.1, 0.8, 0.7}), weights({1, 1});
+  Tensor<int32_t> ids({1, 1});
+  ASSERT_TRUE(call("route", CallFlavor::reference, {x}, {ids, weights},
+                   params({{"groups", 2}, {"group_keep", 1}}, {},
+                          {{"score", "sigmoid"},
+                           {"order", "topk_score"},
+                           {"renorm", "none"},
+                           {"group_score", "max"}}),
+                   &hooks)
+                  .ok());
+  EXPECT_EQ(ids.values, std::vector<int32_t>{0});
+  EXPECT_NEAR(gaps[0], 0.1, 1e-6);
+}
+
+TEST(HostRoute, ForcedChoicesOfASparsemixerAreWeighedOneAfterTheOther) {
+  int32_t forced[] = {1, 0};
+  RouteHooks hooks;
+  hooks.forcedIds = forced;
+  Tensor<double> x({1, 3}, {1.0, 1.1, -3.0}), weights({1, 2});
+  Tensor<int32_t> ids({1, 2});
+  ASSERT_TRUE(call("route", CallFlavor::reference, {x}, {ids, weights},
+                   params({}, {{"jitter_eps", 0.1}},
+                          {{"score", "sparsemixer"}, {"order", "score_topk"}, {"renorm", "none"}}),
+                   &hooks)
+                  .ok());
+  EXPECT_EQ(ids.values, (std::vector<int32_t>{1, 0}));
+  EXPECT_NEAR(weights.values[0], 1 / (1 + std::exp(-0.1)), 1e-12);
+  EXPECT_NEAR(weights.values[1], 1, 1e-12) << "-3 is not near 1";
+}
+
 TEST(HostRoute, AgreesWithASortInFloat) {
   // The f32 gate chooses what sorting its float probabilities chooses, and its weights are right to
   // float precision.
@@ -148,6 +205,7 @@ TEST(HostRoute, UnknownGatesAreRefused) {
   };
   EXPECT_TRUE(run("softmax", "score_topk", "sum"));
   EXPECT_FALSE(run("sparsemixer", "score_topk", "sum"));
+  EXPECT_FALSE(run("tanh", "score_topk", "sum"));
   EXPECT_FALSE(run("softmax", "", "sum"));
   EXPECT_FALSE(run("softmax", "score_topk", "clamp"));
   EXPECT_FALSE(

@@ -283,7 +283,7 @@ TEST(ModelClasses, MistakesInAClassFileAreInternalErrors) {
 TEST(ModelSpec, DefaultsAreThoseOfTheClassAndAreListed) {
   ModelSpec spec = good("'model_type': 'olmoe', 'hidden_size': 64, 'num_attention_heads': 4");
   EXPECT_EQ(spec.experts, 64);
-  EXPECT_EQ(spec.k, 8);
+  EXPECT_EQ(spec.router.k, 8);
   EXPECT_EQ(spec.kvHeads, 4);
   EXPECT_EQ(spec.layers.size(), 16u);
   EXPECT_EQ(spec.rope.theta, 10000.0);
@@ -307,11 +307,11 @@ TEST(ModelSpec, AliasesAreReadAndShown) {
 }
 
 TEST(ModelSpec, GatesOfTheClasses) {
-  EXPECT_EQ(good(kMixtral).renorm, moe::Renorm::sum);
-  EXPECT_EQ(good(olmoe("'norm_topk_prob': false")).renorm, moe::Renorm::none);
-  EXPECT_EQ(good(olmoe("'norm_topk_prob': true")).renorm, moe::Renorm::sum);
-  EXPECT_EQ(good(qwen2("'norm_topk_prob': true")).renorm, moe::Renorm::sum);
-  EXPECT_EQ(good("'model_type': 'qwen3_moe'").renorm, moe::Renorm::none);
+  EXPECT_EQ(good(kMixtral).router.renorm, moe::Renorm::sum);
+  EXPECT_EQ(good(olmoe("'norm_topk_prob': false")).router.renorm, moe::Renorm::none);
+  EXPECT_EQ(good(olmoe("'norm_topk_prob': true")).router.renorm, moe::Renorm::sum);
+  EXPECT_EQ(good(qwen2("'norm_topk_prob': true")).router.renorm, moe::Renorm::sum);
+  EXPECT_EQ(good("'model_type': 'qwen3_moe'").router.renorm, moe::Renorm::none);
 }
 
 TEST(ModelSpec, HeadSizeIsGivenOrDerived) {

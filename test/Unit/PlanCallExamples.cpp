@@ -46,6 +46,7 @@ std::vector<Example> examples() {
        {i({2, 8, 4}), f({2, 8, 4})},
        {text("score", "sigmoid"), text("order", "topk_score"), text("renorm", "none"),
         real("scale", 1)}},
+      {"redirect", {i({2, 8, 4})}, {i({2, 8, 4})}, {integer("first", 1), integer("rest", 0)}},
       {"select",
        {f({2, 8, 16}), i({2, 8, 4}), i({1})},
        {f({1, 16}, 0), i({1, 4}), i({2, 8, 4}), i({1})},

@@ -129,6 +129,27 @@ TEST(CallRegistry, RefusesBrokenContracts) {
          e.outputs[1] = f({2, 8, 17});
        },
        "17 choices of 16"},
+      {"route", [](Example &e) { e.params[0].text = "tanh"; }, "score is none of"},
+      {"route", [](Example &e) { e.inputs.push_back(f({15})); }, "operand bias has 15"},
+      {"route", [](Example &e) { e.params.push_back(integer("groups", 5)); },
+       "5 groups do not divide 16 experts"},
+      {"route", [](Example &e) { e.params.push_back(integer("groups", 0)); }, "0 groups"},
+      {"route", [](Example &e) { e.params.push_back(integer("groups", 8)); },
+       "1 of 8 groups do not hold 4 choices"},
+      {"route", [](Example &e) { e.params.push_back(integer("group_keep", 2)); }, "2 of 1 groups"},
+      {"route", [](Example &e) { e.params.push_back(text("group_score", "sum")); },
+       "group_score is none of"},
+      {"route",
+       [](Example &e) {
+         for (const CallParam &p :
+              {integer("groups", 16), integer("group_keep", 16), text("group_score", "top2_sum")})
+           e.params.push_back(p);
+       },
+       "no top-2 sum"},
+      {"route", [](Example &e) { e.params.push_back(real("renorm_epsilon", -1)); },
+       "renorm_epsilon is not a number >= 0"},
+      {"route", [](Example &e) { e.params[0].text = "sparsemixer"; }, "a sparsemixer has order"},
+      {"redirect", [](Example &e) { e.params[0].integer = -1; }, "first is no expert"},
       {"select", [](Example &e) { e.params[1] = offset("expert_offset", 5, kTp); },
        "leaves the 16 experts"},
       {"select", [](Example &e) { e.params[1] = offset("expert_offset", -4, kTp); },

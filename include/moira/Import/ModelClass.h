@@ -57,6 +57,8 @@ enum class WeightRole {
   shared_down,
   shared_gate,
   router,
+  router_bias,        ///< added to the logits
+  router_choice_bias, ///< added to the scores where experts are chosen
   expert_gate_up,
   expert_down
 };

@@ -16,6 +16,13 @@ enum class QkNorm {
   full  ///< over the whole projection
 };
 
+/// A bias that counts where experts are chosen, not where they are weighed.
+enum class ChoiceBias {
+  none,
+  flat, ///< stored as [E]
+  row   ///< stored as [1, E]
+};
+
 struct LayerSpec {
   int64_t window = 0; // keys that a query sees, 0: all
   bool sparse = true;
@@ -38,11 +45,9 @@ struct ModelSpec {
   moe::Activation activation = moe::Activation::silu;
   int64_t denseWidth = 0, experts = 0, expertWidth = 0;
   int64_t sharedWidth = 0; // 0: no shared expert
-  int64_t k = 0;
-  moe::Score score = moe::Score::softmax;
-  moe::RouteOrder order = moe::RouteOrder::score_topk;
-  moe::Renorm renorm = moe::Renorm::none;
-  double routerScale = 1;
+  moe::RouterFields router;
+  bool routerBias = false;
+  ChoiceBias choiceBias = ChoiceBias::none;
   std::vector<LayerSpec> layers;
 
   /// Size → the config field that gave it, for messages: "experts" → "num_local_experts".

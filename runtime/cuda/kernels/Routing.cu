@@ -1,32 +1,42 @@
-//===- Routing.cu - the gate: score, top-k, renormalise ---------------------===//
-// `route` only; what follows from the chosen experts is in Dispatch.cu. The arithmetic is the host
-// reference's, operation by operation in float, so that equal logits choose equal experts.
+//===- Routing.cu - the gate: score, choose, weigh --------------------------===//
+// `route` and `redirect`; what follows from the chosen experts is in Dispatch.cu. The arithmetic is
+// the host reference's, operation by operation in float, so that equal logits choose equal experts.
 //===----------------------------------------------------------------------===//
 #include "DeviceTools.h"
+#include "moira/rt/Gate.h"
 
 #include <cmath>
 
 namespace moira::rt::cuda {
 namespace {
 
-constexpr int64_t kMostExperts = 1024, kMostChoices = 32;
+constexpr int64_t kMostExperts = 1024, kMostChoices = 32, kMostGroups = 32;
 
-struct Gate {
+/// Gate, with its reals in float.
+struct DeviceGate {
   int32_t experts, k;
-  bool softmax, scoreFirst, renorm;
-  float scale;
+  GateScore score;
+  bool scoreFirst, renorm, top2Sum;
+  int32_t groups, groupKeep, groupSize;
+  float epsilon, clampMin, twiceJitter, scale;
 };
 
 /// Rounded once, as a good libm's float exponential.
 __device__ float expOnce(float x) { return float(exp(double(x))); }
 
-/// Scores of `count` values, value i in register i / 32 of lane i % 32.
+/// Scores of `count` values, value i in register i / 32 of lane i % 32. Not for a sparsemixer.
 template <int registers>
-__device__ void applyScore(bool softmax, float (&v)[registers], int count) {
-  if (!softmax) {
+__device__ void applyScore(GateScore score, float (&v)[registers], int count) {
+  if (score == GateScore::sigmoid) {
 #pragma unroll
     for (int c = 0; c < registers; ++c)
       v[c] = 1.0f / (1.0f + expOnce(-v[c]));
+    return;
+  }
+  if (score == GateScore::sqrtSoftplus) {
+#pragma unroll
+    for (int c = 0; c < registers; ++c)
+      v[c] = sqrtf((v[c] < 0 ? 0.0f : v[c]) + float(log1p(double(expOnce(-fabsf(v[c]))))));
     return;
   }
   float largest = -INFINITY;
@@ -64,82 +74,180 @@ __device__ bool before(float a, int i, float b, int j) {
   return i < j;
 }
 
+struct Best {
+  int index; // -1: none
+  float key;
+};
+
+/// The best of all lanes' candidates, on every lane.
+__device__ Best bestOfLanes(Best mine) {
+  for (int step = 16; step > 0; step /= 2) {
+    int other = __shfl_xor_sync(kAllLanes, mine.index, step);
+    float otherKey = __shfl_xor_sync(kAllLanes, mine.key, step);
+    if (before(otherKey, other, mine.key, mine.index))
+      mine = {other, otherKey};
+  }
+  return mine;
+}
+
+/// The best of the values from `first` up to `end` that are not taken (a bit a register).
+template <int registers>
+__device__ Best bestOf(const float (&keys)[registers], uint32_t taken, int first, int end) {
+  Best mine{-1, 0};
+#pragma unroll
+  for (int c = 0; c < registers; ++c) {
+    int e = c * 32 + laneNumber();
+    if (e >= first && e < end && !(taken >> c & 1) && before(keys[c], e, mine.key, mine.index))
+      mine = {e, keys[c]};
+  }
+  return bestOfLanes(mine);
+}
+
+/// `taken` with the value `index` in it.
+__device__ uint32_t with(uint32_t taken, int index) {
+  return index >= 0 && index % 32 == laneNumber() ? taken | 1u << (index / 32) : taken;
+}
+
+/// Value `index` of `keys`, which may be another one on every lane.
+template <int registers> __device__ float valueAt(const float (&keys)[registers], int index) {
+  float value = 0;
+#pragma unroll
+  for (int c = 0; c < registers; ++c) {
+    float key = __shfl_sync(kAllLanes, keys[c], index % 32);
+    if (index / 32 == c)
+      value = key;
+  }
+  return value;
+}
+
+/// The margin of a choice: infinite where nobody is left out.
+__device__ float marginOf(Best last, Best next) {
+  return next.index < 0 ? INFINITY : last.key - next.key;
+}
+
+/// What is taken once only the best groups are left; `margin` is theirs. Group g in lane g.
+template <int registers>
+__device__ uint32_t leaveGroups(const DeviceGate &gate, const float (&keys)[registers],
+                                float &margin) {
+  float score = 0;
+  for (int g = 0; g < gate.groups; ++g) {
+    int first = g * gate.groupSize, end = first + gate.groupSize;
+    Best best = bestOf(keys, 0, first, end);
+    float sum = best.key;
+    if (gate.top2Sum)
+      sum += bestOf(keys, with(0, best.index), first, end).key;
+    if (laneNumber() == g)
+      score = sum;
+  }
+  bool kept = laneNumber() >= gate.groups;
+  auto bestLeft = [&] { return bestOfLanes({kept ? -1 : laneNumber(), score}); };
+  Best last{-1, 0};
+  for (int i = 0; i < gate.groupKeep; ++i) {
+    last = bestLeft();
+    kept |= last.index == laneNumber();
+  }
+  margin = marginOf(last, bestLeft());
+  unsigned keptGroups = __ballot_sync(kAllLanes, kept);
+  uint32_t taken = 0;
+#pragma unroll
+  for (int c = 0; c < registers; ++c) {
+    int e = c * 32 + laneNumber();
+    if (e < gate.experts && !(keptGroups >> (e / gate.groupSize) & 1))
+      taken |= 1u << c;
+  }
+  return taken;
+}
+
+/// A sparsemixer's weights: choice j, in lane j, is `chosen`.
+template <int registers>
+__device__ float weighSparsely(const DeviceGate &gate, const float (&keys)[registers], int chosen) {
+  uint32_t taken = 0;
+  float weight = 0;
+  for (int j = 0; j < gate.k; ++j) {
+    int id = __shfl_sync(kAllLanes, chosen, j);
+    float largest = bestOf(keys, taken, 0, gate.experts).key, total = 0, own = 0;
+#pragma unroll
+    for (int c = 0; c < registers; ++c) {
+      bool near = !((largest - keys[c]) / fmaxf(fabsf(keys[c]), largest) > gate.twiceJitter) &&
+                  !(taken >> c & 1) && c * 32 + laneNumber() < gate.experts;
+      float exponential = near ? expOnce(keys[c] - largest) : 0;
+      for (int l = 0; l < 32; ++l) { // in the order of the experts
+        float one = __shfl_sync(kAllLanes, exponential, l);
+        total += one;
+        if (c * 32 + l == id)
+          own = one;
+      }
+    }
+    if (laneNumber() == j)
+      weight = own / total;
+    taken = with(taken, id);
+  }
+  return weight;
+}
+
 /// One warp a token; logit e in register e / 32 of lane e % 32, choice j in lane j.
 template <int registers, typename T>
-__global__ void routeTokens(const T *logits, int32_t *ids, float *weights, const int32_t *forced,
-                            float *gaps, int64_t tokens, Gate gate, int32_t *flag) {
+__global__ void routeTokens(const T *logits, const float *bias, int32_t *ids, float *weights,
+                            const int32_t *forced, float *gaps, int64_t tokens, DeviceGate gate,
+                            int32_t *flag) {
   int64_t t = warpNumber();
   if (t >= tokens)
     return;
   const int lane = laneNumber(), experts = gate.experts, k = gate.k;
-  float keys[registers];
+  float keys[registers], choiceKeys[registers];
 #pragma unroll
   for (int c = 0; c < registers; ++c) {
     int e = c * 32 + lane;
     keys[c] = e < experts ? toFloat(logits[t * experts + e]) : -INFINITY;
   }
-  if (gate.scoreFirst)
-    applyScore(gate.softmax, keys, experts);
-
-  uint32_t taken = 0; // a bit a register
-  int chosen = -1;
-  float weight = 0, last = 0, next = 0; // keys of choices k and k + 1
-  const int ranked = gaps && k < experts ? k + 1 : k;
-  for (int j = 0; j < ranked; ++j) {
-    int best = -1;
-    float bestKey = 0;
+  if (gate.scoreFirst && gate.score != GateScore::sparsemixer)
+    applyScore(gate.score, keys, experts);
 #pragma unroll
-    for (int c = 0; c < registers; ++c) {
-      int e = c * 32 + lane;
-      if (e < experts && !(taken >> c & 1) && before(keys[c], e, bestKey, best)) {
-        best = e;
-        bestKey = keys[c];
-      }
-    }
-    for (int step = 16; step > 0; step /= 2) {
-      int other = __shfl_xor_sync(kAllLanes, best, step);
-      float otherKey = __shfl_xor_sync(kAllLanes, bestKey, step);
-      if (before(otherKey, other, bestKey, best)) {
-        best = other;
-        bestKey = otherKey;
-      }
-    }
-    if (best % 32 == lane)
-      taken |= 1u << (best / 32);
-    if (j == lane) {
-      chosen = best;
-      weight = bestKey;
-    }
-    last = j == k - 1 ? bestKey : last;
-    next = j == k ? bestKey : next;
+  for (int c = 0; c < registers; ++c) {
+    int e = c * 32 + lane;
+    choiceKeys[c] = bias && e < experts ? keys[c] + bias[e] : keys[c];
   }
-  if (gaps && lane == 0)
-    gaps[t] = ranked > k ? last - next : INFINITY;
 
+  float margin = INFINITY;
+  uint32_t taken = gate.groups > 1 ? leaveGroups(gate, choiceKeys, margin) : 0;
+  int chosen = 0;
+  Best last{-1, 0};
+  for (int j = 0; j < k; ++j) {
+    last = bestOf(choiceKeys, taken, 0, experts);
+    taken = with(taken, last.index);
+    if (j == lane)
+      chosen = last.index;
+  }
+  if (gaps) {
+    margin = fminf(margin, marginOf(last, bestOf(choiceKeys, taken, 0, experts)));
+    if (lane == 0)
+      gaps[t] = margin;
+  }
   if (forced) {
-    int id = lane < k ? forced[t * k + lane] : 0;
-    if (id < 0 || id >= experts) {
+    chosen = lane < k ? forced[t * k + lane] : 0;
+    if (chosen < 0 || chosen >= experts) {
       raise(flag, Fault::forcedExpert);
-      id = 0;
-    }
-    chosen = id;
-#pragma unroll
-    for (int c = 0; c < registers; ++c) {
-      float key = __shfl_sync(kAllLanes, keys[c], id % 32);
-      if (id / 32 == c)
-        weight = key;
+      chosen = 0;
     }
   }
-  if (!gate.scoreFirst) {
-    float one[1] = {weight};
-    applyScore(gate.softmax, one, k);
-    weight = one[0];
+
+  float weight;
+  if (gate.score == GateScore::sparsemixer) {
+    weight = weighSparsely(gate, keys, chosen);
+  } else {
+    weight = valueAt(keys, chosen);
+    if (!gate.scoreFirst) {
+      float one[1] = {weight};
+      applyScore(gate.score, one, k);
+      weight = one[0];
+    }
   }
   if (gate.renorm) {
     float total = 0;
     for (int j = 0; j < k; ++j)
       total += __shfl_sync(kAllLanes, weight, j);
-    weight /= total;
+    total += gate.epsilon;
+    weight /= total < gate.clampMin ? gate.clampMin : total;
   }
   if (lane < k) {
     ids[t * k + lane] = chosen;
@@ -147,34 +255,48 @@ __global__ void routeTokens(const T *logits, int32_t *ids, float *weights, const
   }
 }
 
+__global__ void redirectChoices(const int32_t *ids, int32_t *out, int64_t choices, int32_t k,
+                                int32_t first, int32_t rest) {
+  for (int64_t i = threadNumber(); i < choices; i += threadCount())
+    out[i] = ids[i] < 0 ? -1 : i % k == 0 ? first : rest;
+}
+
 } // namespace
 
 Status ops::route(const Call &call) {
   int64_t experts = trailing(call.in[0], 1), tokens = leading(call.in[0], 1),
           k = trailing(call.out[0], 1);
-  std::string_view score = call.params.text("score"), order = call.params.text("order"),
-                   renorm = call.params.text("renorm");
-  if ((score != "softmax" && score != "sigmoid") ||
-      (order != "score_topk" && order != "topk_score") || (renorm != "none" && renorm != "sum"))
-    return badCall(call, "unknown gate: score '" + std::string(score) + "', order '" +
-                             std::string(order) + "', renorm '" + std::string(renorm) + "'");
-  if (k < 1 || k > experts)
-    return badCall(call,
-                   format("%lld choices among %lld experts", (long long)k, (long long)experts));
-  if (experts > kMostExperts || k > kMostChoices)
+  std::string problem;
+  Gate read = readGate(call.params, experts, k, problem);
+  if (!problem.empty())
+    return badCall(call, problem);
+  if (experts > kMostExperts || k > kMostChoices || read.groups > kMostGroups)
     return notOnCuda(call,
-                     format("%lld choices among %lld experts (it takes up to %lld among %lld)",
-                            (long long)k, (long long)experts, (long long)kMostChoices,
-                            (long long)kMostExperts));
+                     format("%lld choices among %lld experts in %d groups (it takes up to "
+                            "%lld among %lld in %lld)",
+                            (long long)k, (long long)experts, read.groups, (long long)kMostChoices,
+                            (long long)kMostExperts, (long long)kMostGroups));
   if (tokens == 0)
     return {};
-  Gate gate{int32_t(experts),      int32_t(k),      score == "softmax",
-            order == "score_topk", renorm == "sum", float(call.params.real("scale", 1))};
+  const float *bias = call.in.size() > 1 ? call.input<float>(1) : nullptr;
+  DeviceGate gate{read.experts,
+                  read.k,
+                  read.score,
+                  read.scoreFirst,
+                  read.renorm,
+                  read.top2Sum,
+                  read.groups,
+                  read.groupKeep,
+                  read.groupSize(),
+                  float(read.renormEpsilon),
+                  float(read.renormClampMin),
+                  float(2 * read.jitterEps),
+                  float(read.scale)};
   return withFloat(call.in[0].dtype, [&]<typename T>(T) {
     auto launch = [&]<int registers>(std::integral_constant<int, registers>) {
       routeTokens<registers><<<blocksOfWarps(tokens), kWarpBlock, 0, call.stream()>>>(
-          call.input<T>(0), call.output<int32_t>(0), call.output<float>(1), call.context.forcedIds,
-          call.context.gaps, tokens, gate, call.context.errorFlag);
+          call.input<T>(0), bias, call.output<int32_t>(0), call.output<float>(1),
+          call.context.forcedIds, call.context.gaps, tokens, gate, call.context.errorFlag);
       return launched(call);
     };
     if (experts <= 32)
@@ -187,6 +309,16 @@ Status ops::route(const Call &call) {
       return launch(std::integral_constant<int, 8>());
     return launch(std::integral_constant<int, 32>());
   });
+}
+
+Status ops::redirect(const Call &call) {
+  int64_t choices = call.in[0].elements();
+  if (choices == 0)
+    return {};
+  redirectChoices<<<blocksOfThreads(choices), kWarpBlock, 0, call.stream()>>>(
+      call.input<int32_t>(0), call.output<int32_t>(0), choices, int32_t(trailing(call.in[0], 1)),
+      int32_t(call.params.integer("first")), int32_t(call.params.integer("rest")));
+  return launched(call);
 }
 
 } // namespace moira::rt::cuda

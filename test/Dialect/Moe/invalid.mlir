@@ -13,6 +13,36 @@
 
 // -----
 
+// RouterAttr C3
+// expected-error @+1 {{C3: group_keep = 3 must lie between 1 and groups = 2}}
+#r = #moe.router<k = 1, groups = 2, group_keep = 3>
+
+// -----
+
+// RouterAttr C4
+// expected-error @+1 {{C4: renorm_epsilon must be finite and not negative}}
+#r = #moe.router<k = 1, renorm = sum, renorm_epsilon = -1.0 : f64>
+
+// -----
+
+// RouterAttr C4
+// expected-error @+1 {{C4: renorm_clamp_min has a meaning only with renorm = sum}}
+#r = #moe.router<k = 1, renorm_clamp_min = 1.0 : f64>
+
+// -----
+
+// RouterAttr C4
+// expected-error @+1 {{C4: jitter_eps has a meaning only with score = sparsemixer}}
+#r = #moe.router<k = 1, jitter_eps = 0.1 : f64>
+
+// -----
+
+// RouterAttr C5
+// expected-error @+1 {{C5: sparsemixer has order = score_topk, one group and renorm = none}}
+#r = #moe.router<k = 2, score = sparsemixer, renorm = sum>
+
+// -----
+
 // SourceAttr C1
 // expected-error @+1 {{C1: a source needs a tensor name}}
 #s = #moe.source<names = [], disk_shape = [4]>
@@ -546,6 +576,60 @@ func.func @f(%l: tensor<2x6x5xf32>) {
 func.func @f(%l: tensor<2x6x4xf32>) {
   // expected-error @+1 {{C2: the router chooses 1 experts, the routing holds 2}}
   %0 = moe.route #moe.router<k = 1, score = softmax, order = score_topk, renorm = sum, scale = 1.0 : f64> of %l : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C3
+func.func @f(%l: tensor<2x6x4xf32>, %b: tensor<5xf32>) {
+  // expected-error @+1 {{C3: bias must have one number for each of the 4 experts}}
+  %0 = moe.route #moe.router<k = 2> of %l bias %b : (tensor<2x6x4xf32>, tensor<5xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C4
+func.func @f(%l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C4: 3 groups do not divide 4 experts}}
+  %0 = moe.route #moe.router<k = 2, groups = 3, group_keep = 2> of %l : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C4
+func.func @f(%l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C4: 1 groups of 1 experts hold fewer than k = 2}}
+  %0 = moe.route #moe.router<k = 2, groups = 4> of %l : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C4
+func.func @f(%l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C4: groups of one expert have no top-2 sum}}
+  %0 = moe.route #moe.router<k = 2, groups = 4, group_keep = 2, group_score = top2_sum> of %l : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C5
+func.func @f(%l: tensor<2x6x4xf32>, %b: tensor<4xf32>) {
+  // expected-error @+1 {{C5: a sparsemixer has no bias}}
+  %0 = moe.route #moe.router<k = 2, score = sparsemixer> of %l bias %b : (tensor<2x6x4xf32>, tensor<4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RedirectOp C1
+func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C1: there is no expert 4 among the routing's 4}}
+  %0 = moe.redirect %r first 1 rest 4 : !moe.routing<2x6, experts = 4, k = 2>
   return
 }
 

@@ -32,13 +32,52 @@ void MoeDialect::initialize() {
       >();
 }
 
-LogicalResult RouterAttr::verify(function_ref<InFlightDiagnostic()> emitError, int64_t k, Score,
-                                 RouteOrder, Renorm, FloatAttr scale) {
+LogicalResult RouterAttr::verify(function_ref<InFlightDiagnostic()> emitError, int64_t k,
+                                 Score score, RouteOrder order, int64_t groups, int64_t groupKeep,
+                                 GroupScore, Renorm renorm, FloatAttr epsilon, FloatAttr clampMin,
+                                 FloatAttr jitter, FloatAttr scale) {
   if (k < 1)
     return emitError() << "C1: k must be at least 1, got " << k;
   if (!scale.getValue().isFinite() || scale.getValue().isZero())
     return emitError() << "C2: scale must be finite and not 0";
+  if (groupKeep < 1 || groupKeep > groups)
+    return emitError() << "C3: group_keep = " << groupKeep
+                       << " must lie between 1 and groups = " << groups;
+  auto check = [&](StringRef name, FloatAttr value, bool allowed, StringRef where) {
+    if (!value.getValue().isFinite() || value.getValue().isNegative())
+      return LogicalResult(emitError() << "C4: " << name << " must be finite and not negative");
+    if (!allowed && !value.getValue().isZero())
+      return LogicalResult(emitError() << "C4: " << name << " has a meaning only with " << where);
+    return success();
+  };
+  if (failed(check("renorm_epsilon", epsilon, renorm == Renorm::sum, "renorm = sum")) ||
+      failed(check("renorm_clamp_min", clampMin, renorm == Renorm::sum, "renorm = sum")) ||
+      failed(check("jitter_eps", jitter, score == Score::sparsemixer, "score = sparsemixer")))
+    return failure();
+  if (score == Score::sparsemixer &&
+      (order != RouteOrder::score_topk || groups != 1 || renorm != Renorm::none))
+    return emitError() << "C5: sparsemixer has order = score_topk, one group and renorm = none";
   return success();
+}
+
+RouterAttr RouterAttr::get(MLIRContext *context, const RouterFields &f) {
+  auto real = [&](double value) { return FloatAttr::get(Float64Type::get(context), value); };
+  return get(context, f.k, f.score, f.order, f.groups, f.groupKeep, f.groupScore, f.renorm,
+             real(f.renormEpsilon), real(f.renormClampMin), real(f.jitterEps), real(f.scale));
+}
+
+RouterFields RouterAttr::getFields() const {
+  return {getK(),
+          getScore(),
+          getOrder(),
+          getGroups(),
+          getGroupKeep(),
+          getGroupScore(),
+          getRenorm(),
+          getRenormEpsilon().getValueAsDouble(),
+          getRenormClampMin().getValueAsDouble(),
+          getJitterEps().getValueAsDouble(),
+          getScale().getValueAsDouble()};
 }
 
 LogicalResult SourceAttr::verify(function_ref<InFlightDiagnostic()> emitError, ArrayAttr names,

@@ -209,12 +209,23 @@ FactorRule AttentionOp::getFactorRule() {
 // Experts
 //===----------------------------------------------------------------------===//
 
-/// logits[t..,e] → routing[t..]: every token needs all scores.
+/// logits[t..,e], bias[e] → routing[t..]: every token needs all scores.
 FactorRule RouteOp::getFactorRule() {
   FactorRule rule;
   Ids t = rule.addFactors(pass, getType().getTokens());
   int e = rule.addFactor(whole, getType().getExperts());
   rule.operands = {join(t, {e})};
+  if (getBias())
+    rule.operands.push_back({e});
+  rule.results = {t};
+  return rule;
+}
+
+/// routing[t..] → routing[t..]
+FactorRule RedirectOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(pass, getRouting().getType().getTokens());
+  rule.operands = {t};
   rule.results = {t};
   return rule;
 }

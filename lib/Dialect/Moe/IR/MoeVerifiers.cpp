@@ -292,6 +292,28 @@ LogicalResult RouteOp::verify() {
   if (getRouter().getK() != routing.getK())
     return emitOpError("C2: the router chooses ")
            << getRouter().getK() << " experts, the routing holds " << routing.getK();
+  int64_t experts = routing.getExperts();
+  if (getBias() && shapeOf(getBias()) != ArrayRef<int64_t>{experts})
+    return emitOpError("C3: bias must have one number for each of the ") << experts << " experts";
+  RouterAttr router = getRouter();
+  int64_t groups = router.getGroups(), size = experts / groups;
+  if (size * groups != experts)
+    return emitOpError("C4: ") << groups << " groups do not divide " << experts << " experts";
+  if (size * router.getGroupKeep() < router.getK())
+    return emitOpError("C4: ") << router.getGroupKeep() << " groups of " << size
+                               << " experts hold fewer than k = " << router.getK();
+  if (groups > 1 && size < 2 && router.getGroupScore() == GroupScore::top2_sum)
+    return emitOpError("C4: groups of one expert have no top-2 sum");
+  if (getBias() && router.getScore() == Score::sparsemixer)
+    return emitOpError("C5: a sparsemixer has no bias");
+  return success();
+}
+
+LogicalResult RedirectOp::verify() {
+  int64_t experts = getRouting().getType().getExperts();
+  for (int64_t expert : {int64_t(getFirst()), int64_t(getRest())})
+    if (expert < 0 || expert >= experts)
+      return emitOpError("C1: there is no expert ") << expert << " among the routing's " << experts;
   return success();
 }
 
