@@ -208,7 +208,7 @@ void LoweringTable::addExperts() {
             b.real("renorm_epsilon", gate.renormEpsilon),
             b.real("renorm_clamp_min", gate.renormClampMin), b.real("jitter_eps", gate.jitterEps),
             b.real("scale", gate.scale)});
-    return success();
+    return b.traceRouting(op);
   });
   add<moe::RedirectOp>(+[](moe::RedirectOp op, B &b) {
     RoutingViews routing = b.routing(op.getRouting());

@@ -75,6 +75,7 @@ Status RunSession::load(Ranks &ranks) {
   auto start = std::chrono::steady_clock::now();
   executors.resize(ranks.localSize());
   profiles.resize(profiled ? ranks.localSize() : 0);
+  rankRoutes.resize(routes ? ranks.localSize() : 0);
   Status status = ranks.each([&](int local) -> Ranks::Verdict {
     Communicator &communicator = ranks.communicator(local);
     ExecutorSetup setup;
@@ -83,11 +84,15 @@ Status RunSession::load(Ranks &ranks) {
     setup.images = images;
     setup.communicator = &communicator;
     setup.f64 = f64;
-    setup.routes = routes;
     setup.epoch = epoch;
     if (profiled) {
       profiles[local].rank = communicator.rank();
       setup.profile = &profiles[local];
+    }
+    if (routes) {
+      rankRoutes[local] = std::make_unique<RankRoutes>(
+          *routes, MeshPosition(plan->plan(), *program, communicator.rank()));
+      setup.routes = rankRoutes[local].get();
     }
     Expected<std::unique_ptr<ProgramRunner>> executor =
         plugin ? plugin->create(setup, device) : Executor::create(setup);
