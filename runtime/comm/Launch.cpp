@@ -140,6 +140,7 @@ Expected<TcpWorld> tcpWorldOf(const LaunchInfo &launch) {
     world.listener = launch.rank == 0 ? number("MOIRA_LISTENER").value_or(-1) : -1;
     world.job = variable("MOIRA_PARENT");
     world.supervised = true;
+    world.report = number("MOIRA_REPORT").value_or(-1);
     return world;
   }
   // torchrun's own store may hold MASTER_PORT itself.

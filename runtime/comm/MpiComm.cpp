@@ -4,21 +4,27 @@
 // created collectively for a group (which could hang), and sums are made here in rank order. All
 // ranks run their collectives in one total order, and MPI keeps messages of a pair of ranks in
 // order, so messages of different groups cannot be confused; the tag tells a mismatch from a match.
+// MPI says nothing of ranks that die or stop, so failures go over NewsPlane.h, whose connections
+// are arranged over MPI.
 //===----------------------------------------------------------------------===//
 #include "MpiPlugin.h"
+#include "NewsPlane.h"
 #include "PairwiseComm.h"
+#include "TcpRendezvous.h"
 
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <mpi.h>
+#include <sstream>
 #include <thread>
+#include <unistd.h>
 
 namespace moira::rt {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
+constexpr double kMeetingSeconds = 10; // for the connections of the news
 
 std::string mpiMessage(int code) {
   char text[MPI_MAX_ERROR_STRING] = {};
@@ -41,24 +47,51 @@ int sizeOf(MPI_Comm comm) {
 
 class MpiCommunicator final : public PairwiseCommunicator {
 public:
-  MpiCommunicator(MPI_Comm own, double timeout)
-      : PairwiseCommunicator(rankIn(own), sizeOf(own)), comm(own), timeoutSeconds(timeout) {}
+  /// `plane` may be null: then lost ranks only show in collectives.
+  MpiCommunicator(MPI_Comm own, double timeout, std::unique_ptr<NewsPlane> plane)
+      : PairwiseCommunicator(rankIn(own), sizeOf(own)), comm(own), timeoutSeconds(timeout),
+        plane(std::move(plane)) {}
 
   /// After a failure MPI_Finalize could wait for ever: the launcher ends the job when this process
   /// exits without it.
   ~MpiCommunicator() override {
-    if (!failure.ok())
+    if (!failure.ok() || !news().ok())
       return;
+    leave();
     MPI_Comm_free(&comm);
     MPI_Finalize();
   }
 
   const char *kind() const override { return "mpi"; }
 
-  /// Ends all processes of the job. The caller has already printed the cause.
+  /// Without a news plane it ends all processes of the job.
   void abort(const Status &cause) override {
+    if (plane) {
+      (void)plane->announce(cause);
+      return;
+    }
+    {
+      std::lock_guard lock(calling);
+      if (hooks.settled)
+        hooks.settled(cause, true);
+    }
     std::fflush(nullptr);
     MPI_Abort(comm, std::max(cause.exitCode(), 1));
+  }
+  void supervise(FailureHooks given) override {
+    if (plane)
+      return plane->supervise(std::move(given));
+    std::lock_guard lock(calling);
+    hooks = std::move(given);
+  }
+  void leave() override {
+    if (plane)
+      plane->leave();
+  }
+  Status news() const override { return plane ? plane->verdict() : Status(); }
+  bool toldElsewhere() const override { return plane && plane->toldElsewhere(); }
+  std::vector<int> silentRanks() const override {
+    return plane ? plane->silentRanks() : std::vector<int>();
   }
 
 private:
@@ -69,6 +102,8 @@ private:
                   const std::string &what) override {
     if (!failure.ok())
       return failure;
+    if (Status s = news(); !s)
+      return failure = s;
     std::vector<MPI_Request> requests;
     std::vector<int> peers; // whom each request waits for
     int result = MPI_SUCCESS;
@@ -107,6 +142,9 @@ private:
         last = Clock::now();
         continue;
       }
+      if (idle > 200)
+        if (Status s = news(); !s)
+          return failure = s;
       // Spin briefly, then give the core to others, then sleep: ranks may outnumber cores.
       if (idle > 20000)
         std::this_thread::sleep_for(std::chrono::microseconds(100));
@@ -129,18 +167,24 @@ private:
     std::string names;
     for (int r : missing)
       names += (names.empty() ? "" : ", ") + std::to_string(r);
-    failure = Status(ErrorId::RankFailed,
-                     format("no answer within %g s at '%s' from rank %s (seen by rank %d); look at "
-                            "that rank's own messages, or "
-                            "allow more time with --timeout=SECONDS if it is only slow",
-                            timeoutSeconds, what.c_str(), names.c_str(), rank()));
-    return failure;
+    return settle(
+        Status(ErrorId::RankFailed,
+               format("no answer within %g s at '%s' from rank %s (seen by rank %d); look at "
+                      "that rank's own messages, or "
+                      "allow more time with --timeout=SECONDS if it is only slow",
+                      timeoutSeconds, what.c_str(), names.c_str(), rank())));
   }
 
   Status fail(const std::string &message, const std::string &what) {
-    failure = Status(ErrorId::RankFailed,
-                     format("MPI failed at '%s' on rank %d: %s; look at the launcher's messages",
-                            what.c_str(), rank(), message.c_str()));
+    return settle(
+        Status(ErrorId::RankFailed,
+               format("MPI failed at '%s' on rank %d: %s; look at the launcher's messages",
+                      what.c_str(), rank(), message.c_str())));
+  }
+
+  /// What has been found here, or what the ranks agree is the cause.
+  Status settle(Status found) {
+    failure = plane ? plane->announce(found) : std::move(found);
     return failure;
   }
 
@@ -148,7 +192,69 @@ private:
   double timeoutSeconds; // not positive: no limit
   Status failure; // not ok: everything fails with it; requests may be pending, so their buffers
                   // must outlive this object
+  std::unique_ptr<NewsPlane> plane;
+  std::mutex calling; // held while hooks run
+  FailureHooks hooks; // without a plane
 };
+
+/// Addresses at which other machines may find this one, likely ones first.
+std::vector<std::string> ownAddresses() {
+  std::vector<std::string> list;
+  char name[256] = {};
+  if (gethostname(name, sizeof name - 1) == 0)
+    list.push_back(name);
+  for (std::string &address : interfaceAddresses())
+    list.push_back(std::move(address));
+  return list;
+}
+
+/// The text of rank 0 on all ranks.
+std::string fromRankZero(std::string text, MPI_Comm comm) {
+  int length = int(text.size());
+  MPI_Bcast(&length, 1, MPI_INT, 0, comm);
+  text.resize(size_t(length));
+  MPI_Bcast(text.data(), length, MPI_CHAR, 0, comm);
+  return text;
+}
+
+/// Collective; null on all ranks if they cannot reach each other over TCP.
+std::unique_ptr<NewsPlane> makeNewsPlane(MPI_Comm comm, double timeoutSeconds) {
+  TcpWorld world;
+  world.rank = rankIn(comm);
+  world.size = sizeOf(comm);
+  if (world.size == 1)
+    return nullptr;
+  MPI_Comm machine;
+  MPI_Comm_split_type(comm, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &machine);
+  bool oneMachine = sizeOf(machine) == world.size;
+  MPI_Comm_free(&machine);
+  std::string text;
+  if (world.rank == 0) {
+    Expected<Socket> listener = listenOn(0, /*loopbackOnly=*/false);
+    text = listener ? std::to_string(portOf(*listener)) : "0";
+    for (const std::string &address :
+         oneMachine ? std::vector<std::string>{"127.0.0.1"} : ownAddresses())
+      text += " " + address;
+    world.listener = listener ? listener->release() : -1;
+  }
+  std::istringstream words(fromRankZero(text, comm));
+  unsigned port = 0;
+  words >> port >> world.address;
+  for (std::string other; words >> other;)
+    world.others.push_back(other);
+  world.ports = {static_cast<uint16_t>(port)};
+  world.job = "mpi";
+  double patience =
+      timeoutSeconds > 0 ? std::min(timeoutSeconds / 2, kMeetingSeconds) : kMeetingSeconds;
+  Expected<TcpLinks> links = port ? meet(world, /*withData=*/false, patience, nullptr)
+                                  : Expected<TcpLinks>(Status(ErrorId::RankFailed, "no port"));
+  int mine = bool(links), all = 0;
+  MPI_Allreduce(&mine, &all, 1, MPI_INT, MPI_MIN, comm);
+  if (!all)
+    return nullptr;
+  return std::make_unique<NewsPlane>(NewsPlane::Setup{world.rank, timeoutSeconds},
+                                     std::move(links->news));
+}
 
 Status unavailable(const char *step, int code) {
   return Status(ErrorId::MpiUnavailable,
@@ -188,5 +294,5 @@ moiraMakeMpiCommunicator(double timeoutSeconds, Status *error) {
     return nullptr;
   }
   MPI_Comm_set_errhandler(own, MPI_ERRORS_RETURN);
-  return new MpiCommunicator(own, timeoutSeconds);
+  return new MpiCommunicator(own, timeoutSeconds, makeNewsPlane(own, timeoutSeconds));
 }

@@ -9,7 +9,7 @@
 namespace moira::rt {
 
 /// Raised whenever Communicator, Group or Status change their layout.
-inline constexpr int mpiPluginVersion = 2;
+inline constexpr int mpiPluginVersion = 3;
 
 /// Symbol `moiraMpiPluginVersion`: int(void).
 using MpiPluginVersionFn = int();

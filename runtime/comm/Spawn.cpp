@@ -9,6 +9,7 @@
 #include <csignal>
 #include <cstdlib>
 #include <cstring>
+#include <fcntl.h>
 #include <filesystem>
 #include <fstream>
 #include <optional>
@@ -49,22 +50,50 @@ std::vector<char *> pointers(std::vector<std::string> &strings) {
   return list;
 }
 
-int start(const SpawnOptions &options, int rank, int listener, uint16_t port, pid_t &pid) {
+int start(const SpawnOptions &options, int rank, int listener, uint16_t port, int report,
+          pid_t &pid) {
   std::vector<std::string> words = {options.program};
   words.insert(words.end(), options.arguments.begin(), options.arguments.end());
   std::vector<std::string> variables = environmentWith(
       {"MOIRA_RANK=" + std::to_string(rank), "MOIRA_WORLD_SIZE=" + std::to_string(options.ranks),
        "MOIRA_PORT=" + std::to_string(port), "MOIRA_PARENT=" + std::to_string(getpid()),
-       "MOIRA_LISTENER=" + std::to_string(rank == 0 ? listener : -1)});
+       "MOIRA_LISTENER=" + std::to_string(rank == 0 ? listener : -1),
+       "MOIRA_REPORT=" + std::to_string(report)});
   posix_spawn_file_actions_t actions;
   posix_spawn_file_actions_init(&actions);
   if (rank == 0) // onto itself: stays open there, and nowhere else
     posix_spawn_file_actions_adddup2(&actions, listener, listener);
+  posix_spawn_file_actions_adddup2(&actions, report, report);
   int error = posix_spawn(&pid, options.program.c_str(), &actions, nullptr, pointers(words).data(),
                           pointers(variables).data());
   posix_spawn_file_actions_destroy(&actions);
   return error;
 }
+
+/// What the ranks write of one that has ended without a word: where another one was then.
+class Report {
+public:
+  Report() {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) == 0) {
+      in = Socket(ends[0]);
+      out = Socket(ends[1]);
+    }
+  }
+  int writer() const { return out.get(); }
+  /// The first line that has come, or nothing.
+  std::optional<std::string> line() const {
+    char text[4096];
+    ssize_t n = read(in.get(), text, sizeof text);
+    if (n <= 0)
+      return std::nullopt;
+    std::string all(text, size_t(n));
+    return all.substr(0, all.find('\n'));
+  }
+
+private:
+  Socket in, out; // closed at the end like sockets
+};
 
 /// How a rank ended, as waitpid says.
 struct End {
@@ -81,6 +110,7 @@ Expected<SpawnResult> runRanksAsProcesses(const SpawnOptions &options) {
   if (!listener)
     return listener.takeStatus();
   uint16_t port = portOf(*listener);
+  Report report;
   std::vector<Child> children(size_t(options.ranks));
   auto killAll = [&] {
     for (const Child &child : children)
@@ -89,7 +119,8 @@ Expected<SpawnResult> runRanksAsProcesses(const SpawnOptions &options) {
   };
   int started = 0;
   for (int error = 0; started < options.ranks; ++started) {
-    error = start(options, started, listener->get(), port, children[size_t(started)].pid);
+    error = start(options, started, listener->get(), port, report.writer(),
+                  children[size_t(started)].pid);
     if (!error)
       continue;
     killAll();
@@ -134,14 +165,20 @@ Expected<SpawnResult> runRanksAsProcesses(const SpawnOptions &options) {
   SpawnResult result;
   if (!cause)
     return result;
+  std::optional<std::string> where = report.line();
+  std::string rest =
+      (where && !where->empty() ? "; " + *where : "") + "; the other ranks have been stopped";
   if (cause->bySignal()) {
     int signal = WTERMSIG(cause->status);
+    result.status = Status(
+        ErrorId::RankFailed,
+        format("rank %d was ended by signal %d (%s)%s%s", cause->rank, signal, strsignal(signal),
+               signal == SIGKILL ? ", by you or for want of memory" : "", rest.c_str()));
+    result.exitCode = result.status.exitCode();
+  } else if (where) {
     result.status =
-        Status(ErrorId::RankFailed,
-               format("rank %d was ended by signal %d (%s)%s; the other ranks have been "
-                      "stopped",
-                      cause->rank, signal, strsignal(signal),
-                      signal == SIGKILL ? ", by you or for want of memory" : ""));
+        Status(ErrorId::RankFailed, format("rank %d has ended with exit code %d without a word%s",
+                                           cause->rank, WEXITSTATUS(cause->status), rest.c_str()));
     result.exitCode = result.status.exitCode();
   } else {
     result.exitCode = WEXITSTATUS(cause->status);

@@ -20,7 +20,7 @@ struct Hello {
   uint64_t magic = kMagic;
   uint64_t job = 0;
   int32_t rank = 0, size = 0;
-  uint16_t port = 0; // where the sender takes data connections
+  uint16_t port = 0; // where the sender takes connections of pairs
   uint16_t unused[3] = {};
 };
 struct Answer {
@@ -28,10 +28,12 @@ struct Answer {
   uint32_t failed = 0; // else the table follows
   uint32_t length = 0; // of what follows
 };
-struct DataHello {
+enum class Purpose : int32_t { data, news };
+struct PairHello {
   uint64_t magic = kMagic;
   uint64_t nonce = 0;
-  int64_t rank = 0;
+  int32_t rank = 0;
+  Purpose purpose = Purpose::data;
 };
 
 uint64_t hashOf(const std::string &text) {
@@ -56,14 +58,14 @@ std::string waitedText(double seconds) {
 
 class Meeting {
 public:
-  Meeting(const TcpWorld &world, double timeoutSeconds)
+  Meeting(const TcpWorld &world, bool withData, double timeoutSeconds)
       : world(world), seconds(timeoutSeconds), deadline(timeoutSeconds), job(hashOf(world.job)) {
-    links.data.resize(size_t(world.size));
-    links.control.resize(size_t(world.size));
+    links.data.resize(withData ? size_t(world.size) : 0);
+    links.news.resize(size_t(world.size));
     table.resize(size_t(world.size));
   }
 
-  bool told = false; // the failure is rank 0's own
+  bool told = false; // another process reports the failure
 
   Expected<TcpLinks> run() {
     Expected<Socket> own = listenOn(0, false);
@@ -109,8 +111,8 @@ private:
         continue;
       problem = check(hello);
       if (!problem) {
-        if (hello.rank > 0 && hello.rank < world.size && !links.control[hello.rank].open())
-          links.control[hello.rank] = std::move(socket);
+        if (hello.rank > 0 && hello.rank < world.size && !links.news[hello.rank].open())
+          links.news[hello.rank] = std::move(socket);
         else
           answer(socket, problem);
         break;
@@ -118,16 +120,16 @@ private:
       PeerAddress address = peerOf(socket);
       setPort(address, hello.port);
       table[size_t(hello.rank)] = address;
-      links.control[size_t(hello.rank)] = std::move(socket);
+      links.news[size_t(hello.rank)] = std::move(socket);
       ++arrived;
     }
     if (!problem.ok() && arrived < world.size)
       tellLatecomers(door, problem, world.size - arrived - 1);
-    // Rank 0 does not know its own address as others see it: its entry only has the data port.
+    // Rank 0 does not know its own address as others see it: its entry only has the port.
     setPort(table[0], portOf(listener));
     std::random_device random;
     nonce = uint64_t(random()) << 32 | random();
-    for (const Socket &socket : links.control)
+    for (const Socket &socket : links.news)
       if (socket.open() && !answer(socket, problem) && problem.ok())
         problem = Status(ErrorId::RankFailed, "a rank left while the ranks were meeting");
     return problem;
@@ -156,7 +158,7 @@ private:
                     format("rank %d was told of %d ranks, rank 0 of %d; start all processes with "
                            "the same number",
                            hello.rank, hello.size, world.size));
-    if (hello.rank < 1 || hello.rank >= world.size || links.control[size_t(hello.rank)].open())
+    if (hello.rank < 1 || hello.rank >= world.size || links.news[size_t(hello.rank)].open())
       return Status(ErrorId::WrongWorldSize,
                     format("two processes say that they are rank %d of %d; give each its own rank",
                            hello.rank, world.size));
@@ -166,7 +168,7 @@ private:
   Status missing() const {
     std::vector<int> absent;
     for (int r = 1; r < world.size; ++r)
-      if (!links.control[size_t(r)].open())
+      if (!links.news[size_t(r)].open())
         absent.push_back(r);
     return Status(ErrorId::RankFailed,
                   format("rank %s of %d did not arrive %s", listOf(absent).c_str(), world.size,
@@ -198,19 +200,24 @@ private:
     hello.rank = world.rank;
     hello.size = world.size;
     hello.port = portOf(listener);
+    std::vector<std::string> addresses = {world.address};
+    addresses.insert(addresses.end(), world.others.begin(), world.others.end());
+    // Rank 1 says first that there is no rank 0: launchers then end the others.
+    Deadline patient(seconds > 0 ? seconds + (world.rank == 1 ? 0 : 2) : 0);
     Socket socket;
     while (!socket.open()) {
-      for (size_t i = 0; i < world.ports.size() && !socket.open(); ++i) {
-        Deadline greeting(kGreetingSeconds);
-        Socket candidate = connectTo(world.address, world.ports[i], greeting);
-        uint64_t welcome = 0;
-        if (candidate.open() && sendAll(candidate, &hello, sizeof hello, greeting) &&
-            receiveAll(candidate, &welcome, sizeof welcome, greeting) && welcome == kMagic)
-          socket = std::move(candidate);
-      }
+      for (const std::string &address : addresses)
+        for (size_t i = 0; i < world.ports.size() && !socket.open(); ++i) {
+          Deadline greeting(kGreetingSeconds);
+          Socket candidate = connectTo(address, world.ports[i], greeting);
+          uint64_t welcome = 0;
+          if (candidate.open() && sendAll(candidate, &hello, sizeof hello, greeting) &&
+              receiveAll(candidate, &welcome, sizeof welcome, greeting) && welcome == kMagic)
+            socket = std::move(candidate);
+        }
       if (socket.open())
         break;
-      if (deadline.passed())
+      if (patient.passed())
         return Status(ErrorId::RankFailed,
                       format("rank %d did not find rank 0 at %s, port %u%s, %s", world.rank,
                              world.address.c_str(), world.ports.empty() ? 0 : world.ports.front(),
@@ -229,9 +236,12 @@ private:
       body.resize(head.length);
       heard = receiveAll(socket, body.data(), body.size(), patience);
     }
-    if (!heard)
+    if (!heard) {
+      // All notice it; one of them, or who has started them, reports it.
+      told = world.supervised || world.rank != 1;
       return Status(ErrorId::RankFailed,
-                    format("rank 0 left while rank %d waited for the others", world.rank));
+                    "rank 0 has ended while the ranks were meeting; look at its own messages");
+    }
     if (head.failed) {
       told = true;
       size_t space = std::min(body.find(' '), body.size());
@@ -242,40 +252,57 @@ private:
       return Status(ErrorId::RankFailed, "rank 0 is of another version of Moira");
     std::memcpy(&nonce, body.data(), sizeof nonce);
     std::memcpy(table.data(), body.data() + sizeof nonce, table.size() * sizeof(PeerAddress));
-    uint16_t dataPort = portIn(table[0]);
+    uint16_t port = portIn(table[0]);
     table[0] = peerOf(socket);
-    setPort(table[0], dataPort);
-    links.control[0] = std::move(socket);
+    setPort(table[0], port);
+    links.news[0] = std::move(socket);
     return {};
   }
 
-  /// Each rank connects to those below it and accepts those above.
+  /// Each rank connects to those below it and accepts those above. News between rank 0 and the
+  /// others take the connections of the meeting.
   Status connectPairs() {
     auto lost = [&](int r) {
       return Status(ErrorId::RankFailed, format("rank %d and rank %d could not connect %s",
                                                 world.rank, r, waitedText(seconds).c_str()));
     };
-    DataHello hello;
+    auto linksFor = [&](Purpose purpose) -> std::vector<Socket> & {
+      return purpose == Purpose::data ? links.data : links.news;
+    };
+    PairHello hello;
     hello.nonce = nonce;
     hello.rank = world.rank;
-    for (int r = 0; r < world.rank; ++r) {
-      Socket socket = connectTo(table[size_t(r)], deadline);
-      if (!socket.open() || !sendAll(socket, &hello, sizeof hello, deadline))
-        return lost(r);
-      links.data[size_t(r)] = std::move(socket);
+    int awaited = 0;
+    for (Purpose purpose : {Purpose::data, Purpose::news}) {
+      std::vector<Socket> &list = linksFor(purpose);
+      hello.purpose = purpose;
+      for (int r = 0; r < int(list.size()); ++r) {
+        if (r == world.rank || list[size_t(r)].open())
+          continue;
+        if (r > world.rank) {
+          ++awaited;
+          continue;
+        }
+        Socket socket = connectTo(table[size_t(r)], deadline);
+        if (!socket.open() || !sendAll(socket, &hello, sizeof hello, deadline))
+          return lost(r);
+        list[size_t(r)] = std::move(socket);
+      }
     }
-    for (int left = world.size - 1 - world.rank; left > 0;) {
+    while (awaited > 0) {
       Socket socket = acceptOn(listener, deadline);
       if (!socket.open())
         return lost(world.size - 1);
-      DataHello theirs;
+      PairHello theirs;
       Deadline greeting(kGreetingSeconds);
       if (!receiveAll(socket, &theirs, sizeof theirs, greeting) || theirs.magic != kMagic ||
-          theirs.nonce != nonce || theirs.rank <= world.rank || theirs.rank >= world.size ||
-          links.data[size_t(theirs.rank)].open())
+          theirs.nonce != nonce || theirs.rank <= world.rank || theirs.rank >= world.size)
         continue;
-      links.data[size_t(theirs.rank)] = std::move(socket);
-      --left;
+      std::vector<Socket> &list = linksFor(theirs.purpose);
+      if (size_t(theirs.rank) >= list.size() || list[size_t(theirs.rank)].open())
+        continue;
+      list[size_t(theirs.rank)] = std::move(socket);
+      --awaited;
     }
     return {};
   }
@@ -284,15 +311,15 @@ private:
   double seconds;
   Deadline deadline;
   uint64_t job, nonce = 0;
-  Socket listener; // for data connections
+  Socket listener; // for connections of pairs
   TcpLinks links;
   std::vector<PeerAddress> table;
 };
 
 } // namespace
 
-Expected<TcpLinks> meet(const TcpWorld &world, double timeoutSeconds, bool *told) {
-  Meeting meeting(world, timeoutSeconds);
+Expected<TcpLinks> meet(const TcpWorld &world, bool withData, double timeoutSeconds, bool *told) {
+  Meeting meeting(world, withData, timeoutSeconds);
   Expected<TcpLinks> links = meeting.run();
   if (told)
     *told = meeting.told;

@@ -11,12 +11,13 @@
 namespace moira::rt {
 
 struct TcpLinks {
-  std::vector<Socket> data;    // one a rank, the own one unconnected
-  std::vector<Socket> control; // rank 0: one a rank; others: entry 0, to rank 0
+  // One a rank, the own one unconnected.
+  std::vector<Socket> data; // empty if not asked for
+  std::vector<Socket> news; // for NewsPlane.h
 };
 
 /// Collective. WrongWorldSize, RankFailed. *told as for makeTcpCommunicator; may be null.
-Expected<TcpLinks> meet(const TcpWorld &world, double timeoutSeconds, bool *told);
+Expected<TcpLinks> meet(const TcpWorld &world, bool withData, double timeoutSeconds, bool *told);
 
 } // namespace moira::rt
 

@@ -7,6 +7,8 @@
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
+#include <ifaddrs.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -133,6 +135,26 @@ void setPort(PeerAddress &address, uint16_t port) {
     reinterpret_cast<sockaddr_in6 *>(&address.storage)->sin6_port = htons(port);
   else
     reinterpret_cast<sockaddr_in *>(&address.storage)->sin_port = htons(port);
+}
+
+std::vector<std::string> interfaceAddresses() {
+  std::vector<std::string> list;
+  ifaddrs *first = nullptr;
+  if (getifaddrs(&first) != 0)
+    return list;
+  for (ifaddrs *i = first; i; i = i->ifa_next) {
+    if (!i->ifa_addr || !(i->ifa_flags & IFF_UP) || (i->ifa_flags & IFF_LOOPBACK))
+      continue;
+    int family = i->ifa_addr->sa_family;
+    if (family != AF_INET && family != AF_INET6)
+      continue;
+    socklen_t length = family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+    char text[NI_MAXHOST];
+    if (getnameinfo(i->ifa_addr, length, text, sizeof text, nullptr, 0, NI_NUMERICHOST) == 0)
+      list.push_back(text);
+  }
+  freeifaddrs(first);
+  return list;
 }
 
 Socket connectTo(const PeerAddress &address, const Deadline &deadline) {

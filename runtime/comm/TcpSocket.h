@@ -62,6 +62,9 @@ PeerAddress peerOf(const Socket &socket);
 uint16_t portIn(const PeerAddress &address);
 void setPort(PeerAddress &address, uint16_t port);
 
+/// Numeric addresses of this machine's interfaces that other machines may reach.
+std::vector<std::string> interfaceAddresses();
+
 /// One try each; an unconnected Socket if nobody is there. Not blocking once connected.
 Socket connectTo(const PeerAddress &address, const Deadline &deadline);
 /// The same by name; every address that the name has is tried.

@@ -129,6 +129,7 @@ Status Executor::step(const InputSet &inputs) {
     // The list is a valid linear order of the plan's queues and events. The host has one thread for
     // each rank, so it runs the list in that order and the events need no action.
     for (size_t i = 0; i < instrs.size(); ++i) {
+      at.store(i, std::memory_order_relaxed);
       if (!setup.profile) {
         if (Status status = run(i, instrs[i]); !status)
           return status;
@@ -143,8 +144,10 @@ Status Executor::step(const InputSet &inputs) {
       if (!status)
         return status;
     }
-    if (needed <= static_cast<int64_t>(binding.bound()))
+    if (needed <= static_cast<int64_t>(binding.bound())) {
+      at.store(kNowhere, std::memory_order_relaxed);
       return {};
+    }
     // Every rank comes here with the same need, since plans reduce it over the mesh.
     Status grown = agree(grow(), *setup.communicator, "growing the ragged arena");
     if (!grown) {
@@ -153,6 +156,11 @@ Status Executor::step(const InputSet &inputs) {
     }
     ++retryCount;
   }
+}
+
+std::string Executor::where() const {
+  size_t instr = at.load(std::memory_order_relaxed);
+  return instr == kNowhere ? "" : binding.describe(instr);
 }
 
 Status Executor::grow() {

@@ -78,21 +78,20 @@ Status Ranks::each(const std::function<Verdict(int)> &fn) {
       verdict = Status(ErrorId::Internal,
                        format("rank %d: %s", communicators[local]->rank(), error.what()));
     }
-    bool elsewhere = !verdict.status.ok() && communicators[local]->toldElsewhere();
-    bool aborts = !verdict.status.ok() && !verdict.shared && !elsewhere;
+    bool aborts = !verdict.status.ok() && !verdict.shared;
     {
       // Recorded before the others are told, so that what they then fail with cannot be first.
       std::lock_guard lock(mutex);
       if (first.ok())
         first = verdict.status;
     }
-    bool speaks = aborts && lastWords && communicators.size() == 1 && worldSize() > 1;
-    if (speaks)
-      lastWords(verdict.status);
-    if (speaks || elsewhere)
-      told = true; // one local rank, so one thread
     if (aborts)
       communicators[local]->abort(verdict.status);
+    if (aborts && communicators.size() == 1 && worldSize() > 1) {
+      told = true;
+      if (Status cause = communicators[local]->news(); !cause)
+        first = cause;
+    }
     std::lock_guard lock(mutex);
     ++finished;
     changed.notify_all();

@@ -5,6 +5,7 @@
 
 #include "RunSession.h"
 #include "RunSummary.h"
+#include "Supervision.h"
 #include "moira/rt/Agree.h"
 #include "moira/rt/SafeTensorsWriter.h"
 #include "moira/rt/Spawn.h"
@@ -226,7 +227,9 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
     status = agree(status, ranks->communicator(0), "opening the files");
   if (!status)
     return status;
-  if (!ranks && session.cuda && !session.plugin)
+  bool apart =
+      (session.cuda && !session.plugin) || (options.processes && session.program->ranks() > 1);
+  if (!ranks && apart)
     return runAsProcesses(options, static_cast<int>(session.program->ranks()), run.started);
   if (!ranks) {
     Expected<Ranks> threads =
@@ -243,13 +246,12 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
     note(options.inputs + ": ignored, the plan does not take " + names);
   }
 
-  session.device.lastWords = lastWords;
-  session.device.note = note;
   status = session.load(*ranks);
   if (status)
     status = session.step(*ranks);
   if (status)
     status = session.repeat(*ranks, options.repeat);
+  session.phase = RunSession::Phase::ending;
   if (!status)
     return status;
   return ranks->each([&](int local) -> Ranks::Verdict {
@@ -297,30 +299,38 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
   LaunchInfo launch = discoverLaunch();
   outcome.speaks = launch.rank == 0;
   std::optional<Ranks> ranks;
+  WholeRun run;
+  Supervision supervision;
+  run.session.epoch = epoch;
   if (launch.size > 1) {
     // Joined first, so that the processes can agree on who reports what is wrong.
     bool told = false;
+    MeetingWatch watch(launch, options.timeoutSeconds, lastWords);
     Expected<std::unique_ptr<Communicator>> world =
         makeLaunchedCommunicator(launch, options.timeoutSeconds, &told);
+    watch.end();
     if (!world) {
       outcome.speaks = !told;
       outcome.status = world.takeStatus();
       return outcome;
     }
     ranks = Ranks::process(std::move(*world), launch);
-    ranks->lastWords = lastWords;
+    outcome.joined = true;
+    supervision.begin(ranks->communicator(0), run.session, lastWords);
   }
 
-  WholeRun run;
-  run.session.epoch = epoch;
   outcome.status = runTogether(options, launch, run, ranks, lastWords, note);
   if (!outcome.status && launch.size > 1) {
     // Launchers end the other processes once one has ended with an error, so none does before rank
     // 0 has told what all have agreed on.
-    if (outcome.speaks && lastWords && !ranks->reported())
+    Communicator &communicator = ranks->communicator(0);
+    bool reported = ranks->reported() || !communicator.news().ok();
+    if (outcome.speaks && lastWords && !reported)
       lastWords(outcome.status);
     outcome.speaks = false;
-    (void)ranks->communicator(0).barrier("ending after an error").ok();
+    if (!reported)
+      (void)communicator.barrier("ending after an error").ok();
+    communicator.leave();
   }
   if (run.started)
     outcome.exitCode = run.started->exitCode;

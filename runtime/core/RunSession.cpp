@@ -73,6 +73,7 @@ Status RunSession::openWeights(const std::string &path) {
 
 Status RunSession::load(Ranks &ranks) {
   auto start = std::chrono::steady_clock::now();
+  phase = Phase::loading;
   executors.resize(ranks.localSize());
   profiles.resize(profiled ? ranks.localSize() : 0);
   Status status = ranks.each([&](int local) -> Ranks::Verdict {
@@ -103,12 +104,29 @@ Status RunSession::load(Ranks &ranks) {
 
 Status RunSession::step(Ranks &ranks) {
   auto start = std::chrono::steady_clock::now();
+  phase = Phase::stepping;
   Status status = ranks.each([&](int local) -> Ranks::Verdict {
     return {executors[local]->step(*inputs), executors[local]->failedTogether()};
   });
   stepSeconds = secondsSince(start);
   arenaSizes = executors[0]->arenaSizes();
   return status;
+}
+
+std::string RunSession::where() const {
+  switch (phase) {
+  case Phase::opening:
+    return "opening the files";
+  case Phase::loading:
+    return "loading the weights";
+  case Phase::stepping: {
+    std::string text = executors[0]->where();
+    return text.empty() ? "between two steps" : text;
+  }
+  case Phase::ending:
+    return "writing the results";
+  }
+  return "";
 }
 
 Status RunSession::repeat(Ranks &ranks, int count) {

@@ -9,6 +9,7 @@
 #include "moira/rt/Executor.h"
 #include "moira/rt/Ranks.h"
 
+#include <atomic>
 #include <optional>
 
 namespace moira::rt {
@@ -26,6 +27,8 @@ struct RunSession {
   bool f64 = false;
   bool profiled = false;
   std::chrono::steady_clock::time_point epoch;
+  enum class Phase { opening, loading, stepping, ending };
+  std::atomic<Phase> phase = Phase::opening;
 
   std::vector<std::unique_ptr<ProgramRunner>> executors; // one for each local rank
   std::vector<RankProfile> profiles;                     // likewise, if profiled
@@ -42,6 +45,8 @@ struct RunSession {
   /// One step on every rank, then `count` more that are timed.
   Status step(Ranks &ranks);
   Status repeat(Ranks &ranks, int count);
+  /// What this process's one rank is at, for people. Any thread may ask.
+  std::string where() const;
 };
 
 /// The plan's mesh program, or its reference program; BadRun if it has none.

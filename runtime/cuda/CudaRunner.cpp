@@ -109,8 +109,6 @@ Status CudaRunner::connect() {
   subject.waitsForRanks = [this](uint32_t instr) {
     return program.instrs()->Get(instr)->kind() == fb::InstrKind::collective;
   };
-  subject.lastWords = device.lastWords;
-  subject.note = device.note;
   if (setup.communicator->size() > 1)
     parts->watchdog = std::make_unique<Watchdog>(std::move(subject));
   return {};
@@ -288,7 +286,7 @@ Status CudaRunner::waitForDevice() {
     if (code != cudaErrorNotReady)
       return Status(ErrorId::DeviceFailed,
                     format("rank %d: %s: %s (%d) in %s", position().rank(), deviceText().c_str(),
-                           cudaGetErrorString(code), static_cast<int>(code), where().c_str()));
+                           cudaGetErrorString(code), static_cast<int>(code), failedAt().c_str()));
     if (parts->watchdog)
       if (Status verdict = parts->watchdog->verdict(); !verdict)
         return verdict;
@@ -302,19 +300,24 @@ Status CudaRunner::waitForDevice() {
 
 std::string CudaRunner::where() const {
   const Progress &progress = parts->queue->progress();
+  auto kind = [&](uint32_t instr) { return program.instrs()->Get(instr)->kind(); };
   std::optional<uint32_t> best;
   for (size_t q = 0; q < progress.queues(); ++q) {
     std::optional<uint32_t> at = progress.at(q);
     if (!at)
       continue;
     // A queue that waits for another one is not where it happened.
-    bool waits = parts->instrs[*at].kind == fb::InstrKind::wait;
-    if (!best || (!waits && parts->instrs[*best].kind == fb::InstrKind::wait))
+    bool waits = kind(*at) == fb::InstrKind::wait;
+    if (!best || (!waits && kind(*best) == fb::InstrKind::wait))
       best = at;
   }
-  if (!best)
+  return best ? parts->binding.describe(*best) : "";
+}
+
+std::string CudaRunner::failedAt() const {
+  std::string text = where();
+  if (text.empty())
     return "the step";
-  std::string text = parts->binding.describe(*best);
   if (parts->queue->recorded())
     text += ", or what follows it in the same graph (--no-graphs tells)";
   return text;

@@ -29,6 +29,7 @@ public:
   Status step(const InputSet &inputs) override;
   bool failedTogether() const override { return together; }
   Expected<std::vector<TensorRef>> outputs() override;
+  std::string where() const override;
   const MeshPosition &position() const override { return parts->binding.position(); }
   RankFigures figures() const override;
   std::vector<uint64_t> arenaSizes() const override { return parts->binding.arenaSizes(); }
@@ -40,9 +41,8 @@ private:
   /// Everything of one attempt, until the device has done it.
   Status attempt(const InputSet &inputs, uint32_t number);
   Status waitForDevice();
-  /// "instruction 12 (linear) at model.layers.0.self_attn": where the device was, as far as is
-  /// known.
-  std::string where() const;
+  /// Where the device was when it failed, as far as is known.
+  std::string failedAt() const;
   Status used();
 
   /// All that lies on the device. Not given back after the device has failed: that could hang.

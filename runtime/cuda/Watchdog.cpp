@@ -47,22 +47,6 @@ Status Watchdog::verdict() const {
   return failure;
 }
 
-/// What has become known of other ranks, with where this one is.
-Status Watchdog::newsAt(const std::string &where) {
-  Status news = subject.host->news();
-  if (news.ok() || where.empty())
-    return news;
-  int rank = subject.host->rank();
-  if (!subject.host->toldElsewhere()) {
-    const Diagnostic &first = news.diagnostics().front();
-    return Status(first.id,
-                  format("%s; rank %d waits in %s", first.message.c_str(), rank, where.c_str()));
-  }
-  if (rank == 0 && subject.note)
-    subject.note(format("rank 0 was in %s when another rank failed", where.c_str()));
-  return news;
-}
-
 /// With the mutex held.
 Status Watchdog::look() {
   int rank = subject.host->rank();
@@ -70,16 +54,9 @@ Status Watchdog::look() {
   for (size_t q = 0; q < subject.progress->queues(); ++q)
     if (std::optional<uint32_t> at = subject.progress->at(q); at && subject.waitsForRanks(*at))
       where = subject.describe(*at);
-  if (Status news = newsAt(where); !news)
+  if (Status news = subject.host->news(); !news)
     return news;
   if (Status error = subject.groups->asyncError(); !error) {
-    // A rank that is gone breaks NCCL's connections before its end is known here.
-    auto patience = Clock::now() + kGrace;
-    while (Clock::now() < patience) {
-      if (Status news = newsAt(where); !news)
-        return news;
-      std::this_thread::sleep_for(kPeriod);
-    }
     const Diagnostic &first = error.diagnostics().front();
     return Status(first.id, format("rank %d: %s%s%s", rank, first.message.c_str(),
                                    where.empty() ? "" : " in ", where.c_str()));
@@ -89,10 +66,8 @@ Status Watchdog::look() {
     stamp = now;
     moved = Clock::now();
   }
-  // Rank 0 decides first, so that one message is everybody's.
-  double limit = subject.timeoutSeconds + (rank == 0 ? 0 : 1);
   std::chrono::duration<double> still = Clock::now() - moved;
-  if (subject.timeoutSeconds <= 0 || where.empty() || still.count() <= limit)
+  if (subject.timeoutSeconds <= 0 || where.empty() || still.count() <= subject.timeoutSeconds)
     return {};
   std::string silent;
   for (int r : subject.host->silentRanks())
@@ -123,9 +98,9 @@ void Watchdog::watch() {
       return;
     Status words = failure;
     lock.unlock();
-    if (!subject.host->toldElsewhere() && subject.lastWords)
-      subject.lastWords(words);
-    subject.host->abort(words);
+    subject.host->abort(words); // somebody reports it, if it is news
+    if (Status news = subject.host->news(); !news)
+      words = news;
     std::fflush(nullptr);
     std::_Exit(words.exitCode());
   }

@@ -25,8 +25,6 @@ public:
     /// Of an instruction: a text for people, and whether it waits for other ranks.
     std::function<std::string(uint32_t)> describe;
     std::function<bool(uint32_t)> waitsForRanks;
-    std::function<void(const Status &)> lastWords;
-    std::function<void(const std::string &)> note;
   };
   explicit Watchdog(Subject subject);
   ~Watchdog();
@@ -40,7 +38,6 @@ public:
 private:
   void watch();
   Status look();
-  Status newsAt(const std::string &where);
 
   Subject subject;
   mutable std::mutex mutex;

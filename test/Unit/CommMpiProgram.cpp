@@ -35,17 +35,23 @@ int main(int argc, char **argv) {
   }
 
   // The others wait in a barrier for rank 1, which sleeps, gives up, or dies.
+  comm.supervise({[] { return "step 2"; },
+                  [](const Status &cause, bool mine) {
+                    if (mine)
+                      std::fprintf(stderr, "%s", cause.str().c_str());
+                  }});
   Status status = comm.barrier("step 1");
   if (comm.rank() == 1) {
-    if (mode == "abort")
+    if (mode == "abort") {
       comm.abort(Status(ErrorId::BadInput, "token out of range"));
+      return comm.news().exitCode();
+    }
     if (mode == "kill")
       std::raise(SIGKILL);
     std::this_thread::sleep_for(std::chrono::seconds(30));
     return 0;
   }
   status.append(comm.barrier("step 2"));
-  std::fprintf(stderr, "%s\n", status.str().c_str());
   comm.abort(status);
-  return status.exitCode();
+  return comm.news().exitCode();
 }

@@ -33,6 +33,13 @@ Result mpirun(int ranks, const std::string &mode) {
           std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()};
 }
 
+size_t errorsIn(const std::string &text) {
+  size_t n = 0;
+  for (size_t at = 0; (at = text.find("error MOE-", at)) != std::string::npos; ++at)
+    ++n;
+  return n;
+}
+
 TEST(CommMpi, Conformance) {
   for (int ranks : {1, 2, 4}) {
     Result r = mpirun(ranks, "conformance");
@@ -46,19 +53,27 @@ TEST(CommMpi, TimeoutNamesTheSilentRankAndEndsTheJob) {
   EXPECT_NE(r.output.find("MOE-0505: no answer within 1 s at 'step 2' from rank 1 (seen by rank"),
             std::string::npos)
       << r.output;
-  EXPECT_LT(r.seconds, 20);
+  EXPECT_EQ(errorsIn(r.output), 1u) << r.output;
+  EXPECT_LT(r.seconds, 10);
 }
 
 TEST(CommMpi, AbortEndsTheJobWithTheCausesExitCode) {
   Result r = mpirun(3, "abort");
   EXPECT_EQ(r.exitCode, 2) << r.output;
-  EXPECT_LT(r.seconds, 20);
+  EXPECT_EQ(errorsIn(r.output), 1u) << r.output;
+  EXPECT_NE(r.output.find("token out of range"), std::string::npos) << r.output;
+  EXPECT_LT(r.seconds, 10);
 }
 
-TEST(CommMpi, KilledRankEndsTheJob) {
+TEST(CommMpi, KilledRankEndsTheJobAndIsNamedOnce) {
   Result r = mpirun(3, "kill");
   EXPECT_NE(r.exitCode, 0) << r.output;
-  EXPECT_LT(r.seconds, 20);
+  EXPECT_EQ(errorsIn(r.output), 1u) << r.output;
+  EXPECT_NE(r.output.find("rank 1 has ended without a word; it was killed or has crashed; rank 0 "
+                          "was in step 2"),
+            std::string::npos)
+      << r.output;
+  EXPECT_LT(r.seconds, 10);
 }
 
 } // namespace

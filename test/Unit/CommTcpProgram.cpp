@@ -1,7 +1,7 @@
 //===- CommTcpProgram.cpp - one rank of a test of processes -----------------===//
-// CommTcpTest.cpp starts it once for each rank. Argument: conformance | kill | crash | stop | quit
-// | abort | never. Behaves as moe-run does: who knows the cause of a failure says it, others are
-// silent.
+// CommTcpTest.cpp starts it once for each rank. Arguments: conformance | kill | crash | stop | quit
+// | abort | never, a timeout, and the rank that does so. Behaves as moe-run does: who knows the
+// cause of a failure says it, others are silent.
 //===----------------------------------------------------------------------===//
 #include "CommConformance.h"
 
@@ -16,10 +16,18 @@
 using namespace moira::rt;
 using namespace moira::rt::testing;
 
+/// What the ranks have settled on, said by one of them; the exit code.
+static int say(Communicator &comm) {
+  if (!comm.toldElsewhere())
+    std::fprintf(stderr, "%s", comm.news().str().c_str());
+  return comm.news().exitCode();
+}
+
 int main(int argc, char **argv) {
   followParent();
   std::string mode = argc > 1 ? argv[1] : "conformance";
   double timeout = argc > 2 ? std::atof(argv[2]) : 30;
+  int victim = argc > 3 ? std::atoi(argv[3]) : 1;
   LaunchInfo launch = discoverLaunch();
   if (mode == "never" && launch.rank == 1) {
     std::this_thread::sleep_for(std::chrono::seconds(60));
@@ -38,9 +46,10 @@ int main(int argc, char **argv) {
     std::fprintf(stderr, "%s", problems.c_str());
     return problems.empty() ? 0 : 1;
   }
-  // The others wait for rank 1, which ends in some way, half of them outside a collective.
+  // The others wait for one rank, which ends in some way, some of them outside a collective.
+  comm.supervise({[] { return "step 2"; }, nullptr});
   Status status = comm.barrier("step 1");
-  if (comm.rank() == 1) {
+  if (comm.rank() == victim) {
     if (mode == "kill")
       std::raise(SIGKILL);
     if (mode == "crash")
@@ -49,18 +58,13 @@ int main(int argc, char **argv) {
       std::raise(SIGSTOP);
     if (mode == "quit")
       std::_Exit(7);
-    Status cause(ErrorId::BadInput, "token out of range");
-    std::fprintf(stderr, "%s", cause.str().c_str());
-    comm.abort(cause);
-    return cause.exitCode();
+    comm.abort(Status(ErrorId::BadInput, "token out of range"));
+    return say(comm);
   }
   if (comm.rank() == 2)
     while (comm.news().ok())
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
   status.append(comm.barrier("step 2"));
-  if (!comm.toldElsewhere()) {
-    std::fprintf(stderr, "%s", status.str().c_str());
-    comm.abort(status);
-  }
-  return status.exitCode();
+  comm.abort(status);
+  return say(comm);
 }

@@ -65,7 +65,7 @@ std::vector<TcpWorld> worldOf(int size) {
   auto [fd, port] = listener();
   std::vector<TcpWorld> worlds;
   for (int r = 0; r < size; ++r)
-    worlds.push_back({r, size, "127.0.0.1", {port}, r == 0 ? fd : -1, "test", false});
+    worlds.push_back({r, size, "127.0.0.1", {port}, r == 0 ? fd : -1, "test", false, -1, {}});
   return worlds;
 }
 
@@ -166,13 +166,14 @@ struct Ended {
 };
 
 /// CommTcpProgram on `ranks` processes; their stderr is caught.
-Ended processes(int ranks, const std::string &mode, const std::string &timeout = "30") {
+Ended processes(int ranks, const std::string &mode, const std::string &timeout = "30",
+                int victim = 1) {
   char path[] = "/tmp/moira-spawn-XXXXXX";
   int file = mkstemp(path), kept = dup(2);
   dup2(file, 2);
   SpawnOptions options;
   options.program = MOIRA_TCP_PROGRAM;
-  options.arguments = {mode, timeout};
+  options.arguments = {mode, timeout, std::to_string(victim)};
   options.ranks = ranks;
   auto start = std::chrono::steady_clock::now();
   Expected<SpawnResult> result = runRanksAsProcesses(options);
@@ -207,15 +208,18 @@ TEST(Spawn, RanksMeetAndSucceed) {
 }
 
 TEST(Spawn, AKilledRankEndsAllAndIsNamedByTheParentAlone) {
-  for (auto [mode, signal] : {std::pair("kill", "signal 9"), std::pair("crash", "signal 11")}) {
-    Ended run = processes(4, mode);
-    EXPECT_EQ(run.result.exitCode, 5) << run.text;
-    EXPECT_NE(run.result.status.str().find(std::string("rank 1 was ended by ") + signal),
-              std::string::npos)
-        << run.result.status.str();
-    EXPECT_EQ(errorsIn(run.text), 0u) << run.text;
-    EXPECT_LT(run.seconds, 5);
-  }
+  for (int victim : {0, 1, 3})
+    for (auto [mode, signal] : {std::pair("kill", "signal 9"), std::pair("crash", "signal 11")}) {
+      Ended run = processes(4, mode, "30", victim);
+      EXPECT_EQ(run.result.exitCode, 5) << run.text;
+      std::string text = run.result.status.str();
+      EXPECT_NE(text.find(format("rank %d was ended by %s", victim, signal)), std::string::npos)
+          << text;
+      EXPECT_NE(text.find(format("; rank %d was in step 2;", victim ? 0 : 1)), std::string::npos)
+          << text;
+      EXPECT_EQ(errorsIn(run.text), 0u) << run.text;
+      EXPECT_LT(run.seconds, 5);
+    }
 }
 
 TEST(Spawn, AFailureIsSaidByTheRankThatHasIt) {
@@ -228,16 +232,24 @@ TEST(Spawn, AFailureIsSaidByTheRankThatHasIt) {
 }
 
 TEST(Spawn, AStoppedRankIsNamedOnceAndKilled) {
-  Ended run = processes(4, "stop", "2");
-  EXPECT_EQ(run.result.exitCode, 5) << run.text;
-  EXPECT_EQ(errorsIn(run.text), 1u) << run.text;
-  EXPECT_NE(run.text.find("rank 1"), std::string::npos) << run.text;
-  EXPECT_LT(run.seconds, 2 + 5);
+  for (int victim : {0, 2}) {
+    Ended run = processes(4, "stop", "2", victim);
+    EXPECT_EQ(run.result.exitCode, 5) << run.text;
+    EXPECT_TRUE(run.result.status) << run.result.status.str();
+    EXPECT_EQ(errorsIn(run.text), 1u) << run.text;
+    EXPECT_NE(run.text.find(format("rank %d", victim)), std::string::npos) << run.text;
+    EXPECT_LT(run.seconds, 2 + 5);
+  }
 }
 
-TEST(Spawn, ARankThatLeavesWithoutAWordEndsAll) {
+TEST(Spawn, ARankThatLeavesWithoutAWordIsNamedByTheParent) {
   Ended run = processes(3, "quit");
-  EXPECT_NE(run.result.exitCode, 0) << run.text;
+  EXPECT_EQ(run.result.exitCode, 5) << run.text;
+  EXPECT_NE(run.result.status.str().find(
+                "rank 1 has ended with exit code 7 without a word; rank 0 was in step 2"),
+            std::string::npos)
+      << run.result.status.str();
+  EXPECT_EQ(errorsIn(run.text), 0u) << run.text;
   EXPECT_LT(run.seconds, 5);
 }
 

@@ -66,6 +66,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
                  "CUDA devices by rank on this machine, e.g. 0,1; ranks may share: 0,0");
   app.add_option("--repeat", options.repeat,
                  "run the step so often again and print the median time and tokens/s");
+  app.add_flag("--processes", options.processes,
+               "start a process for each rank on the host too, as on CUDA devices");
   app.add_flag("--graphs,!--no-graphs", options.graphs,
                "record what is static of the first step and replay it (CUDA; default on)");
   app.add_option("--ranks", line.ranks,

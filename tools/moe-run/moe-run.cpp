@@ -31,8 +31,8 @@ std::string textOf(const rt::Status &status) { return status.str(200); }
 
 /// The exit code. A process that fails before it has joined the others gives rank 0 the time to say
 /// why: launchers end all processes once one has ended with an error.
-int leave(const rt::Status &status, bool speaks) {
-  if (!status && !speaks && rt::discoverLaunch().rank != 0)
+int leave(const rt::Status &status, bool waits) {
+  if (!status && waits && rt::discoverLaunch().rank != 0)
     std::this_thread::sleep_for(std::chrono::seconds(1));
   return status.exitCode();
 }
@@ -43,7 +43,7 @@ int run(int argc, char **argv) {
   if (!line) {
     if (speaks)
       say(textOf(line.status()));
-    return leave(line.status(), speaks);
+    return leave(line.status(), !speaks);
   }
   switch (line->command) {
   case tool::Command::help:
@@ -69,7 +69,7 @@ int run(int argc, char **argv) {
   }
   if (outcome.exitCode != 0) // of ranks that were processes
     return outcome.exitCode;
-  int code = leave(outcome.status, outcome.speaks);
+  int code = leave(outcome.status, !outcome.speaks && !outcome.joined);
   if (code != 0) {
     // A device that has failed can hang whoever cleans up after it.
     std::fflush(nullptr);

@@ -10,6 +10,7 @@
 #include "plan_generated.h"
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -22,6 +23,16 @@ namespace moira::rt {
 struct Group {
   std::vector<int> members; // world ranks
   int self = 0;             // index of this rank in members
+};
+
+/// What a rank's process does about failures. Called on other threads than the rank's own.
+struct FailureHooks {
+  /// Where the rank is, for people: "instruction 12 (all_to_all) at model.layers.0.mlp"; may be
+  /// empty.
+  std::function<std::string()> where;
+  /// The one cause that all ranks have settled on, once; `mine`: this process is the one to report
+  /// it.
+  std::function<void(const Status &cause, bool mine)> settled;
 };
 
 /// Not thread-safe: one thread drives one rank. Every call is collective over its group and fails
@@ -46,11 +57,20 @@ public:
   virtual Status allGather(const Group &group, const void *in, void *out, size_t bytes,
                            const std::string &what) = 0;
   virtual Status barrier(const std::string &what) = 0;
-  /// Makes every other rank's pending and later calls fail with this cause. Thread-safe.
+  /// Makes every other rank's pending and later calls fail with this cause, or with an earlier one.
+  /// Between processes it returns when the ranks have settled on one, after some seconds at most:
+  /// it is news() then. Thread-safe.
   virtual void abort(const Status &cause) = 0;
 
+  /// Between processes: what to do when a failure is known. Empty hooks take the earlier ones away;
+  /// none of them is running after that. A process with hooks that is told to end (SIGTERM) does so
+  /// half a second later, and first hears why. Threads have no use for it.
+  virtual void supervise(FailureHooks) {}
+  /// Nobody takes this process's end for a failure from now on; no collective follows.
+  virtual void leave() {}
+
   /// A failure that another rank has announced by now, or that its process is gone; success while
-  /// nothing is known. Thread-safe, never waits. Threads and MPI know nothing outside a collective.
+  /// nothing is known. Thread-safe, never waits. Threads know nothing outside a collective.
   virtual Status news() const { return {}; }
   /// Whether somebody else (another rank, or who started this process) reports the failure that
   /// this communicator has met. Thread-safe.
@@ -78,6 +98,8 @@ struct TcpWorld {
   int listener = -1;           // of rank 0, if a socket that already listens is handed over; owned
   std::string job;             // only processes with the same text meet
   bool supervised = false;     // who started the ranks reports those that die
+  int report = -1;             // where that one reads what ranks know of it; not owned
+  std::vector<std::string> others; // further addresses of rank 0, tried after the first one
 };
 
 /// From the launcher's variables: MASTER_ADDR, MASTER_PORT, Slurm's list of nodes. BadUsage if they

@@ -7,8 +7,6 @@
 
 #include "moira/rt/ProgramRunner.h"
 
-#include <functional>
-
 namespace moira::rt {
 
 /// How one rank uses a device.
@@ -18,10 +16,6 @@ struct DeviceSetup {
   bool local = true;         // all ranks are on this machine
   double timeoutSeconds = 0; // that a rank waits for another one; 0: for ever
   bool graphs = true;        // record static regions after the first step and replay them
-  /// Called with the failure before this process is ended because the device does not come back.
-  std::function<void(const Status &)> lastWords;
-  /// Messages that are no failures.
-  std::function<void(const std::string &)> note;
 };
 
 /// Lives as long as the process. Thread-safe.
@@ -44,7 +38,7 @@ public:
 };
 
 /// Raised whenever a class of the interface or of what it uses changes its layout.
-inline constexpr int devicePluginVersion = 1;
+inline constexpr int devicePluginVersion = 2;
 /// Symbol `moiraDevicePluginVersion`: int(void).
 using DevicePluginVersionFn = int();
 /// Symbol `moiraDevicePlugin`: the plugin, owned by the library.

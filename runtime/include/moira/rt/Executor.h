@@ -12,6 +12,8 @@
 #include "moira/rt/ProgramRunner.h"
 #include "moira/rt/RouteTrace.h"
 
+#include <atomic>
+
 namespace moira::rt {
 
 /// Memory: one Block for each arena, exactly as planned, alive as long as the executor.
@@ -24,6 +26,7 @@ public:
   Status step(const InputSet &inputs) override;
   bool failedTogether() const override { return together; }
   Expected<std::vector<TensorRef>> outputs() override;
+  std::string where() const override;
   const MeshPosition &position() const override { return binding.position(); }
   RankFigures figures() const override;
   std::vector<uint64_t> arenaSizes() const override { return binding.arenaSizes(); }
@@ -40,7 +43,9 @@ private:
   Binding binding;
   uint32_t retryCount = 0;
   bool together = false;
-  int64_t needed = 0; // largest bound that this attempt asked for
+  static constexpr size_t kNowhere = SIZE_MAX;
+  std::atomic<size_t> at = kNowhere; // the instruction that runs
+  int64_t needed = 0;                // largest bound that this attempt asked for
   std::unique_ptr<MemoryCounter> counter;
   std::vector<Block> arenas;
   std::vector<BoundInstr> instrs;

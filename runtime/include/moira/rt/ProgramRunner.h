@@ -60,6 +60,9 @@ public:
   /// This rank's part of every output, in host memory, valid until the next step.
   virtual Expected<std::vector<TensorRef>> outputs() = 0;
 
+  /// The instruction that the step is at, for people; empty between steps. Any thread may ask.
+  virtual std::string where() const = 0;
+
   virtual const MeshPosition &position() const = 0;
   virtual RankFigures figures() const = 0;
   /// Of each arena at the present bound, in the plan's order.

@@ -27,12 +27,12 @@ public:
   /// Threads that each rank's library calls may use on this machine.
   int threadsPerRank() const { return libraryThreads; }
 
-  /// Called with the failure before the other processes are ended or when a local rank does not
-  /// come back; then this process ends. Not set: failures are only returned.
+  /// Called with the failure when a local rank does not come back; then this process ends. Not set:
+  /// failures are only returned.
   std::function<void(const Status &)> lastWords;
 
-  /// Whether the failure that each() returned has been reported already: by lastWords, by another
-  /// process, or by who started this one.
+  /// Whether the failure that each() returned is reported by the communicator's hooks, in this
+  /// process or another one.
   bool reported() const { return told; }
 
   /// A rank's result: a failure that every rank shares (from agree()) needs no abort.

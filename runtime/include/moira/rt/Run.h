@@ -24,6 +24,7 @@ struct RunOptions {
   std::string device;                          // "host", "cuda", or empty: what the plan is for
   std::vector<int> devices;                    // by rank on this machine; empty: one each
   int repeat = 0;                              // more steps after the first one, timed
+  bool processes = false;                      // a process a rank also on the host
   bool graphs = true;                          // devices may record and replay what is static
   /// Whether ranks that need a process each may be made by starting this program again with its own
   /// arguments. Otherwise that is BadRun.
@@ -34,6 +35,8 @@ struct RunOutcome {
   Status status;
   /// Whether this process is the one to report it (several processes may share a failure).
   bool speaks = true;
+  /// Whether the ranks of a launcher have met: what follows is reported where they agree.
+  bool joined = false;
   /// At most 15 lines for a reader; empty where this process does not speak.
   std::string summary;
   /// Where ranks were processes started from here: their exit code, if they failed and have said

@@ -24,8 +24,8 @@ struct SpawnOptions {
 struct SpawnResult {
   /// 0 if all ranks succeeded, else the first failing one's; 5 if that one was killed.
   int exitCode = 0;
-  /// What no rank could say itself: which one was killed first, by which signal. Otherwise success,
-  /// the ranks have spoken.
+  /// What no rank could say itself: which one was killed first, by which signal, and where another
+  /// one was then. Otherwise success, the ranks have spoken.
   Status status;
 };
 
