@@ -54,9 +54,6 @@ public:
     return std::any_of(read.begin(), read.end(),
                        [&](const OperandDesc *desc) { return desc->role == role; });
   }
-  double real(const char *name, double absent) const { return has(name) ? real(name) : absent; }
-  std::string_view text(const char *name) const { return find(name)->text; }
-  bool has(const char *name) const { return find(name) != nullptr; }
   OffsetRange offset(const char *name);
 
   /// A dimension that may not depend on the bound; 0 (and a problem) if it does.
@@ -421,9 +418,9 @@ void check_act(CallCheck &c) { c.oneOf("activation", {"silu", "gelu", "gelu_tanh
 
 void check_glu(CallCheck &c) {
   c.oneOf("activation", {"silu", "gelu", "gelu_tanh", "relu"});
-  if (!(c.real("limit", 1) > 0))
+  if (!(c.realOr("limit", 1) > 0))
     c.fail("limit is not positive");
-  if (std::isinf(c.real("alpha", 1)) || std::isinf(c.real("up_shift", 0)))
+  if (std::isinf(c.realOr("alpha", 1)) || std::isinf(c.realOr("up_shift", 0)))
     c.fail("alpha or up_shift is infinite");
   if (c.has("alpha") && c.text("activation") != "silu")
     c.fail("alpha is for silu only");
