@@ -238,6 +238,7 @@ bool CallCheck::unify() {
   checkTypes(written, outputs, "outputs");
   if (!problems.ok())
     return false;
+  read.resize(inputs.size()); // optional ones at the end may be left out
   // These parameters say how many trailing dimensions a run has.
   for (auto [param, run] : {std::pair("contract", "K"), std::pair("norm_dims", "N")})
     if (const CallParam *p = find(param)) {
