@@ -65,8 +65,8 @@ def Plan_ProgramOp : Plan_Op<"program", [Symbol, IsolatedFromAbove, NoTerminator
         plan.program @forward ranks 4 queues ["compute", "comm"] bound [8, 96] { … }
 
     Constraints: (C1) ranks is the product of the mesh, or 1; (C2) queue names are unique and not empty; (C3) every instruction's queue is one of them; (C4) 1 ≤ initial bound ≤
-    largest bound; (C5) without a bound no view is bounded; (C6) a reference program launches no kernel; (C7) the body holds only arenas, states, views, inputs, outputs
-    and instructions.
+    largest bound; (C5) without a bound no view is bounded; (C6) a reference program launches no kernel; (C7) the body holds only arenas, states, views, inputs, outputs,
+    traces and instructions.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, I64Attr:$ranks, UnitAttr:$reference, StrArrayAttr:$queues, OptionalAttr<DenseI64ArrayAttr>:$bound);
   let regions = (region SizedRegion<1>:$body);
@@ -139,6 +139,21 @@ def Plan_OutputOp : Plan_Op<"output", [HasParent<"ProgramOp">]> {
         plan.output "logits" %9 : tensor<2x24x256xf32> : !plan.view<2x24x256xf32>
 
     Constraints: (C1) the view has the shard's shape and element type.
+  }];
+  let arguments = (ins StrAttr:$name, Plan_ViewType:$view, TypeAttr:$type);
+  let assemblyFormat = "$name $view `:` $type attr-dict `:` type($view)";
+  let hasVerifier = 1;
+}
+
+def Plan_TraceOp : Plan_Op<"trace", [HasParent<"ProgramOp">]> {
+  let summary = "a tensor inside the program that tools may look at";
+  let description = [{
+    Says of which global tensor each rank's view is the shard, once the instruction that writes it has run. It keeps nothing alive: what wants the values takes
+    them right then.
+
+        plan.trace "layers.0.ids" %4 : tensor<2x24x2xi32> : !plan.view<2x24x2xi32>
+
+    Constraints: (C1) the view has the shard's shape and element type; (C2) exactly one instruction writes the view.
   }];
   let arguments = (ins StrAttr:$name, Plan_ViewType:$view, TypeAttr:$type);
   let assemblyFormat = "$name $view `:` $type attr-dict `:` type($view)";

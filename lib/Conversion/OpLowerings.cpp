@@ -201,7 +201,7 @@ void LoweringTable::addExperts() {
             b.text("order", moe::stringifyRouteOrder(router.getOrder())),
             b.text("renorm", moe::stringifyRenorm(router.getRenorm())),
             b.real("scale", router.getScale().getValueAsDouble())});
-    return success();
+    return b.traceRouting(op);
   });
   add<moe::DispatchOp>(+[](moe::DispatchOp op, B &b) {
     int64_t experts = op.getRouting().getType().getExperts();

@@ -247,6 +247,49 @@ LogicalResult ProgramBuilder::addOutputs() {
   return success();
 }
 
+LogicalResult ProgramBuilder::traceRouting(moe::RouteOp route) {
+  moe::RoutingType type = route.getType();
+  if (auto noted = route->getAttrOfType<TypeAttr>("dist.global")) {
+    type = dyn_cast<moe::RoutingType>(noted.getValue());
+    if (!type)
+      return route.emitOpError("MOE-0601: its `dist.global` is not a routing");
+  } else if (program.getRanks() != 1) {
+    return success(); // nobody has said how its tokens are cut
+  }
+  TracedRoute traced{
+      loc, layer, routings[route.getResult()], SmallVector<int64_t>(type.getTokens()), {}};
+  traced.shape.push_back(type.getK());
+  dist::ShardingAttr tokens = dist::getSharding(type);
+  if (tokens && !reference) {
+    SmallVector<dist::DimShardingAttr> cuts(tokens.getDims());
+    cuts.push_back(dist::DimShardingAttr::replicated(builder.getContext()));
+    traced.sharding = dist::ShardingAttr::get(builder.getContext(), cuts);
+  }
+  routes.push_back(std::move(traced));
+  return success();
+}
+
+/// Named by the model's layers, or by the order of the routers where layers do not tell them apart.
+void ProgramBuilder::addTraces() {
+  llvm::DenseSet<int64_t> layers;
+  bool byLayer = llvm::all_of(routes, [&](const TracedRoute &route) {
+    return route.layer && layers.insert(route.layer.getInt()).second;
+  });
+  for (auto [i, route] : llvm::enumerate(routes)) {
+    int64_t number = byLayer ? route.layer.getInt() : static_cast<int64_t>(i);
+    auto add = [&](StringRef what, Value view) {
+      Type element = cast<ViewType>(view.getType()).getElementType();
+      RankedTensorType type =
+          globalType(RankedTensorType::get(route.shape, element, route.sharding), reference);
+      TraceOp::create(builder, route.loc,
+                      builder.getStringAttr("layers." + Twine(number) + "." + what), view,
+                      TypeAttr::get(type));
+    };
+    add("ids", route.views.ids);
+    add("weights", route.views.weights);
+  }
+}
+
 /// True for what views can hold: a static tensor, cut up already.
 static bool isLocalTensor(Type type) {
   auto tensor = dyn_cast<RankedTensorType>(type);
@@ -287,6 +330,7 @@ LogicalResult ProgramBuilder::build() {
   setSource(source);
   if (failed(addOutputs()))
     return failure();
+  addTraces();
 
   // Arenas stand first. Those without addresses yet get their sizes from plan-allocate.
   builder.setInsertionPointToStart(&program.getBody().front());

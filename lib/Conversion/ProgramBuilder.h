@@ -56,6 +56,8 @@ public:
   void fill(mlir::Value output, double value);
   void requireBound(mlir::Value need, int64_t initial, int64_t worst);
   llvm::LogicalResult launch(plan::FusedOp fused);
+  /// Lets tools look at what this op chooses (plan.trace), once its views are known.
+  llvm::LogicalResult traceRouting(moe::RouteOp route);
 
   mlir::NamedAttribute integer(llvm::StringRef name, int64_t value);
   mlir::NamedAttribute real(llvm::StringRef name, double value);
@@ -71,6 +73,16 @@ private:
   void addStates();
   llvm::LogicalResult addInputs();
   llvm::LogicalResult addOutputs();
+  void addTraces();
+
+  /// One moe.route and its choices as a global tensor.
+  struct TracedRoute {
+    mlir::Location loc;
+    mlir::IntegerAttr layer;
+    RoutingViews views;
+    llvm::SmallVector<int64_t> shape; // [tokens.., k]
+    dist::ShardingAttr sharding;      // null: not cut
+  };
 
   plan::PlanOp plan;
   mlir::func::FuncOp source;
@@ -83,6 +95,7 @@ private:
   llvm::StringMap<uint64_t> stateOffsets;
   llvm::StringMap<mlir::Value> stateViews;
   uint64_t stateBytes = 0;
+  llvm::SmallVector<TracedRoute> routes;
   mlir::Value zero;
   mlir::Location loc;
   mlir::StringAttr place;

@@ -118,8 +118,8 @@ LogicalResult SchedulePass::schedule(ProgramOp program) {
     if (isa<RecordOp, WaitOp>(instr))
       return instr->emitOpError("MOE-0601: plan-schedule runs before events are inserted");
   std::vector<unsigned> order = Scheduler(instrs).run();
-  // The block becomes: arenas, states, inputs, instructions, outputs; each view right before its
-  // first user.
+  // The block becomes: arenas, states, inputs, instructions, outputs, traces; each view right
+  // before its first user.
   SmallVector<Operation *> ops, outputs;
   for (Operation &op : block)
     if (isa<ArenaOp, StateOp>(op))
@@ -131,6 +131,7 @@ LogicalResult SchedulePass::schedule(ProgramOp program) {
     numMoved += i != at;
   }
   llvm::append_range(ops, block.getOps<OutputOp>());
+  llvm::append_range(ops, block.getOps<TraceOp>());
   llvm::DenseSet<Operation *> placed;
   for (Operation *op : ops) {
     for (Value operand : op->getOperands())

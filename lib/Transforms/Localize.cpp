@@ -2,7 +2,8 @@
 // From global types to one program for all ranks: shapes become those of one shard, shardings leave
 // the types, and what depends on the rank becomes a #dist.offset attribute. Two things still need
 // the global view and keep it: moe.state (weights are read by their global boxes) and the attribute
-// `dist.global` on arguments and results of programs.
+// `dist.global` on arguments and results of programs, and on moe.route, whose choices can be
+// looked at whole.
 //
 // The rows of a slot stay visible in types as #dist.rows<dim, scale>: that dimension has scale·B
 // elements, B known only at run time.
@@ -91,6 +92,8 @@ private:
       func.setArgAttr(argument.getArgNumber(), "dist.global", TypeAttr::get(argument.getType()));
     for (auto [index, type] : llvm::enumerate(func.getResultTypes()))
       func.setResultAttr(index, "dist.global", TypeAttr::get(type));
+    for (auto route : func.getOps<moe::RouteOp>())
+      route->setAttr("dist.global", TypeAttr::get(route.getType()));
   }
 
   /// Slots of an exchange: [G,P,B,D], made by pack and ungroup and moved by all_to_all.

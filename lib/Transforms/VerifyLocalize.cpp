@@ -1,7 +1,7 @@
 //===- VerifyLocalize.cpp - --dist-verify-localize ------------------------===//
 // What the phase localize promises: no type of a program carries a sharding, arguments and results
-// have `dist.global` and the local shape that it gives, slices know their start, and B is one
-// number.
+// of programs and of moe.route have `dist.global` and the local shape that it gives, slices know
+// their start, and B is one number.
 //===----------------------------------------------------------------------===//
 #include "ShardingIR.h"
 #include "moira/Transforms/Passes.h"
@@ -31,7 +31,7 @@ struct VerifyLocalize : moira::impl::DistVerifyLocalizeBase<VerifyLocalize> {
       for (auto [index, type] : llvm::enumerate(func.getResultTypes()))
         checkGlobal(func, type, mesh, func.getResultAttr(index, "dist.global"),
                     "result " + Twine(index));
-      func.walk([&](Operation *op) { checkOp(op); });
+      func.walk([&](Operation *op) { checkOp(op, mesh); });
     }
     if (bad)
       signalPassFailure();
@@ -47,7 +47,7 @@ private:
     return emitError(op->getLoc(), "MOE-0601: ");
   }
 
-  void checkGlobal(func::FuncOp func, Type local, const MeshInfo &mesh, Attribute attribute,
+  void checkGlobal(Operation *op, Type local, const MeshInfo &mesh, Attribute attribute,
                    const Twine &what) {
     if (!isShardable(local))
       return;
@@ -55,20 +55,22 @@ private:
     Type type = global ? global.getValue() : Type();
     ShardingAttr sharding = type && isShardable(type) ? dist::getSharding(type) : ShardingAttr();
     if (!sharding) {
-      error(func) << what << " has no `dist.global` with a sharding";
+      error(op) << what << " has no `dist.global` with a sharding";
       return;
     }
     SmallVector<int64_t> shape = dist::localShape(shardableShape(type), sharding, mesh);
     if (ArrayRef<int64_t>(shape) != shardableShape(local))
-      error(func) << what << " is " << local << ", its global type " << type
-                  << " gives another shape";
+      error(op) << what << " is " << local << ", its global type " << type
+                << " gives another shape";
   }
 
-  void checkOp(Operation *op) {
+  void checkOp(Operation *op, const MeshInfo &mesh) {
     if (isa<dist::ReshardOp, moe::DispatchOp, moe::CombineOp>(op))
       error(op) << op->getName().getStringRef() << " is left";
     if (auto slice = dyn_cast<dist::SliceOp>(op); slice && !slice.getStartAttr())
       error(op) << "a slice without a start";
+    if (auto route = dyn_cast<moe::RouteOp>(op))
+      checkGlobal(op, route.getType(), mesh, op->getAttr("dist.global"), "the routing");
     for (Type type : op->getResultTypes()) {
       if (isShardable(type) && dist::getSharding(type))
         error(op) << op->getName().getStringRef() << " still has a sharding in " << type;

@@ -4,7 +4,6 @@
 #include "moira/rt/Io.h"
 
 #include "moira/rt/Agree.h"
-#include "moira/rt/SafeTensorsWriter.h"
 #include "moira/rt/Weights.h"
 
 #include <algorithm>
@@ -26,14 +25,6 @@ int64_t integerAt(const void *data, fb::DType type, int64_t index) {
   int64_t v;
   std::memcpy(&v, static_cast<const char *>(data) + index * 8, 8);
   return v;
-}
-
-/// "[2, 5]", the index of element `flat`.
-std::string indexText(std::span<const int64_t> shape, int64_t flat) {
-  std::vector<int64_t> index(shape.size());
-  for (size_t d = shape.size(); d-- > 0; flat /= shape[d])
-    index[d] = flat % shape[d];
-  return shapeText(index);
 }
 
 std::vector<int64_t> toVector(const flatbuffers::Vector<int64_t> &v) {
@@ -87,6 +78,13 @@ const char *accepted(fb::DType type) {
 }
 
 } // namespace
+
+std::string indexText(std::span<const int64_t> shape, int64_t flat) {
+  std::vector<int64_t> index(shape.size());
+  for (size_t d = shape.size(); d-- > 0; flat /= shape[d])
+    index[d] = flat % shape[d];
+  return shapeText(index);
+}
 
 /// What was found for one input: nothing, a tensor, or one whose type plans do not have.
 struct InputSet::Found {
@@ -217,19 +215,35 @@ void InputSet::store(size_t index, const MeshPosition &position, const TensorRef
   });
 }
 
-Status writeOutputs(const std::string &path, const fb::Program &program,
-                    const MeshPosition &position, std::span<const TensorRef> views,
-                    Communicator &communicator) {
+/// `count` elements from `index` of a local tensor on, in the file's type.
+static std::vector<uint8_t> inFileType(const TensorRef &local, int64_t index, int64_t count,
+                                       TensorType type) {
+  const char *from = static_cast<const char *>(local.data) + index * bytesOf(local.dtype);
+  size_t size = type == TensorType::i64 ? sizeof(int64_t) : sizeof(int32_t);
+  std::vector<uint8_t> bytes(static_cast<size_t>(count) * size);
+  if (type == TensorType::f32) {
+    convertRun(bytes.data(), fb::DType::f32, from, local.dtype, count);
+    return bytes;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t value = integerAt(from, local.dtype, i);
+    auto narrow = static_cast<int32_t>(value);
+    std::memcpy(&bytes[static_cast<size_t>(i) * size],
+                type == TensorType::i64 ? static_cast<void *>(&value) : &narrow, size);
+  }
+  return bytes;
+}
+
+Status writeShards(const std::string &path, std::span<const ShardToWrite> shards,
+                   Communicator &communicator) {
   std::vector<TensorSpec> specs;
-  for (const fb::Output *output : *program.outputs())
-    specs.push_back({output->name()->str(),
-                     isInteger(output->dtype()) ? TensorType::i64 : TensorType::f32,
-                     toVector(*output->shape())});
+  for (const ShardToWrite &tensor : shards)
+    specs.push_back(tensor.spec);
   // All ranks need rank 0's name for the temporary file.
   Group world = worldGroup(communicator);
   std::vector<uint64_t> tags(world.members.size());
   uint64_t tag = static_cast<uint64_t>(getpid());
-  if (Status s = communicator.allGather(world, &tag, tags.data(), sizeof tag, "writing outputs");
+  if (Status s = communicator.allGather(world, &tag, tags.data(), sizeof tag, "writing " + path);
       !s)
     return s;
 
@@ -244,45 +258,44 @@ Status writeOutputs(const std::string &path, const fb::Program &program,
   Status mine;
   if (communicator.rank() == 0)
     mine = openWith(SafeTensorsWriter::create);
-  if (Status s = agree(mine, communicator, "creating the outputs file"); !s)
+  if (Status s = agree(mine, communicator, "creating " + path); !s)
     return s;
   if (communicator.rank() != 0)
     mine = openWith(SafeTensorsWriter::join);
 
-  for (size_t i = 0; i < views.size() && mine; ++i) {
-    const fb::Output &output = *program.outputs()->Get(i);
-    Shard shard = position.shard(*output.shape(), *output.dims());
-    if (!shard.owner)
+  for (size_t i = 0; i < shards.size() && mine; ++i) {
+    const ShardToWrite &tensor = shards[i];
+    if (!tensor.shard.owner)
       continue;
-    const TensorRef &view = views[i];
-    std::vector<float> floats;
-    std::vector<int64_t> integers;
-    forEachRun(shard.inGlobal(), shard.inLocal(), [&](int64_t g, int64_t l, int64_t n) {
-      if (!mine)
-        return;
-      const char *from = static_cast<const char *>(view.data) + l * bytesOf(view.dtype);
-      const void *bytes;
-      size_t size;
-      if (specs[i].type == TensorType::i64) {
-        integers.resize(n);
-        for (int64_t k = 0; k < n; ++k)
-          integers[k] = integerAt(from, view.dtype, k);
-        bytes = integers.data(), size = sizeof(int64_t);
-      } else {
-        floats.resize(n);
-        convertRun(floats.data(), fb::DType::f32, from, view.dtype, n);
-        bytes = floats.data(), size = sizeof(float);
-      }
-      mine = writer->write(i, g * size, {static_cast<const uint8_t *>(bytes), n * size});
-    });
+    forEachRun(tensor.shard.inGlobal(), tensor.shard.inLocal(),
+               [&](int64_t g, int64_t l, int64_t n) {
+                 if (!mine)
+                   return;
+                 std::vector<uint8_t> bytes = inFileType(tensor.local, l, n, tensor.spec.type);
+                 mine = writer->write(i, static_cast<uint64_t>(g) * (bytes.size() / n), bytes);
+               });
   }
   if (mine && communicator.rank() != 0)
     mine = writer->sync();
-  if (Status s = agree(mine, communicator, "writing outputs"); !s)
+  if (Status s = agree(mine, communicator, "writing " + path); !s)
     return s;
   if (communicator.rank() == 0)
     mine = writer->commit();
-  return agree(mine, communicator, "finishing the outputs file");
+  return agree(mine, communicator, "finishing " + path);
+}
+
+Status writeOutputs(const std::string &path, const fb::Program &program,
+                    const MeshPosition &position, std::span<const TensorRef> views,
+                    Communicator &communicator) {
+  std::vector<ShardToWrite> shards;
+  for (size_t i = 0; i < views.size(); ++i) {
+    const fb::Output &output = *program.outputs()->Get(i);
+    TensorType type = isInteger(output.dtype()) ? TensorType::i64 : TensorType::f32;
+    shards.push_back({{output.name()->str(), type, toVector(*output.shape())},
+                      position.shard(*output.shape(), *output.dims()),
+                      views[i]});
+  }
+  return writeShards(path, shards, communicator);
 }
 
 Expected<std::vector<GatheredOutput>> gatherOutputs(const fb::Plan &plan,

@@ -129,6 +129,8 @@ bool wideVectorsAligned(const fb::Plan &plan) {
       ok &= aligned(input->shape());
     for (const fb::Output *output : *program->outputs())
       ok &= aligned(output->shape());
+    for (size_t i = 0; program->traces() && i < program->traces()->size(); ++i)
+      ok &= aligned(program->traces()->Get(i)->shape());
     for (const fb::State *state : *program->states())
       ok &= aligned(state->shape()) && (!state->source() || aligned(state->source()->disk_shape()));
     for (const fb::Instr *instr : *program->instrs())

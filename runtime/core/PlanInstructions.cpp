@@ -410,6 +410,25 @@ void InstrCheck::run() {
   }
 }
 
+/// A trace says what lies in its view after the instruction that writes it, so there must be one.
+void verifyWritersOfTraces(ProgramContext &ctx) {
+  if (sizeOf(ctx.program.traces()) == 0)
+    return;
+  std::vector<uint32_t> writers(ctx.views.size(), 0);
+  for (const fb::Instr *instr : *ctx.program.instrs())
+    for (size_t i = 0; i < std::min(sizeOf(instr->outputs()), kMaxOperands); ++i)
+      if (uint32_t view = instr->outputs()->Get(i); view < writers.size())
+        ++writers[view];
+  for (size_t i = 0; i < ctx.program.traces()->size(); ++i) {
+    const fb::Trace *trace = ctx.program.traces()->Get(i);
+    if (trace->view() < writers.size() && writers[trace->view()] != 1)
+      ctx.report.add(ErrorId::PlanStructure,
+                     format("%s trace %zu %s: %u instructions write view %u, not exactly one",
+                            ctx.where.c_str(), i, quoted(trace->name()).c_str(),
+                            writers[trace->view()], trace->view()));
+  }
+}
+
 } // namespace
 
 void verifyInstructions(ProgramContext &ctx) {
@@ -421,6 +440,7 @@ void verifyInstructions(ProgramContext &ctx) {
   if (ctx.boundMax != 0 && !required)
     ctx.report.add(ErrorId::PlanStructure,
                    ctx.where + ": has a bound, but no require_bound checks it");
+  verifyWritersOfTraces(ctx);
 }
 
 } // namespace moira::rt::verify

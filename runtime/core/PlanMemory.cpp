@@ -286,7 +286,7 @@ void verifyStates(ProgramContext &ctx) {
                             ranges[i - 1].state, ranges[i].state, ull(ranges[i].begin)));
 }
 
-/// What inputs and outputs share.
+/// What inputs, outputs and traces share.
 template <typename T>
 void verifyPort(ProgramContext &ctx, const T &port, const std::string &where,
                 std::unordered_set<std::string_view> &names) {
@@ -313,7 +313,7 @@ void verifyPort(ProgramContext &ctx, const T &port, const std::string &where,
 }
 
 void verifyPorts(ProgramContext &ctx) {
-  std::unordered_set<std::string_view> inputs, outputs;
+  std::unordered_set<std::string_view> inputs, outputs, traces;
   for (size_t i = 0; i < ctx.program.inputs()->size(); ++i) {
     const fb::Input *input = (*ctx.program.inputs())[i];
     std::string where =
@@ -327,6 +327,12 @@ void verifyPorts(ProgramContext &ctx) {
     verifyPort(ctx, *output,
                format("%s output %zu %s", ctx.where.c_str(), i, quoted(output->name()).c_str()),
                outputs);
+  }
+  for (size_t i = 0; i < sizeOf(ctx.program.traces()); ++i) {
+    const fb::Trace *trace = ctx.program.traces()->Get(i);
+    verifyPort(ctx, *trace,
+               format("%s trace %zu %s", ctx.where.c_str(), i, quoted(trace->name()).c_str()),
+               traces);
   }
 }
 

@@ -87,6 +87,19 @@ Status runAsProcesses(const RunOptions &options, int ranks, std::optional<SpawnR
   return started->status;
 }
 
+/// What --dump-routing and --route-from ask for, if anything.
+Status openRoutes(const fb::Plan &plan, bool dump, const std::string &from, RunSession &session,
+                  std::optional<RouteTrace> &routes) {
+  if (!dump && from.empty())
+    return {};
+  Expected<RouteTrace> trace = RouteTrace::create(plan, *session.program, dump, from);
+  if (!trace)
+    return trace.takeStatus();
+  routes = std::move(*trace);
+  session.routes = &*routes;
+  return {};
+}
+
 /// Everything that fails before ranks exist, all at once where the parts are independent.
 Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &plan,
                RunSession &session, std::optional<RouteTrace> &routes) {
@@ -122,16 +135,8 @@ Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &pl
   for (const std::string *file : {&options.outputs, &options.dumpRouting, &options.profile})
     if (!file->empty())
       problems.append(checkWritable(*file));
-  if (!options.dumpRouting.empty() || !options.routeFrom.empty()) {
-    Expected<RouteTrace> trace = RouteTrace::create(
-        plan.plan(), *session.program, !options.dumpRouting.empty(), options.routeFrom);
-    if (trace) {
-      routes = std::move(*trace);
-      session.routes = &*routes;
-    } else {
-      problems.append(trace.takeStatus());
-    }
-  }
+  problems.append(
+      openRoutes(plan.plan(), !options.dumpRouting.empty(), options.routeFrom, session, routes));
   return problems;
 }
 
@@ -150,8 +155,12 @@ Expected<std::vector<GatheredOutput>> runReference(const RunOptions &options, co
   if (!inputs)
     return inputs.takeStatus();
   session.inputs = std::move(*inputs);
+  // Choices that are given are given to both.
+  std::optional<RouteTrace> routes;
+  Status status = openRoutes(plan.plan(), false, options.routeFrom, session, routes);
   Ranks one = std::move(*Ranks::threads(1, options.timeoutSeconds));
-  Status status = session.prepare(1);
+  if (status)
+    status = session.prepare(1);
   if (status)
     status = session.load(one);
   if (status)
@@ -265,6 +274,9 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
                                   communicator);
           !s)
         return Ranks::shared(std::move(s));
+    if (!options.dumpRouting.empty())
+      if (Status s = session.rankRoutes[local]->write(options.dumpRouting, communicator); !s)
+        return Ranks::shared(std::move(s));
     if (options.check) {
       Expected<std::vector<GatheredOutput>> all =
           gatherOutputs(run.plan.plan(), *session.program, *outputs, communicator);
@@ -349,8 +361,6 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
   if (run.session.profiled)
     outcome.status.append(
         writeProfile(options.profile, run.plan.plan(), *run.session.program, run.profiles));
-  if (run.routes && !options.dumpRouting.empty())
-    outcome.status.append(run.routes->write(options.dumpRouting));
   outcome.summary = summarize(options, launch, *ranks, run.session, run.figures) + checks;
   return outcome;
 }

@@ -76,6 +76,7 @@ Status RunSession::load(Ranks &ranks) {
   phase = Phase::loading;
   executors.resize(ranks.localSize());
   profiles.resize(profiled ? ranks.localSize() : 0);
+  rankRoutes.resize(routes ? ranks.localSize() : 0);
   Status status = ranks.each([&](int local) -> Ranks::Verdict {
     Communicator &communicator = ranks.communicator(local);
     ExecutorSetup setup;
@@ -84,11 +85,15 @@ Status RunSession::load(Ranks &ranks) {
     setup.images = images;
     setup.communicator = &communicator;
     setup.f64 = f64;
-    setup.routes = routes;
     setup.epoch = epoch;
     if (profiled) {
       profiles[local].rank = communicator.rank();
       setup.profile = &profiles[local];
+    }
+    if (routes) {
+      rankRoutes[local] = std::make_unique<RankRoutes>(
+          *routes, MeshPosition(plan->plan(), *program, communicator.rank()));
+      setup.routes = rankRoutes[local].get();
     }
     Expected<std::unique_ptr<ProgramRunner>> executor =
         plugin ? plugin->create(setup, device) : Executor::create(setup);

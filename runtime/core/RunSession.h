@@ -8,6 +8,7 @@
 #include "moira/rt/DevicePlugin.h"
 #include "moira/rt/Executor.h"
 #include "moira/rt/Ranks.h"
+#include "moira/rt/RouteTrace.h"
 
 #include <atomic>
 #include <optional>
@@ -23,7 +24,7 @@ struct RunSession {
   bool cuda = false;              // runs on CUDA devices
   DevicePlugin *plugin = nullptr; // null on the host, and in the process that only starts the ranks
   DeviceSetup device;             // of the one local rank, with a plugin
-  RouteTrace *routes = nullptr;
+  const RouteTrace *routes = nullptr; // null: routers are left alone
   bool f64 = false;
   bool profiled = false;
   std::chrono::steady_clock::time_point epoch;
@@ -32,6 +33,7 @@ struct RunSession {
 
   std::vector<std::unique_ptr<ProgramRunner>> executors; // one for each local rank
   std::vector<RankProfile> profiles;                     // likewise, if profiled
+  std::vector<std::unique_ptr<RankRoutes>> rankRoutes;   // likewise, with routes
   double loadSeconds = 0, stepSeconds = 0;               // the first step
   std::vector<double> repeats;                           // seconds of later steps
   std::vector<uint64_t> arenaSizes; // after the last step, the same on all ranks

@@ -107,6 +107,9 @@ std::string summarize(const RunOptions &options, const LaunchInfo &launch, const
       text += format("%s %s written to %s\n", output->name()->c_str(), shapeText(shape).c_str(),
                      options.outputs.c_str());
     }
+  if (!options.dumpRouting.empty())
+    text += format("choices of %zu router%s written to %s\n", session.routes->routers(),
+                   session.routes->routers() == 1 ? "" : "s", options.dumpRouting.c_str());
   return text;
 }
 

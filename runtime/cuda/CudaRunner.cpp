@@ -228,6 +228,7 @@ Status CudaRunner::step(const InputSet &inputs) {
       dead = true;
       return status;
     }
+    parts->queue->collectRoutes();
     if (inUseAfter == 0) {
       size_t free = 0, total = 0;
       cudaMemGetInfo(&free, &total);

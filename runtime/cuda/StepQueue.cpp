@@ -60,6 +60,9 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
     queue.context.workspaceBytes = queue.workspace.bytes();
     queue.context.errorFlag = reinterpret_cast<int32_t *>(q.flags.data());
   }
+  for (size_t i = 0; i < instrs.size() && setup.routes; ++i)
+    if (instrs[i].isRoute)
+      take(q.routes[i], RouteBuffers::make(*setup.routes, i, instrs[i]));
   q.events.resize(q.program.events());
   for (Event &event : q.events)
     take(event, Event::make());
@@ -146,8 +149,7 @@ Status StepQueue::record(Action &action) {
 
 Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, DeviceGroups &groups,
                           uint32_t attempt) {
-  bool watched = setup.profile || setup.routes;
-  if (graphsWanted && enqueuedOnce && !recordedNow && !watched) {
+  if (graphsWanted && enqueuedOnce && !recordedNow && !setup.profile) {
     cutIntoActions(true);
     recordedNow = true;
     for (Action &action : actions) {
@@ -239,7 +241,7 @@ Status StepQueue::run(size_t index, DeviceGroups &groups) {
     return located(index,
                    check(cudaStreamWaitEvent(stream, events[instr.event].get(), 0), "an event"));
   default:
-    return instr.isRoute && setup.routes ? runRoute(index, queue) : runLocal(index, queue);
+    return runLocal(index, queue);
   }
 }
 
@@ -250,6 +252,8 @@ Status StepQueue::runLocal(size_t index, Queue &queue) {
     return located(index, kernels.launch(*static_cast<const Kernel *>(instr.kernel), instr.operands,
                                          instr.rows, queue.stream.get()));
   case fb::InstrKind::call:
+    if (auto buffers = routes.find(index); buffers != routes.end())
+      return located(index, buffers->second.enqueue(instr, queue.context));
     return located(index,
                    runCudaCall(instr.call, instr.in, instr.out, instr.params, queue.context));
   case fb::InstrKind::copy:
@@ -262,60 +266,9 @@ Status StepQueue::runLocal(size_t index, Queue &queue) {
   }
 }
 
-/// For people who look at or force the choices of experts; here the device is waited for.
-Status StepQueue::runRoute(size_t index, Queue &queue) {
-  const BoundInstr &instr = instrs[index];
-  RouteHooks hooks = setup.routes->before(index);
-  RouteSite &site = sites[index];
-  const TensorRef &ids = instr.out[0], &weights = instr.out[1];
-  int64_t k = ids.shape.back(), experts = instr.in[0].shape.back();
-  size_t tokens = static_cast<size_t>(ids.elements() / k);
-  auto reserve = [&](DeviceBlock &block, size_t bytes) -> Status {
-    if (block.bytes() >= bytes)
-      return {};
-    Expected<DeviceBlock> made = DeviceBlock::allocate(bytes, "a router's choices");
-    if (made)
-      block = std::move(*made);
-    return made.takeStatus();
-  };
-  CallContext context = queue.context;
-  cudaStream_t stream = queue.stream.get();
-  auto copy = [&](void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
-    return check(cudaMemcpyAsync(to, from, bytes, kind, stream), "a router's choices");
-  };
-  if (!hooks.forcedIds.empty()) {
-    size_t bytes = hooks.forcedIds.size_bytes();
-    if (Status s = reserve(site.forced, bytes); !s)
-      return located(index, s);
-    if (Status s = copy(site.forced.data(), hooks.forcedIds.data(), bytes, cudaMemcpyHostToDevice);
-        !s)
-      return located(index, s);
-    context.forcedIds = reinterpret_cast<const int32_t *>(site.forced.data());
-  }
-  bool gaps = hooks.gaps && k < experts; // there is a next best choice
-  if (gaps) {
-    if (Status s = reserve(site.gaps, tokens * sizeof(float)); !s)
-      return located(index, s);
-    context.gaps = reinterpret_cast<float *>(site.gaps.data());
-  }
-  Status status = runCudaCall(instr.call, instr.in, instr.out, instr.params, context);
-  std::vector<char> idBytes(static_cast<size_t>(ids.elements()) * bytesOf(ids.dtype)),
-      weightBytes(static_cast<size_t>(weights.elements()) * bytesOf(weights.dtype));
-  if (status)
-    status = copy(idBytes.data(), ids.data, idBytes.size(), cudaMemcpyDeviceToHost);
-  if (status)
-    status = copy(weightBytes.data(), weights.data, weightBytes.size(), cudaMemcpyDeviceToHost);
-  if (status && gaps) {
-    hooks.gaps->resize(tokens);
-    status =
-        copy(hooks.gaps->data(), site.gaps.data(), tokens * sizeof(float), cudaMemcpyDeviceToHost);
-  }
-  if (status)
-    status = check(cudaStreamSynchronize(stream), "a router's choices");
-  if (status)
-    setup.routes->after(index, {idBytes.data(), ids.dtype, ids.shape},
-                        {weightBytes.data(), weights.dtype, weights.shape});
-  return located(index, status);
+void StepQueue::collectRoutes() {
+  for (auto &[index, buffers] : routes)
+    buffers.collect(instrs[index]);
 }
 
 int64_t StepQueue::needed() const {

@@ -8,11 +8,11 @@
 
 #include "moira/rt/Profile.h"
 #include "moira/rt/ProgramRunner.h"
-#include "moira/rt/RouteTrace.h"
 
 #include "DeviceGroups.h"
 #include "KernelModule.h"
 #include "Progress.h"
+#include "RouteBuffers.h"
 
 #include "CudaCalls.h"
 
@@ -40,6 +40,8 @@ public:
   /// After the step is done: the largest bound that was asked for, and what kernels complained of.
   int64_t needed() const;
   Status complaints() const;
+  /// What the routers have chosen, if somebody looks.
+  void collectRoutes();
   /// Times of the step for the profile.
   Status collectTimes(uint32_t attempt);
 
@@ -62,16 +64,12 @@ private:
     size_t first, last;
     cudaGraphExec_t graph = nullptr;
   };
-  struct RouteSite {
-    DeviceBlock forced, gaps;
-  };
 
   StepQueue(const ExecutorSetup &setup, const Binding &binding,
             const std::vector<BoundInstr> &instrs, const KernelModule &kernels, bool graphs)
       : setup(setup), program(*setup.program), binding(binding), instrs(instrs), kernels(kernels),
         graphsWanted(graphs) {}
   Status run(size_t index, DeviceGroups &groups);
-  Status runRoute(size_t index, Queue &queue);
   /// Launch, call, copy or fill: what needs nothing but its stream.
   Status runLocal(size_t index, Queue &queue);
   bool isLocal(size_t index) const;
@@ -94,10 +92,10 @@ private:
   double baseTime = 0;              // of `base`, microseconds since the run's start
   cublasLtHandle_t blaslt = nullptr;
   Progress marks;
-  DeviceBlock flags;                // the error flag
-  PinnedBlock readBack;             // error flag, then one i32 for each require_bound
-  std::vector<size_t> requirements; // slot of each instruction in readBack, 0: none
-  std::map<size_t, RouteSite> sites;
+  DeviceBlock flags;                     // the error flag
+  PinnedBlock readBack;                  // error flag, then one i32 for each require_bound
+  std::vector<size_t> requirements;      // slot of each instruction in readBack, 0: none
+  std::map<size_t, RouteBuffers> routes; // by instruction; none if nobody looks or forces
   std::vector<Action> actions;
   bool enqueuedOnce = false, recordedNow = false;
   uint32_t inGraphs = 0;

@@ -73,3 +73,14 @@ func.func @select(%x: tensor<3x8xf32, #dist.sharding<[{}, {}]>>, %r: !moe.routin
     -> (tensor<6x8xf32, #dist.sharding<[ragged{}{} 1x6, {}]>>, tensor<1x4xi32, #dist.sharding<[{}, {}]>>, tensor<3x2xi32, #dist.sharding<[{}, {}]>>, tensor<1xi32, #dist.sharding<[{}], partial = max{ep}>>)
   return
 }
+
+// -----
+
+// A router remembers how its tokens were cut.
+// CHECK-LABEL: func.func @route
+// CHECK: moe.route {{.*}} {dist.global = !moe.routing<4x6, experts = 4, k = 2, #dist.sharding<[{dp}, {ep}]>>} : (tensor<2x3x4xf32>) -> !moe.routing<2x3, experts = 4, k = 2>
+dist.mesh @mesh ["dp", "ep"] = [2, 2]
+func.func @route(%logits: tensor<4x6x4xf32, #dist.sharding<[{dp}, {ep}, {}]>>) {
+  %r = moe.route <k = 2, score = softmax, order = score_topk, renorm = sum, scale = 1.0 : f64> of %logits : (tensor<4x6x4xf32, #dist.sharding<[{dp}, {ep}, {}]>>) -> !moe.routing<4x6, experts = 4, k = 2, #dist.sharding<[{dp}, {ep}]>>
+  return
+}

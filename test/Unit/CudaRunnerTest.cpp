@@ -72,7 +72,12 @@ struct Ran {
   RankFigures figures = {};
 };
 
-Ran runIt(const Compiled &compiled, int repeat = 0, RouteTrace *routes = nullptr,
+/// Routing to record into a file or to take from one; either may be empty.
+struct Routes {
+  std::string to, from;
+};
+
+Ran runIt(const Compiled &compiled, int repeat = 0, const Routes &routes = {},
           std::vector<RankProfile> *profiles = nullptr) {
   FakePlugin plugin;
   Ran ran;
@@ -81,7 +86,15 @@ Ran runIt(const Compiled &compiled, int repeat = 0, RouteTrace *routes = nullptr
   session.program = *findProgram(compiled.device, "p", false);
   session.plugin = &plugin;
   session.device.timeoutSeconds = 60;
-  session.routes = routes;
+  std::optional<RouteTrace> trace;
+  if (!routes.to.empty() || !routes.from.empty()) {
+    auto made = RouteTrace::create(compiled.device.plan(), *session.program, !routes.to.empty(),
+                                   routes.from);
+    ran.status = made.takeStatus();
+    if (!ran.status)
+      return ran;
+    session.routes = &trace.emplace(std::move(*made));
+  }
   session.profiled = profiles != nullptr;
   ran.status = session.openWeights(compiled.folder);
   auto inputs = InputSet::open(compiled.folder + "/io.safetensors", *session.program);
@@ -106,6 +119,8 @@ Ran runIt(const Compiled &compiled, int repeat = 0, RouteTrace *routes = nullptr
       return all.takeStatus();
     if (local == 0)
       ran.logits = (*all)[0].values;
+    if (!routes.to.empty())
+      return session.rankRoutes[local]->write(routes.to, ranks.communicator(local));
     return Status();
   });
   ran.figures = session.executors[0]->figures();
@@ -163,26 +178,77 @@ TEST(CudaRunner, ASmallBoundGrowsAndTheGraphsFollow) {
   }
 }
 
-TEST(CudaRunner, RoutingIsSeenAndForced) {
-  fake::seed(8);
+template <typename T> std::vector<T> valuesIn(const std::string &path, const std::string &name) {
+  auto file = SafeTensorsFile::open(path);
+  EXPECT_TRUE(file) << file.status().str();
+  const TensorInfo *info = file->find(name);
+  EXPECT_TRUE(info) << name;
+  std::vector<T> values(info ? info->elements() : 0);
+  if (info)
+    std::memcpy(values.data(), file->data(*info).data(), info->bytes);
+  return values;
+}
+
+/// Eager steps and ones that are replayed from graphs; a bound that must grow in between.
+TEST(CudaRunner, RoutingIsSeenAndForcedOnEveryMesh) {
+  uint64_t seed = std::random_device()();
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  fake::seed(seed);
   TempDir dir;
-  Compiled compiled(dir, "olmoe", "");
-  const fb::Program &program = **findProgram(compiled.device, "p", false);
-  auto seen = RouteTrace::create(compiled.device.plan(), program, true, "");
-  ASSERT_TRUE(seen) << seen.status().str();
-  Ran free = runIt(compiled, 0, &*seen);
-  ASSERT_TRUE(free.status) << free.status.str();
-  ASSERT_TRUE(seen->write(dir / "routes.safetensors"));
-  auto forced =
-      RouteTrace::create(compiled.device.plan(), program, false, dir / "routes.safetensors");
-  ASSERT_TRUE(forced) << forced.status().str();
-  Ran again = runIt(compiled, 0, &*forced);
-  ASSERT_TRUE(again.status) << again.status.str();
-  EXPECT_EQ(again.logits, free.logits);
-  EXPECT_LT(free.worst, 1e-5);
-  auto file = SafeTensorsFile::open(dir / "routes.safetensors");
-  ASSERT_TRUE(file);
-  EXPECT_TRUE(file->find("layers.0.ids") && file->find("layers.0.gaps"));
+  std::string one = dir / "one.safetensors", other = dir / "other.safetensors",
+              mine = dir / "mine.safetensors", seen = dir / "seen.safetensors";
+  constexpr int kLayers = 2, kExperts = 16;
+  auto name = [](int layer, const char *what) { return format("layers.%d.%s", layer, what); };
+  std::vector<double> moved;
+  for (std::string mesh : {"", "--mesh=ep=2 --ragged-bound=1", "--mesh=tp=2", "--mesh=dp=2",
+                           "--mesh=ep=4", "--mesh=ep=2,tp=2"}) {
+    SCOPED_TRACE(mesh);
+    Compiled compiled(dir, "olmoe", mesh);
+    Ran free = runIt(compiled, 0, {.to = mesh.empty() ? one : mine, .from = {}});
+    ASSERT_TRUE(free.status) << free.status.str();
+    EXPECT_LT(free.worst, 1e-5);
+    Ran replayed = runIt(compiled, 2, {.to = seen, .from = one});
+    ASSERT_TRUE(replayed.status) << replayed.status.str();
+    EXPECT_EQ(replayed.logits, free.logits);
+    EXPECT_GT(replayed.figures.graphs, 10u);
+    if (mesh.empty()) {
+      // Every token to the expert after the one of its choice.
+      std::vector<TestTensor> tensors;
+      for (int layer = 0; layer < kLayers; ++layer) {
+        std::vector<int32_t> ids = valuesIn<int32_t>(one, name(layer, "ids"));
+        for (int32_t &id : ids)
+          id = (id + 1) % kExperts;
+        tensors.push_back(testTensor(name(layer, "ids"), "I32",
+                                     {2, 24, static_cast<int64_t>(ids.size()) / 48}, ids));
+      }
+      writeFile(other, safetensorsBytes(tensors));
+    }
+    for (const std::string &dump : {mesh.empty() ? one : mine, seen})
+      for (int layer = 0; layer < kLayers; ++layer) {
+        EXPECT_EQ(valuesIn<int32_t>(dump, name(layer, "ids")),
+                  valuesIn<int32_t>(one, name(layer, "ids")));
+        for (const char *what : {"weights", "gaps"}) {
+          std::vector<float> got = valuesIn<float>(dump, name(layer, what)),
+                             want = valuesIn<float>(one, name(layer, what));
+          ASSERT_EQ(got.size(), want.size());
+          for (size_t i = 0; i < got.size(); ++i)
+            EXPECT_NEAR(got[i], want[i], 2e-6);
+        }
+      }
+    Ran forced = runIt(compiled, 1, {.to = seen, .from = other});
+    ASSERT_TRUE(forced.status) << forced.status.str();
+    EXPECT_EQ(valuesIn<int32_t>(seen, name(1, "ids")), valuesIn<int32_t>(other, name(1, "ids")));
+    if (mesh.empty())
+      moved = forced.logits;
+    EXPECT_GT(forced.worst, 1e-3) << "other experts must give other logits";
+    double largest = 0, worst = 0;
+    for (size_t i = 0; i < moved.size(); ++i) {
+      largest = std::max(largest, std::fabs(moved[i]));
+      worst = std::max(worst, std::fabs(moved[i] - forced.logits[i]));
+    }
+    EXPECT_LT(worst, 1e-5 * largest);
+    EXPECT_EQ(fake::allocated(), 0u);
+  }
 }
 
 TEST(CudaRunner, TheProfileHasEveryInstruction) {
@@ -190,7 +256,7 @@ TEST(CudaRunner, TheProfileHasEveryInstruction) {
   TempDir dir;
   Compiled compiled(dir, "mixtral", "--mesh=ep=2");
   std::vector<RankProfile> profiles;
-  Ran ran = runIt(compiled, 0, nullptr, &profiles);
+  Ran ran = runIt(compiled, 0, {}, &profiles);
   ASSERT_TRUE(ran.status) << ran.status.str();
   ASSERT_EQ(profiles.size(), 2u);
   EXPECT_EQ(profiles[1].events.size(),

@@ -180,6 +180,29 @@ TEST(HostilePlan, Memory) {
          p.forward().inputs.push_back({"t", fb::DType::f32, {32, 16}, {{}, {}}, view::table});
        },
        PlanStructure, "not in an activations arena"},
+      {"trace of no view", [](auto &p) { p.forward().traces[0].view = 99; }, PlanIndex, "view 99"},
+      {"trace named twice", [](auto &p) { p.forward().traces[1].name = "layers.0.ids"; },
+       PlanStructure, "trace 1 \"layers.0.ids\": the name is used twice"},
+      {"trace of another cut", [](auto &p) { p.forward().traces[0].dims[0].axes = {0}; }, PlanShape,
+       "trace 0 \"layers.0.ids\": a shard is [2, 4, 2]"},
+      {"trace over no axis", [](auto &p) { p.forward().traces[0].dims[0].axes = {7}; }, PlanIndex,
+       "axis 7 of 2"},
+      {"trace of a weight",
+       [](auto &p) {
+         p.forward().traces[0] = {"w", fb::DType::f32, {4, 16, 16}, {{{1}}, {}, {}}, view::w};
+       },
+       PlanStructure, "not in an activations arena"},
+      {"trace that nothing writes",
+       [](auto &p) {
+         p.forward().traces[0] = {"x", fb::DType::i32, {4, 4}, {{{0, 1}}, {}}, view::ids};
+       },
+       PlanStructure, "0 instructions write view 0"},
+      {"trace that two write",
+       [](auto &p) {
+         instr(p, at::norm).outputs[0] = view::x;
+         p.forward().traces[0] = {"x", fb::DType::f32, {4, 4, 16}, {{{0, 1}}, {}, {}}, view::x};
+       },
+       PlanStructure, "2 instructions write view 2"},
       {"output of another type", [](auto &p) { p.forward().outputs[0].dtype = fb::DType::bf16; },
        PlanShape, "output 0 \"hidden\""},
       {"output with an impossible range", [](auto &p) { p.forward().inputs[0].minimum = 40; },

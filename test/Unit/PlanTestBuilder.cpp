@@ -66,8 +66,13 @@ Offset<fb::Program> programOf(FlatBufferBuilder &b, const ProgramSpec &p) {
   auto arenas = all(b, p.arenas, [&](const ArenaSpec &a) {
     return fb::CreateArena(b, b.CreateString(a.name), a.space, a.role, a.bytes, a.bytesPerBound);
   });
+  auto traces = all(b, p.traces, [&](const PortSpec &t) {
+    return fb::CreateTrace(b, b.CreateString(t.name), t.dtype, b.CreateVector(t.shape),
+                           dimsOf(b, t.dims), t.view);
+  });
   return fb::CreateProgram(b, b.CreateString(p.name), p.ranks, p.reference, queues, p.events, views,
-                           instrs, inputs, outputs, states, arenas, p.boundInitial, p.boundMax);
+                           instrs, inputs, outputs, states, arenas, p.boundInitial, p.boundMax,
+                           traces);
 }
 
 } // namespace
@@ -176,6 +181,8 @@ PlanSpec expertPlan() {
   p.inputs = {{"input_ids", DType::i32, {4, 4}, {{{0, 1}}, {}}, view::ids, 0, 31}};
   p.outputs = {{"hidden", DType::f32, {4, 4, 16}, {{{0, 1}}, {}, {}}, view::out},
                {"half", DType::f32, {4, 4, 8}, {{{0, 1}}, {}, {}}, view::half}};
+  p.traces = {{"layers.0.ids", DType::i32, {4, 4, 2}, {{{0, 1}}, {}, {}}, view::experts},
+              {"layers.0.weights", DType::f32, {4, 4, 2}, {{{0, 1}}, {}, {}}, view::weights}};
   auto call = [](uint32_t target, std::vector<uint32_t> in, std::vector<uint32_t> out,
                  std::vector<ParamSpec> params) {
     return InstrSpec{InstrKind::call,   target, 0, std::move(in), std::move(out),

@@ -76,7 +76,7 @@ struct ProgramSpec {
   uint32_t events = 0;
   std::vector<ViewSpec> views{};
   std::vector<InstrSpec> instrs{};
-  std::vector<PortSpec> inputs{}, outputs{};
+  std::vector<PortSpec> inputs{}, outputs{}, traces{};
   std::vector<StateSpec> states{};
   std::vector<ArenaSpec> arenas{};
   uint64_t boundInitial = 0, boundMax = 0;

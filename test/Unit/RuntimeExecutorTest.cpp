@@ -111,45 +111,93 @@ TEST(RuntimeExecutor, BoundBeyondTheLargestIsAnError) {
   EXPECT_FALSE(std::filesystem::exists(dir / "o.safetensors"));
 }
 
-TEST(RuntimeExecutor, RoutingIsDumpedAndForced) {
+std::vector<int32_t> integers(const std::string &path, const std::string &name) {
+  Expected<SafeTensorsFile> file = SafeTensorsFile::open(path);
+  EXPECT_TRUE(file) << file.status().str();
+  const TensorInfo *info = file->find(name);
+  std::vector<int32_t> values(info ? info->elements() : 0);
+  if (info)
+    std::memcpy(values.data(), file->data(*info).data(), info->bytes);
+  return values;
+}
+
+TEST(RuntimeExecutor, RoutingIsDumpedAndForcedOnMeshAndReference) {
+  TempDir dir;
+  writeExpertsFiles(dir, 8);
+  savePlan(dir / "p.moeplan", expertsPlan(2, 1, 24)); // the step is repeated with a larger bound
+  RunOptions options = expertsRun(dir, "o.safetensors");
+  for (ReferenceMode mode : {ReferenceMode::none, ReferenceMode::f32, ReferenceMode::f64}) {
+    std::string name = format("routes%d.safetensors", static_cast<int>(mode));
+    options.dumpRouting = dir / name;
+    options.routeFrom.clear();
+    options.reference = mode;
+    Ran ran = runIt(options);
+    ASSERT_TRUE(ran.outcome.status) << ran.outcome.status.str();
+    EXPECT_THAT(ran.outcome.summary, HasSubstr("choices of 1 router written to"));
+    EXPECT_EQ(shapeIn(dir / name, "layers.3.ids"), (std::vector<int64_t>{kTokens, kK}));
+    EXPECT_EQ(shapeIn(dir / name, "layers.3.gaps"), (std::vector<int64_t>{kTokens}));
+    EXPECT_EQ(integers(dir / name, "layers.3.ids"),
+              integers(dir / "routes0.safetensors", "layers.3.ids"));
+    for (const char *values : {"layers.3.weights", "layers.3.gaps"}) {
+      std::vector<float> got = floats(dir / name, values),
+                         want = floats(dir / "routes0.safetensors", values);
+      ASSERT_EQ(got.size(), want.size());
+      for (size_t i = 0; i < got.size(); ++i) {
+        EXPECT_GT(got[i], 0);
+        EXPECT_NEAR(got[i], want[i], 1e-6);
+      }
+    }
+    // The same choices give the same bits, whoever has written them.
+    std::vector<float> free = floats(dir / "o.safetensors", "y");
+    options.dumpRouting.clear();
+    options.routeFrom = dir / "routes0.safetensors";
+    ASSERT_TRUE(runIt(options).outcome.status);
+    EXPECT_EQ(floats(dir / "o.safetensors", "y"), free);
+  }
+
+  // Others give other ones, the same on the mesh as without one.
+  std::vector<int32_t> other(kTokens * kK);
+  for (size_t i = 0; i < other.size(); ++i)
+    other[i] = static_cast<int32_t>(i % kExperts);
+  std::vector<float> before = floats(dir / "o.safetensors", "y");
+  writeFile(dir / "forced.safetensors",
+            safetensorsBytes({testTensor("layers.3.ids", "I32", {kTokens, kK}, other)}));
+  options.routeFrom = dir / "forced.safetensors";
+  options.reference = ReferenceMode::f32;
+  options.check = true;
+  Ran forced = runIt(options);
+  ASSERT_TRUE(forced.outcome.status) << forced.outcome.status.str();
+  EXPECT_NE(floats(dir / "o.safetensors", "y"), before);
+}
+
+TEST(RuntimeExecutor, EveryProblemOfARoutingFileIsNamed) {
   TempDir dir;
   writeExpertsFiles(dir, 8);
   savePlan(dir / "p.moeplan", expertsPlan(2, 24, 24));
   RunOptions options = expertsRun(dir, "o.safetensors");
-  options.dumpRouting = dir / "routes.safetensors";
-  Ran mesh = runIt(options);
-  ASSERT_FALSE(mesh.outcome.status);
-  EXPECT_EQ(mesh.outcome.status.diagnostics().front().id, ErrorId::BadRun);
-
-  options.reference = ReferenceMode::f32;
-  Ran ran = runIt(options);
-  ASSERT_TRUE(ran.outcome.status) << ran.outcome.status.str();
-  EXPECT_EQ(shapeIn(dir / "routes.safetensors", "layers.3.ids"),
-            (std::vector<int64_t>{kTokens, kK}));
-  EXPECT_EQ(shapeIn(dir / "routes.safetensors", "layers.3.gaps"), (std::vector<int64_t>{kTokens}));
-  for (float w : floats(dir / "routes.safetensors", "layers.3.weights"))
-    EXPECT_GT(w, 0);
-
-  // The same choices give the same bits, others give other ones.
-  options.dumpRouting.clear();
-  options.routeFrom = dir / "routes.safetensors";
-  options.outputs = dir / "again.safetensors";
-  ASSERT_TRUE(runIt(options).outcome.status);
-  EXPECT_EQ(floats(dir / "again.safetensors", "y"), floats(dir / "o.safetensors", "y"));
-  std::vector<int32_t> other(kTokens * kK);
-  for (size_t i = 0; i < other.size(); ++i)
-    other[i] = static_cast<int32_t>(i % kExperts);
-  writeFile(dir / "forced.safetensors",
-            safetensorsBytes({testTensor("layers.3.ids", "I32", {kTokens, kK}, other)}));
   options.routeFrom = dir / "forced.safetensors";
-  ASSERT_TRUE(runIt(options).outcome.status);
-  EXPECT_NE(floats(dir / "again.safetensors", "y"), floats(dir / "o.safetensors", "y"));
-  other[5] = kExperts;
-  writeFile(dir / "forced.safetensors",
-            safetensorsBytes({testTensor("layers.3.ids", "I32", {kTokens, kK}, other)}));
-  Ran bad = runIt(options);
-  ASSERT_FALSE(bad.outcome.status);
-  EXPECT_THAT(bad.outcome.status.str(), HasSubstr("expert 4 at position 5"));
+  auto refused = [&](const std::vector<TestTensor> &tensors) {
+    writeFile(dir / "forced.safetensors", safetensorsBytes(tensors));
+    Ran ran = runIt(options);
+    EXPECT_FALSE(ran.outcome.status);
+    EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::BadInput);
+    return ran.outcome.status.str();
+  };
+  std::vector<int32_t> ids(kTokens * kK);
+  for (size_t i = 0; i < ids.size(); ++i)
+    ids[i] = static_cast<int32_t>(i % kExperts);
+  ids[5] = kExperts;
+  ids[9] = -1;
+  ids[6] = ids[7] = 2;
+  std::string text = refused({testTensor("layers.3.ids", "I32", {kTokens, kK}, ids),
+                              testTensor("layers.4.ids", "I32", {kTokens, kK}, ids)});
+  EXPECT_THAT(text, HasSubstr("layers.3.ids[2, 1] = 4 is out of range 0..3, and so are 1 other"));
+  EXPECT_THAT(text, HasSubstr("layers.3.ids[3] names expert 2 twice"));
+  EXPECT_THAT(text, HasSubstr("'layers.4.ids' is of no router of this plan"));
+  EXPECT_THAT(refused({testTensor("layers.3.ids", "I32", {kTokens / 2, 2 * kK}, ids)}),
+              HasSubstr("layers.3.ids is I32 [6, 4], the plan needs I32 [12, 2]"));
+  EXPECT_THAT(refused({testTensor("layers.3.weights", "F32", {1}, std::vector<float>{1})}),
+              HasSubstr("tensor layers.3.ids [12, 2] is missing"));
 }
 
 TEST(RuntimeExecutor, ProfileHasEveryInstructionOfEveryRank) {

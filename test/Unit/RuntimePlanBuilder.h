@@ -108,6 +108,11 @@ public:
       outputs.push_back(fb::CreateOutput(b(), b().CreateString(name), type, b().CreateVector(shape),
                                          owner->dims(dims), view));
     }
+    void trace(const std::string &name, fb::DType type, const Shape &shape,
+               const std::vector<DimSpec> &dims, uint32_t view) {
+      traces.push_back(fb::CreateTrace(b(), b().CreateString(name), type, b().CreateVector(shape),
+                                       owner->dims(dims), view));
+    }
     void call(const std::string &name, const std::vector<uint32_t> &in,
               const std::vector<uint32_t> &out, const std::vector<ParamSpec> &params = {},
               int layer = -1) {
@@ -167,6 +172,7 @@ public:
     std::vector<flatbuffers::Offset<fb::Instr>> instrs;
     std::vector<flatbuffers::Offset<fb::Input>> inputs;
     std::vector<flatbuffers::Offset<fb::Output>> outputs;
+    std::vector<flatbuffers::Offset<fb::Trace>> traces;
     std::vector<flatbuffers::Offset<fb::State>> states;
   };
 
@@ -223,11 +229,12 @@ public:
           arena("activations", fb::ArenaRole::activations, p.activationBytes, 0)};
       if (p.raggedBytes)
         arenas.push_back(arena("ragged", fb::ArenaRole::ragged, 0, p.raggedBytes));
-      list.push_back(fb::CreateProgram(
-          buffer, buffer.CreateString(p.name), p.ranks, p.reference, buffer.CreateVector(queues), 0,
-          buffer.CreateVector(p.views), buffer.CreateVector(p.instrs),
-          buffer.CreateVector(p.inputs), buffer.CreateVector(p.outputs),
-          buffer.CreateVector(p.states), buffer.CreateVector(arenas), p.boundInitial, p.boundMax));
+      list.push_back(fb::CreateProgram(buffer, buffer.CreateString(p.name), p.ranks, p.reference,
+                                       buffer.CreateVector(queues), 0, buffer.CreateVector(p.views),
+                                       buffer.CreateVector(p.instrs), buffer.CreateVector(p.inputs),
+                                       buffer.CreateVector(p.outputs),
+                                       buffer.CreateVector(p.states), buffer.CreateVector(arenas),
+                                       p.boundInitial, p.boundMax, buffer.CreateVector(p.traces)));
     }
     std::vector<flatbuffers::Offset<fb::Axis>> axes;
     for (auto &[name, size] : mesh.axes)

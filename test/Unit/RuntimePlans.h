@@ -38,6 +38,8 @@ inline std::vector<uint8_t> expertsPlan(uint32_t ep, uint64_t boundInitial, uint
            {text("score", "softmax"), text("order", "score_topk"), text("renorm", "sum"),
             real("scale", 1)},
            3);
+    p.trace("layers.3.ids", i32, {kTokens, kK}, {{}, {}}, ids);
+    p.trace("layers.3.weights", f32, {kTokens, kK}, {{}, {}}, weights);
     uint32_t need0 = p.tensor(i32, {1}), need1 = p.tensor(i32, {1});
     p.instr(fb::InstrKind::fill, 0, {}, {need0}, {real("value", 0)});
     uint32_t rows, out;

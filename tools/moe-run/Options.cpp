@@ -76,9 +76,9 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
                  "seconds that a rank waits for another one, 0 for ever")
       ->capture_default_str();
   app.add_option("--dump-routing", options.dumpRouting,
-                 "write the experts chosen by every router to this file (programs of one rank)");
+                 "write the experts chosen by every router to this file");
   app.add_option("--route-from", options.routeFrom,
-                 "take the experts from this file (programs of one rank)");
+                 "take the experts from this file instead of choosing them");
   app.add_option("--profile", options.profile,
                  "write the time of every instruction to this file, for Perfetto");
   app.add_flag("--version", version, "print the version");

@@ -272,6 +272,11 @@ LogicalResult Reader::readProgram(const fb::Program &table) {
   for (const fb::Output *output : *table.outputs())
     OutputOp::create(builder, loc, text(output->name()), view(output->view()),
                      TypeAttr::get(globalType(output->dtype(), *output->shape(), *output->dims())));
+  for (size_t i = 0; table.traces() && i < table.traces()->size(); ++i) {
+    const fb::Trace *trace = table.traces()->Get(i);
+    TraceOp::create(builder, loc, text(trace->name()), view(trace->view()),
+                    TypeAttr::get(globalType(trace->dtype(), *trace->shape(), *trace->dims())));
+  }
   if (table.views()->size() > 0)
     view(table.views()->size() - 1); // those that nothing uses
   return success();

@@ -46,6 +46,7 @@ private:
   Offset<fb::View> writeView(ViewOp view);
   Offset<fb::Input> writeInput(InputOp input);
   Offset<fb::Output> writeOutput(OutputOp output);
+  Offset<fb::Trace> writeTrace(TraceOp trace);
   Offset<fb::Instr> writeInstr(InstructionInterface instr);
   Offset<fb::Param> writeParam(StringRef name, Attribute value);
 
@@ -271,6 +272,15 @@ Offset<fb::Output> Writer::writeOutput(OutputOp output) {
                           views.lookup(output.getView()));
 }
 
+Offset<fb::Trace> Writer::writeTrace(TraceOp trace) {
+  auto type = cast<RankedTensorType>(trace.getType());
+  auto name = text(trace.getName());
+  auto shape = sizes(type.getShape());
+  auto cuts = dims(type);
+  return fb::CreateTrace(out, name, toDType(type.getElementType()), shape, cuts,
+                         views.lookup(trace.getView()));
+}
+
 Offset<fb::Program> Writer::writeProgram(ProgramOp program) {
   number(program);
   // Table by table, whatever the order in the block: the same program has the same bytes.
@@ -298,6 +308,9 @@ Offset<fb::Program> Writer::writeProgram(ProgramOp program) {
   std::vector<Offset<fb::Output>> outputList;
   for (auto output : program.getOps<OutputOp>())
     outputList.push_back(writeOutput(output));
+  std::vector<Offset<fb::Trace>> traceList;
+  for (auto trace : program.getOps<TraceOp>())
+    traceList.push_back(writeTrace(trace));
   std::vector<Offset<fb::Instr>> instrList;
   for (Operation &op : program.getBody().front())
     if (auto instr = dyn_cast<InstructionInterface>(op))
@@ -310,9 +323,13 @@ Offset<fb::Program> Writer::writeProgram(ProgramOp program) {
   auto outputVector = out.CreateVector(outputList);
   auto stateVector = out.CreateVector(stateList);
   auto arenaVector = out.CreateVector(arenaList);
+  Offset<flatbuffers::Vector<Offset<fb::Trace>>> traceVector;
+  if (!traceList.empty())
+    traceVector = out.CreateVector(traceList);
   return fb::CreateProgram(out, name, program.getRanks(), program.getReference(), queueVector,
                            events.size(), viewVector, instrVector, inputVector, outputVector,
-                           stateVector, arenaVector, program.boundInitial(), program.boundMax());
+                           stateVector, arenaVector, program.boundInitial(), program.boundMax(),
+                           traceVector);
 }
 
 //===----------------------------------------------------------------------===//

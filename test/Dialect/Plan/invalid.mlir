@@ -412,6 +412,37 @@ plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
 
 // -----
 
+// TraceOp C1
+#info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
+plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
+  plan.program @p ranks 2 queues ["a", "b"] bound [1, 4] {
+    plan.arena "m" activations on device bytes 4096 per_bound 0
+    %v = plan.view "m" : !plan.view<4xf32>
+    plan.fill %v with 0.0 on "a" : !plan.view<4xf32>
+    // expected-error @+1 {{C1: '!plan.view<4xf32>' does not hold a shard of 'tensor<4xf32, #dist.sharding<[{tp}]>>'}}
+    plan.trace "x" %v : tensor<4xf32, #dist.sharding<[{tp}]>> : !plan.view<4xf32>
+  }
+}
+
+
+// -----
+
+// TraceOp C2
+#info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
+plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
+  plan.program @p ranks 2 queues ["a", "b"] bound [1, 4] {
+    plan.arena "m" activations on device bytes 4096 per_bound 0
+    %v = plan.view "m" : !plan.view<4xf32>
+    plan.fill %v with 0.0 on "a" : !plan.view<4xf32>
+    plan.call "add"(%v, %v) -> (%v) {} on "a" : (!plan.view<4xf32>, !plan.view<4xf32>) -> !plan.view<4xf32>
+    // expected-error @+1 {{C2: 2 instructions write the view}}
+    plan.trace "x" %v : tensor<8xf32, #dist.sharding<[{tp}]>> : !plan.view<4xf32>
+  }
+}
+
+
+// -----
+
 // LaunchOp C1
 #info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
 plan.plan "host" mesh ["tp"] = [2] by "t" info #info {

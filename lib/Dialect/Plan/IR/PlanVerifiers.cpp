@@ -109,7 +109,7 @@ LogicalResult ProgramOp::verify() {
     if (auto instr = dyn_cast<InstructionInterface>(op)) {
       if (!queues.contains(instr.getQueue()))
         return op.emitOpError("C3: the program has no queue '") << instr.getQueue() << "'";
-    } else if (!isa<ArenaOp, StateOp, ViewOp, InputOp, OutputOp>(op)) {
+    } else if (!isa<ArenaOp, StateOp, ViewOp, InputOp, OutputOp, TraceOp>(op)) {
       return op.emitOpError("C7: not a part of a program");
     }
     if (auto view = dyn_cast<ViewOp>(op); view && view.getType().isBounded() && !getBound())
@@ -192,6 +192,23 @@ LogicalResult InputOp::verify() {
 }
 
 LogicalResult OutputOp::verify() { return verifyShard(*this, getType(), getView().getType()); }
+
+LogicalResult TraceOp::verify() {
+  if (failed(verifyShard(*this, getType(), getView().getType())))
+    return failure();
+  int64_t writers = 0;
+  for (OpOperand &use : getView().getUses())
+    if (auto instr = dyn_cast<InstructionInterface>(use.getOwner())) {
+      OperandRange writes = instr.getWrites();
+      if (writes.empty())
+        continue;
+      unsigned first = writes.getBeginOperandIndex(), at = use.getOperandNumber();
+      writers += at >= first && at < first + writes.size();
+    }
+  if (writers != 1)
+    return emitOpError("C2: ") << writers << " instructions write the view";
+  return success();
+}
 
 //===----------------------------------------------------------------------===//
 // Groups

@@ -7,7 +7,7 @@
 
 #include "moira/rt/Device.h"
 #include "moira/rt/Mesh.h"
-#include "moira/rt/SafeTensors.h"
+#include "moira/rt/SafeTensorsWriter.h"
 
 namespace moira::rt {
 
@@ -45,6 +45,22 @@ private:
   std::vector<std::string> unused;
 };
 
+/// "[2, 5]": the index of element `flat` of a C-order array.
+std::string indexText(std::span<const int64_t> shape, int64_t flat);
+
+/// One rank's part of a tensor that all ranks write. The spec is the same on all of them: floats as
+/// F32, integers as I32 or I64, with the global shape; `local` has the shard's.
+struct ShardToWrite {
+  TensorSpec spec;
+  Shard shard;
+  TensorRef local;
+};
+
+/// Writes global tensors to `path`: all ranks call it, each writes the boxes that it owns. The file
+/// appears only when all have succeeded; all ranks return the same success or failure.
+Status writeShards(const std::string &path, std::span<const ShardToWrite> shards,
+                   Communicator &communicator);
+
 /// One output of a program as a global tensor; doubles hold every type that outputs have.
 struct GatheredOutput {
   std::string name;
@@ -52,9 +68,8 @@ struct GatheredOutput {
   std::vector<double> values;
 };
 
-/// Writes every output to `path` with its global shape, floats as F32 and integers as I64: all
-/// ranks call it, each writes its box. `views[i]` is output i of this rank. The file appears only
-/// when all have succeeded; all ranks return the same success or failure.
+/// writeShards for every output, floats as F32 and integers as I64. `views[i]` is output i of this
+/// rank.
 Status writeOutputs(const std::string &path, const fb::Program &program,
                     const MeshPosition &position, std::span<const TensorRef> views,
                     Communicator &communicator);

@@ -17,7 +17,7 @@ namespace moira::rt {
 class Communicator;
 class HostImages;
 struct RankProfile;
-class RouteTrace;
+class RankRoutes;
 
 /// What a runner runs. Everything pointed to outlives it.
 struct ExecutorSetup {
@@ -27,7 +27,7 @@ struct ExecutorSetup {
   Communicator *communicator = nullptr;        // of program->ranks() ranks
   bool f64 = false;                            // reference programs only
   RankProfile *profile = nullptr;              // null: no times are taken
-  RouteTrace *routes = nullptr;                // null: routers are left alone
+  RankRoutes *routes = nullptr;                // null: routers are left alone
   std::chrono::steady_clock::time_point epoch; // zero of the profile
 };
 

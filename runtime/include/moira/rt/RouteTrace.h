@@ -1,46 +1,78 @@
 //===- RouteTrace.h - seeing and forcing expert choices ---------*- C++ -*-===//
-// The files of --dump-routing and --route-from: one `route` call after the other, in program order.
+// The files of --dump-routing and --route-from. They hold global tensors, so one that any mesh (or
+// the reference program) has written can be used by any other:
 //
-//   layers.<n>.ids      i32 [tokens.., k]   n: the model's layer, or the call's number if layers do
-//   layers.<n>.weights  f32 [tokens.., k]      not tell the calls apart
-//   layers.<n>.gaps     f32 [tokens..]      selection score of choice k minus that of choice k+1
+//   layers.<n>.ids      i32 [tokens.., k]   n: the model's layer, or the router's number if layers
+//   layers.<n>.weights  f32 [tokens.., k]      do not tell the routers apart
+//   layers.<n>.gaps     f32 [tokens..]      selection score of choice k minus that of choice k+1;
+//                                           absent where every expert is chosen
 //
-// Only for programs of one rank: a mesh's route calls see their rank's tokens only, and a plan does
-// not say which those are.
+// The plan names these tensors and says how they are cut (its traces); executors only see the
+// choices of their rank's tokens.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_ROUTETRACE_H
 #define MOIRA_RT_ROUTETRACE_H
 
 #include "moira/rt/Device.h"
+#include "moira/rt/Mesh.h"
 #include "moira/rt/PlanFile.h"
 
 #include <map>
 
 namespace moira::rt {
 
+/// One program's routers and the choices that they are given, for all ranks of a process. Not
+/// changed once made, so ranks may share it.
 class RouteTrace {
 public:
   /// `dump`: choices will be recorded. `forceFrom`: a file whose ids replace the gate's choice, or
-  /// empty. BadRun if the program has several ranks or no route calls; BadInput with every problem
-  /// of the file (missing, mis-shaped, expert out of range).
+  /// empty. BadRun if the program has no router or does not say how its choices are cut; BadInput
+  /// with every problem of the file: tensors that are missing, mis-shaped or of no router, experts
+  /// out of range, a token that goes to one expert twice.
   static Expected<RouteTrace> create(const fb::Plan &plan, const fb::Program &program, bool dump,
                                      const std::string &forceFrom);
 
-  /// Called by the executor around each route call; `instr` is its index in the program.
+  size_t routers() const { return sites.size(); }
+
+private:
+  friend class RankRoutes;
+  struct Site {
+    std::string name; // "layers.3"
+    const fb::Trace *ids = nullptr, *weights = nullptr;
+    int64_t experts = 0;
+    std::vector<int32_t> forced; // global; empty: the gate chooses
+    std::vector<int64_t> shape() const { return {ids->shape()->begin(), ids->shape()->end()}; }
+    bool hasGaps() const { return experts > ids->shape()->Get(ids->shape()->size() - 1); }
+  };
+  Status readForced(const std::string &path);
+
+  bool dump = false;
+  std::map<size_t, Site> sites; // by instruction
+};
+
+/// The same for the tokens of one rank. Used by that rank's thread.
+class RankRoutes {
+public:
+  /// `trace` outlives it.
+  RankRoutes(const RouteTrace &trace, const MeshPosition &position);
+
+  /// For executors, around each route call; `instr` is its index in the program. What the hooks
+  /// point to stays where it is. `after` keeps a copy of host memory.
+  bool isRecording() const { return trace.dump; }
   RouteHooks before(size_t instr);
   void after(size_t instr, const TensorRef &ids, const TensorRef &weights);
-  Status write(const std::string &path) const;
+
+  /// Writes what all ranks have chosen last. Collective; all ranks return the same.
+  Status write(const std::string &path, Communicator &communicator);
 
 private:
   struct Site {
-    std::string name; // "layers.3"
-    std::vector<int64_t> shape;
+    Shard shard; // of ids and weights
     std::vector<int32_t> forced, ids;
     std::vector<float> weights, gaps;
   };
-  Status readForced(const std::string &path, const fb::Plan &plan, const fb::Program &program);
 
-  bool dump = false;
+  const RouteTrace &trace;
   std::map<size_t, Site> sites; // by instruction
 };
 
