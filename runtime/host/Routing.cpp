@@ -47,7 +47,9 @@ void topK(std::span<const S> keys, std::vector<char> &taken, std::span<int32_t> 
 
 } // namespace
 
-template <typename S> Status route(const Call &call) {
+/// Logits of type L; scores and weights in its accumulator.
+template <typename L> Status route(const Call &call) {
+  using S = Accumulator<L>;
   int64_t experts = trailing(call.in[0], 1), tokens = leading(call.in[0], 1),
           k = trailing(call.out[0], 1);
   std::string_view scoreName = call.params.text("score"), order = call.params.text("order"),
@@ -80,7 +82,7 @@ template <typename S> Status route(const Call &call) {
   std::vector<char> taken(static_cast<size_t>(experts));
   std::vector<int32_t> chosen(static_cast<size_t>(ranked));
   for (int64_t t = 0; t < tokens; ++t) {
-    std::copy_n(call.input<S>(0) + t * experts, experts, keys.begin());
+    std::copy_n(call.input<L>(0) + t * experts, experts, keys.begin());
     if (scoreFirst)
       applyScore<S>(score, keys);
     topK<S>(keys, taken, chosen);
@@ -111,5 +113,6 @@ template <typename S> Status route(const Call &call) {
 }
 template Status route<float>(const Call &);
 template Status route<double>(const Call &);
+template Status route<Bf16>(const Call &);
 
 } // namespace moira::rt::host::ref
