@@ -27,9 +27,26 @@ OwningOpRef<ModuleOp> BlockBuilder::startModule() {
   return module;
 }
 
-/// A bias that is added to the residual stream is f32 like it.
 RankedTensorType BlockBuilder::weightType(const WeightState &state) {
-  return tensor(state.shape, state.role == WeightRole::o_bias ? f32 : type);
+  using R = WeightRole;
+  switch (state.role) {
+  case R::embedding: // a product's operand, too, if it is the head
+    return tensor(state.shape, spec.tiedHead ? type : f32);
+  case R::input_norm:
+  case R::post_norm:
+  case R::final_norm:
+  case R::q_norm:
+  case R::k_norm:
+  case R::q_bias:
+  case R::k_bias:
+  case R::v_bias:
+  case R::o_bias:
+  case R::router:
+  case R::shared_gate:
+    return tensor(state.shape, f32);
+  default:
+    return tensor(state.shape, type);
+  }
 }
 
 Value BlockBuilder::param(WeightRole role) {
@@ -46,8 +63,9 @@ Value BlockBuilder::linear(Value x, WeightRole role, int64_t contract, Type resu
 
 Value BlockBuilder::add(Value x, Value y) { return moe::AddOp::create(b, loc, x.getType(), x, y); }
 
-Value BlockBuilder::norm(Value x, WeightRole role) {
-  return moe::RmsNormOp::create(b, loc, tensor(shapeOf(x)), x, param(role), APFloat(spec.normEps));
+Value BlockBuilder::norm(Value x, Value w, Type result) {
+  return moe::RmsNormOp::create(b, loc, as(x, result ? result : type), x, w,
+                                APFloat(spec.normEps));
 }
 
 Value BlockBuilder::glu(Value x) {

@@ -89,14 +89,14 @@ template <> Status linear<Bf16>(const Call &call) {
 template <> Status grouped_matmul<Bf16>(const Call &call) {
   std::vector<Product> products;
   int64_t n = 0, k = 0;
-  Status s = groupedProduct<Bf16>(call, [&](const Bf16 *x, const Bf16 *w, Bf16 *out, int64_t m,
-                                            int64_t outer, int64_t inner) {
-    if (m > 0)
-      products.push_back({x, w, out, m});
-    n = outer;
-    k = inner;
-    return Status();
-  });
+  Status s = groupedProduct<Bf16>(
+      call, [&](const Bf16 *x, const Bf16 *w, Bf16 *out, int64_t m, int64_t outer, int64_t inner) {
+        if (m > 0)
+          products.push_back({x, w, out, m});
+        n = outer;
+        k = inner;
+        return Status();
+      });
   if (s)
     multiplyAll<Bf16>(products, n, k);
   return s;

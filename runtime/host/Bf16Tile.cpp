@@ -17,8 +17,7 @@ namespace {
 /// Any machine: eight sums side by side, which the compiler may vectorise.
 struct Portable {
   static constexpr int columns = 4;
-  template <int m, int n>
-  static void run(const Bf16 *x, const Bf16 *w, int64_t k, float *sums) {
+  template <int m, int n> static void run(const Bf16 *x, const Bf16 *w, int64_t k, float *sums) {
     constexpr int lanes = 8;
     for (int i = 0; i < m; ++i)
       for (int j = 0; j < n; ++j) {
@@ -65,14 +64,14 @@ struct Avx2 {
         }
       __m256 xEven[m], xOdd[m];
       for (int i = 0; i < m; ++i) {
-        __m256i v = _mm256_loadu_si256(
-            reinterpret_cast<const __m256i *>(whole ? x + i * k + c : xEnd[i]));
+        __m256i v =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i *>(whole ? x + i * k + c : xEnd[i]));
         xEven[i] = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
         xOdd[i] = _mm256_castsi256_ps(_mm256_and_si256(v, upper));
       }
       for (int j = 0; j < n; ++j) {
-        __m256i v = _mm256_loadu_si256(
-            reinterpret_cast<const __m256i *>(whole ? w + j * k + c : wEnd[j]));
+        __m256i v =
+            _mm256_loadu_si256(reinterpret_cast<const __m256i *>(whole ? w + j * k + c : wEnd[j]));
         __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));
         __m256 odd = _mm256_castsi256_ps(_mm256_and_si256(v, upper));
         for (int i = 0; i < m; ++i)
@@ -127,8 +126,8 @@ struct Avx512 {
 struct Avx512Bf16 {
   static constexpr int columns = 6;
   template <int m, int n>
-  [[gnu::target("avx512f,avx512bw,avx512bf16")]] static void
-  run(const Bf16 *x, const Bf16 *w, int64_t k, float *sums) {
+  [[gnu::target("avx512f,avx512bw,avx512bf16")]] static void run(const Bf16 *x, const Bf16 *w,
+                                                                 int64_t k, float *sums) {
     constexpr int64_t lanes = 32;
     __m512 total[m][n];
     for (auto &row : total)

@@ -15,8 +15,8 @@ namespace moira::rt::host {
 /// Most rows of x and of w that one tile takes.
 inline constexpr int kTileRows = 4, kTileColumns = 6;
 
-/// sums[i * kTileColumns + j] = sum_c x[i * k + c] * w[j * k + c] for `rows` rows of x and `columns`
-/// rows of w, in float. The order of a sum depends on k and the machine only.
+/// sums[i * kTileColumns + j] = sum_c x[i * k + c] * w[j * k + c] for `rows` rows of x and
+/// `columns` rows of w, in float. The order of a sum depends on k and the machine only.
 using Bf16Tile = void (*)(const Bf16 *x, int rows, const Bf16 *w, int columns, int64_t k,
                           float *sums);
 

@@ -57,9 +57,8 @@ template <typename S> Status linear(const Call &call) {
     return s;
   int64_t contract = call.params.integer("contract");
   return withEither<S>(call.out[0].dtype, [&]<typename O>(O) {
-    refProduct(call.input<S>(0), call.input<S>(1), call.output<O>(0),
-               leading(call.in[0], contract), leading(call.in[1], contract),
-               trailing(call.in[0], contract));
+    refProduct(call.input<S>(0), call.input<S>(1), call.output<O>(0), leading(call.in[0], contract),
+               leading(call.in[1], contract), trailing(call.in[0], contract));
     return Status();
   });
 }

@@ -1,7 +1,7 @@
 //===- FastAttention.cpp - blocked attention --------------------------------===//
-// Blocks of queries against blocks of keys, products by oneDNN, online softmax, all in float: blocks
-// of bf16 are converted before use. Block pairs in which nobody sees anybody are skipped, so causal
-// attention does about half of the work. Order of blocks is fixed: same input, same bits.
+// Blocks of queries against blocks of keys, products by oneDNN, online softmax, all in float:
+// blocks of bf16 are converted before use. Block pairs in which nobody sees anybody are skipped, so
+// causal attention does about half of the work. Order of blocks is fixed: same input, same bits.
 //===----------------------------------------------------------------------===//
 #include "AttentionShape.h"
 #include "OneDnn.h"

@@ -24,8 +24,8 @@ void setHostThreads(int threads) {
 namespace host {
 namespace {
 
-Status product(const Call &call, const float *x, const float *w, float *out, int64_t m,
-                   int64_t n, int64_t k) {
+Status product(const Call &call, const float *x, const float *w, float *out, int64_t m, int64_t n,
+               int64_t k) {
   if (m == 0 || n == 0)
     return {};
   if (k == 0) {
@@ -52,8 +52,8 @@ template <> Status linear<float>(const Call &call) {
     return s;
   int64_t contract = call.params.integer("contract");
   return product(call, call.input<float>(0), call.input<float>(1), call.output<float>(0),
-                     leading(call.in[0], contract), leading(call.in[1], contract),
-                     trailing(call.in[0], contract));
+                 leading(call.in[0], contract), leading(call.in[1], contract),
+                 trailing(call.in[0], contract));
 }
 
 template <> Status grouped_matmul<float>(const Call &call) {

@@ -103,8 +103,8 @@ constexpr Entry table[] = {
 };
 
 /// Checks operands against a Calls.def list ("x:T[t..,D] ids:i32[t..,k]"): how many, and their
-/// dtypes. `scalar` is the type S of the implementation: that of the first float operand. The others
-/// of type T have it, too; A is its accumulator, U either.
+/// dtypes. `scalar` is the type S of the implementation: that of the first float operand. The
+/// others of type T have it, too; A is its accumulator, U either.
 Status checkOperands(const Call &call, std::string_view spec, std::span<const TensorRef> operands,
                      std::optional<fb::DType> &scalar) {
   size_t next = 0;

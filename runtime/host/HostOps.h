@@ -1,7 +1,7 @@
 //===- HostOps.h - what the host's call implementations share ---*- C++ -*-===//
 // The signature of an implementation, checked access to its operands, and its error form. Reference
-// implementations are templates over the scalar (float, double or Bf16) in namespace `ref`, one file
-// per concept; `fast` has those for float and Bf16 that are worth having. Dispatch is in
+// implementations are templates over the scalar (float, double or Bf16) in namespace `ref`, one
+// file per concept; `fast` has those for float and Bf16 that are worth having. Dispatch is in
 // HostCall.cpp.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_HOST_HOSTOPS_H

@@ -21,8 +21,8 @@ struct Bf16 {
   constexpr explicit Bf16(T value) {
     uint32_t wide = std::bit_cast<uint32_t>(static_cast<float>(value));
     bool isNan = (wide & 0x7fffffff) > 0x7f800000;
-    bits = static_cast<uint16_t>(isNan ? wide >> 16 | 0x40
-                                       : (wide + 0x7fff + (wide >> 16 & 1)) >> 16);
+    bits =
+        static_cast<uint16_t>(isNan ? wide >> 16 | 0x40 : (wide + 0x7fff + (wide >> 16 & 1)) >> 16);
   }
   /// Exact.
   constexpr operator float() const { return std::bit_cast<float>(uint32_t(bits) << 16); }
