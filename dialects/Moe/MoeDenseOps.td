@@ -89,7 +89,8 @@ def Moe_RmsApplyOp : Moe_RuleOp<"rms_apply"> {
 def Moe_AddOp : Moe_RuleOp<"add"> {
   let summary = "a + b; b may have only the trailing dimensions of a";
   let description = [{
-    A sum: operands of one shape may be partial together. Constraints: (C1) b's shape is a suffix of a's; (C2) the result has a's shape; (C3) one element type.
+    A sum: operands of one shape may be partial together. Constraints: (C1) b's shape is a suffix of a's; (C2) the result has a's shape; (C3) a and b have
+    one element type, the result that or a narrower one.
   }];
   let arguments = (ins Moe_Tensor:$a, Moe_Tensor:$b);
   let results = (outs Moe_Tensor:$result);
@@ -98,7 +99,7 @@ def Moe_AddOp : Moe_RuleOp<"add"> {
 
 def Moe_ClampOp : Moe_RuleOp<"clamp"> {
   let summary = "min(max(x, lo), hi)";
-  let description = [{ Constraints: (C1) lo ≤ hi; (C2) result and x have one type up to sharding. }];
+  let description = [{ Constraints: (C1) lo ≤ hi; (C2) the result has x's shape, and its element type or a narrower one. }];
   let arguments = (ins Moe_Tensor:$x, F64Attr:$lo, F64Attr:$hi);
   let results = (outs Moe_Tensor:$result);
   let assemblyFormat = "$x `from` $lo `to` $hi attr-dict `:` functional-type(operands, results)";

@@ -37,22 +37,26 @@ Value BlockBuilder::attentionBlock(Value h) {
   return add(h, out);
 }
 
-/// Linear, bias, norm, clip, rotation, in this order.
+/// Linear, bias, norm, clip, rotation, in this order: f32 up to the last of them, which rounds.
 Value BlockBuilder::projection(Value x, WeightRole weight, WeightRole bias,
                                std::optional<WeightRole> normRole, bool rotated) {
+  bool biased = spec.qkvBias, normed = normRole && spec.qkNorm != QkNorm::none,
+       clipped = spec.clipQkv.has_value();
+  Type afterClip = rotated ? f32 : type, afterNorm = clipped ? f32 : afterClip,
+       afterBias = normed ? f32 : afterNorm;
   loc = at(weight);
-  x = linear(x, weight);
-  if (spec.qkvBias)
-    x = add(x, param(bias));
-  if (normRole && spec.qkNorm != QkNorm::none) {
+  x = linear(x, weight, 1, biased ? f32 : afterBias);
+  if (biased)
+    x = moe::AddOp::create(b, loc, as(x, afterBias), x, param(bias));
+  if (normed) {
     loc = at(*normRole);
-    x = norm(x, *normRole);
+    x = norm(x, *normRole, afterNorm);
   }
   loc = attentionLoc();
-  if (spec.clipQkv)
-    x = moe::ClampOp::create(b, loc, x.getType(), x, APFloat(-*spec.clipQkv),
+  if (clipped)
+    x = moe::ClampOp::create(b, loc, as(x, afterClip), x, APFloat(-*spec.clipQkv),
                              APFloat(*spec.clipQkv));
   if (rotated)
-    x = moe::RopeOp::create(b, loc, x.getType(), x, cos, sin);
+    x = moe::RopeOp::create(b, loc, as(x, type), x, cos, sin);
   return x;
 }

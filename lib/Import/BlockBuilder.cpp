@@ -27,11 +27,28 @@ OwningOpRef<ModuleOp> BlockBuilder::startModule() {
   return module;
 }
 
-/// A bias that is added to the residual stream or to the router's f32 numbers is f32 like them.
 RankedTensorType BlockBuilder::weightType(const WeightState &state) {
-  bool wide = llvm::is_contained(
-      {WeightRole::o_bias, WeightRole::router_bias, WeightRole::router_choice_bias}, state.role);
-  return tensor(state.shape, wide ? f32 : type);
+  using R = WeightRole;
+  switch (state.role) {
+  case R::embedding: // a product's operand, too, if it is the head
+    return tensor(state.shape, spec.tiedHead ? type : f32);
+  case R::input_norm:
+  case R::post_norm:
+  case R::final_norm:
+  case R::q_norm:
+  case R::k_norm:
+  case R::q_bias:
+  case R::k_bias:
+  case R::v_bias:
+  case R::o_bias:
+  case R::router:
+  case R::router_bias:
+  case R::router_choice_bias:
+  case R::shared_gate:
+    return tensor(state.shape, f32);
+  default:
+    return tensor(state.shape, type);
+  }
 }
 
 Value BlockBuilder::param(WeightRole role) {
@@ -48,8 +65,9 @@ Value BlockBuilder::linear(Value x, WeightRole role, int64_t contract, Type resu
 
 Value BlockBuilder::add(Value x, Value y) { return moe::AddOp::create(b, loc, x.getType(), x, y); }
 
-Value BlockBuilder::norm(Value x, WeightRole role) {
-  return moe::RmsNormOp::create(b, loc, tensor(shapeOf(x)), x, param(role), APFloat(spec.normEps));
+Value BlockBuilder::norm(Value x, Value w, Type result) {
+  return moe::RmsNormOp::create(b, loc, as(x, result ? result : type), x, w,
+                                APFloat(spec.normEps));
 }
 
 Value BlockBuilder::glu(Value x) {

@@ -24,8 +24,8 @@ public:
   virtual ~BlockBuilder() = default;
 
 protected:
-  /// Values of `type` are activations and weights; the residual stream is always f32. The moe and
-  /// func dialects must be loaded.
+  /// `type`, the compute type, is what products multiply and expert rows are made of. The residual
+  /// stream, gates, norms and all sums are f32. The moe and func dialects must be loaded.
   BlockBuilder(mlir::MLIRContext &context, const ModelSpec &spec, const WeightTable &weights,
                int64_t batch, bool bf16);
 
@@ -33,6 +33,9 @@ protected:
 
   /// An empty module with one moe.state for each weight; ops are then added at its end.
   mlir::OwningOpRef<mlir::ModuleOp> startModule();
+  /// Weights that make up most of a model are of the compute type. What becomes the residual stream
+  /// as it is, norms, biases and gates are f32: they are small, and nothing averages their
+  /// rounding.
   mlir::RankedTensorType weightType(const WeightState &state);
   /// The weight of this role, of the present layer.
   mlir::Value param(WeightRole role);
@@ -42,8 +45,11 @@ protected:
   /// x[t..,K..]·w[N..,K..] → [t..,N..]; of `type` unless `result` says otherwise.
   mlir::Value linear(mlir::Value x, WeightRole role, int64_t contract = 1, mlir::Type result = {});
   mlir::Value add(mlir::Value x, mlir::Value y);
-  /// Of the residual stream or of a projection; the result is an activation.
-  mlir::Value norm(mlir::Value x, WeightRole role);
+  /// Of the residual stream or of a projection; of `type` unless `result` says otherwise.
+  mlir::Value norm(mlir::Value x, WeightRole role, mlir::Type result = {}) {
+    return norm(x, param(role), result);
+  }
+  mlir::Value norm(mlir::Value x, mlir::Value w, mlir::Type result = {});
   mlir::Value glu(mlir::Value x);
   mlir::Value embedding(mlir::Value ids);
 
@@ -77,6 +83,10 @@ protected:
     return mlir::RankedTensorType::get(shape, element);
   }
   mlir::RankedTensorType tensor(mlir::ArrayRef<int64_t> shape) { return tensor(shape, type); }
+  /// x's type with other elements.
+  mlir::RankedTensorType as(mlir::Value x, mlir::Type element) {
+    return tensor(shapeOf(x), element);
+  }
   static mlir::ArrayRef<int64_t> shapeOf(mlir::Value value) {
     return mlir::cast<mlir::RankedTensorType>(value.getType()).getShape();
   }
@@ -99,7 +109,8 @@ private:
   mlir::Location attentionLoc() { return parent(at(WeightRole::q)); }
 
   mlir::Value gatedBlock(mlir::Value x, WeightRole gateUp, WeightRole down);
-  mlir::Value sparseBlock(mlir::Value x);
+  /// `exact` is x in f32, for the gates.
+  mlir::Value sparseBlock(mlir::Value x, mlir::Value exact);
   mlir::Value route(mlir::Value x);
 };
 

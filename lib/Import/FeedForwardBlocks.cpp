@@ -9,10 +9,12 @@ using namespace moira;
 
 Value BlockBuilder::feedForwardBlock(Value h) {
   loc = at(WeightRole::post_norm);
-  Value x = norm(h, WeightRole::post_norm);
-  Value y = spec.layers[layer].sparse
-                ? sparseBlock(x)
-                : gatedBlock(x, WeightRole::mlp_gate_up, WeightRole::mlp_down);
+  bool sparse = spec.layers[layer].sparse;
+  Value weight = param(WeightRole::post_norm);
+  Value exact = sparse ? norm(h, weight, f32) : Value();
+  Value x = sparse && type == f32 ? exact : norm(h, weight);
+  Value y =
+      sparse ? sparseBlock(x, exact) : gatedBlock(x, WeightRole::mlp_gate_up, WeightRole::mlp_down);
   loc = layerLoc();
   return add(h, y);
 }
@@ -23,9 +25,9 @@ Value BlockBuilder::gatedBlock(Value x, WeightRole gateUp, WeightRole down) {
   return linear(glu(linear(x, gateUp)), down, 1, f32);
 }
 
-Value BlockBuilder::sparseBlock(Value x) {
+Value BlockBuilder::sparseBlock(Value x, Value exact) {
   using R = WeightRole;
-  Value routing = route(x);
+  Value routing = route(exact);
   loc = at(R::expert_down); // …mlp.experts
   ArrayRef<int64_t> tokens = shapeOf(x).drop_back();
   int64_t rows = cast<moe::RoutingType>(routing.getType()).numTokens() * spec.router.k,
@@ -43,7 +45,7 @@ Value BlockBuilder::sparseBlock(Value x) {
     return y;
   Value shared = gatedBlock(x, R::shared_gate_up, R::shared_down);
   loc = at(R::shared_gate);
-  Value gate = linear(x, R::shared_gate, 1, f32);
+  Value gate = linear(exact, R::shared_gate, 1, f32);
   shared = moe::SigmoidGateOp::create(b, loc, shared.getType(), shared, gate);
   loc = parent(at(R::router));
   return add(y, shared);

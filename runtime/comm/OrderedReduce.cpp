@@ -2,23 +2,14 @@
 // Arithmetic only, no communication.
 //===----------------------------------------------------------------------===//
 #include "OrderedReduce.h"
+#include "moira/rt/Bf16.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstdint>
 
 namespace moira::rt {
 
 namespace {
-
-float fromBf16(uint16_t bits) { return std::bit_cast<float>(uint32_t(bits) << 16); }
-
-uint16_t toBf16(float value) {
-  uint32_t bits = std::bit_cast<uint32_t>(value);
-  if ((bits & 0x7fffffff) > 0x7f800000) // NaN: keep it one whatever its low bits are
-    return uint16_t(bits >> 16 | 0x40);
-  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
 
 /// Load and Store convert between the stored type and the one that is computed in. Works in blocks
 /// so that the loops over elements are the inner ones; a block is written only after all inputs of
@@ -72,7 +63,8 @@ void reduceInOrder(std::span<const void *const> inputs, void *out, size_t count,
   case fb::DType::f64:
     return reduce<double>(inputs, out, count, op, same, same);
   case fb::DType::bf16:
-    return reduce<uint16_t>(inputs, out, count, op, fromBf16, toBf16);
+    return reduce<Bf16>(
+        inputs, out, count, op, [](Bf16 v) { return float(v); }, [](float v) { return Bf16(v); });
   case fb::DType::i32:
     if (op == fb::Reduce::sum) // unsigned, so that wrapping is defined
       return reduce<uint32_t>(inputs, out, count, op, same, same);

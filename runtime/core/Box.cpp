@@ -2,6 +2,7 @@
 // See Box.h.
 //===----------------------------------------------------------------------===//
 #include "moira/rt/Box.h"
+#include "moira/rt/Bf16.h"
 #include "moira/rt/CallRegistry.h"
 
 #include <cstring>
@@ -75,9 +76,6 @@ void copyBox(const Box &to, void *dst, const Box &from, const void *src, size_t 
 
 namespace {
 
-struct Bf16 {
-  uint16_t bits;
-};
 struct F16 {
   _Float16 value;
 };
@@ -85,24 +83,12 @@ struct F16 {
 double widen(float v) { return v; }
 double widen(double v) { return v; }
 float widen(F16 v) { return static_cast<float>(v.value); }
-float widen(Bf16 v) {
-  uint32_t bits = uint32_t(v.bits) << 16;
-  float f;
-  std::memcpy(&f, &bits, 4);
-  return f;
-}
+float widen(Bf16 v) { return v; }
 
 template <typename T> T narrow(double v) { return static_cast<T>(v); }
 template <> F16 narrow<F16>(double v) { return {static_cast<_Float16>(v)}; }
-template <> Bf16 narrow<Bf16>(double v) {
-  // From f32: the sources that are written as bf16 (f32, f16) are exact in f32.
-  float f = static_cast<float>(v);
-  uint32_t bits;
-  std::memcpy(&bits, &f, 4);
-  if (f != f)
-    return {static_cast<uint16_t>(bits >> 16 | 0x40)};
-  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
-}
+// The sources that are written as bf16 (f32, f16) are exact in f32: they are rounded once.
+template <> Bf16 narrow<Bf16>(double v) { return Bf16(v); }
 
 template <typename D, typename S> void convertLoop(char *dst, const char *src, size_t count) {
   for (size_t i = 0; i < count; ++i) {

@@ -33,6 +33,9 @@ public:
   Dim dim(const char *name) const { return dims.at(name); }
   const Shape &run(const char *name) const { return runs.at(name); }
   int64_t integer(const char *name) const { return find(name)->integer; }
+  /// One of the call's operands, which are all there.
+  fb::DType inputType(size_t i) const { return inputs[i].dtype; }
+  fb::DType outputType(size_t i) const { return outputs[i].dtype; }
   double real(const char *name) const { return find(name)->real; }
   // Of optional parameters and operands.
   bool has(const char *name) const { return find(name); }
@@ -318,13 +321,27 @@ void CallCheck::oneOf(const char *name, std::initializer_list<std::string_view> 
 // One function a call, named check_<call>
 //===----------------------------------------------------------------------===//
 
+/// Results have the type of what they are made of, or the wider one that sums have.
+void checkRounding(CallCheck &c, fb::DType from) {
+  fb::DType to = c.outputType(0);
+  if (to != from && dtypeBytes(to) < dtypeBytes(from))
+    c.fail(format("the result is %s, narrower than its operands' %s", dtypeText(to).c_str(),
+                  dtypeText(from).c_str()));
+}
+
 void check_embedding(CallCheck &c) {
+  checkRounding(c, c.inputType(1));
   c.fixed("v");
   if (c.offset("row_offset").least < 0)
     c.fail("row_offset is negative on some rank");
 }
 
-void check_linear(CallCheck &) {}
+void check_linear(CallCheck &c) {
+  if (c.inputType(0) != c.inputType(1))
+    c.fail(format("x is %s, w is %s; they have one type", dtypeText(c.inputType(0)).c_str(),
+                  dtypeText(c.inputType(1)).c_str()));
+  checkRounding(c, c.inputType(0));
+}
 
 void check_positions(CallCheck &c) {
   OffsetRange start = c.offset("start");

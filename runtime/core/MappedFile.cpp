@@ -49,4 +49,14 @@ Expected<MappedFile> MappedFile::open(const std::string &path, uint64_t limit) {
   return file;
 }
 
+void MappedFile::release(std::span<const uint8_t> part) {
+  if (part.empty())
+    return;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  uintptr_t from = reinterpret_cast<uintptr_t>(part.data());
+  uintptr_t first = from / page * page;
+  // A hint: if it is refused, memory stays in use until the map is closed.
+  madvise(reinterpret_cast<void *>(first), from + part.size() - first, MADV_DONTNEED);
+}
+
 } // namespace moira::rt

@@ -21,6 +21,10 @@ struct MappedFile {
   /// Maps the first `limit` bytes of a regular file, or all of it. FileNotFound on any failure
   /// (also for directories, pipes and devices, which it never waits for).
   static Expected<MappedFile> open(const std::string &path, uint64_t limit = UINT64_MAX);
+
+  /// Takes the pages of a part of some map out of this process. They are read again where needed,
+  /// also by other threads at this moment.
+  static void release(std::span<const uint8_t> part);
 };
 
 } // namespace moira::rt

@@ -408,6 +408,11 @@ std::span<const uint8_t> SafeTensorsFile::data(const TensorInfo &tensor) const {
   return bytes.subspan(tensor.offset, tensor.bytes);
 }
 
+void SafeTensorsFile::release(const TensorInfo &tensor) const {
+  if (owner)
+    MappedFile::release(data(tensor));
+}
+
 std::string quoteName(std::string_view name) {
   constexpr size_t kShown = 160;
   std::string text = "'";

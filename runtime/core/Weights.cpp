@@ -192,6 +192,8 @@ void WeightPiece::load(const Checkpoint &checkpoint, fb::DType type, void *to) c
     convertBox(inPiece, to, type, onDisk, data, stored);
   else
     convertPermuted(inPiece, to, type, onDisk, permute, data, stored);
+  // Else a loaded model would be in memory twice, as weights and as pages of its files.
+  checkpoint.release(*entry);
 }
 
 void forEachPiece(const fb::State &state, const Shard &shard, const Checkpoint *checkpoint,

@@ -61,9 +61,12 @@ template <typename S> Status attention(const Call &call) {
   const S *q = call.input<S>(0), *k = call.input<S>(1), *v = call.input<S>(2);
   const int32_t *qpos = call.input<int32_t>(3), *kpos = call.input<int32_t>(4),
                 *kmask = call.input<int32_t>(5);
-  auto optional = [](const TensorRef *t) { return t ? static_cast<const S *>(t->data) : nullptr; };
-  const S *q2 = optional(a.q2), *k2 = optional(a.k2), *bias = optional(a.bias),
-          *sinks = optional(a.sinks);
+  using A = Accumulator<S>;
+  auto optional = []<typename T>(const TensorRef *t, T) {
+    return t ? static_cast<const T *>(t->data) : nullptr;
+  };
+  const S *q2 = optional(a.q2, S()), *k2 = optional(a.k2, S());
+  const A *bias = optional(a.bias, A()), *sinks = optional(a.sinks, A());
   S *out = call.output<S>(0);
   double scale = call.params.real("scale", 1);
   auto product = [](const S *x, const S *y, int64_t n) {
@@ -113,6 +116,7 @@ template <typename S> Status attention(const Call &call) {
 }
 template Status attention<float>(const Call &);
 template Status attention<double>(const Call &);
+template Status attention<Bf16>(const Call &);
 
 } // namespace ref
 } // namespace moira::rt::host

@@ -40,9 +40,11 @@ template <typename S> Status join_blocks(const Call &call) {
   return moveBlocks(call, call.out[0], call.output<S>(0), const_cast<S *>(call.input<S>(0)), false);
 }
 
-template Status split_blocks<float>(const Call &);
-template Status split_blocks<double>(const Call &);
-template Status join_blocks<float>(const Call &);
-template Status join_blocks<double>(const Call &);
+#define INSTANTIATE(name)                                                                          \
+  template Status name<float>(const Call &);                                                       \
+  template Status name<double>(const Call &);                                                      \
+  template Status name<Bf16>(const Call &);
+INSTANTIATE(split_blocks)
+INSTANTIATE(join_blocks)
 
 } // namespace moira::rt::host::ref

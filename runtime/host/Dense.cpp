@@ -9,46 +9,58 @@
 
 namespace moira::rt::host {
 
-template <typename S>
-void refProduct(const S *x, const S *w, S *out, int64_t m, int64_t n, int64_t k) {
+template <typename S, typename O>
+void refProduct(const S *x, const S *w, O *out, int64_t m, int64_t n, int64_t k) {
   for (int64_t i = 0; i < m; ++i)
     for (int64_t j = 0; j < n; ++j) {
       double sum = 0;
       for (int64_t c = 0; c < k; ++c)
         sum += double(x[i * k + c]) * double(w[j * k + c]);
-      out[i * n + j] = S(sum);
+      out[i * n + j] = O(sum);
     }
 }
 template void refProduct(const float *, const float *, float *, int64_t, int64_t, int64_t);
 template void refProduct(const double *, const double *, double *, int64_t, int64_t, int64_t);
+template void refProduct(const Bf16 *, const Bf16 *, float *, int64_t, int64_t, int64_t);
+template void refProduct(const Bf16 *, const Bf16 *, Bf16 *, int64_t, int64_t, int64_t);
+
+Status checkLinear(const Call &call) {
+  if (call.in[0].dtype != call.in[1].dtype)
+    return badCall(call, "the operands are of two types");
+  return checkTrailing(call, "contract", {&call.in[0], &call.in[1]});
+}
 
 namespace ref {
 
 template <typename S> Status embedding(const Call &call) {
   const TensorRef &ids = call.in[0], &tableRef = call.in[1];
   const S *table = call.input<S>(1);
-  S *out = call.output<S>(0);
   int64_t vocabulary = tableRef.shape[0], width = tableRef.shape[1], n = ids.elements();
   int64_t first = call.params.integer("row_offset");
-  for (int64_t t = 0; t < n; ++t) {
-    int64_t id =
-        ids.dtype == fb::DType::i64 ? call.input<int64_t>(0)[t] : call.input<int32_t>(0)[t];
-    // first >= 0 and id < 0 both belong to "not ours"; no subtraction that could overflow.
-    if (id >= first && id - first < vocabulary && id >= 0 && first >= 0)
-      std::copy_n(table + (id - first) * width, width, out + t * width);
-    else
-      std::fill_n(out + t * width, width, S(0));
-  }
-  return {};
+  return withEither<S>(call.out[0].dtype, [&]<typename O>(O) {
+    O *out = call.output<O>(0);
+    for (int64_t t = 0; t < n; ++t, out += width) {
+      int64_t id =
+          ids.dtype == fb::DType::i64 ? call.input<int64_t>(0)[t] : call.input<int32_t>(0)[t];
+      // first >= 0 and id < 0 both belong to "not ours"; no subtraction that could overflow.
+      if (id >= first && id - first < vocabulary && id >= 0 && first >= 0)
+        std::copy_n(table + (id - first) * width, width, out);
+      else
+        std::fill_n(out, width, O(0));
+    }
+    return Status();
+  });
 }
 
 template <typename S> Status linear(const Call &call) {
-  if (Status s = checkTrailing(call, "contract", {&call.in[0], &call.in[1]}); !s)
+  if (Status s = checkLinear(call); !s)
     return s;
   int64_t contract = call.params.integer("contract");
-  refProduct(call.input<S>(0), call.input<S>(1), call.output<S>(0), leading(call.in[0], contract),
-             leading(call.in[1], contract), trailing(call.in[0], contract));
-  return {};
+  return withEither<S>(call.out[0].dtype, [&]<typename O>(O) {
+    refProduct(call.input<S>(0), call.input<S>(1), call.output<O>(0), leading(call.in[0], contract),
+               leading(call.in[1], contract), trailing(call.in[0], contract));
+    return Status();
+  });
 }
 
 template <typename S> Status positions(const Call &call) {
@@ -61,9 +73,10 @@ template <typename S> Status positions(const Call &call) {
   return {};
 }
 
-/// As the reference implementation (transformers) rounds it: frequencies and angles in the scalar
-/// type, so in float for f32.
-template <typename S> Status rope_table(const Call &call) {
+/// As the reference implementation (transformers) rounds it: frequencies and angles in the type of
+/// the table, so in float for f32.
+template <typename T> Status rope_table(const Call &call) {
+  using S = Accumulator<T>;
   const int32_t *pos = call.input<int32_t>(0);
   S *cosines = call.output<S>(0), *sines = call.output<S>(1);
   int64_t n = call.in[0].elements(), r = call.out[0].shape[1];
@@ -86,7 +99,8 @@ template <typename S> Status rope_table(const Call &call) {
 
 #define INSTANTIATE(name)                                                                          \
   template Status name<float>(const Call &);                                                       \
-  template Status name<double>(const Call &);
+  template Status name<double>(const Call &);                                                      \
+  template Status name<Bf16>(const Call &);
 INSTANTIATE(embedding)
 INSTANTIATE(linear)
 INSTANTIATE(positions)

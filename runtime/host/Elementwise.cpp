@@ -91,12 +91,13 @@ template <typename S> Status sum_squares(const Call &call) {
   int64_t dims = call.params.integer("norm_dims");
   int64_t width = trailing(call.in[0], dims), rows = leading(call.in[0], dims);
   for (int64_t t = 0; t < rows; ++t)
-    call.output<S>(0)[t] = S(squares(x + t * width, width));
+    call.output<Accumulator<S>>(0)[t] = Accumulator<S>(squares(x + t * width, width));
   return {};
 }
 
 template <typename S> Status rms_apply(const Call &call) {
-  const S *x = call.input<S>(0), *sums = call.input<S>(1), *w = call.input<S>(2);
+  const S *x = call.input<S>(0), *w = call.input<S>(2);
+  const Accumulator<S> *sums = call.input<Accumulator<S>>(1);
   S *out = call.output<S>(0);
   int64_t width = call.in[2].elements(), rows = call.in[1].elements();
   double count = double(call.params.integer("count")), eps = call.params.real("eps");
@@ -111,7 +112,7 @@ template <typename S> Status add(const Call &call) {
   int64_t width = call.in[1].elements(), n = call.in[0].elements();
   for (int64_t i = 0; i < n; i += width)
     for (int64_t j = 0; j < width; ++j)
-      out[i + j] = a[i + j] + b[j];
+      out[i + j] = S(a[i + j] + b[j]);
   return {};
 }
 
@@ -174,7 +175,9 @@ template <typename S> Status sigmoid_gate(const Call &call) {
 
 /// Rotates the pairs (i, i + r) of the first 2r dimensions of each head; the rest passes through.
 template <typename S> Status rope(const Call &call) {
-  const S *x = call.input<S>(0), *cosines = call.input<S>(1), *sines = call.input<S>(2);
+  using A = Accumulator<S>;
+  const S *x = call.input<S>(0);
+  const A *cosines = call.input<A>(1), *sines = call.input<A>(2);
   S *out = call.output<S>(0);
   const std::vector<int64_t> &shape = call.in[0].shape;
   int64_t sequence = shape[1], heads = shape[2], width = shape[3], r = call.in[1].shape[1];
@@ -184,9 +187,9 @@ template <typename S> Status rope(const Call &call) {
   for (int64_t t = 0; t < shape[0] * sequence * heads; ++t, x += width, out += width) {
     int64_t s = t / heads % sequence;
     for (int64_t i = 0; i < r; ++i) {
-      S c = cosines[s * r + i], n = sines[s * r + i], low = x[i], high = x[i + r];
-      out[i] = low * c - high * n;
-      out[i + r] = high * c + low * n;
+      A c = cosines[s * r + i], n = sines[s * r + i], low = x[i], high = x[i + r];
+      out[i] = S(low * c - high * n);
+      out[i + r] = S(high * c + low * n);
     }
     std::copy(x + 2 * r, x + width, out + 2 * r);
   }
@@ -195,7 +198,8 @@ template <typename S> Status rope(const Call &call) {
 
 #define INSTANTIATE(name)                                                                          \
   template Status name<float>(const Call &);                                                       \
-  template Status name<double>(const Call &);
+  template Status name<double>(const Call &);                                                      \
+  template Status name<Bf16>(const Call &);
 INSTANTIATE(rms_norm)
 INSTANTIATE(layer_norm)
 INSTANTIATE(sum_squares)

@@ -229,9 +229,9 @@ template <typename S> Status grouped_bias(const Call &call) {
 }
 
 template <typename S> Status combine(const Call &call) {
-  const S *rows = call.input<S>(0), *weights = call.input<S>(2);
+  const S *rows = call.input<S>(0);
+  const Accumulator<S> *weights = call.input<Accumulator<S>>(2);
   const int32_t *pos = call.input<int32_t>(1);
-  S *out = call.output<S>(0);
   int64_t k = trailing(call.in[1], 1), tokens = leading(call.in[1], 1);
   int64_t width = trailing(call.in[0], 1), available = leading(call.in[0], 1);
   std::vector<double> sum(static_cast<size_t>(width));
@@ -243,14 +243,23 @@ template <typename S> Status combine(const Call &call) {
       for (int64_t d = 0; d < width && pos[j] >= 0; ++d)
         sum[size_t(d)] += double(weights[j]) * double(rows[pos[j] * width + d]);
     }
-    std::transform(sum.begin(), sum.end(), out + t * width, [](double v) { return S(v); });
+    if (Status s = withEither<S>(call.out[0].dtype,
+                                 [&]<typename O>(O) {
+                                   std::transform(sum.begin(), sum.end(),
+                                                  call.output<O>(0) + t * width,
+                                                  [](double v) { return O(v); });
+                                   return Status();
+                                 });
+        !s)
+      return s;
   }
   return {};
 }
 
 #define INSTANTIATE(name)                                                                          \
   template Status name<float>(const Call &);                                                       \
-  template Status name<double>(const Call &);
+  template Status name<double>(const Call &);                                                      \
+  template Status name<Bf16>(const Call &);
 INSTANTIATE(select)
 INSTANTIATE(pack)
 INSTANTIATE(regroup)

@@ -1,7 +1,7 @@
-//===- FastAttention.cpp - blocked attention in f32 -------------------------===//
-// Blocks of queries against blocks of keys, products by oneDNN, online softmax. Block pairs in
-// which nobody sees anybody are skipped, so causal attention does about half of the work. Order of
-// blocks is fixed: same input, same bits.
+//===- FastAttention.cpp - blocked attention --------------------------------===//
+// Blocks of queries against blocks of keys, products by oneDNN, online softmax, all in float:
+// blocks of bf16 are converted before use. Block pairs in which nobody sees anybody are skipped, so
+// causal attention does about half of the work. Order of blocks is fixed: same input, same bits.
 //===----------------------------------------------------------------------===//
 #include "AttentionShape.h"
 #include "OneDnn.h"
@@ -48,26 +48,54 @@ struct Range {
   }
 };
 
+/// `rows` rows of `width` elements as floats: where they lie, or converted.
+template <typename S> class Block {
+public:
+  Block(int64_t mostRows, int64_t width) : width(width) {
+    if constexpr (!std::is_same_v<S, float>)
+      converted.resize(size_t(mostRows * width));
+  }
+  void load(const S *from, int64_t fromStride, int64_t rows) {
+    if constexpr (std::is_same_v<S, float>) {
+      data = from;
+      stride = fromStride;
+    } else {
+      for (int64_t i = 0; i < rows; ++i)
+        std::copy_n(from + i * fromStride, width, converted.data() + i * width);
+      data = converted.data();
+      stride = width;
+    }
+  }
+  const float *data = nullptr;
+  int64_t stride = 0;
+
+private:
+  int64_t width;
+  std::vector<float> converted;
+};
+
 } // namespace
 
-Status fast::attention(const Call &call) {
+template <typename S> Status fast::attention(const Call &call) {
   AttentionShape a;
   if (Status s = attentionShape(call, a); !s)
     return s;
-  const float *q = call.input<float>(0), *k = call.input<float>(1), *v = call.input<float>(2);
+  const S *q = call.input<S>(0), *k = call.input<S>(1), *v = call.input<S>(2);
   const int32_t *qpos = call.input<int32_t>(3), *kpos = call.input<int32_t>(4),
                 *kmask = call.input<int32_t>(5);
-  auto optional = [](const TensorRef *t) {
-    return t ? static_cast<const float *>(t->data) : nullptr;
+  auto optional = []<typename T>(const TensorRef *t, T) {
+    return t ? static_cast<const T *>(t->data) : nullptr;
   };
-  const float *q2 = optional(a.q2), *k2 = optional(a.k2), *bias = optional(a.bias),
-              *sinks = optional(a.sinks);
-  float *out = call.output<float>(0);
+  const S *q2 = optional(a.q2, S()), *k2 = optional(a.k2, S());
+  const float *bias = optional(a.bias, float()), *sinks = optional(a.sinks, float());
+  S *out = call.output<S>(0);
   float scale = float(call.params.real("scale", 1));
   int64_t keyStride = a.kvHeads * a.keyDim, valueStride = a.kvHeads * a.valueDim;
 
   std::vector<float> score(size_t(queryBlock * keyBlock)), largest(queryBlock), total(queryBlock),
       result(size_t(queryBlock * a.valueDim));
+  Block<S> queries(queryBlock, a.keyDim), keys(keyBlock, a.keyDim), values(keyBlock, a.valueDim),
+      queries2(queryBlock, a.sharedDim), keys2(keyBlock, a.sharedDim);
   for (int64_t b = 0; b < a.batch; ++b)
     for (int64_t h = 0; h < a.heads; ++h)
       for (int64_t i0 = 0; i0 < a.queries; i0 += queryBlock) {
@@ -78,6 +106,9 @@ Status fast::attention(const Call &call) {
         std::fill(total.begin(), total.end(), sinks ? 1.0f : 0.0f);
         std::fill(result.begin(), result.end(), 0.0f);
         int64_t row0 = (b * a.queries + i0) * a.heads + h;
+        queries.load(q + row0 * a.keyDim, a.heads * a.keyDim, nq);
+        if (q2)
+          queries2.load(q2 + row0 * a.sharedDim, a.heads * a.sharedDim, nq);
         for (int64_t j0 = 0; j0 < a.keys; j0 += keyBlock) {
           int64_t nk = std::min(keyBlock, a.keys - j0);
           Range keyRange(kpos + j0, nk);
@@ -85,15 +116,16 @@ Status fast::attention(const Call &call) {
               (a.window > 0 && int64_t(queryRange.low) - keyRange.high >= a.window))
             continue;
           int64_t key0 = b * a.keys + j0, kv = key0 * a.kvHeads + a.kvHeadOf[size_t(h)];
-          auto scores = [&](const float *queries, int64_t queryStride, const float *keys,
-                            int64_t stride, int64_t width, float before) {
-            return OneDnn::get()->sgemm('N', 'T', nq, nk, width, scale, queries, queryStride, keys,
-                                        stride, before, score.data(), nk) == dnnl_success;
+          auto scores = [&](const Block<S> &x, const Block<S> &y, int64_t width, float before) {
+            return OneDnn::get()->sgemm('N', 'T', nq, nk, width, scale, x.data, x.stride, y.data,
+                                        y.stride, before, score.data(), nk) == dnnl_success;
           };
-          if (!scores(q + row0 * a.keyDim, a.heads * a.keyDim, k + kv * a.keyDim, keyStride,
-                      a.keyDim, 0.0f) ||
-              (q2 && !scores(q2 + row0 * a.sharedDim, a.heads * a.sharedDim,
-                             k2 + key0 * a.sharedDim, a.sharedDim, a.sharedDim, 1.0f)))
+          keys.load(k + kv * a.keyDim, keyStride, nk);
+          values.load(v + kv * a.valueDim, valueStride, nk);
+          if (q2)
+            keys2.load(k2 + key0 * a.sharedDim, a.sharedDim, nk);
+          if (!scores(queries, keys, a.keyDim, 0.0f) ||
+              (q2 && !scores(queries2, keys2, a.sharedDim, 1.0f)))
             return badCall(call, "oneDNN refused the product of queries and keys");
           for (int64_t i = 0; i < nq; ++i) {
             float *row = score.data() + i * nk;
@@ -124,18 +156,20 @@ Status fast::attention(const Call &call) {
               result[size_t(i * a.valueDim + d)] *= keep;
           }
           if (OneDnn::get()->sgemm('N', 'N', nq, a.valueDim, nk, 1.0f, score.data(), nk,
-                                   v + kv * a.valueDim, valueStride, 1.0f, result.data(),
+                                   values.data, values.stride, 1.0f, result.data(),
                                    a.valueDim) != dnnl_success)
             return badCall(call, "oneDNN refused the product of weights and values");
         }
         for (int64_t i = 0; i < nq; ++i) {
           float factor = total[size_t(i)] > 0 ? 1 / total[size_t(i)] : 0;
-          float *target = out + (row0 + i * a.heads) * a.valueDim;
+          S *target = out + (row0 + i * a.heads) * a.valueDim;
           for (int64_t d = 0; d < a.valueDim; ++d)
-            target[d] = result[size_t(i * a.valueDim + d)] * factor;
+            target[d] = S(result[size_t(i * a.valueDim + d)] * factor);
         }
       }
   return {};
 }
+template Status fast::attention<float>(const Call &);
+template Status fast::attention<Bf16>(const Call &);
 
 } // namespace moira::rt::host

@@ -1,6 +1,6 @@
 //===- FastProduct.cpp - matrix products by oneDNN --------------------------===//
-// linear and grouped_matmul in f32, and the number of threads that oneDNN may use. Called only
-// where oneDNN is there (OneDnn.h).
+// linear and grouped_matmul in f32, and the number of threads that products may use. Called only
+// where oneDNN is there (OneDnn.h). bf16 is in Bf16Product.cpp.
 //===----------------------------------------------------------------------===//
 #include "GroupedProduct.h"
 #include "OneDnn.h"
@@ -9,15 +9,23 @@
 
 namespace moira::rt {
 
+namespace {
+thread_local int threadsOfProducts = 1;
+}
+
+int host::hostThreads() { return threadsOfProducts; }
+
 void setHostThreads(int threads) {
+  threadsOfProducts = std::max(threads, 1);
   if (const host::OneDnn *library = host::OneDnn::get(); library && library->setThreads)
-    library->setThreads(std::max(threads, 1));
+    library->setThreads(threadsOfProducts);
 }
 
 namespace host {
+namespace {
 
-Status fastProduct(const Call &call, const float *x, const float *w, float *out, int64_t m,
-                   int64_t n, int64_t k) {
+Status product(const Call &call, const float *x, const float *w, float *out, int64_t m, int64_t n,
+               int64_t k) {
   if (m == 0 || n == 0)
     return {};
   if (k == 0) {
@@ -35,21 +43,23 @@ Status fastProduct(const Call &call, const float *x, const float *w, float *out,
                                                     : "please report this"));
 }
 
+} // namespace
+
 namespace fast {
 
-Status linear(const Call &call) {
-  if (Status s = checkTrailing(call, "contract", {&call.in[0], &call.in[1]}); !s)
+template <> Status linear<float>(const Call &call) {
+  if (Status s = checkLinear(call); !s)
     return s;
   int64_t contract = call.params.integer("contract");
-  return fastProduct(call, call.input<float>(0), call.input<float>(1), call.output<float>(0),
-                     leading(call.in[0], contract), leading(call.in[1], contract),
-                     trailing(call.in[0], contract));
+  return product(call, call.input<float>(0), call.input<float>(1), call.output<float>(0),
+                 leading(call.in[0], contract), leading(call.in[1], contract),
+                 trailing(call.in[0], contract));
 }
 
-Status grouped_matmul(const Call &call) {
+template <> Status grouped_matmul<float>(const Call &call) {
   return groupedProduct<float>(call,
                                [&](const float *x, const float *w, float *out, int64_t m, int64_t n,
-                                   int64_t k) { return fastProduct(call, x, w, out, m, n, k); });
+                                   int64_t k) { return product(call, x, w, out, m, n, k); });
 }
 
 } // namespace fast

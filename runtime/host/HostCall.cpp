@@ -63,34 +63,48 @@ Status checkCounts(const Call &call, std::span<const int32_t> counts, int64_t li
 
 namespace {
 
+/// A faster implementation than the reference; run may be null.
+struct Fast {
+  Implementation run = nullptr;
+  bool needsOneDnn = false;
+};
+
 /// One row of the dispatch table; specs are the operand lists of Calls.def.
 struct Entry {
   std::string_view name;
   std::string_view inputs, outputs;
-  Implementation f32, f64;
-  Implementation fast; // null: f32 is used
+  Implementation f32, f64, bf16;
+  Fast fastF32, fastBf16;
 };
 
-constexpr Implementation fastOf(std::string_view name) {
+template <typename S> constexpr Fast fastOf(std::string_view name) {
   if (name == "linear")
-    return fast::linear;
+    return {fast::linear<S>, std::is_same_v<S, float>};
   if (name == "attention")
-    return fast::attention;
+    return {fast::attention<S>, true};
   if (name == "grouped_matmul")
-    return fast::grouped_matmul;
+    return {fast::grouped_matmul<S>, std::is_same_v<S, float>};
   if (name == "combine")
-    return fast::combine;
-  return nullptr;
+    return {fast::combine<S>, false};
+  return {};
 }
 
 constexpr Entry table[] = {
 #define MOIRA_CALL(name, inputs, outputs, params)                                                  \
-  {#name, inputs, outputs, ref::name<float>, ref::name<double>, fastOf(#name)},
+  {#name,                                                                                          \
+   inputs,                                                                                         \
+   outputs,                                                                                        \
+   ref::name<float>,                                                                               \
+   ref::name<double>,                                                                              \
+   ref::name<Bf16>,                                                                                \
+   fastOf<float>(#name),                                                                           \
+   fastOf<Bf16>(#name)},
 #include "moira/rt/Calls.def"
 };
 
 /// Checks operands against a Calls.def list ("x:T[t..,D] ids:i32[t..,k]"): how many, and their
-/// dtypes. `scalar` is the dtype that T and A stand for, taken from the first such operand.
+/// dtypes. `scalar` is the type S of the implementation: that of the first float operand. The
+/// others of type T have it, too; A is its accumulator, U either.
 Status checkOperands(const Call &call, std::string_view spec, std::span<const TensorRef> operands,
                      std::optional<fb::DType> &scalar) {
   size_t next = 0;
@@ -110,14 +124,18 @@ Status checkOperands(const Call &call, std::string_view spec, std::span<const Te
     fb::DType dtype = operands[next++].dtype;
     const char *dtypeName = fb::EnumNameDType(dtype);
     if (type == "T" || type == "A" || type == "U") {
-      if (dtype != fb::DType::f32 && dtype != fb::DType::f64)
+      if (dtype != fb::DType::f32 && dtype != fb::DType::f64 && dtype != fb::DType::bf16)
         return Status(ErrorId::PlanTarget,
                       format("the host device has no %s version of call '%s' (operand '%s'); "
-                             "compile with --dtype=f32 for --target=host",
+                             "compile with --dtype=f32 or bf16 for --target=host",
                              dtypeName, std::string(call.name).c_str(), role.c_str()));
       if (!scalar)
         scalar = dtype;
-      if (*scalar != dtype)
+      fb::DType sums = *scalar == fb::DType::bf16 ? fb::DType::f32 : *scalar;
+      bool fits = type == "T"   ? dtype == *scalar
+                  : type == "A" ? dtype == sums
+                                : dtype == *scalar || dtype == sums;
+      if (!fits)
         return badCall(call, "operand '" + role + "' is " + dtypeName + " where others are " +
                                  fb::EnumNameDType(*scalar));
     } else if (type == "I" ? dtype != fb::DType::i32 && dtype != fb::DType::i64
@@ -150,8 +168,11 @@ Status runHostCall(std::string_view name, CallFlavor flavor, std::span<const Ten
     return s;
   if (scalar == fb::DType::f64)
     return entry->f64(call);
-  bool fast = flavor == CallFlavor::fast && entry->fast && host::OneDnn::get();
-  return fast ? entry->fast(call) : entry->f32(call);
+  bool isBf16 = scalar == fb::DType::bf16;
+  const host::Fast &fast = isBf16 ? entry->fastBf16 : entry->fastF32;
+  if (flavor == CallFlavor::fast && fast.run && (!fast.needsOneDnn || host::OneDnn::get()))
+    return fast.run(call);
+  return isBf16 ? entry->bf16(call) : entry->f32(call);
 }
 
 } // namespace moira::rt

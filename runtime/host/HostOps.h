@@ -1,12 +1,16 @@
 //===- HostOps.h - what the host's call implementations share ---*- C++ -*-===//
 // The signature of an implementation, checked access to its operands, and its error form. Reference
-// implementations are templates over the scalar (float or double) in namespace `ref`, one file per
-// concept; `fast` has the f32 ones that are worth having. Dispatch is in HostCall.cpp.
+// implementations are templates over the scalar (float, double or Bf16) in namespace `ref`, one
+// file per concept; `fast` has those for float and Bf16 that are worth having. Dispatch is in
+// HostCall.cpp.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_HOST_HOSTOPS_H
 #define MOIRA_RT_HOST_HOSTOPS_H
 
+#include "moira/rt/Bf16.h"
 #include "moira/rt/Device.h"
+
+#include <type_traits>
 
 namespace moira::rt::host {
 
@@ -25,6 +29,17 @@ struct Call {
 };
 
 using Implementation = Status (*)(const Call &);
+
+/// The type A of Calls.def for scalar type S: what sums and the residual stream have.
+template <typename S> using Accumulator = std::conditional_t<std::is_same_v<S, Bf16>, float, S>;
+
+/// fn(value of the type) for an operand of type U, which is S or Accumulator<S>.
+template <typename S, typename Fn> Status withEither(fb::DType dtype, Fn fn) {
+  if constexpr (std::is_same_v<S, Bf16>)
+    if (dtype == fb::DType::bf16)
+      return fn(Bf16());
+  return fn(Accumulator<S>());
+}
 
 /// BadRun "call 'pack': <message>; the plan or its data is damaged: compile the plan again".
 Status badCall(const Call &call, const std::string &message);
@@ -53,25 +68,30 @@ inline Status checkRow(const Call &call, int64_t token, int32_t pos, int64_t ava
 }
 
 /// The product of a dense or grouped matmul: out[m,n] = sum_k x[m,k] * w[n,k], all contiguous.
-/// Sums in double for the reference, by oneDNN for the fast flavor.
-template <typename S>
-void refProduct(const S *x, const S *w, S *out, int64_t m, int64_t n, int64_t k);
-Status fastProduct(const Call &call, const float *x, const float *w, float *out, int64_t m,
-                   int64_t n, int64_t k);
+/// Sums in double; O is S or Accumulator<S>.
+template <typename S, typename O>
+void refProduct(const S *x, const S *w, O *out, int64_t m, int64_t n, int64_t k);
 
-/// Reference implementations, each named like its call, S = float or double.
+/// What both flavors of linear check of their operands.
+Status checkLinear(const Call &call);
+
+/// Threads that products of the calling thread may use (setHostThreads).
+int hostThreads();
+
+/// Reference implementations, each named like its call, S = float, double or Bf16.
 namespace ref {
 #define MOIRA_CALL(name, inputs, outputs, params)                                                  \
   template <typename S> Status name(const Call &call);
 #include "moira/rt/Calls.def"
 } // namespace ref
 
-/// f32 only. A call without one here has no faster form than its reference.
+/// S = float or Bf16. A call without one here has no faster form than its reference. Those that use
+/// oneDNN may only be called where it is there.
 namespace fast {
-Status linear(const Call &call);
-Status attention(const Call &call);
-Status grouped_matmul(const Call &call);
-Status combine(const Call &call);
+template <typename S> Status linear(const Call &call);
+template <typename S> Status attention(const Call &call);
+template <typename S> Status grouped_matmul(const Call &call);
+template <typename S> Status combine(const Call &call);
 } // namespace fast
 
 } // namespace moira::rt::host

@@ -66,7 +66,7 @@ public:
   float margin() const { return gap; }
 
   /// Chooses among the experts of these logits. `bias` may be null.
-  void choose(const S *logits, const S *bias) {
+  template <typename L> void choose(const L *logits, const S *bias) {
     std::copy_n(logits, keys.size(), keys.begin());
     if (gate.scoreFirst && gate.score != GateScore::sparsemixer)
       applyScore<S>(gate.score, keys);
@@ -154,7 +154,9 @@ private:
 
 } // namespace
 
-template <typename S> Status route(const Call &call) {
+/// Logits of type L; scores and weights in its accumulator.
+template <typename L> Status route(const Call &call) {
+  using S = Accumulator<L>;
   int64_t experts = trailing(call.in[0], 1), tokens = leading(call.in[0], 1),
           k = trailing(call.out[0], 1);
   std::string problem;
@@ -176,7 +178,7 @@ template <typename S> Status route(const Call &call) {
 
   TokenGate<S> token(gate);
   for (int64_t t = 0; t < tokens; ++t) {
-    token.choose(call.input<S>(0) + t * experts, bias);
+    token.choose(call.input<L>(0) + t * experts, bias);
     if (gaps)
       (*gaps)[size_t(t)] = token.margin();
     if (!forced.empty())
@@ -207,6 +209,7 @@ template <typename S> Status redirect(const Call &call) {
 
 template Status route<float>(const Call &);
 template Status route<double>(const Call &);
+template Status route<Bf16>(const Call &);
 template Status redirect<float>(const Call &);
 template Status redirect<double>(const Call &);
 

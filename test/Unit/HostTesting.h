@@ -4,6 +4,7 @@
 #ifndef MOIRA_TEST_UNIT_HOSTTESTING_H
 #define MOIRA_TEST_UNIT_HOSTTESTING_H
 
+#include "moira/rt/Bf16.h"
 #include "moira/rt/Device.h"
 
 #include "gtest/gtest.h"
@@ -24,6 +25,8 @@ template <typename T> constexpr fb::DType dtypeOf() {
     return fb::DType::f32;
   else if constexpr (std::is_same_v<T, double>)
     return fb::DType::f64;
+  else if constexpr (std::is_same_v<T, Bf16>)
+    return fb::DType::bf16;
   else if constexpr (std::is_same_v<T, int32_t>)
     return fb::DType::i32;
   else

@@ -11,8 +11,8 @@ namespace moira {
 /// The global program for one batch size and length.
 struct ProgramShape {
   int64_t batch = 1, seq = 1;
-  /// Type of weights and activations: f32, or bf16. Router logits, rotary tables and the resulting
-  /// logits are f32 always.
+  /// The compute type, of what products multiply: f32, or bf16. The residual stream, gates, norms,
+  /// rotary tables and the resulting logits are f32 always.
   bool bf16 = false;
 };
 

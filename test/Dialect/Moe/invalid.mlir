@@ -322,7 +322,7 @@ func.func @f(%a: tensor<2x8xf32>, %b: tensor<8xf32>) {
 
 // AddOp C3
 func.func @f(%a: tensor<2x8xf32>, %b: tensor<8xbf16>) {
-  // expected-error @+1 {{C3: operands and result must have one element type}}
+  // expected-error @+1 {{C3: operands must have one element type, and the result that or a narrower one}}
   %0 = moe.add %a, %b : (tensor<2x8xf32>, tensor<8xbf16>) -> tensor<2x8xf32>
   return
 }
@@ -340,7 +340,7 @@ func.func @f(%x: tensor<8xf32>) {
 
 // ClampOp C2
 func.func @f(%x: tensor<8xf32>) {
-  // expected-error @+1 {{C2: result and x must have one type}}
+  // expected-error @+1 {{C2: the result must have x's shape, and its element type or a narrower one}}
   %0 = moe.clamp %x from 0.0 to 1.0 : (tensor<8xf32>) -> tensor<9xf32>
   return
 }

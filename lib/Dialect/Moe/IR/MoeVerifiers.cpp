@@ -18,6 +18,12 @@ static RankedTensorType tensorOf(Value v) { return cast<RankedTensorType>(v.getT
 static ArrayRef<int64_t> shapeOf(Value v) { return tensorOf(v).getShape(); }
 static Type elementOf(Value v) { return tensorOf(v).getElementType(); }
 
+/// An element-wise result may have its operands' type or a narrower one, to which it is rounded.
+static bool mayRoundTo(Value from, Value to) {
+  return elementOf(from) == elementOf(to) ||
+         elementOf(from).getIntOrFloatBitWidth() > elementOf(to).getIntOrFloatBitWidth();
+}
+
 static SmallVector<int64_t> concat(ArrayRef<int64_t> a, ArrayRef<int64_t> b) {
   SmallVector<int64_t> shape(a);
   llvm::append_range(shape, b);
@@ -156,16 +162,18 @@ LogicalResult AddOp::verify() {
            << getA().getType() << " and " << getB().getType();
   if (shapeOf(getA()) != shapeOf(getResult()))
     return emitOpError("C2: the result must have a's shape");
-  if (elementOf(getA()) != elementOf(getB()) || elementOf(getA()) != elementOf(getResult()))
-    return emitOpError("C3: operands and result must have one element type");
+  if (elementOf(getA()) != elementOf(getB()) || !mayRoundTo(getA(), getResult()))
+    return emitOpError(
+        "C3: operands must have one element type, the result that or a narrower one");
   return success();
 }
 
 LogicalResult ClampOp::verify() {
   if (!(getLo().convertToDouble() <= getHi().convertToDouble()))
     return emitOpError("C1: lo must not exceed hi");
-  if (shapeOf(getX()) != shapeOf(getResult()) || elementOf(getX()) != elementOf(getResult()))
-    return emitOpError("C2: result and x must have one type");
+  if (shapeOf(getX()) != shapeOf(getResult()) || !mayRoundTo(getX(), getResult()))
+    return emitOpError(
+        "C2: the result must have x's shape, and its element type or a narrower one");
   return success();
 }
 

@@ -28,6 +28,8 @@ public:
   /// The tensor, or null.
   const Entry *find(std::string_view name) const;
   std::span<const uint8_t> data(const Entry &entry) const { return entry.file->data(*entry.info); }
+  /// Lets go of the memory that reading an entry's data took.
+  void release(const Entry &entry) const { entry.file->release(*entry.info); }
   /// Some file's data ends early (only with allowTruncated).
   bool truncated() const;
 

@@ -91,6 +91,8 @@ public:
   const TensorInfo *find(std::string_view name) const;
   /// Bytes of a tensor of this file; empty with headersOnly or if the data ends before it does.
   std::span<const uint8_t> data(const TensorInfo &tensor) const;
+  /// Lets go of the memory that reading a tensor of an open()ed file took; data() reads it again.
+  void release(const TensorInfo &tensor) const;
   /// "__metadata__" of the header.
   const std::map<std::string, std::string> &metadata() const { return meta; }
   /// The data ends before the header says (only with allowTruncated).

@@ -1,0 +1,92 @@
+"""Shows that the host computes in bf16 as closely as its rounding allows: with f32's choice of experts within 2e-2 of the golden logits.
+
+What is rounded: the operands of products. The residual stream, gates, norms and sums are f32 (docs/architecture.md).
+"""
+
+import re
+
+import numpy as np
+import pytest
+
+from common import CLASSES, GOLDEN, relative_error
+from moira import checkpoint, compile_plan, run_plan
+from test_memory import allocated, planned
+
+SHAPE = ("--batch=2", "--seq=24")
+TOLERANCE = 2e-2
+
+
+def run(plan, model, output, *options, **kwargs):
+    """-> (bytes of the output, logits, stderr)"""
+    finished = run_plan(plan, model, GOLDEN / model.name / "io.safetensors", output, *options, **kwargs)
+    return output.read_bytes(), checkpoint.read(output)["logits"], finished.err
+
+
+def compiled(kind, folder, *options):
+    plan = folder / "bf16.moeplan"
+    compile_plan(GOLDEN / kind, plan, *SHAPE, "--dtype=bf16", *options)
+    return plan
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory):
+    """{class: file with the experts that f32 chooses}"""
+    folder = tmp_path_factory.mktemp("routes")
+    files = {}
+    for kind in CLASSES:
+        compile_plan(GOLDEN / kind, folder / "f32.moeplan", *SHAPE)
+        files[kind] = folder / f"{kind}.safetensors"
+        run(folder / "f32.moeplan", GOLDEN / kind, folder / "o.safetensors", f"--dump-routing={files[kind]}")
+    return files
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_logits_with_the_choices_of_f32(kind, choices, tmp_path):
+    want = checkpoint.read(GOLDEN / kind / "io.safetensors")["logits"]
+    plan = compiled(kind, tmp_path)
+    first, logits, stderr = run(plan, GOLDEN / kind, tmp_path / "a.safetensors", f"--route-from={choices[kind]}")
+    error = relative_error(logits, want)
+    assert error <= TOLERANCE
+    assert error > 1e-4, "nothing has been rounded"
+    assert allocated(stderr) == {0: planned(plan, None)}
+    again, _, _ = run(plan, GOLDEN / kind, tmp_path / "b.safetensors", f"--route-from={choices[kind]}")
+    assert first == again, "two runs of one plan differ"
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_two_ranks_are_close_to_one(kind, tmp_path):
+    _, one, _ = run(compiled(kind, tmp_path), GOLDEN / kind, tmp_path / "one.safetensors")
+    plan = compiled(kind, tmp_path, "--mesh=ep=2", "--ragged-bound=1")
+    _, two, stderr = run(plan, GOLDEN / kind, tmp_path / "two.safetensors")
+    assert relative_error(two, one) <= TOLERANCE
+    bound = re.search(r"\bbound (\d+)", stderr)
+    assert set(allocated(stderr).values()) == {planned(plan, int(bound.group(1)))}
+
+
+def test_processes_give_the_bits_of_threads(tmp_path):
+    # Under tp, partial sums of ranks are added.
+    plan = compiled("qwen2_moe", tmp_path, "--mesh=ep=2,tp=2")
+    threads, _, _ = run(plan, GOLDEN / "qwen2_moe", tmp_path / "threads.safetensors")
+    processes, _, _ = run(plan, GOLDEN / "qwen2_moe", tmp_path / "mpi.safetensors", mpi=4)
+    assert processes == threads
+
+
+def test_reference_of_a_bf16_plan_is_exact(tmp_path):
+    want = checkpoint.read(GOLDEN / "qwen2_moe" / "io.safetensors")["logits"]
+    _, logits, _ = run(compiled("qwen2_moe", tmp_path), GOLDEN / "qwen2_moe", tmp_path / "r.safetensors", "--reference")
+    assert relative_error(logits, want) <= 1e-5
+
+
+@pytest.mark.parametrize("stored", ["BF16", "F16"])
+def test_checkpoints_of_other_types(stored, tmp_path):
+    """The same numbers stored in 16 or in 32 bits give the same bits."""
+    config, tensors = checkpoint.read_model(GOLDEN / "olmoe")
+    narrow = {name: checkpoint.stored(value, stored) for name, value in tensors.items()}
+    checkpoint.write_model(tmp_path / "narrow" / "olmoe", config, narrow)
+    _, rounded = checkpoint.read_model(tmp_path / "narrow" / "olmoe")
+    wide = {name: value.astype(np.float32) for name, value in rounded.items()}
+    checkpoint.write_model(tmp_path / "wide" / "olmoe", config, wide)
+    plan = compiled("olmoe", tmp_path)
+    first, _, _ = run(plan, tmp_path / "narrow" / "olmoe", tmp_path / "a.safetensors")
+    second, _, _ = run(plan, tmp_path / "wide" / "olmoe", tmp_path / "b.safetensors")
+    assert first == second
