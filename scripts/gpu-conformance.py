@@ -2,15 +2,17 @@
 """Checks the CUDA device with the bundle that scripts/gpu-bundle makes, on one GPU that all ranks share.
 
 Needs Python 3, NumPy and safetensors, the CUDA libraries (cuBLASLt, NCCL) on the loader's path or in Python packages, and nothing else.
-Prints one line a check and ends with `N passed, N failed`; exit code 0 only if none failed.
+Prints one line a check as it ends, then the seconds that every group took, and ends with `N passed, N failed`; exit code 0 only if none
+failed. Runs go side by side where they do not disturb each other, `--processes` processes at a time in all.
 
-    run-conformance.py [--only=WORDS] [--jobs=N] [--keep=DIR] [--no-sanitizer]
+    run-conformance.py [--only=WORDS] [--processes=N] [--keep=DIR] [--no-sanitizer]
 
 Groups: doctor, f32, bound, graphs, bf16, routing, profile, failures, calls, sanitizer.
 """
 
 import argparse
 import concurrent.futures
+import contextlib
 import ctypes
 import glob
 import json
@@ -21,6 +23,7 @@ import site
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import numpy as np
@@ -33,6 +36,29 @@ RANKS = {"one": 1, "ep=2": 2, "tp=2": 2, "dp=2": 2, "ep=4": 4, "ep=2+tp=2": 4}
 F32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 2e-2
 SAME_CHOICES = 0.9
+CLEAR_GAP = 1e-4  # of selection scores: above it f32 runs choose the same experts however they add
+
+
+class Slots:
+    """Lets so many processes run side by side."""
+
+    def __init__(self, count):
+        self.count, self.free, self.changed = count, count, threading.Condition()
+        self.mine = threading.local()  # .waited: seconds that this thread's check has waited for others
+
+    @contextlib.contextmanager
+    def take(self, wanted):
+        wanted, start = min(wanted, self.count), time.time()
+        with self.changed:
+            self.changed.wait_for(lambda: self.free >= wanted)
+            self.free -= wanted
+        self.mine.waited += time.time() - start
+        try:
+            yield
+        finally:
+            with self.changed:
+                self.free += wanted
+                self.changed.notify_all()
 
 
 class Wrong(Exception):
@@ -89,10 +115,32 @@ def difference(got, expected):
     return float("inf") if np.isnan(worst) else float(worst)
 
 
+def routers_of(routing):
+    return sorted(name.removesuffix(".ids") for name in routing if name.endswith(".ids"))
+
+
+def equal_sets(a, b):
+    """For each token, whether two routers chose the same experts, in whatever order."""
+    return np.all(np.sort(a, axis=-1) == np.sort(b, axis=-1), axis=-1)
+
+
 class Suite:
-    def __init__(self, folder):
+    def __init__(self, folder, slots):
         self.folder = folder
+        self.slots = slots
         self.checks = []  # (group, name, function); a function returns what to show
+        self.kept, self.locks, self.lock = {}, {}, threading.Lock()
+
+    def once(self, key, function):
+        """What `function` returns, called once for all checks that need it."""
+        with self.lock:
+            own = self.locks.setdefault(key, threading.Lock())
+        start = time.time()
+        with own:
+            self.slots.mine.waited += time.time() - start
+            if key not in self.kept:
+                self.kept[key] = function()
+            return self.kept[key]
 
     def add(self, group, name, function):
         self.checks.append((group, name, function))
@@ -100,19 +148,42 @@ class Suite:
     def execute(self, plan, model, ranks, *more, tag=""):
         """Runs a plan that must succeed. Returns logits and what moe-run said."""
         outputs = os.path.join(self.folder, f"{plan}{tag}.safetensors")
-        code, text, _ = run(model_words(plan, model, outputs, ranks, *more))
+        with self.slots.take(ranks):
+            code, text, _ = run(model_words(plan, model, outputs, ranks, *more))
         if code != 0:
             raise Wrong(f"exit code {code}: {text.strip()}")
         if "; as planned" not in text:
             raise Wrong("memory is not as planned: " + text)
         return load_file(outputs)["logits"], text
 
+    def step(self, model, mesh, dtype):
+        """One step, in which nothing is replayed: logits, and the file of what the routers chose."""
+        path = os.path.join(self.folder, f"{model}.{mesh}.{dtype}.routes.safetensors")
+
+        def execute():
+            logits, _ = self.execute(f"{model}.{mesh}.{dtype}", model, RANKS[mesh], f"--dump-routing={path}", tag=".step")
+            return logits, path
+
+        return self.once((model, mesh, dtype), execute)
+
     def f32(self, model, mesh):
-        logits, _ = self.execute(f"{model}.{mesh}.f32", model, RANKS[mesh])
+        logits, path = self.step(model, mesh, "f32")
         worst = difference(logits, golden(model))
         if worst > F32_TOLERANCE:
             raise Wrong(f"differs by {worst:.2e} of the largest logit")
-        return f"{worst:.1e} of the largest logit"
+        ours, one = load_file(path), load_file(self.step(model, "one", "f32")[1])
+        if sorted(ours) != sorted(one) or not routers_of(one):
+            raise Wrong(f"dumps {sorted(ours)}, one rank dumps {sorted(one)}")
+        tokens = unclear = 0
+        for name in routers_of(one):
+            gaps = one[name + ".gaps"]
+            if np.any(gaps < 0) or np.any(np.isnan(gaps)):
+                raise Wrong(f"{name} has gaps that are negative")
+            same, clear = equal_sets(ours[name + ".ids"], one[name + ".ids"]), gaps > CLEAR_GAP
+            if not np.all(same[clear]):
+                raise Wrong(f"{name}: {np.sum(~same[clear])} tokens go to other experts than on one rank")
+            tokens, unclear = tokens + same.size, unclear + int(np.sum(~same))
+        return f"{worst:.1e} of the largest logit; {tokens - unclear} of {tokens} sets of experts as on one rank"
 
     def bound(self, model, mesh):
         logits, text = self.execute(f"{model}.{mesh}.f32.bound1", model, RANKS[mesh])
@@ -124,8 +195,8 @@ class Suite:
 
     def graphs(self, model, mesh, dtype="f32"):
         plan = f"{model}.{mesh}.{dtype}"
-        eager, _ = self.execute(plan, model, RANKS[mesh], "--no-graphs", tag=".eager")
-        replayed, text = self.execute(plan, model, RANKS[mesh], "--repeat=20", tag=".graphs")
+        eager, _ = self.step(model, mesh, dtype)
+        replayed, text = self.execute(plan, model, RANKS[mesh], "--repeat=10", tag=".graphs")
         count = int(re.search(r"(\d+) of \d+ instructions replayed", text).group(1))
         same = np.array_equal(eager, replayed)
         # The order in which NCCL adds is its own.
@@ -134,49 +205,41 @@ class Suite:
         median = re.search(r"median ([\d.]+) ms", text).group(1)
         return f"{count} instructions replayed, bits {'same' if same else 'within 1e-6'}, {median} ms"
 
-    def choices(self, model, dtype, *more):
-        path = os.path.join(self.folder, f"{model}.{dtype}.routes.safetensors")
-        logits, _ = self.execute(f"{model}.one.{dtype}", model, 1, f"--dump-routing={path}", *more, tag=".routes")
-        return logits, path
+    def forced(self, model, mesh, dtype, *more):
+        """A run with the choices that one rank made in f32; they must be the ones that it used."""
+        given = self.step(model, "one", "f32")[1]
+        path = os.path.join(self.folder, f"{model}.{mesh}.{dtype}.forced-routes.safetensors")
+        logits, text = self.execute(f"{model}.{mesh}.{dtype}", model, RANKS[mesh], f"--route-from={given}", f"--dump-routing={path}", *more,
+                                    tag=".forced")
+        wanted, used = load_file(given), load_file(path)
+        for name in routers_of(wanted):
+            if not np.array_equal(used[name + ".ids"], wanted[name + ".ids"]):
+                raise Wrong(f"{name} did not use the choices of the file")
+        return logits, text
 
-    def bf16(self, model):
-        _, routes = self.choices(model, "f32")
-        logits, _ = self.execute(f"{model}.one.bf16", model, 1, f"--route-from={routes}", tag=".forced")
+    def bf16(self, model, mesh):
+        """Close to the golden logits with f32's choices; nearly the same choices when free."""
+        logits, _ = self.forced(model, mesh, "bf16")
         worst = difference(logits, golden(model))
         if worst > BF16_TOLERANCE:
             raise Wrong(f"differs by {worst:.2e} of the largest logit with the choices of f32")
-        _, free = self.choices(model, "bf16")
-        ours, theirs = load_file(free), load_file(routes)
-        same = total = 0
-        for name, ids in theirs.items():
-            if name.endswith(".ids"):
-                a = np.sort(ids.reshape(-1, ids.shape[-1]), axis=1)
-                b = np.sort(ours[name].reshape(-1, ids.shape[-1]), axis=1)
-                same += int(np.sum(np.all(a == b, axis=1)))
-                total += len(a)
-        if total == 0 or same < SAME_CHOICES * total:
-            raise Wrong(f"{same} of {total} sets of experts equal those of f32")
-        return f"{worst:.1e} with f32's choices; {same} of {total} sets equal when free"
+        ours, f32 = load_file(self.step(model, mesh, "bf16")[1]), load_file(self.step(model, "one", "f32")[1])
+        same = np.concatenate([equal_sets(ours[n + ".ids"], f32[n + ".ids"]).ravel() for n in routers_of(f32)])
+        if np.sum(same) < SAME_CHOICES * same.size:
+            raise Wrong(f"{np.sum(same)} of {same.size} sets of experts equal those of f32")
+        return f"{worst:.1e} with f32's choices; {np.sum(same)} of {same.size} sets equal when free"
 
-    def bf16_mesh(self, model):
-        one, _ = self.execute(f"{model}.one.bf16", model, 1, tag=".one")
-        two, _ = self.execute(f"{model}.ep=2.bf16", model, 2)
-        worst = difference(two, one)
-        if worst > BF16_TOLERANCE:
-            raise Wrong(f"two ranks differ from one by {worst:.2e}")
-        return f"two ranks differ from one by {worst:.1e}"
-
-    def routing(self, model):
-        """Forced to its own choices, a run gives the same bits."""
-        logits, routes = self.choices(model, "f32")
-        again, _ = self.execute(f"{model}.one.f32", model, 1, f"--route-from={routes}", tag=".again")
-        if not np.array_equal(logits, again):
-            raise Wrong(f"forced to its own choices it differs by {difference(again, logits):.2e}")
-        found = load_file(routes)
-        gaps = [v for k, v in found.items() if k.endswith(".gaps")]
-        if not gaps or any(np.any(g < 0) or np.any(np.isnan(g)) for g in gaps):
-            raise Wrong("gaps are missing or negative")
-        return f"{len(gaps)} routers, same bits"
+    def routing(self, model, mesh):
+        """With the choices that it makes anyway, a run gives the same logits, also when it is replayed."""
+        free, _ = self.step(model, mesh, "f32")
+        logits, text = self.forced(model, mesh, "f32", "--repeat=2")
+        same = np.array_equal(logits, free)
+        if not same and (RANKS[mesh] == 1 or difference(logits, free) > 1e-6):
+            raise Wrong(f"forced to its own choices it differs by {difference(logits, free):.2e}")
+        count = int(re.search(r"(\d+) of \d+ instructions replayed", text).group(1))
+        if count == 0:
+            raise Wrong("nothing was replayed")
+        return f"{count} instructions replayed, bits {'same' if same else 'within 1e-6'}"
 
     def profile(self):
         path = os.path.join(self.folder, "profile.json")
@@ -256,7 +319,8 @@ class Suite:
         return ", ".join(f"{name} {speed} GB/s" for name, speed in speeds)
 
     def calls(self):
-        code, text, took = run([f"{ROOT}/test/CudaCallsTests"], timeout=600)
+        with self.slots.take(1):
+            code, text, took = run([f"{ROOT}/test/CudaCallsTests"], timeout=600)
         passed = re.search(r"\[  PASSED  \] (\d+) tests?", text)
         if code != 0 or not passed or "no CUDA device" in text or "SKIPPED" in text:
             raise Wrong(text[-4000:])
@@ -279,15 +343,19 @@ class Suite:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="only checks whose group and name contain all of these words")
-    parser.add_argument("--jobs", type=int, default=3, help="runs at a time, where they do not disturb each other")
+    parser.add_argument("--processes", type=int, default=12, help="processes at a time, where they do not disturb each other")
     parser.add_argument("--keep", help="keep outputs in this folder")
     parser.add_argument("--no-sanitizer", action="store_true")
     options = parser.parse_args()
     folder = options.keep or tempfile.mkdtemp(prefix="moira-conformance-")
     os.makedirs(folder, exist_ok=True)
-    suite = Suite(folder)
+    suite = Suite(folder, Slots(max(1, options.processes)))
 
-    # Alone, in this order: what shows the machine, then what fills it or counts seconds.
+    # What takes longest comes first.
+    if not options.no_sanitizer:
+        for tool in ("memcheck", "racecheck"):
+            suite.add("sanitizer", tool, lambda t=tool: suite.sanitizer(t))
+    suite.add("calls", "every library call", suite.calls)
     for ranks in (1, 2):
         suite.add("doctor", f"{ranks} ranks", lambda ranks=ranks: suite.doctor(ranks))
     for model in MODELS:
@@ -295,49 +363,54 @@ def main():
             suite.add("f32", f"{model} {mesh}", lambda m=model, x=mesh: suite.f32(m, x))
         for mesh in (m for m in RANKS if "ep" in m):
             suite.add("bound", f"{model} {mesh}", lambda m=model, x=mesh: suite.bound(m, x))
+        for mesh in RANKS:
+            suite.add("bf16", f"{model} {mesh}", lambda m=model, x=mesh: suite.bf16(m, x))
         suite.add("graphs", f"{model} one", lambda m=model: suite.graphs(m, "one"))
         suite.add("graphs", f"{model} ep=2", lambda m=model: suite.graphs(m, "ep=2"))
         suite.add("graphs", f"{model} one bf16", lambda m=model: suite.graphs(m, "one", "bf16"))
-        suite.add("bf16", model, lambda m=model: suite.bf16(m))
-        suite.add("bf16", f"{model} ep=2", lambda m=model: suite.bf16_mesh(m))
-        suite.add("routing", model, lambda m=model: suite.routing(m))
+        suite.add("routing", f"{model} one", lambda m=model: suite.routing(m, "one"))
+    suite.add("routing", "olmoe ep=2+tp=2", lambda: suite.routing("olmoe", "ep=2+tp=2"))
     suite.add("profile", "olmoe ep=2", suite.profile)
     suite.add("failures", "started by another launcher", suite.as_torchrun)
     suite.add("failures", "out of memory", suite.out_of_memory)
     suite.add("failures", "lost ranks of moe-run", lambda: suite.lost("processes", "kill,stop", 4))
     suite.add("failures", "lost ranks of torchrun", lambda: suite.lost("torchrun", "kill,stop,world", 6))
     suite.add("failures", "lost ranks of mpirun", lambda: suite.lost("mpirun", "kill,stop,world", 6))
-    suite.add("calls", "every library call", suite.calls)
-    if not options.no_sanitizer:
-        for tool in ("memcheck", "racecheck"):
-            suite.add("sanitizer", tool, lambda t=tool: suite.sanitizer(t))
 
     words = options.only.split()
     chosen = [c for c in suite.checks if all(w in f"{c[0]} {c[1]}".split() for w in words)]
     passed = failed = 0
 
     def attempt(check):
-        start = time.time()
+        start, suite.slots.mine.waited = time.time(), 0.0
         try:
-            return True, check[2](), time.time() - start
+            ok, text = True, check[2]()
         except Exception as error:  # every surprise is a failed check, and the others still run
-            return False, f"{'' if isinstance(error, Wrong) else type(error).__name__ + ': '}{error}", time.time() - start
+            ok, text = False, f"{'' if isinstance(error, Wrong) else type(error).__name__ + ': '}{error}"
+        return ok, text, time.time() - start - suite.slots.mine.waited, start
 
-    def report(check, result):
+    seconds = {}  # of each group: those that its checks ran, and of the clock at their first start and last end
+
+    def report(check, result, ended):
         nonlocal passed, failed
-        ok, text, took = result
+        ok, text, took, began = result
         passed, failed = passed + ok, failed + (not ok)
+        ran, first, last = seconds.get(check[0], (0, began, ended))
+        seconds[check[0]] = ran + took, min(first, began), max(last, ended)
         print(f"{'pass' if ok else 'FAIL'}  {check[0]:<9}  {check[1]:<28} {took:6.1f} s  {text}", flush=True)
 
-    together = {"f32", "bound", "bf16", "routing", "profile"}
-    with concurrent.futures.ThreadPoolExecutor(max(1, options.jobs)) as pool:
-        for check in (c for c in chosen if c[0] == "doctor"):
-            report(check, attempt(check))
-        many = [c for c in chosen if c[0] in together]
-        for check, result in zip(many, pool.map(attempt, many)):
-            report(check, result)
-    for check in (c for c in chosen if c[0] not in together and c[0] != "doctor"):
-        report(check, attempt(check))
+    # Doctor alone, as it measures speeds; failures alone and last, as they fill the device and count seconds.
+    begin = time.time()
+    for check in (c for c in chosen if c[0] == "doctor"):
+        report(check, attempt(check), time.time())
+    with concurrent.futures.ThreadPoolExecutor(max(1, options.processes)) as pool:
+        many = {pool.submit(attempt, c): c for c in chosen if c[0] not in ("doctor", "failures")}
+        for done in concurrent.futures.as_completed(many):
+            report(many[done], done.result(), time.time())
+    for check in (c for c in chosen if c[0] == "failures"):
+        report(check, attempt(check), time.time())
+    print(f"{time.time() - begin:.0f} s in all; " + ", ".join(
+        f"{group} {ran:.0f} s within {last - first:.0f} s" for group, (ran, first, last) in seconds.items()))
     if not options.keep:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"{passed} passed, {failed} failed")
