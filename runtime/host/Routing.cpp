@@ -211,6 +211,7 @@ template Status route<float>(const Call &);
 template Status route<double>(const Call &);
 template Status route<Bf16>(const Call &);
 template Status redirect<float>(const Call &);
+template Status redirect<Bf16>(const Call &);
 template Status redirect<double>(const Call &);
 
 } // namespace moira::rt::host::ref

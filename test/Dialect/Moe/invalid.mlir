@@ -322,7 +322,7 @@ func.func @f(%a: tensor<2x8xf32>, %b: tensor<8xf32>) {
 
 // AddOp C3
 func.func @f(%a: tensor<2x8xf32>, %b: tensor<8xbf16>) {
-  // expected-error @+1 {{C3: operands must have one element type, and the result that or a narrower one}}
+  // expected-error @+1 {{C3: operands must have one element type, the result that or a narrower one}}
   %0 = moe.add %a, %b : (tensor<2x8xf32>, tensor<8xbf16>) -> tensor<2x8xf32>
   return
 }
