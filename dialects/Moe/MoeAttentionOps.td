@@ -11,26 +11,47 @@ def Moe_PositionsOp : Moe_RuleOp<"positions", ["localize"]> {
   let assemblyFormat = "attr-dict `:` type($result)";
 }
 
-def Moe_RopeTableOp : Moe_RuleOp<"rope_table"> {
-  let summary = "cos and sin of position · theta^(-2i/dim)";
+def Moe_WholeOp : Moe_RuleOp<"whole"> {
+  let summary = "the same tensor, complete along some dimensions";
   let description = [{
-    pos[S] → cos[S,r], sin[S,r], r = dim/2. `scaling` is "none", or "linear": positions are divided by `factor`.
-    Constraints: (C1) dim is even and r·2 = dim; (C2) theta > 0, factor > 0; (C3) scaling is one of the names above.
+    x → x. Says where data are to be brought together: on a mesh the dimensions `dims` are not cut from here on, so what is made of them is made on every rank. A latent is so
+    gathered instead of the many keys and values that grow out of it. Nothing is computed.
+
+        %1 = moe.whole %latent dims [1] : (tensor<2x24x32xf32>) -> tensor<2x24x32xf32>
+
+    Constraints: (C1) dims are dimensions of x, each once; (C2) result and x have one type up to sharding.
   }];
-  let arguments = (ins Moe_I32Tensor:$pos, F64Attr:$theta, I64Attr:$dim, StrAttr:$scaling, F64Attr:$factor);
+  let arguments = (ins Moe_Tensor:$x, DenseI64ArrayAttr:$dims);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `dims` $dims attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_RopeTableOp : Moe_RuleOp<"rope_table"> {
+  let summary = "cos and sin of position · frequency";
+  let description = [{
+    pos[S] → cos[S,r], sin[S,r], one column for each of r frequencies, both times `factor`. Every published scaling of rotary embeddings is a list of frequencies (and a
+    factor), so none of them is known here. A frequency is used in the type of the result.
+
+        %cos, %sin = moe.rope_table %pos frequencies [1.0, 0.01] times 1.0 : (tensor<6xi32>) -> (tensor<6x2xf32>, tensor<6x2xf32>)
+
+    Constraints: (C1) the results are [S,r]; (C2) frequencies are finite, factor is finite and positive.
+  }];
+  let arguments = (ins Moe_I32Tensor:$pos, F64ArrayAttr:$frequencies, F64Attr:$factor);
   let results = (outs Moe_F32Tensor:$cos, Moe_F32Tensor:$sin);
-  let assemblyFormat = "$pos `theta` $theta `dim` $dim `scaling` $scaling `by` $factor attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$pos `frequencies` $frequencies `times` $factor attr-dict `:` functional-type(operands, results)";
 }
 
 def Moe_RopeOp : Moe_RuleOp<"rope"> {
-  let summary = "rotary position embedding, rotate-half convention";
+  let summary = "rotary position embedding";
   let description = [{
-    x[B,S,H,d], cos[S,r], sin[S,r] → x. Element i < r becomes x[i]·cos[i] − x[i+r]·sin[i], element i+r becomes x[i+r]·cos[i] + x[i]·sin[i]; elements from 2r on pass through.
-    Constraints: (C1) x has four dimensions and the result its shape; (C2) cos and sin are [S,r] with 2r ≤ d.
+    x[B,S,H..,d], cos[S,r], sin[S,r] → x. Pair i < r are the elements i and i+r (rotate-half), or 2i and 2i+1 if `interleaved`; its first becomes first·cos[i] − second·sin[i],
+    its second becomes second·cos[i] + first·sin[i]. Elements from 2r on pass through.
+
+    Constraints: (C1) x has three or four dimensions and the result its shape; (C2) cos and sin are [S,r] with 2r ≤ d.
   }];
-  let arguments = (ins Moe_Tensor:$x, Moe_F32Tensor:$cos, Moe_F32Tensor:$sin);
+  let arguments = (ins Moe_Tensor:$x, Moe_F32Tensor:$cos, Moe_F32Tensor:$sin, UnitAttr:$interleaved);
   let results = (outs Moe_Tensor:$result);
-  let assemblyFormat = "$x `,` $cos `,` $sin attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$x `,` $cos `,` $sin (`interleaved` $interleaved^)? attr-dict `:` functional-type(operands, results)";
 }
 
 def Moe_AttentionOp : Moe_RuleOp<"attention", ["localize"], [AttrSizedOperandSegments]> {

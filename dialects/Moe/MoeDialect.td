@@ -94,11 +94,16 @@ def Moe_SourceAttr : Moe_Attr<"Source", "source"> {
 
         #moe.source<names = ["a.experts.gate_up_proj"], disk_shape = [8, 64, 224], permute = [0, 3, 2, 1]>
 
+    With `slice` = [dim, first, size] a block is a part of what is named: its dimension `dim` is `size` on disk, and the block begins there at `first`. So the two halves of one
+    tensor fill two states:
+
+        #moe.source<names = ["a.kv_b_proj.weight"], disk_shape = [128, 32], slice = [1, 16, 32]>      a state [4,16,32]: the second 16 of each head's 32 rows
+
     Constraints: (C1) at least one name, none empty; (C2) `{e}` stands in every name if and only if `per_expert`; (C3) sizes of disk_shape are positive;
-    (C4) permute, if any, is a permutation.
+    (C4) permute, if any, is a permutation; (C5) slice, if any, has a dimension and 0 ≤ first < size.
   }];
   let parameters = (ins "::mlir::ArrayAttr":$names, DefaultValuedParameter<"bool", "false">:$per_expert, "::mlir::DenseI64ArrayAttr":$disk_shape,
-                        OptionalParameter<"::mlir::DenseI64ArrayAttr">:$permute);
+                        OptionalParameter<"::mlir::DenseI64ArrayAttr">:$permute, OptionalParameter<"::mlir::DenseI64ArrayAttr">:$slice);
   let assemblyFormat = "`<` struct(params) `>`";
   let genVerifyDecl = 1;
 }

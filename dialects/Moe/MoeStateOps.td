@@ -13,7 +13,7 @@ def Moe_StateOp : Moe_Op<"state", [HasParent<"::mlir::ModuleOp">, Symbol]> {
             from #moe.source<names = ["model.layers.0.mlp.experts.{e}.w2.weight"], per_expert = true, disk_shape = [64, 112]>
 
     Constraints: (C1) the type is a static ranked tensor of floats; (C2) the source's blocks, one for each expert and name, fill it exactly,
-    and `permute` names each of a block's dimensions;
+    `permute` names each of a block's dimensions, and `slice` one of them in which the block lies within the disk's size;
     (C3) it stands directly in a module.
   }];
   let arguments = (ins SymbolNameAttr:$sym_name, TypeAttr:$type, OptionalAttr<Moe_SourceAttr>:$source, OptionalAttr<I64Attr>:$layer);

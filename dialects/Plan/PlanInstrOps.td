@@ -18,7 +18,7 @@ class Plan_Instr<string mnemonic, string reads, string writes, list<Trait> trait
 defvar Plan_None = "(*this)->getOperands().slice(0, 0)";
 
 def Plan_Params : DictionaryAttrBase<CPred<"::moira::plan::isParams($_self)">,
-    "parameters: integers (i64), reals (f64), texts, integer lists (array<i64>) and rank offsets (#dist.offset)">;
+    "parameters: integers (i64), reals (f64), texts, integer lists (array<i64>), lists of reals ([f64, …]) and rank offsets (#dist.offset)">;
 
 class Plan_ParamInstr<string mnemonic, list<Trait> traits = []>
     : Plan_Instr<mnemonic, "getInputs()", "getOutputs()", !listconcat(traits, [AttrSizedOperandSegments])> {

@@ -24,9 +24,10 @@ static std::optional<ScalarType> scalarType(Type type) {
 }
 
 bool moira::isRowOp(Operation *op) {
+  if (auto rope = dyn_cast<moe::RopeOp>(op)) // kernels rotate halves of heads
+    return !rope.getInterleaved() && rankOf(rope.getX()) == 4;
   return isa<moe::RmsNormOp, moe::LayerNormOp, moe::SumSquaresOp, moe::RmsApplyOp, moe::AddOp,
-             moe::ScaleOp, moe::ClampOp, moe::ActOp, moe::GluOp, moe::SigmoidGateOp, moe::RopeOp>(
-      op);
+             moe::ScaleOp, moe::ClampOp, moe::ActOp, moe::GluOp, moe::SigmoidGateOp>(op);
 }
 
 /// How many leading dimensions of the op's first operand may be rows.

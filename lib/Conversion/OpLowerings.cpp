@@ -133,8 +133,11 @@ void LoweringTable::addRowWise() {
     return success();
   });
   add<moe::RopeOp>(+[](moe::RopeOp op, B &b) {
+    SmallVector<NamedAttribute> params;
+    if (op.getInterleaved())
+      params.push_back(b.integer("interleaved", 1));
     b.call("rope", {b.view(op.getX()), b.view(op.getCos()), b.view(op.getSin())},
-           {b.define(op.getResult())}, {});
+           {b.define(op.getResult())}, params);
     return success();
   });
 }
@@ -144,10 +147,13 @@ void LoweringTable::addAttention() {
     b.call("positions", {}, {b.define(op.getResult())}, {b.offset("start", op.getStartAttr())});
     return success();
   });
+  add<moe::WholeOp>(+[](moe::WholeOp op, B &b) {
+    b.alias(op.getResult(), b.view(op.getX()));
+    return success();
+  });
   add<moe::RopeTableOp>(+[](moe::RopeTableOp op, B &b) {
     b.call("rope_table", {b.view(op.getPos())}, {b.define(op.getCos()), b.define(op.getSin())},
-           {b.real("theta", toDouble(op.getTheta())), b.integer("dim", op.getDim()),
-            b.text("scaling", op.getScaling()), b.real("factor", toDouble(op.getFactor()))});
+           {{"frequencies", op.getFrequenciesAttr()}, b.real("factor", toDouble(op.getFactor()))});
     return success();
   });
   add<moe::AttentionOp>(+[](moe::AttentionOp op, B &b) {

@@ -39,6 +39,8 @@ public:
   /// A fresh view for the op's result; becomes view(tensor).
   mlir::Value define(mlir::Value tensor);
   mlir::Value define(plan::ViewType type);
+  /// The op's result is in this view already.
+  void alias(mlir::Value tensor, mlir::Value view) { views[tensor] = view; }
   plan::ViewType viewType(llvm::ArrayRef<int64_t> shape, mlir::Type element,
                           int64_t bound = -1) const;
   /// The view type of a local tensor: sharding encodings dropped, #dist.rows a bound.

@@ -10,9 +10,10 @@ using llvm::APFloat;
 void BlockBuilder::rotary(int64_t length) {
   loc = named("model.rotary_emb");
   positions = moe::PositionsOp::create(b, loc, tensor({length}, b.getI32Type()), Attribute());
-  auto half = tensor({length, spec.headDim / 2}, f32);
-  auto table = moe::RopeTableOp::create(b, loc, half, half, positions, APFloat(spec.rope.theta),
-                                        spec.headDim, spec.rope.scaling, APFloat(spec.rope.factor));
+  RopeSpec::Table rope = spec.rope.table(length);
+  auto half = tensor({length, int64_t(rope.frequencies.size())}, f32);
+  auto table = moe::RopeTableOp::create(b, loc, half, half, positions,
+                                        b.getF64ArrayAttr(rope.frequencies), APFloat(rope.factor));
   cos = table.getCos();
   sin = table.getSin();
 }

@@ -19,8 +19,9 @@ OwningOpRef<ModuleOp> BlockBuilder::startModule() {
       names.push_back(b.getStringAttr(name));
     auto permute =
         state.permute.empty() ? DenseI64ArrayAttr() : b.getDenseI64ArrayAttr(state.permute);
+    auto slice = state.slice.empty() ? DenseI64ArrayAttr() : b.getDenseI64ArrayAttr(state.slice);
     auto source = moe::SourceAttr::get(b.getContext(), b.getArrayAttr(names), state.perExpert,
-                                       b.getDenseI64ArrayAttr(state.diskShape), permute);
+                                       b.getDenseI64ArrayAttr(state.diskShape), permute, slice);
     moe::StateOp::create(b, named(state.name), state.name, weightType(state), source,
                          state.layer < 0 ? IntegerAttr() : b.getI64IntegerAttr(state.layer));
   }

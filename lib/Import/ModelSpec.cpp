@@ -54,6 +54,11 @@ private:
     std::optional<StringRef> text = value.getAsString();
     return text && text->starts_with("$") ? config.values.at(text->drop_front().str()) : value;
   }
+  /// Whether the config itself has the field, rather than a default.
+  bool isSaid(StringRef meaning) const {
+    std::optional<StringRef> text = modelClass.model.at(meaning.str()).getAsString();
+    return text && text->starts_with("$") && config.spelling.count(text->drop_front().str());
+  }
   bool isNull(StringRef meaning) const { return get(meaning).kind() == json::Value::Null; }
   bool flag(StringRef meaning) const { return get(meaning).getAsBoolean().value_or(false); }
   double number(StringRef meaning) const { return get(meaning).getAsNumber().value_or(0); }
@@ -109,68 +114,32 @@ private:
 
   /// One of two spellings: rope_parameters (v5), or rope_scaling beside rope_theta (v4).
   void rope() {
-    spec.rope.theta = number("default_theta");
-    bool v5 = !isNull("rope_parameters") && !get("rope_parameters").getAsObject()->empty();
-    bool v4 = !isNull("rope_scaling") && !get("rope_scaling").getAsObject()->empty();
-    if (v4 && v5 && get("rope_parameters") != get("rope_scaling"))
+    auto given = [&](StringRef meaning) {
+      return !isNull(meaning) && !get(meaning).getAsObject()->empty();
+    };
+    auto said = [&](StringRef meaning) { return given(meaning) && isSaid(meaning); };
+    if (said("rope_scaling") && said("rope_parameters") &&
+        get("rope_parameters") != get("rope_scaling"))
       fail(ErrorId::BadConfigValue, fieldOf("rope_parameters") + " and " + fieldOf("rope_scaling") +
                                         " are both given and differ; keep one");
-    StringRef meaning = v4 ? "rope_scaling" : "rope_parameters";
-    std::string field = fieldOf(meaning);
-    json::Object none;
-    const json::Object &parameters = v4 || v5 ? *get(meaning).getAsObject() : none;
-
-    std::string type = "default";
-    for (StringRef key : {"type", "rope_type"})
-      if (const json::Value *value = parameters.get(key); value && *value != absent) {
-        if (std::optional<StringRef> text = value->getAsString())
-          type = text->str();
-        else
-          fail(ErrorId::BadConfigValue,
-               field + "." + key + "=" + jsonText(*value) + " is not a string");
-      }
-    if (type != "default" && type != "linear")
-      return fail(ErrorId::UnsupportedConfig,
-                  field + ".rope_type=" + jsonText(json::Value(json::fixUTF8(type))) +
-                      " is not supported; supported: default, linear");
-    std::map<std::string, const json::Value *> members;
-    for (const auto &member : parameters)
-      members[StringRef(member.first).str()] = &member.second;
-    bool haveTheta = false;
-    for (const auto &[key, value] : members) {
-      std::string where = field + "." + key;
-      if (key == "type" || key == "rope_type")
-        continue;
-      if (key == "rope_theta" || (key == "factor" && type == "linear")) {
-        std::optional<double> n = value->getAsNumber();
-        if (!n || !std::isfinite(*n) || *n <= 0)
-          fail(ErrorId::BadConfigValue,
-               where + "=" + jsonText(*value) + " is not a positive number");
-        else
-          (key == "factor" ? spec.rope.factor : spec.rope.theta) = *n;
-        haveTheta |= key == "rope_theta";
-      } else if (key == "partial_rotary_factor") {
-        if (*value != absent && value->getAsNumber() != 1.0)
-          fail(ErrorId::UnsupportedConfig,
-               where + "=" + jsonText(*value) + " is not supported; supported: 1.0");
-      } else {
-        fail(ErrorId::UnknownConfigField,
-             "unknown field " + field + "." + key.substr(0, 80) + " for rope_type " + type +
-                 "; known: rope_theta, rope_type, type, factor (linear), "
-                 "partial_rotary_factor");
-      }
-    }
-    if (!haveTheta && !isNull("rope_theta")) {
-      spec.rope.theta = number("rope_theta");
-      haveTheta = true;
-    }
-    if (!haveTheta)
+    StringRef meaning = given("rope_scaling") ? "rope_scaling" : "rope_parameters";
+    auto optional = [&](StringRef field) {
+      return isNull(field) ? std::nullopt : std::optional(number(field));
+    };
+    RopeFields fields;
+    fields.fileName = fileName.str();
+    fields.field = fieldOf(meaning);
+    fields.parameters = given(meaning) ? get(meaning).getAsObject() : nullptr;
+    fields.theta = number(isNull("rope_theta") ? "default_theta" : "rope_theta");
+    fields.positions = optional("positions");
+    fields.originalPositions = optional("original_positions");
+    fields.partial = optional("rotary_part");
+    fields.headDim = spec.headDim;
+    fields.ownFactors = flag("rope_own_factors");
+    spec.rope = readRope(fields, status);
+    const json::Value *theta = fields.parameters ? fields.parameters->get("rope_theta") : nullptr;
+    if (isNull("rope_theta") && (!theta || *theta == absent))
       spec.defaults.push_back({fieldOf("rope_theta"), jsonText(get("default_theta"))});
-    if (type == "linear") {
-      spec.rope.scaling = "linear";
-      if (!parameters.get("factor"))
-        fail(ErrorId::MissingConfigField, field + " lacks factor, which rope_type linear needs");
-    }
   }
 
   void experts() {

@@ -52,8 +52,12 @@ CallParams resolveParams(const fb::Instr &instr, const MeshPosition &place) {
     case fb::ParamKind::offset:
       params.integers[name] = param->i() * place.index(axesOf(param->axes()));
       break;
+    case fb::ParamKind::reals:
+      if (param->reals())
+        params.realLists[name].assign(param->reals()->begin(), param->reals()->end());
+      break;
     case fb::ParamKind::integers:
-      break; // no call takes a list
+      break; // no call takes such a list
     }
   }
   return params;

@@ -39,6 +39,7 @@ public:
   double real(const char *name) const { return find(name)->real; }
   // Of optional parameters and operands.
   bool has(const char *name) const { return find(name); }
+  std::span<const double> list(const char *name) const { return find(name)->reals; }
   int64_t integerOr(const char *name, int64_t fallback) const {
     const CallParam *param = find(name);
     return param ? param->integer : fallback;
@@ -107,6 +108,10 @@ void CallCheck::checkParams() {
                   static_cast<int>(param->kind), fb::EnumNameParamKind(desc.kind)));
     else if (param && param->kind == fb::ParamKind::real && std::isnan(param->real))
       fail("parameter " + desc.name + " is not a number");
+    else if (param && param->kind == fb::ParamKind::reals &&
+             std::any_of(param->reals.begin(), param->reals.end(),
+                         [](double value) { return std::isnan(value); }))
+      fail("parameter " + desc.name + " holds something that is not a number");
   }
   for (size_t i = 0; i < params.size(); ++i) {
     bool known = false;
@@ -350,13 +355,13 @@ void check_positions(CallCheck &c) {
 }
 
 void check_rope_table(CallCheck &c) {
-  if (Wide(c.fixed("r")) * 2 != c.integer("dim"))
-    c.fail(format("cos and sin have %lld columns, dim is %lld; wanted is half of dim",
-                  static_cast<long long>(c.dim("r").scale),
-                  static_cast<long long>(c.integer("dim"))));
-  if (!(c.real("theta") > 0) || std::isinf(c.real("theta")))
-    c.fail("theta is not a positive number");
-  c.oneOf("scaling", {"none", "linear"});
+  std::span<const double> frequencies = c.list("frequencies");
+  if (c.fixed("r") != static_cast<int64_t>(frequencies.size()))
+    c.fail(format("cos and sin have %lld columns for %zu frequencies",
+                  static_cast<long long>(c.dim("r").scale), frequencies.size()));
+  for (double frequency : frequencies)
+    if (std::isinf(frequency))
+      return c.fail("frequencies holds an infinite one");
   if (!(c.real("factor") > 0) || std::isinf(c.real("factor")))
     c.fail("factor is not a positive number");
 }
@@ -447,6 +452,8 @@ void check_glu(CallCheck &c) {
 void check_sigmoid_gate(CallCheck &) {}
 
 void check_rope(CallCheck &c) {
+  if (int64_t value = c.integerOr("interleaved", 0); value != 0 && value != 1)
+    c.fail(format("interleaved is %lld, not 0 or 1", static_cast<long long>(value)));
   if (Wide(c.fixed("r")) * 2 > c.fixed("d"))
     c.fail(format("%lld rotated pairs do not fit a head of %lld",
                   static_cast<long long>(c.dim("r").scale),

@@ -114,6 +114,9 @@ std::vector<ParamDesc> parseParams(std::string_view call, std::string_view text)
     case 'o':
       param.kind = fb::ParamKind::offset;
       break;
+    case 'v':
+      param.kind = fb::ParamKind::reals;
+      break;
     default:
       badDescriptor(call, word);
     }

@@ -246,6 +246,8 @@ void InstrCheck::call() {
       param.text = p->s()->string_view();
     if (p->axes())
       param.axes = {p->axes()->data(), p->axes()->size()};
+    if (p->reals())
+      param.reals = {p->reals()->data(), p->reals()->size()};
     callParams.push_back(param);
   }
   CallEnv env;

@@ -208,6 +208,19 @@ void verifySource(ProgramContext &ctx, const fb::State &state, const std::string
   std::vector<Dim> block, stored;
   for (size_t i = leading; i < shape.size(); ++i)
     block.push_back({shape[i], false});
+  if (const auto *slice = source.slice()) {
+    size_t dim = 0;
+    bool sound = slice->size() == 3 && slice->Get(0) >= 0 &&
+                 slice->Get(0) < static_cast<int64_t>(block.size()) && slice->Get(1) >= 0 &&
+                 slice->Get(1) < slice->Get(2);
+    if (sound) {
+      dim = static_cast<size_t>(slice->Get(0));
+      sound = block[dim].scale <= slice->Get(2) - slice->Get(1);
+    }
+    if (!sound)
+      return fail("its source's slice is not within the dimensions of a block " + shapeText(block));
+    block[dim].scale = slice->Get(2);
+  }
   for (size_t i = 0; i < std::min<size_t>(disk.size(), kMaxDims + 1); ++i)
     stored.push_back({disk[i], false});
   std::optional<Dim> have = elementsOf(stored, 0), want = elementsOf(block, 0);

@@ -207,6 +207,11 @@ void forEachPiece(const fb::State &state, const Shard &shard, const Checkpoint *
   };
   Box onDisk{tail(shard.global), tail(shard.start), tail(shard.valid)};
   Box inBlock{tail(shard.local), std::vector<int64_t>(onDisk.shape.size(), 0), onDisk.extent};
+  if (const auto *slice = source.slice()) {
+    size_t dim = static_cast<size_t>(slice->Get(0));
+    onDisk.start[dim] += slice->Get(1);
+    onDisk.shape[dim] = slice->Get(2);
+  }
   std::vector<uint8_t> permute;
   if (source.permute())
     permute.assign(source.permute()->begin(), source.permute()->end());

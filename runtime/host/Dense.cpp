@@ -73,25 +73,23 @@ template <typename S> Status positions(const Call &call) {
   return {};
 }
 
-/// As the reference implementation (transformers) rounds it: frequencies and angles in the type of
-/// the table, so in float for f32.
+/// As the published models round it: angles in the type of the table, so in float for f32.
 template <typename T> Status rope_table(const Call &call) {
   using S = Accumulator<T>;
   const int32_t *pos = call.input<int32_t>(0);
   S *cosines = call.output<S>(0), *sines = call.output<S>(1);
   int64_t n = call.in[0].elements(), r = call.out[0].shape[1];
-  int64_t dim = call.params.integer("dim");
-  S theta = S(call.params.real("theta"));
-  std::string_view scaling = call.params.text("scaling");
-  if (scaling != "none" && scaling != "linear" && !scaling.empty())
-    return badCall(call, "unknown scaling '" + std::string(scaling) + "'");
-  S factor = scaling == "linear" ? S(call.params.real("factor", 1)) : S(1);
+  std::span<const double> frequencies = call.params.list("frequencies");
+  if (int64_t(frequencies.size()) != r)
+    return badCall(call,
+                   format("%zu frequencies for %lld columns", frequencies.size(), (long long)r));
+  S factor = S(call.params.real("factor", 1));
   for (int64_t i = 0; i < r; ++i) {
-    S frequency = S(1) / std::pow(theta, S(2 * i) / S(dim)) / factor;
+    S frequency = S(frequencies[size_t(i)]);
     for (int64_t p = 0; p < n; ++p) {
       S angle = S(pos[p]) * frequency;
-      cosines[p * r + i] = std::cos(angle);
-      sines[p * r + i] = std::sin(angle);
+      cosines[p * r + i] = std::cos(angle) * factor;
+      sines[p * r + i] = std::sin(angle) * factor;
     }
   }
   return {};

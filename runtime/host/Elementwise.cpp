@@ -173,23 +173,25 @@ template <typename S> Status sigmoid_gate(const Call &call) {
   return {};
 }
 
-/// Rotates the pairs (i, i + r) of the first 2r dimensions of each head; the rest passes through.
 template <typename S> Status rope(const Call &call) {
   using A = Accumulator<S>;
   const S *x = call.input<S>(0);
   const A *cosines = call.input<A>(1), *sines = call.input<A>(2);
   S *out = call.output<S>(0);
   const std::vector<int64_t> &shape = call.in[0].shape;
-  int64_t sequence = shape[1], heads = shape[2], width = shape[3], r = call.in[1].shape[1];
+  int64_t sequence = shape[1], width = shape.back(), r = call.in[1].shape[1];
+  int64_t heads = product(shape, 2, shape.size() - 1);
   if (r > width / 2)
     return badCall(
         call, format("%lld pairs to rotate in a head of %lld", (long long)r, (long long)width));
+  bool interleaved = call.params.integer("interleaved") != 0;
   for (int64_t t = 0; t < shape[0] * sequence * heads; ++t, x += width, out += width) {
     int64_t s = t / heads % sequence;
     for (int64_t i = 0; i < r; ++i) {
-      A c = cosines[s * r + i], n = sines[s * r + i], low = x[i], high = x[i + r];
-      out[i] = S(low * c - high * n);
-      out[i + r] = S(high * c + low * n);
+      int64_t first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + r;
+      A c = cosines[s * r + i], n = sines[s * r + i], low = x[first], high = x[second];
+      out[first] = S(low * c - high * n);
+      out[second] = S(high * c + low * n);
     }
     std::copy(x + 2 * r, x + width, out + 2 * r);
   }

@@ -137,6 +137,8 @@ private:
         params.reals[p.name()->str()] = p.r();
       else if (p.kind() == fb::ParamKind::text)
         params.texts[p.name()->str()] = p.s() ? p.s()->str() : "";
+      else if (p.kind() == fb::ParamKind::reals && p.reals())
+        params.realLists[p.name()->str()].assign(p.reals()->begin(), p.reals()->end());
       else if (p.kind() == fb::ParamKind::offset)
         params.integers[p.name()->str()] = offsetOf(p);
     }

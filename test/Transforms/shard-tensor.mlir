@@ -26,7 +26,7 @@ func.func @forward(%ids: tensor<2x3xi32>, %mask: tensor<2x3xi32>, %r: !moe.routi
   %embed = moe.param @embed : tensor<9x8xf32>
   %x = moe.embedding %ids, %embed : (tensor<2x3xi32>, tensor<9x8xf32>) -> tensor<2x3x8xf32>
   %pos = moe.positions : tensor<3xi32>
-  %cos, %sin = moe.rope_table %pos theta 1.0e4 dim 6 scaling "none" by 1.0 : (tensor<3xi32>) -> (tensor<3x3xf32>, tensor<3x3xf32>)
+  %cos, %sin = moe.rope_table %pos frequencies [1.0, 0.1, 0.01] times 1.0 : (tensor<3xi32>) -> (tensor<3x3xf32>, tensor<3x3xf32>)
   %wq = moe.param @q : tensor<4x6x8xf32>
   %q0 = moe.linear %x, %wq contract 1 : (tensor<2x3x8xf32>, tensor<4x6x8xf32>) -> tensor<2x3x4x6xf32>
   %bias = moe.param @bias : tensor<4x6xf32>

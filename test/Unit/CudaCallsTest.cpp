@@ -42,21 +42,15 @@ TEST_F(CudaCalls, PositionsStartAtTheShard) {
 }
 
 TEST_F(CudaCalls, RopeTableRoundsAsTheHostDoes) {
-  for (bool scaled : {false, true}) {
-    // Angles reach thousands, so a frequency that is off by one unit in the last place already
-    // shows near 1e-4.
-    Mode mode{.hostFloat = true, .f32Error = 2e-5};
-    expectAgrees(*gpu, "rope_table", {I(random.ids({500}, 0, 8191))},
-                 {A(Shape{500, 64}), A(Shape{500, 64})},
-                 params({{"dim", 128}}, {{"theta", 10000}, {"factor", 4}},
-                        {{"scaling", scaled ? "linear" : "none"}}),
-                 mode);
-    expectAgrees(*gpu, "rope_table", {I(random.ids({70}, 0, 40000))},
-                 {A(Shape{70, 8}), A(Shape{70, 8})},
-                 params({{"dim", 16}}, {{"theta", 1e6}, {"factor", 8}},
-                        {{"scaling", scaled ? "linear" : "none"}}),
-                 mode);
-  }
+  // Angles reach thousands, so an angle that is off by one unit in the last place already shows.
+  Mode mode{.hostFloat = true, .f32Error = 1e-6};
+  expectAgrees(*gpu, "rope_table", {I(random.ids({500}, 0, 8191))},
+               {A(Shape{500, 64}), A(Shape{500, 64})}, ropeParams(10000, 128), mode);
+  expectAgrees(*gpu, "rope_table", {I(random.ids({70}, 0, 40000))},
+               {A(Shape{70, 8}), A(Shape{70, 8})}, ropeParams(1e6, 16, 1.375), mode);
+  // More frequencies than one launch takes.
+  expectAgrees(*gpu, "rope_table", {I(random.ids({9}, 0, 4000))},
+               {A(Shape{9, 600}), A(Shape{9, 600})}, ropeParams(1e4, 1200), mode);
 }
 
 TEST_F(CudaCalls, LinearWithAndWithoutCublas) {

@@ -112,9 +112,7 @@ TEST(HostCalls, RopeRotatesHalvesAndPassesTheRest) {
   Tensor<int32_t> pos({2}, {0, 1});
   for (CallFlavor flavor : flavors) {
     Tensor<float> cosines({2, 2}), sines({2, 2});
-    ASSERT_TRUE(call("rope_table", flavor, {pos}, {cosines, sines},
-                     params({{"dim", 4}}, {{"theta", 10000}}, {{"scaling", "none"}}))
-                    .ok());
+    ASSERT_TRUE(call("rope_table", flavor, {pos}, {cosines, sines}, ropeParams(10000, 4)).ok());
     EXPECT_FLOAT_EQ(cosines.values[2], std::cos(1.0f));
     EXPECT_FLOAT_EQ(sines.values[3], std::sin(0.01f));
     Tensor<float> x({1, 2, 1, 5}, {1, 2, 3, 4, 5, 1, 2, 3, 4, 5}), out({1, 2, 1, 5});
@@ -129,20 +127,39 @@ TEST(HostCalls, RopeRotatesHalvesAndPassesTheRest) {
   }
 }
 
-TEST(HostCalls, LinearRopeScalingDividesPositions) {
-  Tensor<int32_t> pos({1}, {8}), two({1}, {2});
-  Tensor<double> c8({1, 3}), s8({1, 3}), c2({1, 3}), s2({1, 3});
-  ASSERT_TRUE(call("rope_table", CallFlavor::reference, {pos}, {c8, s8},
-                   params({{"dim", 6}}, {{"theta", 500}, {"factor", 4}}, {{"scaling", "linear"}}))
-                  .ok());
-  ASSERT_TRUE(call("rope_table", CallFlavor::reference, {two}, {c2, s2},
-                   params({{"dim", 6}}, {{"theta", 500}}, {{"scaling", "none"}}))
-                  .ok());
-  EXPECT_LT(relativeError(c8, c2), 1e-14);
-  EXPECT_LT(relativeError(s8, s2), 1e-14);
-  Status s = call("rope_table", CallFlavor::reference, {two}, {c2, s2},
-                  params({{"dim", 6}}, {{"theta", 500}}, {{"scaling", "yarn"}}));
-  EXPECT_NE(s.str().find("unknown scaling 'yarn'"), std::string::npos) << s.str();
+TEST(HostCalls, RopeTableMultipliesByItsFactor) {
+  Tensor<int32_t> pos({2}, {0, 8});
+  Tensor<double> cosines({2, 1}), sines({2, 1});
+  CallParams p = params({}, {{"factor", 1.5}});
+  p.realLists["frequencies"] = {0.25};
+  ASSERT_TRUE(call("rope_table", CallFlavor::reference, {pos}, {cosines, sines}, p).ok());
+  EXPECT_EQ(cosines.values, (std::vector<double>{1.5, 1.5 * std::cos(2.0)}));
+  EXPECT_EQ(sines.values, (std::vector<double>{0, 1.5 * std::sin(2.0)}));
+  p.realLists["frequencies"] = {0.25, 0.5};
+  Status s = call("rope_table", CallFlavor::reference, {pos}, {cosines, sines}, p);
+  EXPECT_NE(s.str().find("2 frequencies for 1 columns"), std::string::npos) << s.str();
+}
+
+TEST(HostCalls, InterleavedRopeRotatesNeighbours) {
+  // The same numbers as rotate-half's after taking even elements before odd ones, also for keys
+  // without heads.
+  Random random(testSeed());
+  Tensor<int32_t> pos({3}, {0, 5, 9});
+  Tensor<double> cosines({3, 2}), sines({3, 2});
+  ASSERT_TRUE(
+      call("rope_table", CallFlavor::reference, {pos}, {cosines, sines}, ropeParams(100, 4)).ok());
+  Tensor<double> x = random.normal<double>({2, 3, 5}), apart = x, out(x.shape), want(x.shape);
+  auto order = [](int64_t i) { return i < 2 ? 2 * i : i < 4 ? 2 * (i - 2) + 1 : i; };
+  for (int64_t t = 0; t < 6; ++t)
+    for (int64_t i = 0; i < 5; ++i)
+      apart.values[size_t(t * 5 + i)] = x.values[size_t(t * 5 + order(i))];
+  ASSERT_TRUE(
+      call("rope", CallFlavor::reference, {x, cosines, sines}, {out}, params({{"interleaved", 1}}))
+          .ok());
+  ASSERT_TRUE(call("rope", CallFlavor::reference, {apart, cosines, sines}, {want}, {}).ok());
+  for (int64_t t = 0; t < 6; ++t)
+    for (int64_t i = 0; i < 5; ++i)
+      EXPECT_EQ(out.values[size_t(t * 5 + order(i))], want.values[size_t(t * 5 + i)]);
 }
 
 /// All keys weigh the same (queries are zero), so that the result is the mean of the visible

@@ -67,6 +67,14 @@ inline CallParams params(std::map<std::string, int64_t, std::less<>> integers,
   return p;
 }
 
+/// Parameters of rope_table: frequencies theta^(-2i/dim).
+inline CallParams ropeParams(double theta, int64_t dim, double factor = 1) {
+  CallParams p = params({}, {{"factor", factor}});
+  for (int64_t i = 0; i < dim; i += 2)
+    p.realLists["frequencies"].push_back(std::pow(theta, -double(i) / double(dim)));
+  return p;
+}
+
 inline Status call(std::string_view name, CallFlavor flavor, std::vector<TensorRef> in,
                    std::vector<TensorRef> out, const CallParams &p,
                    const RouteHooks *hooks = nullptr) {

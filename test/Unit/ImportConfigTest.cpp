@@ -136,11 +136,36 @@ INSTANTIATE_TEST_SUITE_P(
         {"rope_type",
          mixtral("'rope_parameters': {'rope_type': 'magic', 'rope_theta': 1e4}"),
          {ErrorId::UnsupportedConfig},
-         {"rope_parameters.rope_type=\"magic\"", "default, linear"}},
-        {"yarn_v4",
+         {"rope_parameters.rope_type=\"magic\"",
+          "default, linear, dynamic, yarn, longrope, llama3"}},
+        {"yarn_without_length",
          mixtral("'rope_scaling': {'type': 'yarn', 'factor': 4.0}"),
-         {ErrorId::UnsupportedConfig},
-         {"rope_scaling.rope_type=\"yarn\""}},
+         {ErrorId::MissingConfigField},
+         {"max_position_embeddings is missing, which rope_scaling of rope_type yarn needs"}},
+        {"yarn_truncate",
+         mixtral("'max_position_embeddings': 64, 'rope_parameters': {'rope_type': 'yarn', "
+                 "'factor': 4.0, 'truncate': 3}"),
+         {ErrorId::BadConfigValue},
+         {"rope_parameters.truncate=3 is not true or false"}},
+        {"longrope_divisors",
+         mixtral("'max_position_embeddings': 64, 'head_dim': 8, 'rope_parameters': {'rope_type': "
+                 "'longrope', 'short_factor': [1, 2, 3], 'long_factor': [1, 2, 3, 0]}"),
+         {ErrorId::BadConfigValue, ErrorId::BadConfigValue},
+         {"short_factor is not a list of 4 positive numbers", "long_factor is not a list of 4"}},
+        {"llama3_factors",
+         mixtral("'max_position_embeddings': 64, 'rope_parameters': {'rope_type': 'llama3', "
+                 "'factor': 8, 'low_freq_factor': 4, 'high_freq_factor': 4}"),
+         {ErrorId::BadConfigValue},
+         {"high_freq_factor=4 is not above low_freq_factor=4"}},
+        {"dynamic_without_factor",
+         mixtral("'max_position_embeddings': 64, 'rope_parameters': {'rope_type': 'dynamic'}"),
+         {ErrorId::MissingConfigField},
+         {"rope_parameters lacks factor, which rope_type dynamic needs"}},
+        {"own_factors_of_another_class",
+         mixtral("'max_position_embeddings': 64, 'rope_parameters': {'rope_type': 'linear', "
+                 "'factor': 2, 'short_mscale': 1.0}"),
+         {ErrorId::UnknownConfigField},
+         {"rope_parameters.short_mscale"}},
         {"rope_theta",
          mixtral("'rope_parameters': {'rope_theta': 0}"),
          {ErrorId::BadConfigValue},
@@ -334,7 +359,7 @@ TEST(ModelSpec, RopeInBothSpellings) {
                              "'factor': 4.0, 'partial_rotary_factor': 1.0}"}) {
     RopeSpec rope = good(mixtral(fields)).rope;
     EXPECT_EQ(rope.theta, 5e5);
-    EXPECT_EQ(rope.scaling, "linear");
+    EXPECT_EQ(rope.scaling, RopeSpec::Scaling::linear);
     EXPECT_EQ(rope.factor, 4.0);
   }
 }

@@ -13,7 +13,7 @@ std::vector<Example> examples() {
       {"rope_table",
        {i({8})},
        {f({8, 4}), f({8, 4})},
-       {real("theta", 1e4), integer("dim", 8), text("scaling", "none"), real("factor", 1)}},
+       {reals("frequencies", kFrequencies), real("factor", 1)}},
       {"attention",
        {f({1, 4, 2, 16}), f({1, 8, 1, 16}), f({1, 8, 1, 24}), i({4}), i({8}), i({1, 8}),
         f({1, 4, 2, 6}), f({1, 8, 6}), f({2, 4, 8}), f({2})},
@@ -118,7 +118,8 @@ PlanSpec callsPlan() {
                              param.integer,
                              param.real,
                              std::string(param.text),
-                             {param.axes.begin(), param.axes.end()}});
+                             {param.axes.begin(), param.axes.end()},
+                             {param.reals.begin(), param.reals.end()}});
     p.instrs.push_back(call);
     if (e.call == "pack")
       p.instrs.push_back({.kind = fb::InstrKind::require_bound, .inputs = {call.outputs.back()}});

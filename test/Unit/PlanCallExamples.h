@@ -30,6 +30,9 @@ inline CallParam integer(std::string_view name, int64_t value) {
 inline CallParam real(std::string_view name, double value) {
   return {.name = name, .kind = fb::ParamKind::real, .real = value};
 }
+inline CallParam reals(std::string_view name, std::span<const double> values) {
+  return {.name = name, .kind = fb::ParamKind::reals, .reals = values};
+}
 inline CallParam text(std::string_view name, std::string_view value) {
   return {.name = name, .kind = fb::ParamKind::text, .text = value};
 }
@@ -37,6 +40,7 @@ inline CallParam offset(std::string_view name, int64_t factor, std::span<const u
   return {.name = name, .kind = fb::ParamKind::offset, .integer = factor, .axes = axes};
 }
 
+inline constexpr double kFrequencies[] = {1, 0.1, 0.01, 0.001};
 inline constexpr uint8_t kDp[] = {0}, kTp[] = {1}, kBoth[] = {0, 1};
 inline constexpr uint32_t kMesh[] = {2, 4}; // dp, tp
 inline CallEnv env() { return {fb::DType::f32, kMesh, 32}; }

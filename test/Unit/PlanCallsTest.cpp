@@ -82,10 +82,23 @@ TEST(CallRegistry, RefusesBrokenContracts) {
       {"embedding", [](Example &e) { e.outputs.push_back(e.outputs[0]); }, "2 outputs where 1"},
       {"positions", [](Example &e) { e.params[0] = offset("start", int64_t(1) << 31, kDp); },
        "range of i32"},
-      {"rope_table", [](Example &e) { e.params[0].real = 0; }, "theta"},
-      {"rope_table", [](Example &e) { e.params[0].real = std::nan(""); }, "not a number"},
-      {"rope_table", [](Example &e) { e.params[1].integer = 10; }, "half of dim"},
-      {"rope_table", [](Example &e) { e.params[2].text = "yarn"; }, "scaling is none of"},
+      {"rope_table", [](Example &e) { e.params[1].real = 0; }, "factor is not a positive number"},
+      {"rope_table", [](Example &e) { e.params[1].real = std::nan(""); }, "not a number"},
+      {"rope_table", [](Example &e) { e.params[0].reals = e.params[0].reals.first(3); },
+       "4 columns for 3 frequencies"},
+      {"rope_table",
+       [](Example &e) {
+         static constexpr double infinite[] = {1, 2, 3, INFINITY};
+         e.params[0].reals = infinite;
+       },
+       "infinite"},
+      {"rope_table",
+       [](Example &e) {
+         static const double no[] = {1, 2, 3, std::nan("")};
+         e.params[0].reals = no;
+       },
+       "frequencies holds something that is not a number"},
+      {"rope", [](Example &e) { e.params = {integer("interleaved", 2)}; }, "interleaved is 2"},
       {"attention", [](Example &e) { e.params[1].integer = -1; }, "window is -1"},
       {"attention", [](Example &e) { e.params[3].integer = 8; }, "past the 1 kv heads"},
       {"attention", [](Example &e) { e.params[2].integer = 7; }, "leaves the 7 q_heads"},

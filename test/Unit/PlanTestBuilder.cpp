@@ -30,7 +30,7 @@ Offset<fb::Instr> instrOf(FlatBufferBuilder &b, const InstrSpec &i) {
   auto inputs = b.CreateVector(i.inputs), outputs = b.CreateVector(i.outputs);
   auto params = all(b, i.params, [&](const ParamSpec &p) {
     return fb::CreateParam(b, b.CreateString(p.name), p.kind, p.i, p.r, b.CreateString(p.s), 0,
-                           b.CreateVector(p.axes));
+                           b.CreateVector(p.axes), p.reals.empty() ? 0 : b.CreateVector(p.reals));
   });
   return fb::CreateInstr(b, i.kind, i.target, i.queue, inputs, outputs, params,
                          b.CreateVector(i.axes), i.layer, i.location);
@@ -41,7 +41,8 @@ Offset<fb::State> stateOf(FlatBufferBuilder &b, const StateSpec &s) {
   if (!s.sources.empty())
     source = fb::CreateSource(b, b.CreateVectorOfStrings(s.sources), s.perExpert,
                               b.CreateVector(s.diskShape),
-                              s.permute.empty() ? 0 : b.CreateVector(s.permute));
+                              s.permute.empty() ? 0 : b.CreateVector(s.permute),
+                              s.slice.empty() ? 0 : b.CreateVector(s.slice));
   return fb::CreateState(b, b.CreateString(s.name), s.dtype, b.CreateVector(s.shape),
                          dimsOf(b, s.dims), s.arena, s.offset, source);
 }

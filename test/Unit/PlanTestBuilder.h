@@ -37,6 +37,7 @@ struct ParamSpec {
   double r = 0;
   std::string s{};
   std::vector<uint8_t> axes{};
+  std::vector<double> reals{};
 };
 struct InstrSpec {
   fb::InstrKind kind = fb::InstrKind::call;
@@ -67,6 +68,7 @@ struct StateSpec {
   std::vector<int64_t> diskShape{};
   fb::DType dtype = fb::DType::f32;
   std::vector<uint8_t> permute{}; // empty: none
+  std::vector<int64_t> slice{};   // empty: none
 };
 struct ProgramSpec {
   std::string name{};

@@ -51,6 +51,7 @@ struct SourceSpec {
   bool perExpert = false;
   Shape disk;
   std::vector<uint8_t> permute = {}; // empty: none
+  Shape slice = {};                  // empty: none
 };
 
 struct InputRange {
@@ -89,7 +90,8 @@ public:
           stateBytes,
           fb::CreateSource(b(), b().CreateVectorOfStrings(source.names), source.perExpert,
                            b().CreateVector(source.disk),
-                           source.permute.empty() ? 0 : b().CreateVector(source.permute)),
+                           source.permute.empty() ? 0 : b().CreateVector(source.permute),
+                           source.slice.empty() ? 0 : b().CreateVector(source.slice)),
           -1));
       uint32_t v = addView(0, stateBytes, 0, type, local, -1);
       stateBytes += padded(type, local);

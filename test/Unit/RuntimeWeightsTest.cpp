@@ -35,6 +35,23 @@ bool next(Shape &index, const Shape &shape) {
 }
 
 /// A block of `shape` as it lies on disk: dimension order[i] of the block is the i-th there.
+/// The block of this shape within what `slice` (dim, first, size) makes it a part of; the rest is
+/// −1.
+std::vector<float> surrounded(const std::vector<float> &block, const Shape &shape,
+                              const Shape &slice) {
+  Shape stored = shape;
+  size_t dim = size_t(slice[0]);
+  stored[dim] = slice[2];
+  std::vector<float> out(product(stored), -1.0f);
+  int64_t inner = product(Shape(shape.begin() + slice[0] + 1, shape.end()));
+  for (size_t i = 0; i < block.size(); ++i) {
+    int64_t column = int64_t(i) % inner, row = int64_t(i) / inner % shape[dim],
+            outer = int64_t(i) / inner / shape[dim];
+    out[(outer * slice[2] + slice[1] + row) * inner + column] = block[i];
+  }
+  return out;
+}
+
 std::vector<float> permuted(const std::vector<float> &block, const Shape &shape,
                             const std::vector<uint8_t> &order) {
   Shape stored, index(shape.size(), 0);
@@ -95,6 +112,11 @@ Case randomCase(std::mt19937 &random) {
     c.source.names.push_back(perExpert ? "experts.{e}.w" + std::to_string(j)
                                        : "w" + std::to_string(j));
   Shape block(c.shape.begin() + perExpert + list, c.shape.end());
+  if (!block.empty() && pick(0, 1)) { // a part of what is stored
+    int64_t d = pick(0, static_cast<int>(block.size()) - 1), first = pick(0, 3);
+    c.source.slice = {d, first, first + block[d] + pick(0, 2)};
+    block[d] = c.source.slice[2];
+  }
   if (pick(0, 1)) { // dimensions in another order
     for (size_t d = 0; d < block.size(); ++d)
       c.source.permute.push_back(static_cast<uint8_t>(d));
@@ -130,14 +152,20 @@ TEST(RuntimeWeights, EveryRankGetsItsBox) {
     for (float &x : global)
       x = static_cast<float>(random() % 1000) + 1;
     std::vector<TestTensor> tensors;
-    int64_t block = product(c.source.disk), at = 0;
+    Shape blockShape(c.shape.begin() + c.source.perExpert + (c.source.names.size() > 1),
+                     c.shape.end());
+    int64_t block = product(blockShape), at = 0;
     int64_t experts = c.source.perExpert ? c.shape[0] : 1;
     for (int64_t e = 0; e < experts; ++e)
       for (const std::string &name : c.source.names) {
         std::vector<float> part(global.begin() + at, global.begin() + at + block);
+        Shape stored = blockShape;
+        if (!c.source.slice.empty()) {
+          part = surrounded(part, blockShape, c.source.slice);
+          stored[c.source.slice[0]] = c.source.slice[2];
+        }
         if (!c.source.permute.empty())
-          part = permuted(part, Shape(c.shape.end() - c.source.permute.size(), c.shape.end()),
-                          c.source.permute);
+          part = permuted(part, stored, c.source.permute);
         at += block;
         tensors.push_back(testTensor(sourceName(name, e), "F32", c.source.disk, part));
       }

@@ -159,8 +159,7 @@ private:
     std::fill(mask.values.begin(), mask.values.end(), 1);
     Tensor<S> cosines({localSequence, headDim / 2}), sines({localSequence, headDim / 2}),
         rq(q.shape), rk(k.shape), out(q.shape);
-    run("rope_table", {qpos}, {cosines, sines},
-        params({{"dim", headDim}}, {{"theta", theta}}, {{"scaling", "none"}}));
+    run("rope_table", {qpos}, {cosines, sines}, ropeParams(theta, headDim));
     run("rope", {q, cosines, sines}, {rq});
     run("rope", {k, cosines, sines}, {rk});
     run("attention", {rq, gatherSequence(rk), gatherSequence(v), qpos, kpos, mask}, {out},

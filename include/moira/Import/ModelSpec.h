@@ -7,6 +7,7 @@
 
 #include "moira/Dialect/Moe/IR/MoeDialect.h"
 #include "moira/Import/ConfigValues.h"
+#include "moira/Import/RopeSpec.h"
 
 namespace moira {
 
@@ -26,12 +27,6 @@ enum class ChoiceBias {
 struct LayerSpec {
   int64_t window = 0; // keys that a query sees, 0: all
   bool sparse = true;
-};
-
-struct RopeSpec {
-  double theta = 0;
-  std::string scaling = "none"; // as moe.rope_table
-  double factor = 1;
 };
 
 struct ModelSpec {

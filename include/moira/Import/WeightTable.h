@@ -23,6 +23,7 @@ struct WeightState {
   bool perExpert = false;
   llvm::SmallVector<int64_t> diskShape; // of each named tensor
   llvm::SmallVector<int64_t> permute;   // of its dimensions, as #moe.source has it; empty: none
+  llvm::SmallVector<int64_t> slice;     // as #moe.source has it; empty: none
 
   int64_t elements() const;
 };

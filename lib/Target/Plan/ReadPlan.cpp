@@ -114,13 +114,15 @@ void Reader::readState(const fb::State &state) {
     SmallVector<Attribute> names;
     for (const flatbuffers::String *name : *source->names())
       names.push_back(text(name));
-    DenseI64ArrayAttr permute;
+    DenseI64ArrayAttr permute, slice;
     if (source->permute())
       permute = builder.getDenseI64ArrayAttr(
           SmallVector<int64_t>(source->permute()->begin(), source->permute()->end()));
+    if (source->slice())
+      slice = builder.getDenseI64ArrayAttr(toVector(*source->slice()));
     from = moe::SourceAttr::get(
         builder.getContext(), builder.getArrayAttr(names), source->per_expert(),
-        builder.getDenseI64ArrayAttr(toVector(*source->disk_shape())), permute);
+        builder.getDenseI64ArrayAttr(toVector(*source->disk_shape())), permute, slice);
   }
   StateOp::create(builder, loc, text(state.name()),
                   TypeAttr::get(globalType(state.dtype(), *state.shape(), *state.dims())),
@@ -167,6 +169,11 @@ DictionaryAttr Reader::readParams(const fb::Instr &instr) {
     case fb::ParamKind::integers:
       value = builder.getDenseI64ArrayAttr(param->ints() ? toVector(*param->ints())
                                                          : std::vector<int64_t>());
+      break;
+    case fb::ParamKind::reals:
+      value = builder.getF64ArrayAttr(param->reals()
+                                          ? ArrayRef(param->reals()->data(), param->reals()->size())
+                                          : ArrayRef<double>());
       break;
     case fb::ParamKind::offset:
       value = dist::OffsetAttr::get(builder.getContext(), axes(param->axes()), param->i());

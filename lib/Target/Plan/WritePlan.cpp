@@ -152,7 +152,10 @@ Offset<fb::State> Writer::writeState(StateOp state) {
     if (DenseI64ArrayAttr order = source.getPermute())
       permute = out.CreateVector(
           std::vector<uint8_t>(order.asArrayRef().begin(), order.asArrayRef().end()));
-    from = fb::CreateSource(out, list, source.getPerExpert(), disk, permute);
+    Offset<flatbuffers::Vector<int64_t>> slice;
+    if (DenseI64ArrayAttr part = source.getSlice())
+      slice = sizes(part.asArrayRef());
+    from = fb::CreateSource(out, list, source.getPerExpert(), disk, permute, slice);
   }
   auto name = text(state.getName());
   auto shape = sizes(type.getShape());
@@ -186,6 +189,13 @@ Offset<fb::Param> Writer::writeParam(StringRef paramName, Attribute value) {
       .Case<DenseI64ArrayAttr>([&](auto integers) {
         auto values = sizes(integers.asArrayRef());
         return fb::CreateParam(out, name, fb::ParamKind::integers, 0, 0, 0, values);
+      })
+      .Case<ArrayAttr>([&](auto list) {
+        std::vector<double> reals;
+        for (auto real : list.template getAsRange<FloatAttr>())
+          reals.push_back(real.getValueAsDouble());
+        auto values = out.CreateVector(reals);
+        return fb::CreateParam(out, name, fb::ParamKind::reals, 0, 0, 0, 0, 0, values);
       })
       .Case<dist::OffsetAttr>([&](auto offset) {
         auto along = axes(offset.getAxes());

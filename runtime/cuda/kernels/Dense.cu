@@ -3,6 +3,8 @@
 //===----------------------------------------------------------------------===//
 #include "DeviceTools.h"
 
+#include <algorithm>
+
 namespace moira::rt::cuda {
 namespace {
 
@@ -41,17 +43,22 @@ __global__ void fillPositions(int32_t *out, int64_t n, int64_t start) {
     out[i] = int32_t(start + i);
 }
 
-/// Float arithmetic as the host's: each function rounded once from double, which is what a good
-/// libm gives, and every product and quotient rounded to float.
+/// As many frequencies as one launch takes; they travel with its arguments.
+constexpr int64_t kFrequencies = 256;
+struct Frequencies {
+  float at[kFrequencies];
+};
+
+/// Columns [first, first + count) of the table. Float arithmetic as the host's: products rounded to
+/// float, each function rounded once from double, which is what a good libm gives.
 __global__ void fillRopeTable(const int32_t *pos, float *cosines, float *sines, int64_t n,
-                              int64_t r, float dim, float theta, float factor) {
-  for (int64_t at = threadNumber(); at < n * r; at += threadCount()) {
-    int64_t p = at / r, i = at % r;
-    float power = float(pow(double(theta), double(__fdiv_rn(float(2 * i), dim))));
-    float frequency = __fdiv_rn(__fdiv_rn(1.0f, power), factor);
-    double angle = double(__fmul_rn(float(pos[p]), frequency));
-    cosines[at] = float(cos(angle));
-    sines[at] = float(sin(angle));
+                              int64_t r, int64_t first, int64_t count, Frequencies frequencies,
+                              float factor) {
+  for (int64_t at = threadNumber(); at < n * count; at += threadCount()) {
+    int64_t p = at / count, i = at % count, to = p * r + first + i;
+    double angle = double(__fmul_rn(float(pos[p]), frequencies.at[i]));
+    cosines[to] = __fmul_rn(float(cos(angle)), factor);
+    sines[to] = __fmul_rn(float(sin(angle)), factor);
   }
 }
 
@@ -99,17 +106,23 @@ Status ops::positions(const Call &call) {
 }
 
 Status ops::rope_table(const Call &call) {
-  std::string_view scaling = call.params.text("scaling");
-  if (scaling != "none" && scaling != "linear" && !scaling.empty())
-    return badCall(call, "unknown scaling '" + std::string(scaling) + "'");
-  float factor = scaling == "linear" ? float(call.params.real("factor", 1)) : 1.0f;
   int64_t n = call.in[0].elements(), r = call.out[0].shape[1];
-  if (n == 0 || r == 0)
-    return {};
-  fillRopeTable<<<blocksOfThreads(n * r), kWarpBlock, 0, call.stream()>>>(
-      call.input<int32_t>(0), call.output<float>(0), call.output<float>(1), n, r,
-      float(call.params.integer("dim")), float(call.params.real("theta")), factor);
-  return launched(call);
+  std::span<const double> list = call.params.list("frequencies");
+  if (int64_t(list.size()) != r)
+    return badCall(call, format("%zu frequencies for %lld columns", list.size(), (long long)r));
+  float factor = float(call.params.real("factor", 1));
+  for (int64_t first = 0; n > 0 && first < r; first += kFrequencies) {
+    int64_t count = std::min(kFrequencies, r - first);
+    Frequencies frequencies = {};
+    for (int64_t i = 0; i < count; ++i)
+      frequencies.at[i] = float(list[size_t(first + i)]);
+    fillRopeTable<<<blocksOfThreads(n * count), kWarpBlock, 0, call.stream()>>>(
+        call.input<int32_t>(0), call.output<float>(0), call.output<float>(1), n, r, first, count,
+        frequencies, factor);
+    if (Status s = launched(call); !s)
+      return s;
+  }
+  return {};
 }
 
 } // namespace moira::rt::cuda

@@ -4,6 +4,7 @@
 //===----------------------------------------------------------------------===//
 #include "DeviceTools.h"
 
+#include <algorithm>
 #include <cmath>
 #include <optional>
 
@@ -190,10 +191,11 @@ __global__ void gateAll(const X *x, const G *gate, Out *out, int64_t n, int64_t 
   }
 }
 
-/// One thread a rotated pair (i, i + r), or an element past the pairs; x and out may be one.
+/// One thread a rotated pair, or an element past the pairs; x and out may be one.
 template <typename X, typename Out>
 __global__ void rotate(const X *x, const float *cosines, const float *sines, Out *out, int64_t rows,
-                       int64_t sequence, int64_t heads, int64_t width, int64_t r) {
+                       int64_t sequence, int64_t heads, int64_t width, int64_t r,
+                       bool interleaved) {
   int64_t work = width - r;
   for (int64_t at = threadNumber(); at < rows * work; at += threadCount()) {
     int64_t row, i;
@@ -206,9 +208,10 @@ __global__ void rotate(const X *x, const float *cosines, const float *sines, Out
     }
     int64_t s = row / heads % sequence;
     float c = cosines[s * r + i], n = sines[s * r + i];
-    float low = toFloat(from[i]), high = toFloat(from[i + r]);
-    to[i] = fromFloat<Out>(low * c - high * n);
-    to[i + r] = fromFloat<Out>(high * c + low * n);
+    int64_t first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + r;
+    float low = toFloat(from[first]), high = toFloat(from[second]);
+    to[first] = fromFloat<Out>(low * c - high * n);
+    to[second] = fromFloat<Out>(high * c + low * n);
   }
 }
 
@@ -374,7 +377,8 @@ Status ops::sigmoid_gate(const Call &call) {
 
 Status ops::rope(const Call &call) {
   const std::vector<int64_t> &shape = call.in[0].shape;
-  int64_t width = shape[3], r = call.in[1].shape[1], rows = shape[0] * shape[1] * shape[2];
+  int64_t width = shape.back(), r = call.in[1].shape[1], rows = leading(call.in[0], 1),
+          heads = rows / std::max<int64_t>(1, shape[0] * shape[1]);
   if (r > width / 2)
     return badCall(
         call, format("%lld pairs to rotate in a head of %lld", (long long)r, (long long)width));
@@ -384,7 +388,7 @@ Status ops::rope(const Call &call) {
     return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
       rotate<<<blocksOfThreads(rows * (width - r)), kWarpBlock, 0, call.stream()>>>(
           call.input<X>(0), call.input<float>(1), call.input<float>(2), call.output<Out>(0), rows,
-          shape[1], shape[2], width, r);
+          shape[1], heads, width, r, call.params.integer("interleaved") != 0);
       return launched(call);
     });
   });

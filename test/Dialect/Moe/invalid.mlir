@@ -85,6 +85,18 @@
 
 // -----
 
+// SourceAttr C5
+// expected-error @+1 {{C5: slice must be [dim, first, size]}}
+moe.state @w : tensor<4x8xf32> from #moe.source<names = ["a"], disk_shape = [4, 8], slice = [0, 4, 4]>
+
+// -----
+
+// StateOp C2: slice
+// expected-error @+1 {{C2: slice array<i64: 0, 3, 6> is not within a block's dimensions}}
+moe.state @w : tensor<4x8xf32> from #moe.source<names = ["a"], disk_shape = [6, 8], slice = [0, 3, 6]>
+
+// -----
+
 // StateOp C1
 // expected-error @+1 {{C1: the type must be a static ranked tensor of floats}}
 moe.state @w : tensor<4xi32>
@@ -437,37 +449,64 @@ func.func @f() {
 
 // -----
 
+// WholeOp C1: a dimension that is none
+func.func @f(%x: tensor<2x6xf32>) {
+  // expected-error @+1 {{C1: dims must be dimensions of x, each once}}
+  %0 = moe.whole %x dims [2] : (tensor<2x6xf32>) -> tensor<2x6xf32>
+  return
+}
+
+// -----
+
+// WholeOp C1: a dimension twice
+func.func @f(%x: tensor<2x6xf32>) {
+  // expected-error @+1 {{C1: dims must be dimensions of x, each once}}
+  %0 = moe.whole %x dims [1, 1] : (tensor<2x6xf32>) -> tensor<2x6xf32>
+  return
+}
+
+// -----
+
+// WholeOp C2
+func.func @f(%x: tensor<2x6xf32>) {
+  // expected-error @+1 {{C2: result and x must have one type}}
+  %0 = moe.whole %x dims [1] : (tensor<2x6xf32>) -> tensor<6x2xf32>
+  return
+}
+
+// -----
+
 // RopeTableOp C1
 func.func @f(%p: tensor<6xi32>) {
-  // expected-error @+1 {{C1: dim must be even}}
-  %c:2 = moe.rope_table %p theta 1.0 dim 7 scaling "none" by 1.0 : (tensor<6xi32>) -> (tensor<6x3xf32>, tensor<6x3xf32>)
+  // expected-error @+1 {{C1: the results must be [S, 2], a column for each frequency}}
+  %c:2 = moe.rope_table %p frequencies [1.0, 0.1] times 1.0 : (tensor<6xi32>) -> (tensor<6x3xf32>, tensor<6x3xf32>)
   return
 }
 
 // -----
 
-// RopeTableOp C2
+// RopeTableOp C2: factor
 func.func @f(%p: tensor<6xi32>) {
-  // expected-error @+1 {{C2: theta and factor must be positive}}
-  %c:2 = moe.rope_table %p theta 0.0 dim 8 scaling "none" by 1.0 : (tensor<6xi32>) -> (tensor<6x4xf32>, tensor<6x4xf32>)
+  // expected-error @+1 {{C2: frequencies must be finite and factor a positive number}}
+  %c:2 = moe.rope_table %p frequencies [1.0, 0.1] times 0.0 : (tensor<6xi32>) -> (tensor<6x2xf32>, tensor<6x2xf32>)
   return
 }
 
 // -----
 
-// RopeTableOp C3
+// RopeTableOp C2: frequencies
 func.func @f(%p: tensor<6xi32>) {
-  // expected-error @+1 {{C3: unknown scaling}}
-  %c:2 = moe.rope_table %p theta 1.0 dim 8 scaling "magic" by 1.0 : (tensor<6xi32>) -> (tensor<6x4xf32>, tensor<6x4xf32>)
+  // expected-error @+1 {{C2: frequencies must be finite and factor a positive number}}
+  %c:2 = moe.rope_table %p frequencies [1.0, 0x7FF0000000000000 : f64] times 1.0 : (tensor<6xi32>) -> (tensor<6x2xf32>, tensor<6x2xf32>)
   return
 }
 
 // -----
 
 // RopeOp C1
-func.func @f(%x: tensor<6x4x8xf32>, %c: tensor<6x4xf32>) {
-  // expected-error @+1 {{C1: x must have four dimensions}}
-  %0 = moe.rope %x, %c, %c : (tensor<6x4x8xf32>, tensor<6x4xf32>, tensor<6x4xf32>) -> tensor<6x4x8xf32>
+func.func @f(%x: tensor<4x8xf32>, %c: tensor<6x4xf32>) {
+  // expected-error @+1 {{C1: x must have three or four dimensions}}
+  %0 = moe.rope %x, %c, %c : (tensor<4x8xf32>, tensor<6x4xf32>, tensor<6x4xf32>) -> tensor<4x8xf32>
   return
 }
 

@@ -6,6 +6,8 @@
 moe.state @experts.w : tensor<8x2x112x64xf32> from #moe.source<names = ["e.{e}.w1", "e.{e}.w3"], per_expert = true, disk_shape = [112, 64]> layer 0
 // CHECK: moe.state @experts.v : tensor<8x2x112x64xf32> from <names = ["e.gate_up"], disk_shape = [8, 64, 224], permute = [0, 3, 2, 1]>
 moe.state @experts.v : tensor<8x2x112x64xf32> from #moe.source<names = ["e.gate_up"], disk_shape = [8, 64, 224], permute = [0, 3, 2, 1]>
+// CHECK: moe.state @part : tensor<4x16x32xf32> from <names = ["a"], disk_shape = [128, 32], slice = [1, 16, 32]>
+moe.state @part : tensor<4x16x32xf32> from #moe.source<names = ["a"], disk_shape = [128, 32], slice = [1, 16, 32]>
 // CHECK: moe.state @moments : tensor<4xf32>
 moe.state @moments : tensor<4xf32>
 
@@ -49,12 +51,16 @@ func.func @dense(%ids: tensor<2x6xi32>, %table: tensor<16x8xf32>, %w: tensor<4x2
 }
 
 // CHECK-LABEL: func.func @attention
-func.func @attention(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %mask: tensor<2x6xi32>) -> tensor<2x6x4x8xf32> {
+func.func @attention(%x: tensor<2x6x8xf32>, %q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %mask: tensor<2x6xi32>) -> tensor<2x6x4x8xf32> {
   // CHECK: moe.positions : tensor<6xi32>
   %pos = moe.positions : tensor<6xi32>
-  // CHECK: moe.rope_table %{{.*}} theta 1.000000e+04 dim 8 scaling "none" by 1.000000e+00 :
-  %cos, %sin = moe.rope_table %pos theta 1.0e4 dim 8 scaling "none" by 1.0 : (tensor<6xi32>) -> (tensor<6x4xf32>, tensor<6x4xf32>)
-  // CHECK: moe.rope
+  // CHECK: moe.rope_table %{{.*}} frequencies [1.000000e+00, 0.10000000149011612, 0.0099999997764825821, 0.0010000000474974513] times 1.250000e+00 :
+  %cos, %sin = moe.rope_table %pos frequencies [1.0, 0.10000000149011612, 0.0099999997764825821, 0.0010000000474974513] times 1.25 : (tensor<6xi32>) -> (tensor<6x4xf32>, tensor<6x4xf32>)
+  // CHECK: moe.whole %{{.*}} dims [1] : (tensor<2x6x8xf32>) -> tensor<2x6x8xf32>
+  %whole = moe.whole %x dims [1] : (tensor<2x6x8xf32>) -> tensor<2x6x8xf32>
+  // CHECK: moe.rope %{{.*}}, %{{.*}}, %{{.*}} interleaved : (tensor<2x6x8xf32>,
+  %shared = "moe.rope"(%x, %cos, %sin) <{interleaved}> : (tensor<2x6x8xf32>, tensor<6x4xf32>, tensor<6x4xf32>) -> tensor<2x6x8xf32>
+  // CHECK: moe.rope %{{.*}}, %{{.*}}, %{{.*}} :
   %r = moe.rope %q, %cos, %sin : (tensor<2x6x4x8xf32>, tensor<6x4xf32>, tensor<6x4xf32>) -> tensor<2x6x4x8xf32>
   // CHECK: moe.attention %{{.*}}, %{{.*}}, %{{.*}} at %{{.*}}, %{{.*}} mask %{{.*}} heads 4 over 2 scale 2.500000e-01 window 0 :
   %o = moe.attention %r, %k, %k at %pos, %pos mask %mask heads 4 over 2 scale 0.25 window 0

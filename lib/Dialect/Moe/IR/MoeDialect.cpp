@@ -82,7 +82,7 @@ RouterFields RouterAttr::getFields() const {
 
 LogicalResult SourceAttr::verify(function_ref<InFlightDiagnostic()> emitError, ArrayAttr names,
                                  bool perExpert, DenseI64ArrayAttr diskShape,
-                                 DenseI64ArrayAttr permute) {
+                                 DenseI64ArrayAttr permute, DenseI64ArrayAttr slice) {
   if (names.empty())
     return emitError() << "C1: a source needs a tensor name";
   for (Attribute name : names) {
@@ -98,6 +98,8 @@ LogicalResult SourceAttr::verify(function_ref<InFlightDiagnostic()> emitError, A
       return emitError() << "C3: disk_shape has a size of " << size;
   if (permute && !isPermutationVector(permute.asArrayRef()))
     return emitError() << "C4: permute must be a permutation";
+  if (slice && (slice.size() != 3 || slice[0] < 0 || slice[1] < 0 || slice[1] >= slice[2]))
+    return emitError() << "C5: slice must be [dim, first, size] with 0 <= first < size";
   return success();
 }
 

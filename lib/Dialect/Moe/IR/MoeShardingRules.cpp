@@ -160,6 +160,18 @@ FactorRule PositionsOp::getFactorRule() {
   return rule;
 }
 
+/// x → x; the named dimensions are not cut.
+FactorRule WholeOp::getFactorRule() {
+  FactorRule rule;
+  Ids x;
+  for (auto [i, size] : llvm::enumerate(shapeOf(getX())))
+    x.push_back(rule.addFactor(llvm::is_contained(getDims(), int64_t(i)) ? whole : pass, size));
+  rule.operands = {x};
+  rule.results = {x};
+  rule.linearity = Linearity::first;
+  return rule;
+}
+
 /// pos[S] → cos[S,r], sin[S,r]
 FactorRule RopeTableOp::getFactorRule() {
   FactorRule rule;
@@ -170,7 +182,7 @@ FactorRule RopeTableOp::getFactorRule() {
   return rule;
 }
 
-/// x[b,s,h,d], cos[s,r], sin[s,r] → x
+/// x[b,s,h..,d], cos[s,r], sin[s,r] → x
 FactorRule RopeOp::getFactorRule() {
   FactorRule rule;
   Ids x = rule.addFactors(pass, shapeOf(getX()).drop_back());

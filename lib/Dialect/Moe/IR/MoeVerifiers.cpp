@@ -53,7 +53,14 @@ LogicalResult StateOp::verify() {
   if (type.getRank() < leading || (names > 1 && type.getDimSize(leading - 1) != names))
     return emitOpError("C2: the leading dimensions must index ")
            << (source.getPerExpert() ? "the expert and " : "") << names << " names";
-  for (int64_t size : type.getShape().drop_front(leading))
+  SmallVector<int64_t> stored(type.getShape().drop_front(leading));
+  if (DenseI64ArrayAttr slice = source.getSlice()) {
+    int64_t dim = slice[0];
+    if (dim >= int64_t(stored.size()) || stored[dim] > slice[2] - slice[1])
+      return emitOpError("C2: slice ") << slice << " is not within a block's dimensions";
+    stored[dim] = slice[2];
+  }
+  for (int64_t size : stored)
     wanted *= size;
   if (block != wanted)
     return emitOpError("C2: a block has ")
@@ -224,24 +231,34 @@ LogicalResult PositionsOp::verify() {
              : emitOpError("C1: the result must have one dimension");
 }
 
+LogicalResult WholeOp::verify() {
+  SmallVector<int64_t> dims(getDims());
+  llvm::sort(dims);
+  if (dims.empty() || dims.front() < 0 || dims.back() >= tensorOf(getX()).getRank() ||
+      std::adjacent_find(dims.begin(), dims.end()) != dims.end())
+    return emitOpError("C1: dims must be dimensions of x, each once");
+  if (shapeOf(getX()) != shapeOf(getResult()) || elementOf(getX()) != elementOf(getResult()))
+    return emitOpError("C2: result and x must have one type");
+  return success();
+}
+
 LogicalResult RopeTableOp::verify() {
-  int64_t dim = getDim();
-  if (dim < 2 || dim % 2 || tensorOf(getPos()).getRank() != 1 ||
-      shapeOf(getCos()) != shapeOf(getSin()) ||
-      shapeOf(getCos()) != ArrayRef(concat(shapeOf(getPos()), {dim / 2})))
-    return emitOpError("C1: dim must be even and the results [S, dim/2]");
-  if (!(getTheta().convertToDouble() > 0) || !(getFactor().convertToDouble() > 0))
-    return emitOpError("C2: theta and factor must be positive");
-  if (getScaling() != "none" && getScaling() != "linear")
-    return emitOpError("C3: unknown scaling ") << getScalingAttr();
+  int64_t r = getFrequencies().size();
+  if (r < 1 || tensorOf(getPos()).getRank() != 1 || shapeOf(getCos()) != shapeOf(getSin()) ||
+      shapeOf(getCos()) != ArrayRef(concat(shapeOf(getPos()), {r})))
+    return emitOpError("C1: the results must be [S, ") << r << "], a column for each frequency";
+  if (!llvm::all_of(getFrequencies().getAsRange<FloatAttr>(),
+                    [](FloatAttr f) { return f.getValue().isFinite(); }) ||
+      !getFactor().isFinite() || !(getFactor().convertToDouble() > 0))
+    return emitOpError("C2: frequencies must be finite and factor a positive number");
   return success();
 }
 
 LogicalResult RopeOp::verify() {
   ArrayRef<int64_t> x = shapeOf(getX()), cos = shapeOf(getCos());
-  if (x.size() != 4 || x != shapeOf(getResult()))
-    return emitOpError("C1: x must have four dimensions and the result its shape");
-  if (cos.size() != 2 || cos != shapeOf(getSin()) || cos[0] != x[1] || cos[1] * 2 > x[3])
+  if ((x.size() != 3 && x.size() != 4) || x != shapeOf(getResult()))
+    return emitOpError("C1: x must have three or four dimensions and the result its shape");
+  if (cos.size() != 2 || cos != shapeOf(getSin()) || cos[0] != x[1] || cos[1] * 2 > x.back())
     return emitOpError("C2: cos and sin must be [S, r] with 2r at most the head's size");
   return success();
 }

@@ -55,10 +55,11 @@ static std::vector<rt::CallOperand> operandsOf(OperandRange views) {
 rt::Status plan::checkCallOp(CallOp op, const rt::CallDesc &call) {
   auto plan = op->getParentOfType<PlanOp>();
   auto program = op->getParentOfType<ProgramOp>();
-  // Axis lists live in `axes` for as long as the parameters that point into them.
-  std::vector<std::vector<uint8_t>> axes(op.getParams().size());
+  // Lists live here for as long as the parameters that point into them.
+  std::vector<std::vector<uint8_t>> axisLists(op.getParams().size());
+  std::vector<std::vector<double>> realLists(op.getParams().size());
   std::vector<rt::CallParam> params;
-  for (auto [named, list] : llvm::zip(op.getParams(), axes)) {
+  for (auto [named, axes, reals] : llvm::zip(op.getParams(), axisLists, realLists)) {
     rt::CallParam param;
     param.name = std::string_view(named.getName().getValue());
     if (auto integer = dyn_cast<IntegerAttr>(named.getValue())) {
@@ -75,8 +76,13 @@ rt::Status plan::checkCallOp(CallOp op, const rt::CallDesc &call) {
       param.integer = offset.getStride();
       // An unknown axis becomes a number that the check refuses.
       for (StringAttr axis : offset.getAxes())
-        list.push_back(static_cast<uint8_t>(plan.indexOfAxis(axis.getValue())));
-      param.axes = list;
+        axes.push_back(static_cast<uint8_t>(plan.indexOfAxis(axis.getValue())));
+      param.axes = axes;
+    } else if (auto list = dyn_cast<ArrayAttr>(named.getValue())) {
+      param.kind = fb::ParamKind::reals;
+      for (auto real : list.getAsRange<FloatAttr>())
+        reals.push_back(real.getValueAsDouble());
+      param.reals = reals;
     } else {
       param.kind = fb::ParamKind::integers;
     }

@@ -51,6 +51,11 @@ bool plan::isParams(Attribute attribute) {
              return integer.getType().isSignlessInteger(64);
            if (auto real = dyn_cast<FloatAttr>(value))
              return real.getType().isF64();
+           if (auto list = dyn_cast<ArrayAttr>(value))
+             return llvm::all_of(list, [](Attribute element) {
+               auto real = dyn_cast<FloatAttr>(element);
+               return real && real.getType().isF64();
+             });
            return isa<StringAttr, DenseI64ArrayAttr, dist::OffsetAttr>(value);
          });
 }

@@ -74,6 +74,7 @@ struct CallParam {
   double real = 0;
   std::string_view text{};
   std::span<const uint8_t> axes{};
+  std::span<const double> reals{};
 };
 
 /// What a call is checked against.

@@ -36,6 +36,7 @@ public:
   std::map<std::string, int64_t, std::less<>> integers;
   std::map<std::string, double, std::less<>> reals;
   std::map<std::string, std::string, std::less<>> texts;
+  std::map<std::string, std::vector<double>, std::less<>> realLists;
   int64_t integer(std::string_view name, int64_t fallback = 0) const {
     auto it = integers.find(name);
     return it == integers.end() ? fallback : it->second;
@@ -47,6 +48,10 @@ public:
   std::string_view text(std::string_view name) const {
     auto it = texts.find(name);
     return it == texts.end() ? std::string_view() : std::string_view(it->second);
+  }
+  std::span<const double> list(std::string_view name) const {
+    auto it = realLists.find(name);
+    return it == realLists.end() ? std::span<const double>() : it->second;
   }
   /// For a call with the parameter `with`: which of the given optional operands `role` is, counted
   /// from 0 behind those that are never left out; -1 if it is not given.
