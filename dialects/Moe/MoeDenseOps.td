@@ -24,6 +24,20 @@ def Moe_EmbeddingOp : Moe_RuleOp<"embedding", ["localize"]> {
   let assemblyFormat = "$ids `,` $table attr-dict `:` functional-type(operands, results)";
 }
 
+def Moe_FullOp : Moe_RuleOp<"full"> {
+  let summary = "a tensor whose elements all are one number";
+  let description = [{
+    The weight of a norm that has none, for one.
+
+        %w = moe.full 1.0 : tensor<64xf32>
+
+    Constraints: (C1) the value is finite.
+  }];
+  let arguments = (ins F64Attr:$value);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$value attr-dict `:` type($result)";
+}
+
 def Moe_LinearOp : Moe_RuleOp<"linear"> {
   let summary = "contraction of the trailing dimensions";
   let description = [{

@@ -60,6 +60,10 @@ void LoweringTable::addDense() {
            {b.offset("row_offset", op.getRowOffsetAttr())});
     return success();
   });
+  add<moe::FullOp>(+[](moe::FullOp op, B &b) {
+    b.fill(b.define(op.getResult()), toDouble(op.getValue()));
+    return success();
+  });
   add<moe::LinearOp>(+[](moe::LinearOp op, B &b) {
     b.call("linear", {b.view(op.getX()), b.view(op.getW())}, {b.define(op.getResult())},
            {b.integer("contract", op.getContract())});

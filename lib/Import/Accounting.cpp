@@ -117,7 +117,7 @@ public:
     for (const std::string &glob : spec.modelClass->unusedTensors)
       unused.push_back(cantFail(GlobPattern::create(glob)));
     for (const StoredTensor &tensor : stored)
-      if (!seen.contains(tensor.name) &&
+      if (!seen.contains(tensor.name) && !inUnusedLayer(tensor.name) &&
           none_of(unused, [&](const GlobPattern &glob) { return glob.match(tensor.name); }))
         problems.add(
             ErrorId::ExtraTensor,
@@ -128,6 +128,15 @@ public:
   }
 
   void report(Status &status) { problems.report(status); }
+
+  /// Layers behind the model's own (they predict tokens further ahead).
+  bool inUnusedLayer(StringRef name) const {
+    StringRef pattern = spec.modelClass->tensors.at(WeightRole::input_norm).state;
+    int64_t number, count = spec.layers.size();
+    return name.consume_front(pattern.take_front(pattern.find("{l}"))) &&
+           consumeNumber(name, number) && name.starts_with(".") && number >= count &&
+           number - count < spec.unusedLayers;
+  }
 
 private:
   const ModelSpec &spec;

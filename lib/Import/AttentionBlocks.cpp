@@ -1,8 +1,6 @@
 //===- AttentionBlocks.cpp - attention with what stands around it ---------===//
 #include "BlockBuilder.h"
 
-#include <cmath>
-
 using namespace mlir;
 using namespace moira;
 using llvm::APFloat;
@@ -20,22 +18,21 @@ void BlockBuilder::rotary(int64_t length) {
 
 Value BlockBuilder::attentionBlock(Value h) {
   using R = WeightRole;
-  loc = at(R::input_norm);
-  Value x = norm(h, R::input_norm);
+  Value x = norm(h, normWeights(R::input_norm, R::input_norm_bias));
   Value q = projection(x, R::q, R::q_bias, R::q_norm, /*rotated=*/true);
   KeyValues fresh{projection(x, R::k, R::k_bias, R::k_norm, /*rotated=*/true),
                   projection(x, R::v, R::v_bias, std::nullopt, /*rotated=*/false), positions, mask};
   loc = attentionLoc();
   KeyValues keys = selfKeys(fresh);
-  Value out = moe::AttentionOp::create(
-      b, loc, q.getType(), q, keys.k, keys.v, positions, keys.positions, keys.mask,
-      1.0 / std::sqrt(double(spec.headDim)), spec.layers[layer].window, spec.heads, spec.kvHeads);
+  Value out = moe::AttentionOp::create(b, loc, q.getType(), q, keys.k, keys.v, positions,
+                                       keys.positions, keys.mask, spec.attentionScale,
+                                       spec.layers[layer].window, spec.heads, spec.kvHeads);
   loc = at(R::o);
   out = linear(out, R::o, 2, f32);
   if (spec.oBias)
     out = add(out, param(R::o_bias));
   loc = layerLoc();
-  return add(h, out);
+  return add(h, scale(out, spec.residualScale));
 }
 
 /// Linear, bias, norm, clip, rotation, in this order: f32 up to the last of them, which rounds.

@@ -34,14 +34,22 @@ RankedTensorType BlockBuilder::weightType(const WeightState &state) {
   case R::embedding: // a product's operand, too, if it is the head
     return tensor(state.shape, spec.tiedHead ? type : f32);
   case R::input_norm:
+  case R::input_norm_bias:
   case R::post_norm:
+  case R::post_norm_bias:
   case R::final_norm:
+  case R::final_norm_bias:
   case R::q_norm:
   case R::k_norm:
   case R::q_bias:
   case R::k_bias:
   case R::v_bias:
   case R::o_bias:
+  case R::mlp_gate_up_bias:
+  case R::mlp_down_bias:
+  case R::shared_gate_up_bias:
+  case R::shared_down_bias:
+  case R::head_bias:
   case R::router:
   case R::router_bias:
   case R::router_choice_bias:
@@ -67,8 +75,25 @@ Value BlockBuilder::linear(Value x, WeightRole role, int64_t contract, Type resu
 Value BlockBuilder::add(Value x, Value y) { return moe::AddOp::create(b, loc, x.getType(), x, y); }
 
 Value BlockBuilder::norm(Value x, Value w, Type result) {
-  return moe::RmsNormOp::create(b, loc, as(x, result ? result : type), x, w,
-                                APFloat(spec.normEps));
+  return moe::RmsNormOp::create(b, loc, as(x, result ? result : type), x, w, APFloat(spec.normEps));
+}
+
+BlockBuilder::NormWeights BlockBuilder::normWeights(WeightRole weight, WeightRole bias) {
+  loc = at(weight);
+  return {param(weight), spec.layerNorm ? param(bias) : Value()};
+}
+
+Value BlockBuilder::norm(Value x, NormWeights weights, Type result) {
+  if (!weights.bias)
+    return norm(x, weights.weight, result);
+  return moe::LayerNormOp::create(b, loc, as(x, result ? result : type), x, weights.weight,
+                                  weights.bias, APFloat(spec.normEps));
+}
+
+Value BlockBuilder::scale(Value x, double factor) {
+  if (factor == 1)
+    return x;
+  return moe::ScaleOp::create(b, loc, x.getType(), x, APFloat(factor));
 }
 
 Value BlockBuilder::glu(Value x) {
@@ -81,8 +106,9 @@ Value BlockBuilder::embedding(Value ids) {
   loc = at(WeightRole::embedding);
   SmallVector<int64_t> shape(shapeOf(ids));
   shape.push_back(spec.hidden);
-  return moe::EmbeddingOp::create(b, loc, tensor(shape, f32), ids, param(WeightRole::embedding),
-                                  Attribute());
+  Value h = moe::EmbeddingOp::create(b, loc, tensor(shape, f32), ids, param(WeightRole::embedding),
+                                     Attribute());
+  return scale(h, spec.embeddingScale);
 }
 
 Location BlockBuilder::at(WeightRole role) {

@@ -50,6 +50,15 @@ protected:
     return norm(x, param(role), result);
   }
   mlir::Value norm(mlir::Value x, mlir::Value w, mlir::Type result = {});
+  /// Of the residual stream, as the class has it: with mean and bias or without. Goes to the norm's
+  /// location.
+  struct NormWeights {
+    mlir::Value weight, bias;
+  };
+  NormWeights normWeights(WeightRole weight, WeightRole bias);
+  mlir::Value norm(mlir::Value x, NormWeights weights, mlir::Type result = {});
+  /// x · factor; x itself for 1.
+  mlir::Value scale(mlir::Value x, double factor);
   mlir::Value glu(mlir::Value x);
   mlir::Value embedding(mlir::Value ids);
 
@@ -108,7 +117,8 @@ private:
                          std::optional<WeightRole> normRole, bool rotated);
   mlir::Location attentionLoc() { return parent(at(WeightRole::q)); }
 
-  mlir::Value gatedBlock(mlir::Value x, WeightRole gateUp, WeightRole down);
+  mlir::Value gatedBlock(mlir::Value x, WeightRole gateUp, WeightRole gateUpBias, WeightRole down,
+                         WeightRole downBias);
   /// `exact` is x in f32, for the gates.
   mlir::Value sparseBlock(mlir::Value x, mlir::Value exact);
   mlir::Value route(mlir::Value x);

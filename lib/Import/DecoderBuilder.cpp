@@ -49,12 +49,13 @@ private:
       h = feedForwardBlock(h);
     }
     layer = -1;
-    loc = at(WeightRole::final_norm);
-    h = norm(h, WeightRole::final_norm);
+    h = norm(h, normWeights(WeightRole::final_norm, WeightRole::final_norm_bias));
     loc = named(
         llvm::StringRef(spec.modelClass->tensors.at(WeightRole::head).state).rsplit('.').first);
     Value out = linear(h, spec.tiedHead ? WeightRole::embedding : WeightRole::head, 1, f32);
-    func::ReturnOp::create(b, loc, out);
+    if (spec.headBias)
+      out = add(out, param(WeightRole::head_bias));
+    func::ReturnOp::create(b, loc, scale(out, spec.logitsScale));
   }
 };
 

@@ -8,21 +8,27 @@ using namespace mlir;
 using namespace moira;
 
 Value BlockBuilder::feedForwardBlock(Value h) {
-  loc = at(WeightRole::post_norm);
+  using R = WeightRole;
   bool sparse = spec.layers[layer].sparse;
-  Value weight = param(WeightRole::post_norm);
-  Value exact = sparse ? norm(h, weight, f32) : Value();
-  Value x = sparse && type == f32 ? exact : norm(h, weight);
-  Value y =
-      sparse ? sparseBlock(x, exact) : gatedBlock(x, WeightRole::mlp_gate_up, WeightRole::mlp_down);
+  NormWeights weights = normWeights(R::post_norm, R::post_norm_bias);
+  Value exact = sparse ? norm(h, weights, f32) : Value();
+  Value x = sparse && type == f32 ? exact : norm(h, weights);
+  Value y = sparse
+                ? sparseBlock(x, exact)
+                : gatedBlock(x, R::mlp_gate_up, R::mlp_gate_up_bias, R::mlp_down, R::mlp_down_bias);
   loc = layerLoc();
-  return add(h, y);
+  return add(h, scale(y, spec.residualScale));
 }
 
-/// down(act(gate x) · up x)
-Value BlockBuilder::gatedBlock(Value x, WeightRole gateUp, WeightRole down) {
+/// down(act(gate x) · up x), each product with its bias if the class has them.
+Value BlockBuilder::gatedBlock(Value x, WeightRole gateUp, WeightRole gateUpBias, WeightRole down,
+                               WeightRole downBias) {
   loc = parent(at(down));
-  return linear(glu(linear(x, gateUp)), down, 1, f32);
+  Value halves = linear(x, gateUp, 1, spec.mlpBias ? f32 : type);
+  if (spec.mlpBias)
+    halves = moe::AddOp::create(b, loc, as(halves, type), halves, param(gateUpBias));
+  Value out = linear(glu(halves), down, 1, f32);
+  return spec.mlpBias ? add(out, param(downBias)) : out;
 }
 
 Value BlockBuilder::sparseBlock(Value x, Value exact) {
@@ -43,10 +49,13 @@ Value BlockBuilder::sparseBlock(Value x, Value exact) {
   Value y = moe::CombineOp::create(b, loc, tensor(shape, f32), down, routing);
   if (!spec.sharedWidth)
     return y;
-  Value shared = gatedBlock(x, R::shared_gate_up, R::shared_down);
-  loc = at(R::shared_gate);
-  Value gate = linear(exact, R::shared_gate, 1, f32);
-  shared = moe::SigmoidGateOp::create(b, loc, shared.getType(), shared, gate);
+  Value shared =
+      gatedBlock(x, R::shared_gate_up, R::shared_gate_up_bias, R::shared_down, R::shared_down_bias);
+  if (spec.sharedGated) {
+    loc = at(R::shared_gate);
+    Value gate = linear(exact, R::shared_gate, 1, f32);
+    shared = moe::SigmoidGateOp::create(b, loc, shared.getType(), shared, gate);
+  }
   loc = parent(at(R::router));
   return add(y, shared);
 }

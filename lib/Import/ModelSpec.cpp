@@ -81,6 +81,12 @@ private:
     spec.tiedHead = flag("tied_head");
     spec.denseWidth = size("dense_width");
     spec.activation = moe::symbolizeActivation(word("activation")).value_or(moe::Activation::silu);
+    spec.layerNorm = word("norm") == "layer";
+    spec.headBias = flag("head_bias");
+    spec.mlpBias = flag("mlp_bias");
+    spec.embeddingScale = number("embedding_scale");
+    spec.residualScale = number("residual_scale");
+    spec.logitsScale = 1 / number("logits_divisor");
   }
 
   void attention() {
@@ -93,6 +99,10 @@ private:
                       .Case("head", QkNorm::head)
                       .Case("full", QkNorm::full)
                       .Default(QkNorm::none);
+    if (!flag("qk_norm_enabled"))
+      spec.qkNorm = QkNorm::none;
+    spec.attentionScale =
+        isNull("attention_scale") ? 1 / std::sqrt(double(spec.headDim)) : number("attention_scale");
     if (!isNull("clip_qkv"))
       spec.clipQkv = number("clip_qkv");
     if (spec.heads % spec.kvHeads != 0)
@@ -145,7 +155,7 @@ private:
   void experts() {
     spec.experts = size("experts");
     spec.expertWidth = size("expert_width");
-    spec.sharedWidth = size("shared_width");
+    sharedExperts();
     router();
   }
 
@@ -203,12 +213,23 @@ private:
     gate.groupScore = score;
   }
 
+  /// Several shared experts are one of their common width: their products' sums are the same.
+  void sharedExperts() {
+    int64_t width = size("shared_width"), count = size("shared_count");
+    spec.sharedWidth = width * count;
+    spec.sharedGated = flag("shared_gated");
+    if (count != 1)
+      spec.fieldOf["shared_width"] = fieldOf("shared_width") + "*" + fieldOf("shared_count");
+  }
+
   void layers() {
     int64_t count = size("layers");
     spec.layers.resize(count);
-    int64_t step = number("sparse_step");
+    spec.unusedLayers = size("unused_layers");
+    int64_t step = number("sparse_step"), first = number("first_sparse"),
+            last = number("last_sparse");
     for (auto [l, layer] : enumerate(spec.layers))
-      layer.sparse = (l + 1) % step == 0;
+      layer.sparse = (l + 1) % step == 0 && int64_t(l) >= first && (last < 0 || int64_t(l) <= last);
     if (const json::Array *denseLayers = get("dense_layers").getAsArray())
       for (const json::Value &value : *denseLayers) {
         int64_t l = value.getAsInteger().value_or(-1);

@@ -38,9 +38,11 @@ WeightTable::WeightTable(const ModelSpec &spec, ArrayRef<unsigned> layouts) : sp
   add(WeightRole::embedding, -1, {V, D}, {V, D});
   for (int64_t l = 0, e = spec.layers.size(); l < e; ++l)
     addLayer(l, spec.modelClass->layouts[layouts[l]]);
-  add(WeightRole::final_norm, -1, {D}, {D});
+  addNorm(WeightRole::final_norm, WeightRole::final_norm_bias, -1);
   if (!spec.tiedHead)
     add(WeightRole::head, -1, {V, D}, {V, D});
+  if (spec.headBias)
+    add(WeightRole::head_bias, -1, {V}, {V});
 }
 
 void WeightTable::add(WeightRole role, int64_t layer, ArrayRef<int64_t> shape,
@@ -59,10 +61,28 @@ void WeightTable::add(WeightRole role, int64_t layer, ArrayRef<int64_t> shape,
   all.push_back(std::move(state));
 }
 
+void WeightTable::addNorm(WeightRole weight, WeightRole bias, int64_t layer) {
+  add(weight, layer, {spec.hidden}, {spec.hidden});
+  if (spec.layerNorm)
+    add(bias, layer, {spec.hidden}, {spec.hidden});
+}
+
+/// A gated block of width F.
+void WeightTable::addGated(int64_t l, int64_t F, WeightRole gateUp, WeightRole gateUpBias,
+                           WeightRole down, WeightRole downBias) {
+  int64_t D = spec.hidden;
+  add(gateUp, l, {2, F, D}, {F, D});
+  if (spec.mlpBias)
+    add(gateUpBias, l, {2, F}, {F});
+  add(down, l, {D, F}, {D, F});
+  if (spec.mlpBias)
+    add(downBias, l, {D}, {D});
+}
+
 void WeightTable::addLayer(int64_t l, const ExpertLayout &layout) {
   using R = WeightRole;
   int64_t D = spec.hidden, H = spec.heads, Hk = spec.kvHeads, d = spec.headDim;
-  add(R::input_norm, l, {D}, {D});
+  addNorm(R::input_norm, R::input_norm_bias, l);
   struct {
     R weight, bias;
     int64_t heads;
@@ -82,12 +102,11 @@ void WeightTable::addLayer(int64_t l, const ExpertLayout &layout) {
   add(R::o, l, {D, H, d}, {D, H * d});
   if (spec.oBias)
     add(R::o_bias, l, {D}, {D});
-  add(R::post_norm, l, {D}, {D});
+  addNorm(R::post_norm, R::post_norm_bias, l);
 
   if (!spec.layers[l].sparse) {
-    int64_t F = spec.denseWidth;
-    add(R::mlp_gate_up, l, {2, F, D}, {F, D});
-    add(R::mlp_down, l, {D, F}, {D, F});
+    addGated(l, spec.denseWidth, R::mlp_gate_up, R::mlp_gate_up_bias, R::mlp_down,
+             R::mlp_down_bias);
     return;
   }
   int64_t E = spec.experts, F = spec.expertWidth;
@@ -104,10 +123,11 @@ void WeightTable::addLayer(int64_t l, const ExpertLayout &layout) {
       stacked ? ArrayRef<int64_t>({E, 2 * F, D}) : ArrayRef<int64_t>({F, D}), &gateUp);
   add(R::expert_down, l, {E, D, F},
       stacked ? ArrayRef<int64_t>({E, D, F}) : ArrayRef<int64_t>({D, F}), &down);
-  if (int64_t S = spec.sharedWidth) {
-    add(R::shared_gate_up, l, {2, S, D}, {S, D});
-    add(R::shared_down, l, {D, S}, {D, S});
-    add(R::shared_gate, l, {1, D}, {1, D});
+  if (spec.sharedWidth) {
+    addGated(l, spec.sharedWidth, R::shared_gate_up, R::shared_gate_up_bias, R::shared_down,
+             R::shared_down_bias);
+    if (spec.sharedGated)
+      add(R::shared_gate, l, {1, D}, {1, D});
   }
 }
 

@@ -60,7 +60,7 @@ INSTANTIATE_TEST_SUITE_P(
         {"unknown_class",
          "'model_type': 'mixtrel'",
          {ErrorId::UnknownModelClass},
-         {"mixtrel", "mixtral, olmoe, qwen2_moe, qwen3_moe"}},
+         {"mixtrel", "granitemoe", "mixtral, ", "qwen2_moe, qwen3_moe"}},
         {"unknown_fields",
          mixtral("'hiden_size': 4, 'surprise': 1"),
          {ErrorId::UnknownConfigField},
@@ -288,11 +288,13 @@ TEST(ConfigJson, MissingFilesAndDirectoriesAreNamed) {
   expectProblems(status, {ErrorId::FileNotFound}, {"/no/such/config.json", "/tmp", "/dev/zero"});
 }
 
-TEST(ModelClasses, AreFourAndSorted) {
+TEST(ModelClasses, AreSorted) {
   std::vector<std::string> names;
   for (const ModelClass *c : allModelClasses())
     names.push_back(c->name);
-  EXPECT_THAT(names, ElementsAre("mixtral", "olmoe", "qwen2_moe", "qwen3_moe"));
+  EXPECT_TRUE(std::is_sorted(names.begin(), names.end()));
+  EXPECT_THAT(names, testing::IsSupersetOf({"granitemoe", "mixtral", "olmoe", "phimoe",
+                                            "qwen2_moe", "qwen3_moe"}));
 }
 
 TEST(ModelClasses, MistakesInAClassFileAreInternalErrors) {
@@ -337,6 +339,30 @@ TEST(ModelSpec, GatesOfTheClasses) {
   EXPECT_EQ(good(olmoe("'norm_topk_prob': true")).router.renorm, moe::Renorm::sum);
   EXPECT_EQ(good(qwen2("'norm_topk_prob': true")).router.renorm, moe::Renorm::sum);
   EXPECT_EQ(good("'model_type': 'qwen3_moe'").router.renorm, moe::Renorm::none);
+}
+
+TEST(ModelSpec, GraniteScalesFourPlaces) {
+  ModelSpec plain = good("'model_type': 'granitemoe'");
+  EXPECT_EQ(plain.attentionScale, 1.0) << "not the inverse root of the head's size";
+  EXPECT_EQ(plain.router.order, moe::RouteOrder::topk_score);
+  ModelSpec spec = good("'model_type': 'granitemoe', 'embedding_multiplier': 12, "
+                        "'attention_multiplier': 0.0625, 'residual_multiplier': 0.22, "
+                        "'logits_scaling': 8.0");
+  EXPECT_EQ(spec.embeddingScale, 12.0);
+  EXPECT_EQ(spec.attentionScale, 0.0625);
+  EXPECT_EQ(spec.residualScale, 0.22);
+  EXPECT_EQ(spec.logitsScale, 0.125);
+  EXPECT_EQ(good(kMixtral).attentionScale, 1 / std::sqrt(128.0));
+}
+
+TEST(ModelSpec, PhimoeHasLayerNormsAndBiases) {
+  ModelSpec spec = good("'model_type': 'phimoe', 'lm_head_bias': true, 'attention_bias': true, "
+                        "'router_jitter_noise': 0.25");
+  EXPECT_TRUE(spec.layerNorm && spec.headBias && spec.qkvBias && spec.oBias);
+  EXPECT_EQ(spec.router.score, moe::Score::sparsemixer);
+  EXPECT_EQ(spec.router.jitterEps, 0.25);
+  EXPECT_FALSE(good("'model_type': 'phimoe'").headBias);
+  EXPECT_FALSE(good(kMixtral).layerNorm);
 }
 
 TEST(ModelSpec, HeadSizeIsGivenOrDerived) {

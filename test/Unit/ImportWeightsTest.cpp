@@ -101,7 +101,9 @@ TEST(Accounting, EveryLayoutOfEveryClassIsComplete) {
       qwen2(", 'qkv_bias': false, 'mlp_only_layers': [1]"),
       specOf("'model_type': 'qwen3_moe', 'moe_intermediate_size': 4, 'attention_bias': true, " +
              kSmall),
-      specOf("'model_type': 'olmoe', " + kSmall)};
+      specOf("'model_type': 'olmoe', " + kSmall),
+      specOf("'model_type': 'granitemoe', 'attention_bias': true, " + kSmall),
+      specOf("'model_type': 'phimoe', 'lm_head_bias': true, 'attention_bias': true, " + kSmall)};
   for (const ModelSpec &spec : specs)
     for (unsigned layout = 0; layout < spec.modelClass->layouts.size(); ++layout) {
       Tensors tensors = checkpointOf(spec, layout);

@@ -33,17 +33,24 @@ struct ModelSpec {
   const ModelClass *modelClass = nullptr;
   int64_t vocab = 0, hidden = 0, heads = 0, kvHeads = 0, headDim = 0;
   double normEps = 0;
-  bool tiedHead = false, qkvBias = false, oBias = false;
+  bool layerNorm = false; // norms centre their rows and have biases; else RMS norms
+  bool tiedHead = false, qkvBias = false, oBias = false, headBias = false;
+  bool mlpBias = false;                         // of dense blocks and shared experts
+  double embeddingScale = 1, residualScale = 1; // of the embedding; of what a block adds
+  double attentionScale = 0;                    // of scores
+  double logitsScale = 1;
   QkNorm qkNorm = QkNorm::none;
   std::optional<double> clipQkv;
   RopeSpec rope;
   moe::Activation activation = moe::Activation::silu;
   int64_t denseWidth = 0, experts = 0, expertWidth = 0;
-  int64_t sharedWidth = 0; // 0: no shared expert
+  int64_t sharedWidth = 0; // of all shared experts together; 0: none
+  bool sharedGated = true; // what they give is weighed by a gate of its own
   moe::RouterFields router;
   bool routerBias = false;
   ChoiceBias choiceBias = ChoiceBias::none;
   std::vector<LayerSpec> layers;
+  int64_t unusedLayers = 0; // behind `layers`: a checkpoint may have them, nothing reads them
 
   /// Size → the config field that gave it, for messages: "experts" → "num_local_experts".
   std::map<std::string, std::string> fieldOf;

@@ -48,6 +48,9 @@ public:
 private:
   void add(WeightRole role, int64_t layer, llvm::ArrayRef<int64_t> shape,
            llvm::ArrayRef<int64_t> diskShape, const std::vector<std::string> *from = nullptr);
+  void addNorm(WeightRole weight, WeightRole bias, int64_t layer);
+  void addGated(int64_t layer, int64_t width, WeightRole gateUp, WeightRole gateUpBias,
+                WeightRole down, WeightRole downBias);
   void addLayer(int64_t layer, const ExpertLayout &layout);
 
   const ModelSpec &spec;

@@ -161,6 +161,15 @@ func.func @f(%i: tensor<2xi32>, %t: tensor<4x8xf32>) {
 
 // -----
 
+// FullOp C1
+func.func @f() {
+  // expected-error @+1 {{C1: the value must be finite}}
+  %0 = moe.full 0x7FF0000000000000 : tensor<8xf32>
+  return
+}
+
+// -----
+
 // LinearOp C1
 func.func @f(%x: tensor<2x8xf32>, %w: tensor<4x8xf32>) {
   // expected-error @+1 {{C1: contract = 3 must lie between}}

@@ -25,6 +25,8 @@ func.func @dense(%ids: tensor<2x6xi32>, %table: tensor<16x8xf32>, %w: tensor<4x2
   %b = moe.add %q, %bias : (tensor<2x6x4x2xf32>, tensor<4x2xf32>) -> tensor<2x6x4x2xf32>
   // CHECK: moe.clamp %{{.*}} from -1.000000e+00 to 1.000000e+00 :
   %c = moe.clamp %b from -1.0 to 1.0 : (tensor<2x6x4x2xf32>) -> tensor<2x6x4x2xf32>
+  // CHECK: moe.full 1.000000e+00 : tensor<8xf32>
+  %ones = moe.full 1.0 : tensor<8xf32>
   // CHECK: moe.glu silu %{{.*}} :
   %u = moe.linear %n, %up contract 1 : (tensor<2x6x8xf32>, tensor<2x5x8xf32>) -> tensor<2x6x2x5xf32>
   %g = moe.glu silu %u : (tensor<2x6x2x5xf32>) -> tensor<2x6x5xf32>

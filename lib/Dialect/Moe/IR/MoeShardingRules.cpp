@@ -47,6 +47,12 @@ FactorRule EmbeddingOp::getFactorRule() {
   return rule;
 }
 
+FactorRule FullOp::getFactorRule() {
+  FactorRule rule;
+  rule.results = {rule.addFactors(pass, shapeOf(getResult()))};
+  return rule;
+}
+
 /// x[t..,K..], w[N..,K..] → [t..,N..]
 FactorRule LinearOp::getFactorRule() {
   FactorRule rule;

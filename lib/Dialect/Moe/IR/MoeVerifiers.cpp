@@ -102,6 +102,10 @@ LogicalResult EmbeddingOp::verify() {
   return success();
 }
 
+LogicalResult FullOp::verify() {
+  return getValue().isFinite() ? success() : emitOpError("C1: the value must be finite");
+}
+
 LogicalResult LinearOp::verify() {
   int64_t n = getContract();
   ArrayRef<int64_t> x = shapeOf(getX()), w = shapeOf(getW());

@@ -1,0 +1,104 @@
+"""Tiny random models of every class, made by transformers itself: config, checkpoint directory, inputs and the logits it gives.
+
+`draw` makes everything from one seed. Fields differ from their defaults wherever a default would hide a mistake: multipliers, biases,
+groups, placements, tied heads, vocabularies that no axis divides, fewer kv heads than tp. A model whose float32 logits are far from its float64
+logits routes some token by a near tie; it is drawn again.
+"""
+
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+# Meshes that every drawn model fits: heads, widths and experts are multiples of 4, the batch of 2.
+MESHES = ("ep=2", "ep=4", "dp=2", "tp=2", "tp=4", "dp=2,ep=2", "ep=2,tp=2")
+
+
+@dataclass
+class Case:
+    kind: str
+    fields: dict
+    input_ids: np.ndarray
+    logits: np.ndarray  # of transformers, in float64
+    meshes: list
+
+
+def common(pick):
+    heads, head_dim = pick(4, 8), pick(8, 16)
+    return {
+        "vocab_size": pick(97, 131, 200),
+        "hidden_size": heads * head_dim,
+        "num_hidden_layers": pick(2, 3),
+        "num_attention_heads": heads,
+        "num_key_value_heads": pick(1, 2, 4),
+        "max_position_embeddings": 64,
+        "tie_word_embeddings": pick(True, False),
+        "initializer_range": 0.08,
+        "rope_parameters": {"rope_theta": pick(1e4, 5e5), "rope_type": "default"},
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
+
+
+def granitemoe(pick, fields):
+    fields.update(
+        intermediate_size=pick(32, 48),
+        num_local_experts=8,
+        num_experts_per_tok=pick(1, 2, 4),
+        attention_bias=pick(True, False),
+        embedding_multiplier=pick(12.0, 0.7),
+        attention_multiplier=pick(0.0625, 0.3),
+        residual_multiplier=0.22,
+        logits_scaling=pick(6.0, 16.0),
+    )
+
+
+def phimoe(pick, fields):
+    fields.update(
+        intermediate_size=pick(32, 48),
+        num_local_experts=8,
+        attention_bias=pick(True, False),
+        lm_head_bias=pick(True, False),
+        router_jitter_noise=pick(0.01, 0.2),
+        sliding_window=pick(None, 5),
+    )
+
+
+DRAW = {"granitemoe": granitemoe, "phimoe": phimoe}
+CLASSES = tuple(DRAW)
+
+
+def build(kind, fields, seed):
+    """The model, with norms, biases and the like moved off their initial ones and zeros."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields), attn_implementation="eager").eval().float()
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if tensor.ndim == 1 and "inv_freq" not in name or "correction_bias" in name:
+                tensor.add_(0.2 * torch.randn_like(tensor))
+    return model
+
+
+def forward(model, ids):
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(ids)).logits.double().numpy()
+
+
+def draw(kind, number, directory):
+    """Writes the model to `directory` -> Case."""
+    chosen = random.Random(f"{kind} {number}")
+    for _ in range(20):
+        fields = common(lambda *values: chosen.choice(values))
+        DRAW[kind](lambda *values: chosen.choice(values), fields)
+        seed = chosen.randrange(2**31)
+        model = build(kind, fields, seed)
+        ids = np.random.default_rng(seed).integers(0, fields["vocab_size"], (4, chosen.choice((8, 20, 24))))
+        single = forward(model, ids)
+        model.save_pretrained(directory)
+        logits = forward(model.double(), ids)
+        if np.abs(single - logits).max() <= 3e-6 * np.abs(logits).max():
+            return Case(kind, fields, ids, logits, ["", *chosen.sample(MESHES, 2)])
+    raise AssertionError(f"{kind} {number}: no model with clear routing in 20 draws")
