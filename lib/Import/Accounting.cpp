@@ -95,6 +95,8 @@ public:
   }
 
   void needed(const WeightState &state) {
+    if (!state.isFirstPart()) // the first part has the same tensors
+      return;
     for (int64_t e = 0, experts = state.perExpert ? spec.experts : 1; e < experts; ++e)
       for (const std::string &pattern : state.from) {
         if (problems.count(ErrorId::MissingTensor) >= kCountLimit) {

@@ -19,14 +19,7 @@ void BlockBuilder::rotary(int64_t length) {
 Value BlockBuilder::attentionBlock(Value h) {
   using R = WeightRole;
   Value x = norm(h, normWeights(R::input_norm, R::input_norm_bias));
-  Value q = projection(x, R::q, R::q_bias, R::q_norm, /*rotated=*/true);
-  KeyValues fresh{projection(x, R::k, R::k_bias, R::k_norm, /*rotated=*/true),
-                  projection(x, R::v, R::v_bias, std::nullopt, /*rotated=*/false), positions, mask};
-  loc = attentionLoc();
-  KeyValues keys = selfKeys(fresh);
-  Value out = moe::AttentionOp::create(b, loc, q.getType(), q, keys.k, keys.v, positions,
-                                       keys.positions, keys.mask, spec.attentionScale,
-                                       spec.layers[layer].window, spec.heads, spec.kvHeads);
+  Value out = spec.latent ? latentAttention(x) : headAttention(x);
   loc = at(R::o);
   out = linear(out, R::o, 2, f32);
   if (spec.oBias)
@@ -35,12 +28,32 @@ Value BlockBuilder::attentionBlock(Value h) {
   return add(h, scale(out, spec.residualScale));
 }
 
+Value BlockBuilder::headAttention(Value x) {
+  using R = WeightRole;
+  Value q = projection(x, R::q, R::q_bias, R::q_norm, /*rotated=*/true);
+  KeyValues fresh{projection(x, R::k, R::k_bias, R::k_norm, /*rotated=*/true),
+                  projection(x, R::v, R::v_bias, std::nullopt, /*rotated=*/false), positions, mask};
+  loc = attentionLoc();
+  KeyValues keys = selfKeys(fresh);
+  Value sinks = spec.sinks ? param(R::sinks) : Value();
+  auto out = moe::AttentionOp::create(b, loc, q.getType(), q, keys.k, keys.v, positions,
+                                      keys.positions, keys.mask, spec.attentionScale,
+                                      spec.layers[layer].window, spec.heads, spec.kvHeads);
+  if (sinks)
+    out.getSinksMutable().assign(sinks);
+  return out;
+}
+
+Value BlockBuilder::rotate(Value x) {
+  return moe::RopeOp::create(b, loc, as(x, type), x, cos, sin, spec.ropeInterleaved);
+}
+
 /// Linear, bias, norm, clip, rotation, in this order: f32 up to the last of them, which rounds.
 Value BlockBuilder::projection(Value x, WeightRole weight, WeightRole bias,
                                std::optional<WeightRole> normRole, bool rotated) {
   bool biased = spec.qkvBias, normed = normRole && spec.qkNorm != QkNorm::none,
        clipped = spec.clipQkv.has_value();
-  Type afterClip = rotated ? f32 : type, afterNorm = clipped ? f32 : afterClip,
+  Type afterClip = rotated ? beforeRotation() : type, afterNorm = clipped ? f32 : afterClip,
        afterBias = normed ? f32 : afterNorm;
   loc = at(weight);
   x = linear(x, weight, 1, biased ? f32 : afterBias);
@@ -55,6 +68,6 @@ Value BlockBuilder::projection(Value x, WeightRole weight, WeightRole bias,
     x = moe::ClampOp::create(b, loc, as(x, afterClip), x, APFloat(-*spec.clipQkv),
                              APFloat(*spec.clipQkv));
   if (rotated)
-    x = moe::RopeOp::create(b, loc, as(x, type), x, cos, sin);
+    x = rotate(x);
   return x;
 }

@@ -54,6 +54,12 @@ RankedTensorType BlockBuilder::weightType(const WeightState &state) {
   case R::router_bias:
   case R::router_choice_bias:
   case R::shared_gate:
+  case R::sinks:
+  case R::q_a_bias:
+  case R::q_a_norm:
+  case R::kv_a_bias:
+  case R::kv_a_norm:
+  case R::k_turned_bias:
     return tensor(state.shape, f32);
   default:
     return tensor(state.shape, type);
@@ -99,7 +105,11 @@ Value BlockBuilder::scale(Value x, double factor) {
 Value BlockBuilder::glu(Value x) {
   SmallVector<int64_t> out(shapeOf(x).drop_back(2));
   out.push_back(shapeOf(x).back());
-  return moe::GluOp::create(b, loc, tensor(out), x, spec.activation);
+  auto real = [&](std::optional<double> value) {
+    return value ? b.getF64FloatAttr(*value) : FloatAttr();
+  };
+  return moe::GluOp::create(b, loc, tensor(out), x, spec.activation, real(spec.gluLimit),
+                            real(spec.gluAlpha), real(spec.gluUpShift));
 }
 
 Value BlockBuilder::embedding(Value ids) {

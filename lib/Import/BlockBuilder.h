@@ -14,6 +14,12 @@
 
 namespace moira {
 
+/// What one attention over latents looks at: latent [B,Sk,r], the rotated part of keys [B,Sk,d],
+/// positions [Sk] and mask [B,Sk] of the keys.
+struct LatentKeys {
+  mlir::Value latent, turned, positions, mask;
+};
+
 /// What one attention looks at: k and v [B,Sk,Hk,d], positions [Sk] and mask [B,Sk] of the keys.
 struct KeyValues {
   mlir::Value k, v, positions, mask;
@@ -71,6 +77,8 @@ protected:
   /// What self-attention of the present layer looks at, given keys and values of the program's own
   /// tokens: these alone. A program with a cache returns the cache with them in it.
   virtual KeyValues selfKeys(KeyValues fresh) { return fresh; }
+  /// The same for attention over latents.
+  virtual LatentKeys selfLatents(LatentKeys fresh) { return fresh; }
 
   // --- feed-forward (FeedForwardBlocks.cpp)
 
@@ -113,6 +121,13 @@ protected:
   mlir::Value positions, mask, cos, sin;
 
 private:
+  /// x with its positions' rotation.
+  mlir::Value rotate(mlir::Value x);
+  /// Type of what is rotated: a kernel that rotates rounds once, the call that rotates neighbours
+  /// gives what it takes.
+  mlir::Type beforeRotation() { return spec.ropeInterleaved ? type : f32; }
+  mlir::Value headAttention(mlir::Value x);
+  mlir::Value latentAttention(mlir::Value x);
   mlir::Value projection(mlir::Value x, WeightRole weight, WeightRole bias,
                          std::optional<WeightRole> normRole, bool rotated);
   mlir::Location attentionLoc() { return parent(at(WeightRole::q)); }

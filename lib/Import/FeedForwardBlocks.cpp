@@ -40,10 +40,15 @@ Value BlockBuilder::sparseBlock(Value x, Value exact) {
           F = spec.expertWidth, D = spec.hidden;
   Value sorted =
       moe::DispatchOp::create(b, loc, tensor({rows, D}), x, routing, ArrayAttr(), IntegerAttr());
-  Value gateUp = moe::GroupedMatmulOp::create(b, loc, tensor({rows, 2, F}), sorted, routing,
-                                              param(R::expert_gate_up), 1);
-  Value down = moe::GroupedMatmulOp::create(b, loc, tensor({rows, D}), glu(gateUp), routing,
-                                            param(R::expert_down), 1);
+  auto product = [&](Value x, ArrayRef<int64_t> shape, R weight, R bias) -> Value {
+    Value out = moe::GroupedMatmulOp::create(b, loc, tensor(shape), x, routing, param(weight), 1);
+    if (!spec.expertBias)
+      return out;
+    return moe::GroupedBiasOp::create(b, loc, out.getType(), out, routing, param(bias),
+                                      Attribute());
+  };
+  Value gateUp = product(sorted, {rows, 2, F}, R::expert_gate_up, R::expert_gate_up_bias);
+  Value down = product(glu(gateUp), {rows, D}, R::expert_down, R::expert_down_bias);
   SmallVector<int64_t> shape(tokens);
   shape.push_back(D);
   Value y = moe::CombineOp::create(b, loc, tensor(shape, f32), down, routing);

@@ -31,6 +31,21 @@ static constexpr const char *kRoleNames[] = {"embedding",
                                              "o_bias",
                                              "q_norm",
                                              "k_norm",
+                                             "sinks",
+                                             "q_plain",
+                                             "q_turned",
+                                             "q_a",
+                                             "q_a_bias",
+                                             "q_a_norm",
+                                             "q_b_plain",
+                                             "q_b_turned",
+                                             "kv_a",
+                                             "kv_a_bias",
+                                             "kv_a_norm",
+                                             "k_turned",
+                                             "k_turned_bias",
+                                             "k_b",
+                                             "v_b",
                                              "post_norm",
                                              "post_norm_bias",
                                              "mlp_gate_up",
@@ -46,7 +61,9 @@ static constexpr const char *kRoleNames[] = {"embedding",
                                              "router_bias",
                                              "router_choice_bias",
                                              "expert_gate_up",
-                                             "expert_down"};
+                                             "expert_gate_up_bias",
+                                             "expert_down",
+                                             "expert_down_bias"};
 static_assert(std::size(kRoleNames) == kWeightRoles);
 
 StringRef moira::nameOf(WeightRole role) { return kRoleNames[static_cast<int>(role)]; }
@@ -215,6 +232,10 @@ private:
       forEach(element, "layouts", [&](StringRef key, const json::Value &v) {
         if (key == "name")
           layout.name = text(v, key);
+        else if (key == "transposed")
+          layout.transposed = v.getAsBoolean().value_or(false);
+        else if (key == "interleaved")
+          layout.interleaved = v.getAsBoolean().value_or(false);
         else if (std::optional<WeightRole> role = roleOf(key))
           layout.from[*role] = strings(v, key);
         else

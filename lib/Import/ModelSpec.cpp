@@ -81,6 +81,13 @@ private:
     spec.tiedHead = flag("tied_head");
     spec.denseWidth = size("dense_width");
     spec.activation = moe::symbolizeActivation(word("activation")).value_or(moe::Activation::silu);
+    auto optional = [&](StringRef meaning) {
+      return isNull(meaning) ? std::nullopt : std::optional(number(meaning));
+    };
+    spec.gluLimit = optional("glu_limit");
+    spec.gluAlpha = optional("glu_alpha");
+    spec.gluUpShift = optional("glu_up_shift");
+    spec.expertBias = flag("expert_bias");
     spec.layerNorm = word("norm") == "layer";
     spec.headBias = flag("head_bias");
     spec.mlpBias = flag("mlp_bias");
@@ -103,6 +110,10 @@ private:
       spec.qkNorm = QkNorm::none;
     spec.attentionScale =
         isNull("attention_scale") ? 1 / std::sqrt(double(spec.headDim)) : number("attention_scale");
+    spec.sinks = flag("sinks");
+    spec.ropeInterleaved = flag("rope_interleaved");
+    if (!isNull("latent_rank"))
+      latentAttention();
     if (!isNull("clip_qkv"))
       spec.clipQkv = number("clip_qkv");
     if (spec.heads % spec.kvHeads != 0)
@@ -120,6 +131,21 @@ private:
                                         shown("heads", spec.heads) + " is not " +
                                         shown("hidden", spec.hidden) +
                                         ", which the norm over whole projections needs");
+  }
+
+  void latentAttention() {
+    LatentSpec latent;
+    latent.queryRank = isNull("latent_query_rank") ? 0 : size("latent_query_rank");
+    latent.rank = size("latent_rank");
+    latent.plainDim = size("latent_plain_dim");
+    latent.turnedDim = spec.headDim;
+    latent.valueDim = size("latent_value_dim");
+    spec.latent = latent;
+    spec.attentionScale = 1 / std::sqrt(double(latent.plainDim + latent.turnedDim));
+    if (spec.kvHeads != spec.heads)
+      fail(ErrorId::UnsupportedConfig, shown("kv_heads", spec.kvHeads) + " is not " +
+                                           shown("heads", spec.heads) +
+                                           ", which attention over latents needs");
   }
 
   /// One of two spellings: rope_parameters (v5), or rope_scaling beside rope_theta (v4).
@@ -147,6 +173,8 @@ private:
     fields.headDim = spec.headDim;
     fields.ownFactors = flag("rope_own_factors");
     spec.rope = readRope(fields, status);
+    if (spec.latent)
+      spec.attentionScale *= spec.rope.scoreFactor();
     const json::Value *theta = fields.parameters ? fields.parameters->get("rope_theta") : nullptr;
     if (isNull("rope_theta") && (!theta || *theta == absent))
       spec.defaults.push_back({fieldOf("rope_theta"), jsonText(get("default_theta"))});
@@ -288,11 +316,22 @@ private:
   }
 };
 
+/// Weights of one layer's attention.
+double attentionElements(const ModelSpec &spec) {
+  double D = spec.hidden, H = spec.heads;
+  if (!spec.latent)
+    return D * spec.headDim * (2 * H + 2.0 * spec.kvHeads);
+  const LatentSpec &l = *spec.latent;
+  double key = double(l.plainDim) + l.turnedDim;
+  return (l.queryRank ? l.queryRank * (D + H * key) : D * H * key) + D * (l.rank + l.turnedDim) +
+         H * l.rank * (double(l.plainDim) + l.valueDim) + D * H * l.valueDim;
+}
+
 /// Elements of all weights and of the largest products stay far below 2^63.
 void checkTotal(const ModelSpec &spec, StringRef fileName, Status &status) {
   double layers = spec.layers.size(), D = spec.hidden;
   double perLayer =
-      D * spec.headDim * (2.0 * spec.heads + 2.0 * spec.kvHeads) +
+      attentionElements(spec) +
       3 * D * (double(spec.experts) * spec.expertWidth + spec.sharedWidth + spec.denseWidth);
   if (double total = 2 * D * spec.vocab + layers * perLayer; total > 0x1p52)
     status.add(ErrorId::BadConfigValue,

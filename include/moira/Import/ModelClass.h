@@ -53,6 +53,21 @@ enum class WeightRole {
   o_bias,
   q_norm,
   k_norm,
+  sinks,
+  q_plain,  ///< latent attention: queries' part that is not rotated
+  q_turned, ///< and the rotated one, of the layer's input
+  q_a,      ///< or: input → compressed query
+  q_a_bias,
+  q_a_norm,
+  q_b_plain, ///< compressed query → the two parts
+  q_b_turned,
+  kv_a, ///< input → latent of keys and values
+  kv_a_bias,
+  kv_a_norm,
+  k_turned, ///< input → the rotated part of keys
+  k_turned_bias,
+  k_b, ///< latent → keys
+  v_b, ///< latent → values
   post_norm,
   post_norm_bias,
   mlp_gate_up,
@@ -68,9 +83,11 @@ enum class WeightRole {
   router_bias,        ///< added to the logits
   router_choice_bias, ///< added to the scores where experts are chosen
   expert_gate_up,
-  expert_down
+  expert_gate_up_bias,
+  expert_down,
+  expert_down_bias
 };
-inline constexpr int kWeightRoles = static_cast<int>(WeightRole::expert_down) + 1;
+inline constexpr int kWeightRoles = static_cast<int>(WeightRole::expert_down_bias) + 1;
 llvm::StringRef nameOf(WeightRole role);
 
 /// Names with {l} for the layer and {e} for the expert.
@@ -80,9 +97,11 @@ struct TensorNames {
 };
 
 /// One way in which checkpoints store the sparse block: names of router, expert_gate_up and
-/// expert_down.
+/// expert_down, and of their biases where the class has them.
 struct ExpertLayout {
   std::string name;
+  bool transposed = false;  // experts' matrices are [inputs, outputs]
+  bool interleaved = false; // gate and up alternate along the outputs
   std::map<WeightRole, std::vector<std::string>> from;
 };
 

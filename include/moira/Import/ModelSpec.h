@@ -29,6 +29,15 @@ struct LayerSpec {
   bool sparse = true;
 };
 
+/// Attention whose keys and values grow out of one latent a token.
+struct LatentSpec {
+  int64_t queryRank = 0; // of the compressed query; 0: not compressed
+  int64_t rank = 0;
+  /// Of a head's keys: what grows out of the latent, and what is rotated and shared by all heads.
+  int64_t plainDim = 0, turnedDim = 0;
+  int64_t valueDim = 0;
+};
+
 struct ModelSpec {
   const ModelClass *modelClass = nullptr;
   int64_t vocab = 0, hidden = 0, heads = 0, kvHeads = 0, headDim = 0;
@@ -41,8 +50,13 @@ struct ModelSpec {
   double logitsScale = 1;
   QkNorm qkNorm = QkNorm::none;
   std::optional<double> clipQkv;
+  std::optional<LatentSpec> latent; // headDim is its turnedDim then
+  bool sinks = false;               // a score a head that every query sees besides its keys
   RopeSpec rope;
+  bool ropeInterleaved = false; // as moe.rope
   moe::Activation activation = moe::Activation::silu;
+  std::optional<double> gluLimit, gluAlpha, gluUpShift; // as moe.glu
+  bool expertBias = false;
   int64_t denseWidth = 0, experts = 0, expertWidth = 0;
   int64_t sharedWidth = 0; // of all shared experts together; 0: none
   bool sharedGated = true; // what they give is weighed by a gate of its own

@@ -26,6 +26,8 @@ struct WeightState {
   llvm::SmallVector<int64_t> slice;     // as #moe.source has it; empty: none
 
   int64_t elements() const;
+  /// False for the later ones of several states that share the tensors in `from` by slices.
+  bool isFirstPart() const { return slice.empty() || slice[1] == 0; }
 };
 
 class WeightTable {
@@ -46,11 +48,19 @@ public:
   int64_t tensors() const;
 
 private:
-  void add(WeightRole role, int64_t layer, llvm::ArrayRef<int64_t> shape,
-           llvm::ArrayRef<int64_t> diskShape, const std::vector<std::string> *from = nullptr);
+  WeightState &add(WeightRole role, int64_t layer, llvm::ArrayRef<int64_t> shape,
+                   llvm::ArrayRef<int64_t> diskShape,
+                   const std::vector<std::string> *from = nullptr);
+  /// Two states that fill one tensor: along dimension `dim` of both, first's and then second's.
+  void addParts(int64_t layer, int64_t dim, WeightRole first, llvm::ArrayRef<int64_t> firstShape,
+                WeightRole second, llvm::ArrayRef<int64_t> secondShape,
+                llvm::ArrayRef<int64_t> diskShape);
   void addNorm(WeightRole weight, WeightRole bias, int64_t layer);
   void addGated(int64_t layer, int64_t width, WeightRole gateUp, WeightRole gateUpBias,
                 WeightRole down, WeightRole downBias);
+  void addAttention(int64_t layer);
+  void addLatentAttention(int64_t layer);
+  void addExperts(int64_t layer, const ExpertLayout &layout);
   void addLayer(int64_t layer, const ExpertLayout &layout);
 
   const ModelSpec &spec;

@@ -1,0 +1,57 @@
+//===- LatentAttention.cpp - attention over a shared latent ---------------===//
+// Multi-head latent attention (DeepSeek): keys and values of all heads grow out of one latent a
+// token, which is what a cache holds; a second part of the keys, which is rotated, is shared by the
+// heads as it is.
+//===----------------------------------------------------------------------===//
+#include "BlockBuilder.h"
+
+using namespace mlir;
+using namespace moira;
+
+/// The norms of the latents have an eps of their own.
+static constexpr double kLatentEps = 1e-6;
+
+Value BlockBuilder::latentAttention(Value x) {
+  using R = WeightRole;
+  const LatentSpec &latent = *spec.latent;
+  bool compressed = latent.queryRank > 0;
+  /// A product with its bias, if the class has them, as a value of `result`.
+  auto biased = [&](Value from, R weight, R bias, Type result) -> Value {
+    loc = at(weight);
+    Value out = linear(from, weight, 1, spec.qkvBias ? f32 : result);
+    if (spec.qkvBias)
+      out = moe::AddOp::create(b, loc, as(out, result), out, param(bias));
+    return out;
+  };
+  auto normed = [&](Value from, R weight) -> Value {
+    loc = at(weight);
+    return moe::RmsNormOp::create(b, loc, as(from, type), from, param(weight),
+                                  llvm::APFloat(kLatentEps));
+  };
+  Value source = compressed ? normed(biased(x, R::q_a, R::q_a_bias, f32), R::q_a_norm) : x;
+  R plain = compressed ? R::q_b_plain : R::q_plain,
+    turned = compressed ? R::q_b_turned : R::q_turned;
+  loc = at(plain);
+  Location whole = parent(loc);
+  Value q = linear(source, plain), q2 = linear(source, turned, 1, beforeRotation());
+  Value c = normed(biased(x, R::kv_a, R::kv_a_bias, f32), R::kv_a_norm);
+  // Keys without heads are rotated by a call, which gives what it takes.
+  Value k2 = biased(x, R::k_turned, R::k_turned_bias, type);
+  loc = whole;
+  q2 = rotate(q2);
+  LatentKeys keys = selfLatents({c, rotate(k2), positions, mask});
+
+  // On a mesh that cuts the sequence the latent is what travels.
+  c = moe::WholeOp::create(b, loc, keys.latent.getType(), keys.latent, b.getDenseI64ArrayAttr({1}));
+  loc = at(R::k_b);
+  Value k = linear(c, R::k_b), v = linear(c, R::v_b);
+  loc = whole;
+  SmallVector<int64_t> shape(shapeOf(q).drop_back());
+  shape.push_back(latent.valueDim);
+  auto out = moe::AttentionOp::create(b, loc, tensor(shape), q, k, v, positions, keys.positions,
+                                      keys.mask, spec.attentionScale, spec.layers[layer].window,
+                                      spec.heads, spec.heads);
+  out.getQ2Mutable().assign(q2);
+  out.getK2Mutable().assign(keys.turned);
+  return out;
+}
