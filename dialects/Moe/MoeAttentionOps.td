@@ -54,10 +54,26 @@ def Moe_RopeOp : Moe_RuleOp<"rope"> {
   let assemblyFormat = "$x `,` $cos `,` $sin (`interleaved` $interleaved^)? attr-dict `:` functional-type(operands, results)";
 }
 
+def Moe_HeadLinearOp : Moe_RuleOp<"head_linear"> {
+  let summary = "each head times its own matrix";
+  let description = [{
+    x[t..,H,K], w[H,N,K] → [t..,H,N], or with w[H,K,N] if `transposed`; summed over K in f32. Linear in x. So queries and results of attention pass into and out of a latent from
+    which keys and values would grow, instead of letting them grow.
+
+        %1 = moe.head_linear %q, %w transposed : (tensor<2x1x4x16xf32>, tensor<4x16x32xf32>) -> tensor<2x1x4x32xf32>
+
+    Constraints: (C1) x is [t..,H,K]; (C2) w is [H,N,K], or [H,K,N] if transposed; (C3) the result is [t..,H,N]; (C4) one element type.
+  }];
+  let arguments = (ins Moe_Tensor:$x, Moe_Tensor:$w, UnitAttr:$transposed);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `,` $w (`transposed` $transposed^)? attr-dict `:` functional-type(operands, results)";
+}
+
 def Moe_AttentionOp : Moe_RuleOp<"attention", ["localize"], [AttrSizedOperandSegments]> {
   let summary = "softmax(scale · q·kᵀ + bias)·v over the keys that a query sees";
   let description = [{
-    q[B,Sq,H,d], k[B,Sk,Hk,d], v[B,Sk,Hk,e], qpos[Sq], kpos[Sk], kmask[B,Sk] → [B,Sq,H,e]. Query head h reads key/value head h·kv_heads/q_heads. Query i sees key j if
+    q[B,Sq,H,d], k[B,Sk,Hk,d], v[B,Sk,Hk,e], qpos[Sq], kpos[Sk], kmask[B,Sk] → [B,Sq,H,e]. Query head h reads key/value head h·kv_heads/q_heads; k and v without
+    the dimension Hk are one head for all queries. Query i sees key j if
     kpos[j] ≤ qpos[i] (not asked if `bidirectional`), qpos[i] − kpos[j] < window (if window > 0) and kmask[j] ≠ 0; a query that sees none gives zeros. Keys may so come from a
     cache of which only a part is filled: what is not stands at positions after every query's, or is masked.
 

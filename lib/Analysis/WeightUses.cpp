@@ -45,19 +45,36 @@ public:
 private:
   void visit(moe::AttentionOp attention) {
     auto projection = [&](Value value, DimMeaning meaning) {
-      if (auto linear = dyn_cast_or_null<moe::LinearOp>(projectionOf(value)))
+      Operation *first = projectionOf(value);
+      if (auto perHead = dyn_cast_or_null<moe::HeadLinearOp>(first)) {
+        add(perHead.getW(), 0, meaning);
+        first = projectionOf(perHead.getX());
+      }
+      if (auto linear = dyn_cast_or_null<moe::LinearOp>(first))
         add(linear.getW(), 0, meaning);
     };
     projection(attention.getQ(), DimMeaning::queryHeads);
-    projection(attention.getK(), DimMeaning::kvHeads);
-    projection(attention.getV(), DimMeaning::kvHeads);
+    if (rankOf(attention.getK()) == 4) { // else they have no heads
+      projection(attention.getK(), DimMeaning::kvHeads);
+      projection(attention.getV(), DimMeaning::kvHeads);
+    }
     if (attention.getQ2())
       projection(attention.getQ2(), DimMeaning::queryHeads);
     if (attention.getSinks())
       add(attention.getSinks(), 0, DimMeaning::queryHeads);
-    for (Operation *user : attention->getUsers())
-      if (auto out = dyn_cast<moe::LinearOp>(user); out && out.getX() == attention)
+    visitResult(attention.getResult());
+  }
+
+  /// What is made of attention's heads.
+  void visitResult(Value heads) {
+    for (Operation *user : heads.getUsers()) {
+      if (auto out = dyn_cast<moe::LinearOp>(user); out && out.getX() == heads)
         add(out.getW(), rankOf(out.getW()) - out.getContract(), DimMeaning::queryHeads);
+      if (auto perHead = dyn_cast<moe::HeadLinearOp>(user); perHead && perHead.getX() == heads) {
+        add(perHead.getW(), 0, DimMeaning::queryHeads);
+        visitResult(perHead.getResult());
+      }
+    }
   }
 
   /// A feed-forward's two products lie around its activation.

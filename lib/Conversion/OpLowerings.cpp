@@ -160,6 +160,11 @@ void LoweringTable::addAttention() {
            {{"frequencies", op.getFrequenciesAttr()}, b.real("factor", toDouble(op.getFactor()))});
     return success();
   });
+  add<moe::HeadLinearOp>(+[](moe::HeadLinearOp op, B &b) {
+    b.call("head_linear", {b.view(op.getX()), b.view(op.getW())}, {b.define(op.getResult())},
+           {b.integer("transposed", op.getTransposed())});
+    return success();
+  });
   add<moe::AttentionOp>(+[](moe::AttentionOp op, B &b) {
     SmallVector<Value> inputs;
     for (Value operand : op->getOperands())

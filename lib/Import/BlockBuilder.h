@@ -127,7 +127,9 @@ private:
   /// gives what it takes.
   mlir::Type beforeRotation() { return spec.ropeInterleaved ? type : f32; }
   mlir::Value headAttention(mlir::Value x);
-  mlir::Value latentAttention(mlir::Value x);
+  mlir::Value latentAttention(mlir::Value x); // LatentAttention.cpp
+  bool staysLatent(int64_t queries, int64_t keys) const;
+  mlir::Value headLinear(mlir::Value x, WeightRole weight, int64_t outputs, bool transposed);
   mlir::Value projection(mlir::Value x, WeightRole weight, WeightRole bias,
                          std::optional<WeightRole> normRole, bool rotated);
   mlir::Location attentionLoc() { return parent(at(WeightRole::q)); }

@@ -40,18 +40,48 @@ Value BlockBuilder::latentAttention(Value x) {
   loc = whole;
   q2 = rotate(q2);
   LatentKeys keys = selfLatents({c, rotate(k2), positions, mask});
-
-  // On a mesh that cuts the sequence the latent is what travels.
-  c = moe::WholeOp::create(b, loc, keys.latent.getType(), keys.latent, b.getDenseI64ArrayAttr({1}));
-  loc = at(R::k_b);
-  Value k = linear(c, R::k_b), v = linear(c, R::v_b);
-  loc = whole;
+  bool inside = staysLatent(shapeOf(q)[1], shapeOf(keys.latent)[1]);
+  Value k = keys.latent, v = keys.latent;
   SmallVector<int64_t> shape(shapeOf(q).drop_back());
-  shape.push_back(latent.valueDim);
+  if (inside) {
+    loc = at(R::k_b);
+    q = headLinear(q, R::k_b, latent.rank, /*transposed=*/true);
+    shape.push_back(latent.rank);
+  } else {
+    // On a mesh that cuts the sequence the latent is what travels.
+    Value all = moe::WholeOp::create(b, loc, k.getType(), k, b.getDenseI64ArrayAttr({1}));
+    loc = at(R::k_b);
+    k = linear(all, R::k_b);
+    v = linear(all, R::v_b);
+    shape.push_back(latent.valueDim);
+  }
+  loc = whole;
   auto out = moe::AttentionOp::create(b, loc, tensor(shape), q, k, v, positions, keys.positions,
                                       keys.mask, spec.attentionScale, spec.layers[layer].window,
-                                      spec.heads, spec.heads);
+                                      spec.heads, inside ? 1 : spec.heads);
   out.getQ2Mutable().assign(q2);
   out.getK2Mutable().assign(keys.turned);
-  return out;
+  if (!inside)
+    return out;
+  loc = at(R::v_b);
+  return headLinear(out, R::v_b, latent.valueDim, /*transposed=*/false);
+}
+
+/// Whether queries and results go through the latent's products, rather than all keys and values
+/// growing out of it: what costs fewer multiplications. So it is where few queries look at many
+/// keys, as in decode.
+bool BlockBuilder::staysLatent(int64_t queries, int64_t keys) const {
+  const LatentSpec &latent = *spec.latent;
+  double pairs = double(queries) * keys, plain = latent.plainDim, value = latent.valueDim,
+         rank = latent.rank;
+  double grown = keys * rank * (plain + value) + pairs * (plain + value),
+         inside = queries * rank * (plain + value) + pairs * 2 * rank;
+  return inside < grown;
+}
+
+/// Each head of x [B,S,H,K] times its own part of a weight.
+Value BlockBuilder::headLinear(Value x, WeightRole weight, int64_t outputs, bool transposed) {
+  SmallVector<int64_t> shape(shapeOf(x).drop_back());
+  shape.push_back(outputs);
+  return moe::HeadLinearOp::create(b, loc, tensor(shape), x, param(weight), transposed);
 }

@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = ROOT / "test" / "golden"
 CLASSES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 # Every class with a golden model; the oracle and the random models know those above only.
-GOLDEN_CLASSES = (*CLASSES, "granitemoe", "phimoe")
+GOLDEN_CLASSES = (*CLASSES, "deepseek_v2", "deepseek_v3", "gpt_oss", "granitemoe", "phimoe")
 # "" is one rank.
 MESHES = ("", "ep=2", "ep=4", "dp=2", "dp=2,ep=2", "tp=2", "dp=2,tp=2", "ep=2,tp=2", "dp=2,ep=2,tp=2")
 

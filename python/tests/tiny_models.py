@@ -67,14 +67,68 @@ def phimoe(pick, fields):
     )
 
 
-DRAW = {"granitemoe": granitemoe, "phimoe": phimoe}
+def latent_attention(pick, fields):
+    rope = fields["rope_parameters"]
+    if pick(True, False):
+        rope |= {
+            "rope_type": "yarn", "factor": pick(4.0, 40.0), "original_max_position_embeddings": 16, "beta_fast": 32, "beta_slow": 1,
+            "mscale": pick(0.707, 1.0), "mscale_all_dim": pick(0.0, 1.0),
+        }
+    fields.update(
+        num_key_value_heads=fields["num_attention_heads"],
+        q_lora_rank=pick(None, 12, 24),
+        kv_lora_rank=pick(16, 20),
+        qk_nope_head_dim=pick(8, 12),
+        qk_rope_head_dim=pick(4, 8),
+        v_head_dim=pick(8, 16),
+        attention_bias=pick(True, False),
+        intermediate_size=pick(32, 48),
+        moe_intermediate_size=pick(16, 24),
+        n_routed_experts=8,
+        n_shared_experts=pick(1, 2),
+        num_experts_per_tok=pick(1, 3, 4),
+        first_k_dense_replace=pick(0, 1),
+        routed_scaling_factor=pick(1.0, 2.5),
+        n_group=pick(2, 4),
+        topk_group=2,
+    )
+
+
+def deepseek_v2(pick, fields):
+    latent_attention(pick, fields)
+    fields.update(topk_method=pick("greedy", "group_limited_greedy"))
+
+
+def deepseek_v3(pick, fields):
+    latent_attention(pick, fields)
+    fields.update(norm_topk_prob=pick(True, False), rope_interleave=pick(True, False))
+
+
+def gpt_oss(pick, fields):
+    rope = fields["rope_parameters"]
+    rope |= pick(
+        {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 16},
+        {"rope_type": "default"},
+    )
+    fields.update(
+        head_dim=pick(8, 16),
+        intermediate_size=pick(32, 48),
+        num_local_experts=8,
+        num_experts_per_tok=pick(1, 2, 4),
+        sliding_window=pick(3, 7),
+        attention_bias=pick(True, False),
+        layer_types=pick(None, ["full_attention", "sliding_attention", "full_attention"][: fields["num_hidden_layers"]]),
+    )
+
+
+DRAW = {"deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3, "gpt_oss": gpt_oss, "granitemoe": granitemoe, "phimoe": phimoe}
 CLASSES = tuple(DRAW)
 
 
 def build(kind, fields, seed):
     """The model, with norms, biases and the like moved off their initial ones and zeros."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields), attn_implementation="eager").eval().float()
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields), attn_implementation="eager", experts_implementation="eager").eval().float()
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if tensor.ndim == 1 and "inv_freq" not in name or "correction_bias" in name:

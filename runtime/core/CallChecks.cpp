@@ -366,8 +366,23 @@ void check_rope_table(CallCheck &c) {
     c.fail("factor is not a positive number");
 }
 
+void check_head_linear(CallCheck &c) {
+  int64_t transposed = c.integer("transposed");
+  if (transposed != 0 && transposed != 1)
+    return c.fail(format("transposed is %lld, not 0 or 1", static_cast<long long>(transposed)));
+  int64_t rows = c.fixed("P"), columns = c.fixed("Q");
+  if (c.fixed("N") != (transposed ? columns : rows) ||
+      c.fixed("K") != (transposed ? rows : columns))
+    c.fail(format("a head's matrix is %lld x %lld, x has %lld columns and out %lld",
+                  static_cast<long long>(rows), static_cast<long long>(columns),
+                  static_cast<long long>(c.dim("K").scale),
+                  static_cast<long long>(c.dim("N").scale)));
+}
+
 void check_attention(CallCheck &c) {
-  int64_t heads = c.fixed("H"), kvHeads = c.fixed("Hk");
+  int64_t heads = c.fixed("H"), kvHeads = c.fixedRun("G");
+  if (c.run("G").size() > 1)
+    return c.fail("k and v have more than four dimensions");
   int64_t allHeads = c.integer("q_heads"), allKvHeads = c.integer("kv_heads");
   c.atLeast("window", 0);
   if (int64_t causal = c.integerOr("causal", 1); causal != 0 && causal != 1)

@@ -89,6 +89,7 @@ namespace ref {
 /// oneDNN may only be called where it is there.
 namespace fast {
 template <typename S> Status linear(const Call &call);
+template <typename S> Status head_linear(const Call &call); // f32 only
 template <typename S> Status attention(const Call &call);
 template <typename S> Status grouped_matmul(const Call &call);
 template <typename S> Status combine(const Call &call);

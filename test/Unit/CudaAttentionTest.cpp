@@ -98,6 +98,30 @@ TEST_F(CudaAttention, KeysAndValuesOfDifferentWidths) {
   }
 }
 
+TEST_F(CudaAttention, KeysWithoutHeadsAreOneHead) {
+  for (Mode mode : allModes())
+    for (int64_t d : {64, 512})
+      expectAgrees(*gpu, "attention",
+                   {T(random.normal<float>({2, 3, 4, d})), T(random.normal<float>({2, 70, d})),
+                    T(random.normal<float>({2, 70, d})), I(random.ids({3}, 30, 80)),
+                    I(random.ids({70}, 0, 69)), I(random.ids({2, 70}, 0, 3))},
+                   {T(Shape{2, 3, 4, d})},
+                   params({{"window", 0}, {"q_heads", 4}, {"kv_heads", 1}}, {{"scale", 0.1}}),
+                   mode);
+}
+
+TEST_F(CudaAttention, HeadProducts) {
+  for (Mode mode : allModes())
+    for (bool transposed : {false, true})
+      for (auto [rows, k, n] : {std::array<int64_t, 3>{1, 128, 512}, {20, 512, 128}, {9, 7, 33}}) {
+        int64_t heads = random.between(1, 5);
+        Shape w = transposed ? Shape{heads, k, n} : Shape{heads, n, k};
+        expectAgrees(*gpu, "head_linear",
+                     {T(random.normal<float>({1, rows, heads, k})), T(random.normal<float>(w))},
+                     {T(Shape{1, rows, heads, n})}, params({{"transposed", transposed}}), mode);
+      }
+}
+
 TEST_F(CudaAttention, CachesOfWhichOnlyAPartIsFilled) {
   // One query, a cache of 512 positions of which it sees 3: what lies behind is never looked at.
   for (Mode mode : allModes()) {

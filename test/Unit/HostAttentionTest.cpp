@@ -29,7 +29,7 @@ template <typename S> struct Operands {
       }
     if (!with.empty())
       p.texts["with"] = with;
-    Tensor<S> out({q.shape[0], q.shape[1], q.shape[2], v.shape[3]});
+    Tensor<S> out({q.shape[0], q.shape[1], q.shape[2], v.shape.back()});
     Status s = call("attention", flavor, in, {out}, p);
     EXPECT_TRUE(s.ok()) << s.str();
     return out;
@@ -155,6 +155,75 @@ TEST(HostAttention, SinkIsAKeyWithoutAValue) {
   EXPECT_LT(relativeError(o.run(CallFlavor::reference, heads(s)),
                           more.run(CallFlavor::reference, heads(s))),
             1e-13);
+}
+
+TEST(HostAttention, KeysWithoutHeadsAreOneHead) {
+  Random random(testSeed());
+  Sizes s{.kvHeads = 1, .valueDim = 4};
+  Operands<double> o = draw(random, s), flat = o;
+  flat.k.shape = {s.batch, s.keys, s.keyDim};
+  flat.v.shape = {s.batch, s.keys, s.valueDim};
+  EXPECT_EQ(o.run(CallFlavor::reference, heads(s)).values,
+            flat.run(CallFlavor::reference, heads(s)).values);
+}
+
+TEST(HostAttention, LatentFormIsAttentionToWhatGrowsOutOfTheLatent) {
+  // Scores and results through the latent equal those of keys and values made of it.
+  Random random(testSeed());
+  int64_t batch = 2, queries = 3, keys = 6, heads = 4, rank = 5, plain = 3, turned = 2, value = 4;
+  Tensor<double> q = random.normal<double>({batch, queries, heads, plain}),
+                 latent = random.normal<double>({batch, keys, rank}),
+                 kb = random.normal<double>({heads, plain, rank}),
+                 vb = random.normal<double>({heads, value, rank});
+  auto linear = [&](const Tensor<double> &w, int64_t n) {
+    Tensor<double> out({batch, keys, heads, n});
+    EXPECT_TRUE(
+        call("linear", CallFlavor::reference, {latent, w}, {out}, params({{"contract", 1}})).ok());
+    return out;
+  };
+  auto perHead = [&](const Tensor<double> &x, const Tensor<double> &w, int64_t n, bool transposed) {
+    Tensor<double> out({batch, queries, heads, n});
+    Status s = call("head_linear", CallFlavor::reference, {x, w}, {out},
+                    params({{"transposed", transposed}}));
+    EXPECT_TRUE(s.ok()) << s.str();
+    return out;
+  };
+  Sizes s{batch, queries, keys, heads, heads, plain, value};
+  Operands<double> grown = draw(random, s);
+  grown.q = q;
+  grown.k = linear(kb, plain);
+  grown.v = linear(vb, value);
+  grown.q2 = random.normal<double>({batch, queries, heads, turned});
+  grown.k2 = random.normal<double>({batch, keys, turned});
+  Operands<double> inside = grown;
+  inside.q = perHead(q, kb, rank, true);
+  inside.k = inside.v = latent;
+  CallParams one = params({{"q_heads", heads}, {"kv_heads", 1}, {"window", 0}}, {{"scale", 0.4}});
+  Tensor<double> want =
+      grown.run(CallFlavor::reference,
+                params({{"q_heads", heads}, {"kv_heads", heads}, {"window", 0}}, {{"scale", 0.4}}));
+  EXPECT_LT(relativeError(perHead(inside.run(CallFlavor::reference, one), vb, value, false), want),
+            1e-13);
+}
+
+TEST(HostAttention, HeadProductsAgreeOnRandomShapes) {
+  Random random(testSeed() + 2);
+  for (int i = 0; i < 30; ++i) {
+    int64_t rows = random.between(1, 9), heads = random.between(1, 5), k = random.between(1, 40),
+            n = random.between(1, 40);
+    bool transposed = i % 2;
+    Tensor<double> x = random.normal<double>({rows, heads, k}),
+                   w = transposed ? random.normal<double>({heads, k, n})
+                                  : random.normal<double>({heads, n, k}),
+                   exact({rows, heads, n});
+    CallParams p = params({{"transposed", transposed}});
+    ASSERT_TRUE(call("head_linear", CallFlavor::reference, {x, w}, {exact}, p).ok());
+    for (CallFlavor flavor : {CallFlavor::fast, CallFlavor::reference}) {
+      Tensor<float> out({rows, heads, n});
+      ASSERT_TRUE(call("head_linear", flavor, {x.as<float>(), w.as<float>()}, {out}, p).ok());
+      EXPECT_LT(relativeError(out, exact), 1e-6);
+    }
+  }
 }
 
 TEST(HostAttention, BidirectionalSeesEveryUnmaskedKey) {

@@ -39,6 +39,19 @@ ModelSpec qwen2(const std::string &more = "") {
                 kSmall + more);
 }
 
+ModelSpec deepseek(const std::string &type, const std::string &more = "",
+                   const std::string &queryRank = "7") {
+  return specOf("'model_type': '" + type +
+                "', 'hidden_size': 8, 'intermediate_size': 6, 'moe_intermediate_size': 4, "
+                "'num_hidden_layers': 2, 'num_attention_heads': 2, 'num_key_value_heads': 2, "
+                "'vocab_size': 11, 'n_routed_experts': 4, 'num_experts_per_tok': 2, 'n_group': 2, "
+                "'topk_group': 1, 'first_k_dense_replace': 1, 'kv_lora_rank': 5, 'q_lora_rank': " +
+                queryRank +
+                ", "
+                "'qk_nope_head_dim': 3, 'qk_rope_head_dim': 2, 'v_head_dim': 6" +
+                more);
+}
+
 /// What a checkpoint of `spec` with this layout in every layer holds.
 Tensors checkpointOf(const ModelSpec &spec, unsigned layout) {
   WeightTable table(spec, std::vector<unsigned>(spec.layers.size(), layout));
@@ -93,6 +106,52 @@ TEST(WeightTable, ShapesNamesAndCountsOfAMixtral) {
   EXPECT_EQ(table.activeParameters(), 2 * 11 * 8 + 8 + 2 * (layer + 2 * expert));
 }
 
+TEST(WeightTable, PartsFillTheirTensorsExactly) {
+  // In the order of the table: a tensor's parts follow one another, from 0 to its size.
+  for (auto [queryRank, bias] : {std::pair("7", "false"), {"null", "false"}, {"7", "true"}}) {
+    ModelSpec spec = deepseek("deepseek_v3", std::string(", 'attention_bias': ") + bias, queryRank);
+    WeightTable table(spec, {0, 0});
+    std::map<std::string, int64_t> filled;
+    int64_t shared = 0;
+    for (const WeightState &state : table.states()) {
+      int64_t onDisk = 1, elements = state.elements();
+      for (int64_t size : state.diskShape)
+        onDisk *= size;
+      if (state.slice.empty())
+        continue;
+      int64_t dim = state.slice[0], size = state.shape[dim];
+      EXPECT_EQ(state.slice[1], filled[state.from.front()]) << state.name;
+      filled[state.from.front()] += size;
+      EXPECT_EQ(elements / size * state.slice[2], onDisk) << state.name;
+      if (state.isFirstPart())
+        ++shared;
+      else
+        EXPECT_EQ(filled[state.from.front()], state.slice[2]) << state.name;
+    }
+    EXPECT_EQ(int64_t(filled.size()), shared);
+    // q (or q_b), kv_a with its bias, and kv_b of two layers.
+    EXPECT_EQ(shared, 2 * (3 + spec.qkvBias));
+    EXPECT_EQ(table.find(WeightRole::q_plain, 0) != nullptr, spec.latent->queryRank == 0);
+  }
+}
+
+TEST(WeightTable, TransposedAndInterleavedExperts) {
+  ModelSpec spec = specOf("'model_type': 'gpt_oss', " + kSmall);
+  WeightTable table(spec, {0, 0});
+  const WeightState &gateUp = *table.find(WeightRole::expert_gate_up, 0),
+                    &bias = *table.find(WeightRole::expert_gate_up_bias, 0),
+                    &down = *table.find(WeightRole::expert_down, 1);
+  EXPECT_THAT(gateUp.shape, ElementsAre(3, 2, 6, 8));
+  EXPECT_THAT(gateUp.diskShape, ElementsAre(3, 8, 12));
+  EXPECT_THAT(gateUp.permute, ElementsAre(0, 3, 2, 1));
+  EXPECT_THAT(bias.shape, ElementsAre(3, 2, 6));
+  EXPECT_THAT(bias.permute, ElementsAre(0, 2, 1));
+  EXPECT_THAT(down.diskShape, ElementsAre(3, 6, 8));
+  EXPECT_THAT(down.permute, ElementsAre(0, 2, 1));
+  int64_t expert = 3 * 6 * 8 + 2 * 6 + 8;
+  EXPECT_EQ(table.parameters() - table.activeParameters(), 2 * expert);
+}
+
 TEST(Accounting, EveryLayoutOfEveryClassIsComplete) {
   std::vector<ModelSpec> specs = {
       mixtral(),
@@ -103,7 +162,11 @@ TEST(Accounting, EveryLayoutOfEveryClassIsComplete) {
              kSmall),
       specOf("'model_type': 'olmoe', " + kSmall),
       specOf("'model_type': 'granitemoe', 'attention_bias': true, " + kSmall),
-      specOf("'model_type': 'phimoe', 'lm_head_bias': true, 'attention_bias': true, " + kSmall)};
+      specOf("'model_type': 'phimoe', 'lm_head_bias': true, 'attention_bias': true, " + kSmall),
+      deepseek("deepseek_v3"),
+      deepseek("deepseek_v3", ", 'attention_bias': true", "null"),
+      deepseek("deepseek_v2", ", 'topk_method': 'group_limited_greedy', 'mlp_bias': true"),
+      specOf("'model_type': 'gpt_oss', " + kSmall)};
   for (const ModelSpec &spec : specs)
     for (unsigned layout = 0; layout < spec.modelClass->layouts.size(); ++layout) {
       Tensors tensors = checkpointOf(spec, layout);

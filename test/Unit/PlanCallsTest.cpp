@@ -99,6 +99,14 @@ TEST(CallRegistry, RefusesBrokenContracts) {
        },
        "frequencies holds something that is not a number"},
       {"rope", [](Example &e) { e.params = {integer("interleaved", 2)}; }, "interleaved is 2"},
+      {"head_linear", [](Example &e) { e.params[0].integer = 1; }, "matrix is 8 x 16"},
+      {"head_linear", [](Example &e) { e.params[0].integer = 2; }, "transposed is 2"},
+      {"attention",
+       [](Example &e) {
+         e.inputs[1] = f({1, 8, 1, 1, 16});
+         e.inputs[2] = f({1, 8, 1, 1, 24});
+       },
+       "more than four dimensions"},
       {"attention", [](Example &e) { e.params[1].integer = -1; }, "window is -1"},
       {"attention", [](Example &e) { e.params[3].integer = 8; }, "past the 1 kv heads"},
       {"attention", [](Example &e) { e.params[2].integer = 7; }, "leaves the 7 q_heads"},

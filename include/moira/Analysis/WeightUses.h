@@ -34,6 +34,7 @@ struct WeightUse {
 ///     attention q ← rope ← linear(x, w[H,d,D])        w, 0: queryHeads (k and v: kvHeads)
 ///     attention q2 ← linear(x, w[H,r,D]); sinks w[H]  w, 0: queryHeads
 ///     linear(attention, w[D,H,d])                     w, 1: queryHeads
+///     head_linear(x, w[H,N,K]) before q, behind it    w, 0: queryHeads
 ///     glu(linear(x, w[2,F,D])), linear(glu, w[D,F])   w, 1: denseWidth, or sharedWidth beside a
 ///                                                     dispatch of the same x
 ///     glu(grouped_matmul(rows, w[E,2,F,D]))           w, 0: experts; w, 2: expertWidth

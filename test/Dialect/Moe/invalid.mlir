@@ -530,6 +530,42 @@ func.func @f(%x: tensor<2x6x4x8xf32>, %c: tensor<6x5xf32>) {
 
 // -----
 
+// HeadLinearOp C1
+func.func @f(%x: tensor<8xf32>, %w: tensor<4x7x8xf32>) {
+  // expected-error @+1 {{C1: x must be [t.., H, K]}}
+  %0 = moe.head_linear %x, %w : (tensor<8xf32>, tensor<4x7x8xf32>) -> tensor<7xf32>
+  return
+}
+
+// -----
+
+// HeadLinearOp C2
+func.func @f(%x: tensor<2x4x8xf32>, %w: tensor<4x7x8xf32>) {
+  // expected-error @+1 {{C2: w must be [H, K, N]}}
+  %0 = moe.head_linear %x, %w transposed : (tensor<2x4x8xf32>, tensor<4x7x8xf32>) -> tensor<2x4x7xf32>
+  return
+}
+
+// -----
+
+// HeadLinearOp C3
+func.func @f(%x: tensor<2x4x8xf32>, %w: tensor<4x7x8xf32>) {
+  // expected-error @+1 {{C3: the result must be [t.., H, N]}}
+  %0 = moe.head_linear %x, %w : (tensor<2x4x8xf32>, tensor<4x7x8xf32>) -> tensor<2x4x8xf32>
+  return
+}
+
+// -----
+
+// HeadLinearOp C4
+func.func @f(%x: tensor<2x4x8xf32>, %w: tensor<4x7x8xbf16>) {
+  // expected-error @+1 {{C4: operands and result must have one element type}}
+  %0 = moe.head_linear %x, %w : (tensor<2x4x8xf32>, tensor<4x7x8xbf16>) -> tensor<2x4x7xf32>
+  return
+}
+
+// -----
+
 // AttentionOp C1
 func.func @f(%q: tensor<2x6x4x8xf32>, %k: tensor<2x6x2x8xf32>, %p: tensor<6xi32>, %m: tensor<2x6xi32>, %n: tensor<2x5xi32>) {
   // expected-error @+1 {{C1: shapes must be q}}

@@ -72,10 +72,18 @@ func.func @attention(%x: tensor<2x6x8xf32>, %q: tensor<2x6x4x8xf32>, %k: tensor<
 
 // CHECK-LABEL: func.func @attention_parts
 func.func @attention_parts(%q: tensor<2x6x4x8xf32>, %k: tensor<2x9x2x8xf32>, %v: tensor<2x9x2x5xf32>, %pos: tensor<6xi32>, %kpos: tensor<9xi32>, %mask: tensor<2x9xi32>,
-                           %q2: tensor<2x6x4x3xf32>, %k2: tensor<2x9x3xf32>, %bias: tensor<4x6x9xf32>, %sinks: tensor<4xf32>) {
+                           %q2: tensor<2x6x4x3xf32>, %k2: tensor<2x9x3xf32>, %bias: tensor<4x6x9xf32>, %sinks: tensor<4xf32>,
+                           %heads: tensor<4x7x8xf32>, %latent: tensor<2x9x8xf32>) {
   // CHECK: moe.attention %{{.*}}, %{{.*}}, %{{.*}} at %{{.*}}, %{{.*}} mask %{{.*}} also %{{.*}}, %{{.*}} bias %{{.*}} sinks %{{.*}} heads 4 over 2 scale 2.500000e-01 window 3 :
   %all = moe.attention %q, %k, %v at %pos, %kpos mask %mask also %q2, %k2 bias %bias sinks %sinks heads 4 over 2 scale 0.25 window 3
     : (tensor<2x6x4x8xf32>, tensor<2x9x2x8xf32>, tensor<2x9x2x5xf32>, tensor<6xi32>, tensor<9xi32>, tensor<2x9xi32>, tensor<2x6x4x3xf32>, tensor<2x9x3xf32>, tensor<4x6x9xf32>, tensor<4xf32>) -> tensor<2x6x4x5xf32>
+  // CHECK: moe.head_linear %{{.*}}, %{{.*}} : (tensor<2x6x4x8xf32>, tensor<4x7x8xf32>) -> tensor<2x6x4x7xf32>
+  %up = moe.head_linear %q, %heads : (tensor<2x6x4x8xf32>, tensor<4x7x8xf32>) -> tensor<2x6x4x7xf32>
+  // CHECK: moe.head_linear %{{.*}}, %{{.*}} transposed :
+  %down = moe.head_linear %up, %heads transposed : (tensor<2x6x4x7xf32>, tensor<4x7x8xf32>) -> tensor<2x6x4x8xf32>
+  // CHECK: moe.attention %{{.*}} heads 4 over 1 scale
+  %shared = moe.attention %down, %latent, %latent at %pos, %kpos mask %mask heads 4 over 1 scale 0.25 window 0
+    : (tensor<2x6x4x8xf32>, tensor<2x9x8xf32>, tensor<2x9x8xf32>, tensor<6xi32>, tensor<9xi32>, tensor<2x9xi32>) -> tensor<2x6x4x8xf32>
   // CHECK: moe.attention %{{.*}} mask %{{.*}} sinks %{{.*}} heads 4 over 2 scale 2.500000e-01 window 0 bidirectional :
   %some = moe.attention %q, %k, %v at %pos, %kpos mask %mask sinks %sinks heads 4 over 2 scale 0.25 window 0 bidirectional
     : (tensor<2x6x4x8xf32>, tensor<2x9x2x8xf32>, tensor<2x9x2x5xf32>, tensor<6xi32>, tensor<9xi32>, tensor<2x9xi32>, tensor<4xf32>) -> tensor<2x6x4x5xf32>

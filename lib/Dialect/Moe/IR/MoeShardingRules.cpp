@@ -199,17 +199,32 @@ FactorRule RopeOp::getFactorRule() {
   return rule;
 }
 
+/// x[t..,h,k], w[h,n,k] → [t..,h,n]
+FactorRule HeadLinearOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> x = shapeOf(getX());
+  Ids t = rule.addFactors(pass, x.drop_back(2));
+  int h = rule.addFactor(pass, x[x.size() - 2]), k = rule.addFactor(reduce, x.back()),
+      n = rule.addFactor(pass, shapeOf(getResult()).back());
+  rule.operands = {join(t, {h, k}), getTransposed() ? Ids{h, k, n} : Ids{h, n, k}};
+  rule.results = {join(t, {h, n})};
+  rule.linearity = Linearity::first;
+  return rule;
+}
+
 /// q[b,s,h,d], k[b,u,g,d], v[b,u,g,e], qpos[s], kpos[u], kmask[b,u], q2[b,s,h,r], k2[b,u,r],
-/// bias[h,s,u], sinks[h] → [b,s,h,e]: a query needs all keys (u), kv heads g follow the query heads
-/// h.
+/// bias[h,s,u], sinks[h] → [b,s,h,e]: a query needs all keys (u), kv heads g, where there are any,
+/// follow the query heads h.
 FactorRule AttentionOp::getFactorRule() {
   FactorRule rule;
   ArrayRef<int64_t> q = shapeOf(getQ()), k = shapeOf(getK());
   int b = rule.addFactor(pass, q[0]), s = rule.addFactor(pass, q[1]),
       h = rule.addFactor(pass, q[2]), d = rule.addFactor(whole, q[3]);
-  int u = rule.addFactor(whole, k[1]), g = rule.addFactor(unconstrained, k[2], /*follows=*/h),
-      e = rule.addFactor(whole, shapeOf(getV())[3]);
-  rule.operands = {{b, s, h, d}, {b, u, g, d}, {b, u, g, e}, {s}, {u}, {b, u}};
+  int u = rule.addFactor(whole, k[1]), e = rule.addFactor(whole, shapeOf(getV()).back());
+  Ids keys{b, u};
+  if (k.size() == 4)
+    keys.push_back(rule.addFactor(unconstrained, k[2], /*follows=*/h));
+  rule.operands = {{b, s, h, d}, join(keys, {d}), join(keys, {e}), {s}, {u}, {b, u}};
   if (getQ2()) {
     int r = rule.addFactor(whole, shapeOf(getQ2())[3]);
     rule.operands.push_back({b, s, h, r});
@@ -401,6 +416,8 @@ void AttentionOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands
                            ArrayRef<ShardingAttr>) {
   if (Attribute offset = offsetOf(shapeOf(getQ())[2], operands[0].getDims()[2], mesh))
     setHeadOffsetAttr(offset);
+  if (shapeOf(getK()).size() < 4)
+    return;
   if (Attribute offset = offsetOf(shapeOf(getK())[2], operands[1].getDims()[2], mesh))
     setKvOffsetAttr(offset);
 }

@@ -267,23 +267,39 @@ LogicalResult RopeOp::verify() {
   return success();
 }
 
+LogicalResult HeadLinearOp::verify() {
+  ArrayRef<int64_t> x = shapeOf(getX()), w = shapeOf(getW());
+  if (x.size() < 2)
+    return emitOpError("C1: x must be [t.., H, K]");
+  int64_t n = w.size() == 3 ? w[getTransposed() ? 2 : 1] : 0;
+  if (w.size() != 3 || w[0] != x[x.size() - 2] || w[getTransposed() ? 1 : 2] != x.back())
+    return emitOpError("C2: w must be [H, ")
+           << (getTransposed() ? "K, N" : "N, K") << "] where x is [t.., H, K]";
+  if (ArrayRef(concat(x.drop_back(), {n})) != shapeOf(getResult()))
+    return emitOpError("C3: the result must be [t.., H, N]");
+  if (elementOf(getX()) != elementOf(getW()) || elementOf(getX()) != elementOf(getResult()))
+    return emitOpError("C4: operands and result must have one element type");
+  return success();
+}
+
 LogicalResult AttentionOp::verify() {
   ArrayRef<int64_t> q = shapeOf(getQ()), k = shapeOf(getK()), v = shapeOf(getV());
-  if (q.size() != 4 || k.size() != 4 || v.size() != 4 || k.take_front(3) != v.take_front(3) ||
-      q[0] != k[0] || q[3] != k[3] ||
+  if (q.size() != 4 || (k.size() != 3 && k.size() != 4) || v.size() != k.size() ||
+      k.drop_back() != v.drop_back() || q[0] != k[0] || q[3] != k.back() ||
       ArrayRef(concat(q.take_front(3), v.take_back())) != shapeOf(getResult()) ||
       shapeOf(getQpos()) != ArrayRef<int64_t>{q[1]} ||
       shapeOf(getKpos()) != ArrayRef<int64_t>{k[1]} ||
       shapeOf(getKmask()) != ArrayRef<int64_t>{k[0], k[1]})
-    return emitOpError("C1: shapes must be q[B,Sq,H,d], k[B,Sk,Hk,d], v[B,Sk,Hk,e], qpos[Sq], "
-                       "kpos[Sk], kmask[B,Sk] and the result [B,Sq,H,e]");
+    return emitOpError("C1: shapes must be q[B,Sq,H,d], k[B,Sk,Hk,d], v[B,Sk,Hk,e] (both may lack "
+                       "Hk), qpos[Sq], kpos[Sk], kmask[B,Sk] and the result [B,Sq,H,e]");
   int64_t heads = getQHeads(), kvHeads = getKvHeads();
   if (kvHeads < 1 || heads < 1 || heads % kvHeads)
     return emitOpError("C2: ") << kvHeads << " key/value heads must divide " << heads
                                << " query heads";
   if (int64_t(getWindow()) < 0 || !std::isfinite(getScale().convertToDouble()))
     return emitOpError("C3: window must not be negative and scale must be finite");
-  if ((!getHeadOffset() && q[2] != heads) || (!getKvOffset() && k[2] != kvHeads))
+  if ((!getHeadOffset() && q[2] != heads) ||
+      (!getKvOffset() && (k.size() == 4 ? k[2] : 1) != kvHeads))
     return emitOpError("C4: without offsets the operands must hold all heads");
   if (bool(getQ2()) != bool(getK2()))
     return emitOpError("C5: q2 and k2 must both be given or neither");
