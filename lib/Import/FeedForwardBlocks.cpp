@@ -6,41 +6,47 @@
 
 using namespace mlir;
 using namespace moira;
+using R = WeightRole;
 
 Value BlockBuilder::feedForwardBlock(Value h) {
-  loc = at(WeightRole::post_norm);
-  bool sparse = spec.layers[layer].sparse;
-  Value weight = param(WeightRole::post_norm);
-  Value exact = sparse ? norm(h, weight, f32) : Value();
-  Value x = sparse && type == f32 ? exact : norm(h, weight);
-  Value y =
-      sparse ? sparseBlock(x, exact) : gatedBlock(x, WeightRole::mlp_gate_up, WeightRole::mlp_down);
-  loc = layerLoc();
+  loc = at(R::post_norm);
+  NormWeights weights = normWeights(R::post_norm, R::post_norm_bias);
+  Value y;
+  if (spec.layers[layer].sparse) {
+    Value exact = norm(h, weights, f32);
+    y = sparseBlock(type == f32 ? exact : norm(h, weights), exact);
+  } else {
+    Value x = norm(h, weights);
+    y = spec.gated ? gatedBlock(x, R::mlp_gate_up, R::mlp_down) : plainBlock(x);
+  }
+  loc = parent(at(R::post_norm));
   return add(h, y);
 }
 
 /// down(act(gate x) · up x)
-Value BlockBuilder::gatedBlock(Value x, WeightRole gateUp, WeightRole down) {
+Value BlockBuilder::gatedBlock(Value x, R gateUp, R down) {
   loc = parent(at(down));
   return linear(glu(linear(x, gateUp)), down, 1, f32);
 }
 
+/// down(act(up x)); what a bias is added to is f32.
+Value BlockBuilder::plainBlock(Value x) {
+  loc = parent(at(R::mlp_down));
+  x = linear(x, R::mlp_up, 1, spec.mlpBias ? f32 : type);
+  if (spec.mlpBias)
+    x = add(x, param(R::mlp_up_bias));
+  x = linear(act(x), R::mlp_down, 1, f32);
+  return spec.mlpBias ? add(x, param(R::mlp_down_bias)) : x;
+}
+
 Value BlockBuilder::sparseBlock(Value x, Value exact) {
-  using R = WeightRole;
   Value routing = route(exact);
   loc = at(R::expert_down); // …mlp.experts
-  ArrayRef<int64_t> tokens = shapeOf(x).drop_back();
-  int64_t rows = cast<moe::RoutingType>(routing.getType()).numTokens() * spec.router.k,
-          F = spec.expertWidth, D = spec.hidden;
-  Value sorted =
-      moe::DispatchOp::create(b, loc, tensor({rows, D}), x, routing, ArrayAttr(), IntegerAttr());
-  Value gateUp = moe::GroupedMatmulOp::create(b, loc, tensor({rows, 2, F}), sorted, routing,
-                                              param(R::expert_gate_up), 1);
-  Value down = moe::GroupedMatmulOp::create(b, loc, tensor({rows, D}), glu(gateUp), routing,
-                                            param(R::expert_down), 1);
-  SmallVector<int64_t> shape(tokens);
-  shape.push_back(D);
-  Value y = moe::CombineOp::create(b, loc, tensor(shape, f32), down, routing);
+  int64_t rows = cast<moe::RoutingType>(routing.getType()).numTokens() * spec.router.k;
+  Value sorted = moe::DispatchOp::create(b, loc, tensor({rows, spec.hidden}), x, routing,
+                                         ArrayAttr(), IntegerAttr());
+  SmallVector<int64_t> shape(shapeOf(x));
+  Value y = moe::CombineOp::create(b, loc, tensor(shape, f32), experts(sorted, routing), routing);
   if (!spec.sharedWidth)
     return y;
   Value shared = gatedBlock(x, R::shared_gate_up, R::shared_down);
@@ -51,16 +57,42 @@ Value BlockBuilder::sparseBlock(Value x, Value exact) {
   return add(y, shared);
 }
 
+/// Each row through its expert, [R,D] → [R,D].
+Value BlockBuilder::experts(Value rows, Value routing) {
+  Value hidden = groupedMatmul(rows, routing, spec.gated ? R::expert_gate_up : R::expert_up);
+  if (spec.mlpBias && !spec.gated)
+    hidden = groupedBias(hidden, routing, R::expert_up_bias);
+  Value down = groupedMatmul(spec.gated ? glu(hidden) : act(hidden), routing, R::expert_down);
+  return spec.mlpBias ? groupedBias(down, routing, R::expert_down_bias) : down;
+}
+
+/// rows[R,K] times w[E,N..,K] → [R,N..]
+Value BlockBuilder::groupedMatmul(Value rows, Value routing, R role) {
+  Value w = param(role);
+  SmallVector<int64_t> shape{shapeOf(rows)[0]};
+  llvm::append_range(shape, shapeOf(w).drop_front().drop_back());
+  return moe::GroupedMatmulOp::create(b, loc, tensor(shape), rows, routing, w, 1);
+}
+
+Value BlockBuilder::groupedBias(Value rows, Value routing, R role) {
+  return moe::GroupedBiasOp::create(b, loc, rows.getType(), rows, routing, param(role),
+                                    Attribute());
+}
+
 Value BlockBuilder::route(Value x) {
-  loc = at(WeightRole::router);
-  Value logits = linear(x, WeightRole::router, 1, f32);
+  loc = at(R::router);
+  Value logits = linear(x, R::router, 1, f32);
   if (spec.routerBias)
-    logits = add(logits, param(WeightRole::router_bias));
+    logits = add(logits, param(R::router_bias));
   Value choiceBias;
   if (spec.choiceBias != ChoiceBias::none)
-    choiceBias = param(WeightRole::router_choice_bias);
+    choiceBias = param(R::router_choice_bias);
   auto routing = moe::RoutingType::get(b.getContext(), shapeOf(x).drop_back(), spec.experts,
                                        spec.router.k, Attribute());
-  return moe::RouteOp::create(b, loc, routing, logits, choiceBias,
-                              moe::RouterAttr::get(b.getContext(), spec.router));
+  Value routed = moe::RouteOp::create(b, loc, routing, logits, choiceBias,
+                                      moe::RouterAttr::get(b.getContext(), spec.router));
+  if (spec.redirect)
+    routed = moe::RedirectOp::create(b, loc, routing, routed, spec.redirect->first,
+                                     spec.redirect->second);
+  return routed;
 }

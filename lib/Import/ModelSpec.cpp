@@ -1,4 +1,4 @@
-//===- ModelSpec.cpp - one decoder-only model, resolved -------------------===//
+//===- ModelSpec.cpp - one stack of layers, resolved ----------------------===//
 // The meaning of fields, alone and together. Semantics are those of the classes' published
 // implementation (transformers 5.17).
 //===----------------------------------------------------------------------===//
@@ -6,6 +6,7 @@
 #include "moira/Import/ConfigJson.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringExtras.h"
+#include "llvm/Support/MathExtras.h"
 
 #include <cmath>
 
@@ -18,15 +19,16 @@ namespace {
 
 class Resolver {
 public:
-  Resolver(const ModelClass &modelClass, ConfigValues values, StringRef fileName, Status &status)
-      : modelClass(modelClass), config(std::move(values)), fileName(fileName), status(status) {}
+  Resolver(const ModelClass &modelClass, const ConfigValues &values, StringRef fileName,
+           Status &status)
+      : modelClass(modelClass), config(values), fileName(fileName), status(status) {}
 
   ModelSpec resolve() {
     spec.modelClass = &modelClass;
     spec.defaults = config.defaults;
     dense();
     attention();
-    rope();
+    positions();
     experts();
     layers();
     sort(spec.defaults,
@@ -36,7 +38,7 @@ public:
 
 private:
   const ModelClass &modelClass;
-  ConfigValues config;
+  const ConfigValues &config;
   StringRef fileName;
   Status &status;
   ModelSpec spec;
@@ -77,10 +79,20 @@ private:
   void dense() {
     spec.vocab = size("vocab");
     spec.hidden = size("hidden");
+    spec.norm = word("norm") == "layer" ? Norm::layer : Norm::rms;
     spec.normEps = number("norm_eps");
+    spec.normBias = flag("norm_bias");
     spec.tiedHead = flag("tied_head");
+    spec.headIfStored = flag("head_if_stored");
+    double root = std::sqrt(double(spec.hidden));
+    spec.embeddingScale = number("embedding_scale") * (flag("embedding_root") ? root : 1);
+    spec.headScale = number("head_scale") / (flag("head_root") && spec.tiedHead ? root : 1);
     spec.denseWidth = size("dense_width");
-    spec.activation = moe::symbolizeActivation(word("activation")).value_or(moe::Activation::silu);
+    spec.gated = flag("gated");
+    spec.mlpBias = flag("mlp_bias");
+    StringRef activation = word("activation");
+    spec.gated |= activation.consume_front("gated-");
+    spec.activation = moe::symbolizeActivation(activation).value_or(moe::Activation::silu);
   }
 
   void attention() {
@@ -98,18 +110,63 @@ private:
     if (spec.heads % spec.kvHeads != 0)
       fail(ErrorId::BadConfigValue,
            shown("kv_heads", spec.kvHeads) + " does not divide " + shown("heads", spec.heads));
-    if (spec.headDim < 2 || spec.headDim % 2 != 0)
+    spec.attentionScale = isNull("attention_scale") ? 1.0 / std::sqrt(double(spec.headDim))
+                                                    : number("attention_scale");
+    spec.causal = flag("causal");
+    spec.crossAttention = flag("cross_attention");
+    if (spec.headDim < 1 || (word("position_kind") == "rotary" && spec.headDim % 2 != 0))
       fail(ErrorId::BadConfigValue,
            fieldOf("head_dim") + "=" + Twine(spec.headDim) +
                (isNull("head_dim") ? " (" + shown("hidden", spec.hidden) + " over " +
                                          shown("heads", spec.heads) + ")"
                                    : std::string()) +
-               " is not an even number, which rotary embedding needs");
+               " is not " +
+               (word("position_kind") == "rotary" ? "an even number, which rotary embedding needs"
+                                              : "a positive number"));
+    if (flag("split_heads") && spec.hidden % spec.heads != 0)
+      fail(ErrorId::BadConfigValue,
+           shown("heads", spec.heads) + " does not divide " + shown("hidden", spec.hidden));
     if (spec.qkNorm == QkNorm::full && spec.heads * spec.headDim != spec.hidden)
       fail(ErrorId::BadConfigValue, fieldOf("head_dim") + "=" + Twine(spec.headDim) + " times " +
                                         shown("heads", spec.heads) + " is not " +
                                         shown("hidden", spec.hidden) +
                                         ", which the norm over whole projections needs");
+  }
+
+  void positions() {
+    spec.positions = StringSwitch<PositionKind>(word("position_kind"))
+                         .Case("sinusoid", PositionKind::sinusoid)
+                         .Case("token_sinusoid", PositionKind::token_sinusoid)
+                         .Case("relative", PositionKind::relative)
+                         .Default(PositionKind::rotary);
+    switch (spec.positions) {
+    case PositionKind::rotary:
+      return rope();
+    case PositionKind::sinusoid:
+    case PositionKind::token_sinusoid:
+      spec.positionOffset = number("position_offset");
+      spec.padId = isNull("pad") ? -1 : get("pad").getAsInteger().value_or(-1);
+      if (spec.positions == PositionKind::token_sinusoid && spec.padId < 0)
+        fail(ErrorId::BadConfigValue,
+             fieldOf("pad") + "=null, but positions are counted without the padding token");
+      if (spec.hidden < 4)
+        fail(ErrorId::BadConfigValue,
+             shown("hidden", spec.hidden) + " is under 4, which sinusoids need");
+      return;
+    case PositionKind::relative:
+      spec.buckets = number("buckets");
+      spec.maxDistance = number("max_distance");
+      int64_t parts = spec.causal ? 2 : 4;
+      if (spec.buckets % parts != 0 || spec.buckets < parts)
+        fail(ErrorId::BadConfigValue, shown("buckets", spec.buckets) + " is not a multiple of " +
+                                          Twine(parts) + ", which the buckets of " +
+                                          (spec.causal ? "a decoder" : "an encoder") + " need");
+      else if (spec.maxDistance <= spec.buckets / parts)
+        fail(ErrorId::BadConfigValue, shown("max_distance", spec.maxDistance) +
+                                          " does not exceed the " + Twine(spec.buckets / parts) +
+                                          " distances with a bucket of their own");
+      return;
+    }
   }
 
   /// One of two spellings: rope_parameters (v5), or rope_scaling beside rope_theta (v4).
@@ -162,12 +219,21 @@ private:
     }
     if (gate.score == moe::Score::sparsemixer)
       gate.jitterEps = number("router_jitter_eps");
-    gate.scale = number("router_scale");
+    gate.scale = number("router_scale") * (1 - number("expert_dropout"));
     spec.routerBias = flag("router_bias");
     spec.choiceBias = StringSwitch<ChoiceBias>(word("router_choice_bias"))
                           .Case("flat", ChoiceBias::flat)
                           .Case("row", ChoiceBias::row)
                           .Default(ChoiceBias::none);
+    if (const json::Array *fixed = get("router_redirect").getAsArray())
+      spec.redirect =
+          std::pair((*fixed)[0].getAsInteger().value_or(0), (*fixed)[1].getAsInteger().value_or(0));
+    spec.capacity.domain = StringSwitch<decltype(spec.capacity.domain)>(word("capacity_domain"))
+                               .Case("sequence", CapacitySpec::sequence)
+                               .Case("batch", CapacitySpec::batch)
+                               .Default(CapacitySpec::none);
+    spec.capacity.fixed = number("capacity");
+    spec.capacity.fraction = number("capacity_fraction");
     if (gate.k > spec.experts)
       fail(ErrorId::BadConfigValue,
            shown("router_k", gate.k) + " is larger than " + shown("experts", spec.experts));
@@ -204,11 +270,12 @@ private:
   }
 
   void layers() {
-    int64_t count = size("layers");
+    int64_t count = isNull("layers") ? size("layers_else") : size("layers");
     spec.layers.resize(count);
-    int64_t step = number("sparse_step");
+    int64_t step = sparseStep(count),
+            first = isNull("sparse_first") ? step - 1 : int64_t(number("sparse_first"));
     for (auto [l, layer] : enumerate(spec.layers))
-      layer.sparse = (l + 1) % step == 0;
+      layer.sparse = spec.experts > 0 && step > 0 && int64_t(l) % step == first % step;
     if (const json::Array *denseLayers = get("dense_layers").getAsArray())
       for (const json::Value &value : *denseLayers) {
         int64_t l = value.getAsInteger().value_or(-1);
@@ -220,6 +287,14 @@ private:
           spec.layers[l].sparse = false;
       }
     windows();
+  }
+
+  /// Given, or from how many layers are sparse; 0: none is.
+  int64_t sparseStep(int64_t count) const {
+    if (!isNull("sparse_step"))
+      return number("sparse_step");
+    int64_t sparse = number("sparse_count");
+    return sparse > 0 ? count / sparse : count;
   }
 
   void windows() {
@@ -281,6 +356,15 @@ void checkTotal(const ModelSpec &spec, StringRef fileName, Status &status) {
 
 } // namespace
 
+int64_t CapacitySpec::of(int64_t tokens, int64_t experts) const {
+  if (domain == none)
+    return tokens;
+  int64_t limit = fixed ? fixed : 2 * divideCeil(tokens, experts);
+  if (fraction > 0)
+    limit = int64_t(std::ceil(fraction * double(tokens)));
+  return std::min(limit, tokens);
+}
+
 std::optional<ModelSpec> moira::resolveModel(const json::Object &config, StringRef fileName,
                                              Status &status) {
   size_t before = status.diagnostics().size();
@@ -290,8 +374,19 @@ std::optional<ModelSpec> moira::resolveModel(const json::Object &config, StringR
   ConfigValues values = readFields(*modelClass, config, fileName, status);
   if (status.diagnostics().size() != before)
     return std::nullopt;
-  ModelSpec spec = Resolver(*modelClass, std::move(values), fileName, status).resolve();
+  ModelSpec spec = Resolver(*modelClass, values, fileName, status).resolve();
   checkTotal(spec, fileName, status);
+  if (modelClass->encoder) {
+    auto encoder = std::make_shared<ModelSpec>(
+        Resolver(*modelClass->encoder, values, fileName, status).resolve());
+    checkTotal(*encoder, fileName, status);
+    for (const auto &[size, field] : encoder->fieldOf)
+      if (std::string &known = spec.fieldOf[size]; known.empty())
+        known = field;
+      else if (known != field)
+        known = field + ", " + known;
+    spec.encoder = std::move(encoder);
+  }
   if (status.diagnostics().size() != before)
     return std::nullopt;
   return spec;
