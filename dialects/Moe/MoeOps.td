@@ -2,4 +2,5 @@
 include "Moe/MoeStateOps.td"
 include "Moe/MoeDenseOps.td"
 include "Moe/MoeAttentionOps.td"
+include "Moe/MoePositionOps.td"
 include "Moe/MoeExpertOps.td"

@@ -45,7 +45,8 @@ static InfoAttr infoOf(ModuleOp module) {
     dtype = state.getTensorType().getElementType();
     break;
   }
-  return InfoAttr::get(module.getContext(), "unknown", "forward", dtype, 0, 0, 0, 0, 0, 0);
+  return InfoAttr::get(module.getContext(), "unknown", "forward", dtype, 0, 0, 0, 0, 0, 0,
+                       ArrayAttr());
 }
 
 namespace {

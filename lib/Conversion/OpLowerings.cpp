@@ -155,6 +155,26 @@ void LoweringTable::addAttention() {
     b.alias(op.getResult(), b.view(op.getX()));
     return success();
   });
+  add<moe::TokenPositionsOp>(+[](moe::TokenPositionsOp op, B &b) {
+    SmallVector<Value> inputs{b.view(op.getIds())};
+    if (op.getPast())
+      inputs.push_back(b.view(op.getPast()));
+    b.call("token_positions", inputs, {b.define(op.getResult())},
+           {b.integer("pad", op.getPad()), b.offset("start", op.getStartAttr())});
+    return success();
+  });
+  add<moe::SinusoidOp>(+[](moe::SinusoidOp op, B &b) {
+    b.call("sinusoid", {b.view(op.getPos())}, {b.define(op.getResult())},
+           {b.integer("offset", op.getOffset()), b.integer("zero", op.getZero())});
+    return success();
+  });
+  add<moe::RelativeBiasOp>(+[](moe::RelativeBiasOp op, B &b) {
+    b.call("relative_bias", {b.view(op.getTable()), b.view(op.getQpos()), b.view(op.getKpos())},
+           {b.define(op.getResult())},
+           {b.integer("max_distance", op.getMaxDistance()),
+            b.integer("bidirectional", op.getBidirectional())});
+    return success();
+  });
   add<moe::RopeTableOp>(+[](moe::RopeTableOp op, B &b) {
     b.call("rope_table", {b.view(op.getPos())}, {b.define(op.getCos()), b.define(op.getSin())},
            {{"frequencies", op.getFrequenciesAttr()}, b.real("factor", toDouble(op.getFactor()))});

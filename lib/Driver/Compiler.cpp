@@ -94,6 +94,7 @@ Status Compilation::load() {
   ImportOptions import;
   import.batch = options.batch;
   import.seq = options.seq;
+  import.decSeq = options.decSeq;
   import.dtype = options.dtype;
   Status status;
   ImportSummary summary;
@@ -106,9 +107,9 @@ Status Compilation::load() {
 /// Options that were decided before `reached` would be ignored: an error for each.
 static Status checkDecided(const CompilerOptions &options, Phase reached) {
   constexpr std::pair<const char *, Phase> kDecidedBy[] = {
-      {"task", Phase::import},  {"batch", Phase::import}, {"seq", Phase::import},
-      {"dtype", Phase::import}, {"mesh", Phase::shard},   {"ragged-bound", Phase::shard},
-      {"target", Phase::plan},  {"host-cpu", Phase::plan}};
+      {"task", Phase::import},        {"batch", Phase::import}, {"seq", Phase::import},
+      {"dec-seq", Phase::import},     {"dtype", Phase::import}, {"mesh", Phase::shard},
+      {"ragged-bound", Phase::shard}, {"target", Phase::plan},  {"host-cpu", Phase::plan}};
   Status status;
   for (auto [option, phase] : kDecidedBy)
     if (phase <= reached && llvm::is_contained(options.given, option))

@@ -94,6 +94,8 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
       {"batch", "N", "global batch size (default 1)",
        takeInteger([&o](int64_t n) { o.batch = n; }, 1)},
       {"seq", "N", "sequence length (default 128)", takeInteger([&o](int64_t n) { o.seq = n; }, 1)},
+      {"dec-seq", "N", "sequence length of an encoder-decoder's decoder (default: --seq)",
+       takeInteger([&o](int64_t n) { o.decSeq = n; }, 1)},
       {"mesh", "AXES", "e.g. dp=2,ep=4,tp=2 (default: one rank)", takeText(o.mesh)},
       {"dtype", "TYPE", "compute type: f32 (default) or bf16", takeOneOf(o.dtype, {"f32", "bf16"})},
       {"target", "TARGET", "host (default) or sm_90", takeOneOf(o.target, {"host", "sm_90"})},
@@ -117,23 +119,10 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 
 /// Options of the contract that belong to tasks this version does not compile yet are refused by
 /// name, not as unknown words.
-constexpr StringRef kLaterOptions[] = {"max-seq",
-                                       "micro-batches",
-                                       "dec-seq",
-                                       "zero",
-                                       "offload",
-                                       "optimizer",
-                                       "lr",
-                                       "betas",
-                                       "eps",
-                                       "weight-decay",
-                                       "clip-norm",
-                                       "schedule",
-                                       "capacity-factor",
-                                       "drop-policy",
-                                       "aux-loss",
-                                       "z-loss",
-                                       "router-noise"};
+constexpr StringRef kLaterOptions[] = {
+    "max-seq",     "micro-batches", "zero",         "offload",     "optimizer", "lr",
+    "betas",       "eps",           "weight-decay", "clip-norm",   "schedule",  "capacity-factor",
+    "drop-policy", "aux-loss",      "z-loss",       "router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";

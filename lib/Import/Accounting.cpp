@@ -110,26 +110,40 @@ public:
   /// A tied head may be stored nevertheless; it is checked and not read.
   void tiedHead() {
     const std::string &name = spec.modelClass->tensors.at(WeightRole::head).from.front();
-    if (byName.count(name))
+    if (byName.count(name)) {
       check(name, {spec.vocab, spec.hidden});
+      unused.push_back(name);
+    }
   }
 
   void rest(ArrayRef<StoredTensor> stored) {
-    SmallVector<GlobPattern> unused;
+    SmallVector<GlobPattern> known;
     for (const std::string &glob : spec.modelClass->unusedTensors)
-      unused.push_back(cantFail(GlobPattern::create(glob)));
+      known.push_back(cantFail(GlobPattern::create(glob)));
     for (const StoredTensor &tensor : stored)
-      if (!seen.contains(tensor.name) && !inUnusedLayer(tensor.name) &&
-          none_of(unused, [&](const GlobPattern &glob) { return glob.match(tensor.name); }))
+      if (seen.contains(tensor.name))
+        continue;
+      else if (inUnusedLayer(tensor.name) ||
+               any_of(known, [&](const GlobPattern &glob) { return glob.match(tensor.name); }))
+        unused.push_back(tensor.name);
+      else
         problems.add(
             ErrorId::ExtraTensor,
             rt::format("%s holds %s %s, which the config (%s, %zu layers%s) has no use for",
                        tensor.file.c_str(), quoteName(tensor.name).c_str(),
                        shapeText(tensor.shape).c_str(), spec.modelClass->name.c_str(),
-                       spec.layers.size(), spec.tiedHead ? ", tied head" : ""));
+                       spec.allLayers(), spec.tiedHead ? ", tied head" : ""));
   }
 
   void report(Status &status) { problems.report(status); }
+
+  std::vector<std::string> unused; // stored, and known to be read by nobody
+
+private:
+  const ModelSpec &spec;
+  StringMap<const StoredTensor *> byName;
+  StringSet<> seen;
+  Problems problems;
 
   /// Layers behind the model's own (they predict tokens further ahead).
   bool inUnusedLayer(StringRef name) const {
@@ -139,12 +153,6 @@ public:
            consumeNumber(name, number) && name.starts_with(".") && number >= count &&
            number - count < spec.unusedLayers;
   }
-
-private:
-  const ModelSpec &spec;
-  StringMap<const StoredTensor *> byName;
-  StringSet<> seen;
-  Problems problems;
 
   void check(const std::string &name, ArrayRef<int64_t> shape) {
     auto it = byName.find(name);
@@ -165,41 +173,52 @@ private:
 
 } // namespace
 
-std::vector<unsigned> moira::detectLayouts(const ModelSpec &spec, ArrayRef<StoredTensor> stored,
-                                           Status &status) {
+/// Appends the layouts of one stack's layers, which messages number from `firstLayer` on.
+static void detectStack(const ModelSpec &spec, ArrayRef<StoredTensor> stored, size_t firstLayer,
+                        std::vector<unsigned> &result, Status &status) {
   const std::vector<ExpertLayout> &layouts = spec.modelClass->layouts;
   // example[l][layout]: a tensor that speaks for it.
   std::vector<std::map<unsigned, const StoredTensor *>> examples(spec.layers.size());
   for (const StoredTensor &tensor : stored)
     for (auto [number, layout] : enumerate(layouts))
-      for (WeightRole role : {WeightRole::expert_gate_up, WeightRole::expert_down})
-        for (const std::string &pattern : layout.from.at(role)) {
+      for (const auto &[role, patterns] : layout.from) {
+        if (role == WeightRole::router)
+          continue;
+        for (const std::string &pattern : patterns) {
           int64_t l = -1;
           if (matches(pattern, tensor.name, l) && l >= 0 && l < int64_t(examples.size()) &&
               spec.layers[l].sparse)
             examples[l].try_emplace(number, &tensor);
         }
+      }
 
-  std::vector<unsigned> result(spec.layers.size(), 0);
   for (auto [l, found] : enumerate(examples)) {
-    if (!found.empty())
-      result[l] = found.begin()->first;
+    result.push_back(found.empty() ? 0 : found.begin()->first);
     if (found.size() > 1) {
       auto first = found.begin(), second = std::next(first);
       status.add(
           ErrorId::ExtraTensor,
           rt::format("layer %zu stores its experts in two ways: %s has %s (%s), %s has %s (%s); "
                      "keep one of them",
-                     l, first->second->file.c_str(), quoteName(first->second->name).c_str(),
-                     layouts[first->first].name.c_str(), second->second->file.c_str(),
-                     quoteName(second->second->name).c_str(), layouts[second->first].name.c_str()));
+                     firstLayer + l, first->second->file.c_str(),
+                     quoteName(first->second->name).c_str(), layouts[first->first].name.c_str(),
+                     second->second->file.c_str(), quoteName(second->second->name).c_str(),
+                     layouts[second->first].name.c_str()));
     }
   }
+}
+
+std::vector<unsigned> moira::detectLayouts(const ModelSpec &spec, ArrayRef<StoredTensor> stored,
+                                           Status &status) {
+  std::vector<unsigned> result;
+  if (spec.encoder)
+    detectStack(*spec.encoder, stored, 0, result, status);
+  detectStack(spec, stored, result.size(), result, status);
   return result;
 }
 
 void moira::account(const ModelSpec &spec, const WeightTable &table, ArrayRef<StoredTensor> stored,
-                    Status &status) {
+                    Status &status, std::vector<std::string> *unused) {
   Accountant accountant(spec, stored);
   for (const WeightState &state : table.states())
     accountant.needed(state);
@@ -207,4 +226,6 @@ void moira::account(const ModelSpec &spec, const WeightTable &table, ArrayRef<St
     accountant.tiedHead();
   accountant.rest(stored);
   accountant.report(status);
+  if (unused)
+    llvm::append_range(*unused, accountant.unused);
 }

@@ -1,7 +1,8 @@
 //===- BlockBuilder.h - the blocks that models are made of ------*- C++ -*-===//
 // Weights, attention and feed-forward blocks as moe ops, for whoever builds a program
-// (DecoderBuilder and its siblings). Which parts a block has is data of the ModelSpec. How a
-// program begins and ends, and what it takes and gives, is not said here.
+// (DecoderBuilder and its siblings): one object for one stack of layers. Which parts a block has is
+// data of the ModelSpec. How a program begins and ends, and what it takes and gives, is not said
+// here.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_LIB_IMPORT_BLOCKBUILDER_H
 #define MOIRA_LIB_IMPORT_BLOCKBUILDER_H
@@ -14,15 +15,15 @@
 
 namespace moira {
 
+/// What one attention looks at: k and v [B,Sk,Hk,d], positions [Sk] and mask [B,Sk] of the keys.
+struct KeyValues {
+  mlir::Value k, v, positions, mask;
+};
+
 /// What one attention over latents looks at: latent [B,Sk,r], the rotated part of keys [B,Sk,d],
 /// positions [Sk] and mask [B,Sk] of the keys.
 struct LatentKeys {
   mlir::Value latent, turned, positions, mask;
-};
-
-/// What one attention looks at: k and v [B,Sk,Hk,d], positions [Sk] and mask [B,Sk] of the keys.
-struct KeyValues {
-  mlir::Value k, v, positions, mask;
 };
 
 class BlockBuilder {
@@ -31,9 +32,10 @@ public:
 
 protected:
   /// `type`, the compute type, is what products multiply and expert rows are made of. The residual
-  /// stream, gates, norms and all sums are f32. The moe and func dialects must be loaded.
+  /// stream, gates, norms and all sums are f32. `ofEncoder`: `spec` is the encoder of the model
+  /// whose weights these are. The moe and func dialects must be loaded.
   BlockBuilder(mlir::MLIRContext &context, const ModelSpec &spec, const WeightTable &weights,
-               int64_t batch, bool bf16);
+               int64_t batch, bool bf16, bool ofEncoder = false);
 
   // --- weights (BlockBuilder.cpp)
 
@@ -51,27 +53,31 @@ protected:
   /// x[t..,K..]·w[N..,K..] → [t..,N..]; of `type` unless `result` says otherwise.
   mlir::Value linear(mlir::Value x, WeightRole role, int64_t contract = 1, mlir::Type result = {});
   mlir::Value add(mlir::Value x, mlir::Value y);
-  /// Of the residual stream or of a projection; of `type` unless `result` says otherwise.
-  mlir::Value norm(mlir::Value x, WeightRole role, mlir::Type result = {}) {
-    return norm(x, param(role), result);
-  }
-  mlir::Value norm(mlir::Value x, mlir::Value w, mlir::Type result = {});
-  /// Of the residual stream, as the class has it: with mean and bias or without. Goes to the norm's
-  /// location.
-  struct NormWeights {
-    mlir::Value weight, bias;
-  };
-  NormWeights normWeights(WeightRole weight, WeightRole bias);
-  mlir::Value norm(mlir::Value x, NormWeights weights, mlir::Type result = {});
   /// x · factor; x itself for 1.
   mlir::Value scale(mlir::Value x, double factor);
+  /// A norm's weight, and its bias where the stack's norms have one.
+  struct NormWeights {
+    mlir::Value w, shift;
+  };
+  NormWeights normWeights(WeightRole weight, std::optional<WeightRole> bias = std::nullopt);
+  /// Of the residual stream or of a projection; of `type` unless `result` says otherwise.
+  mlir::Value norm(mlir::Value x, NormWeights weights, mlir::Type result = {});
   mlir::Value glu(mlir::Value x);
-  mlir::Value embedding(mlir::Value ids);
+  /// An activation of `type`.
+  mlir::Value act(mlir::Value x);
+
+  // --- where a stack begins and ends (BlockBuilder.cpp)
+
+  /// The residual stream of tokens ids [B,S]: their embeddings, scaled, with what their positions
+  /// add. Sets `positions` and what follows from them.
+  mlir::Value startStack(mlir::Value ids);
+  /// The norm behind the last layer; an activation.
+  mlir::Value finalNorm(mlir::Value h);
+  /// Logits f32 [B,S,V] of what finalNorm gave.
+  mlir::Value head(mlir::Value x);
 
   // --- attention (AttentionBlocks.cpp)
 
-  /// positions, cos and sin of `length` tokens that follow one another.
-  void rotary(int64_t length);
   /// h + attention(norm(h)); h [B,S,D].
   mlir::Value attentionBlock(mlir::Value h);
   /// What self-attention of the present layer looks at, given keys and values of the program's own
@@ -79,6 +85,14 @@ protected:
   virtual KeyValues selfKeys(KeyValues fresh) { return fresh; }
   /// The same for attention over latents.
   virtual LatentKeys selfLatents(LatentKeys fresh) { return fresh; }
+
+  /// h + cross-attention(norm(h)); h [B,S,D].
+  mlir::Value crossAttentionBlock(mlir::Value h);
+  /// What cross-attention of the present layer looks at. A builder of decoders with an encoder
+  /// gives projectEncoded of its output, or what a cache has of it.
+  virtual KeyValues crossKeys();
+  /// Keys and values of the present layer's cross-attention, from the encoder's output x [B,Sk,D].
+  KeyValues projectEncoded(mlir::Value x, mlir::Value positions, mlir::Value mask);
 
   // --- feed-forward (FeedForwardBlocks.cpp)
 
@@ -94,7 +108,6 @@ protected:
   mlir::Location at(WeightRole role);
   /// The module that holds this one.
   mlir::Location parent(mlir::Location child);
-  mlir::Location layerLoc() { return parent(at(WeightRole::input_norm)); }
 
   mlir::RankedTensorType tensor(mlir::ArrayRef<int64_t> shape, mlir::Type element) {
     return mlir::RankedTensorType::get(shape, element);
@@ -107,20 +120,29 @@ protected:
   static mlir::ArrayRef<int64_t> shapeOf(mlir::Value value) {
     return mlir::cast<mlir::RankedTensorType>(value.getType()).getShape();
   }
+  mlir::NamedAttribute nameAttr(llvm::StringRef text) {
+    return b.getNamedAttr("moe.name", b.getStringAttr(text));
+  }
+  /// Attributes of an argument that holds token ids, or a mask that is 1 where a file has none.
+  mlir::SmallVector<mlir::NamedAttribute> idsAttrs(llvm::StringRef name);
+  mlir::SmallVector<mlir::NamedAttribute> maskAttrs(llvm::StringRef name);
 
   mlir::OpBuilder b;
   const ModelSpec &spec;
   const WeightTable &weights;
   int64_t B;
+  bool ofEncoder;
   mlir::Type f32, type;
   mlir::Location loc;
   int64_t layer = -1; // the present one; −1: outside of the layers
 
-  // What the top of a program makes once: positions [S] and key mask [B,S] of its own tokens, and
+  // What the top of a stack makes once: positions [S] and key mask [B,S] of its own tokens, and
   // their rotation.
   mlir::Value positions, mask, cos, sin;
 
 private:
+  mlir::Value embedding(mlir::Value ids);
+  void rotary(int64_t length);
   /// x with its positions' rotation.
   mlir::Value rotate(mlir::Value x);
   /// Type of what is rotated: a kernel that rotates rounds once, the call that rotates neighbours
@@ -132,13 +154,21 @@ private:
   mlir::Value headLinear(mlir::Value x, WeightRole weight, int64_t outputs, bool transposed);
   mlir::Value projection(mlir::Value x, WeightRole weight, WeightRole bias,
                          std::optional<WeightRole> normRole, bool rotated);
-  mlir::Location attentionLoc() { return parent(at(WeightRole::q)); }
+  mlir::Value attend(mlir::Value q, const KeyValues &keys, bool causal, mlir::Value bias);
+  mlir::Value outProjection(mlir::Value x, WeightRole weight, WeightRole bias);
+  mlir::Value scoreBias(const KeyValues &keys);
 
   mlir::Value gatedBlock(mlir::Value x, WeightRole gateUp, WeightRole gateUpBias, WeightRole down,
                          WeightRole downBias);
+  mlir::Value plainBlock(mlir::Value x);
   /// `exact` is x in f32, for the gates.
   mlir::Value sparseBlock(mlir::Value x, mlir::Value exact);
+  mlir::Value experts(mlir::Value rows, mlir::Value routing);
+  mlir::Value groupedMatmul(mlir::Value rows, mlir::Value routing, WeightRole role);
+  mlir::Value groupedBias(mlir::Value rows, mlir::Value routing, WeightRole role);
   mlir::Value route(mlir::Value x);
+
+  mlir::Value relativeBias; // of the stack's first layer, for all
 };
 
 } // namespace moira

@@ -26,36 +26,24 @@ private:
   int64_t S;
 
   void forward() {
-    int64_t V = spec.vocab;
     auto ids = tensor({B, S}, b.getI32Type());
-    auto logits = tensor({B, S, V}, f32);
+    auto logits = tensor({B, S, spec.vocab}, f32);
     loc = named("model");
-    auto name = [&](StringRef text) { return b.getNamedAttr("moe.name", b.getStringAttr(text)); };
     auto func = func::FuncOp::create(b, loc, "forward", b.getFunctionType({ids, ids}, {logits}));
-    func.setArgAttrs(
-        0, {name("input_ids"), b.getNamedAttr("moe.range", b.getDenseI64ArrayAttr({0, V - 1}))});
-    func.setArgAttrs(1, {name("attention_mask"), b.getNamedAttr("moe.optional", b.getUnitAttr()),
-                         b.getNamedAttr("moe.fill", b.getF64FloatAttr(1.0))});
-    func.setResultAttrs(0, {name("logits")});
+    func.setArgAttrs(0, idsAttrs("input_ids"));
+    func.setArgAttrs(1, maskAttrs("attention_mask"));
+    func.setResultAttrs(0, {nameAttr("logits")});
     Block *body = func.addEntryBlock();
     OpBuilder::InsertionGuard guard(b);
     b.setInsertionPointToStart(body);
     mask = body->getArgument(1);
 
-    Value h = embedding(body->getArgument(0));
-    rotary(S);
+    Value h = startStack(body->getArgument(0));
     for (layer = 0; layer < int64_t(spec.layers.size()); ++layer) {
       h = attentionBlock(h);
       h = feedForwardBlock(h);
     }
-    layer = -1;
-    h = norm(h, normWeights(WeightRole::final_norm, WeightRole::final_norm_bias));
-    loc = named(
-        llvm::StringRef(spec.modelClass->tensors.at(WeightRole::head).state).rsplit('.').first);
-    Value out = linear(h, spec.tiedHead ? WeightRole::embedding : WeightRole::head, 1, f32);
-    if (spec.headBias)
-      out = add(out, param(WeightRole::head_bias));
-    func::ReturnOp::create(b, loc, scale(out, spec.logitsScale));
+    func::ReturnOp::create(b, loc, head(finalNorm(h)));
   }
 };
 

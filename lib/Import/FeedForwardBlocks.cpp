@@ -6,23 +6,27 @@
 
 using namespace mlir;
 using namespace moira;
+using R = WeightRole;
 
 Value BlockBuilder::feedForwardBlock(Value h) {
-  using R = WeightRole;
-  bool sparse = spec.layers[layer].sparse;
+  loc = at(R::post_norm);
   NormWeights weights = normWeights(R::post_norm, R::post_norm_bias);
-  Value exact = sparse ? norm(h, weights, f32) : Value();
-  Value x = sparse && type == f32 ? exact : norm(h, weights);
-  Value y = sparse
-                ? sparseBlock(x, exact)
-                : gatedBlock(x, R::mlp_gate_up, R::mlp_gate_up_bias, R::mlp_down, R::mlp_down_bias);
-  loc = layerLoc();
+  Value y;
+  if (spec.layers[layer].sparse) {
+    Value exact = norm(h, weights, f32);
+    y = sparseBlock(type == f32 ? exact : norm(h, weights), exact);
+  } else {
+    Value x = norm(h, weights);
+    y = spec.gated
+            ? gatedBlock(x, R::mlp_gate_up, R::mlp_gate_up_bias, R::mlp_down, R::mlp_down_bias)
+            : plainBlock(x);
+  }
+  loc = parent(at(R::post_norm));
   return add(h, scale(y, spec.residualScale));
 }
 
 /// down(act(gate x) · up x), each product with its bias if the class has them.
-Value BlockBuilder::gatedBlock(Value x, WeightRole gateUp, WeightRole gateUpBias, WeightRole down,
-                               WeightRole downBias) {
+Value BlockBuilder::gatedBlock(Value x, R gateUp, R gateUpBias, R down, R downBias) {
   loc = parent(at(down));
   Value halves = linear(x, gateUp, 1, spec.mlpBias ? f32 : type);
   if (spec.mlpBias)
@@ -31,27 +35,24 @@ Value BlockBuilder::gatedBlock(Value x, WeightRole gateUp, WeightRole gateUpBias
   return spec.mlpBias ? add(out, param(downBias)) : out;
 }
 
+/// down(act(up x)); what a bias is added to is f32.
+Value BlockBuilder::plainBlock(Value x) {
+  loc = parent(at(R::mlp_down));
+  x = linear(x, R::mlp_up, 1, spec.mlpBias ? f32 : type);
+  if (spec.mlpBias)
+    x = add(x, param(R::mlp_up_bias));
+  x = linear(act(x), R::mlp_down, 1, f32);
+  return spec.mlpBias ? add(x, param(R::mlp_down_bias)) : x;
+}
+
 Value BlockBuilder::sparseBlock(Value x, Value exact) {
-  using R = WeightRole;
   Value routing = route(exact);
   loc = at(R::expert_down); // …mlp.experts
-  ArrayRef<int64_t> tokens = shapeOf(x).drop_back();
-  int64_t rows = cast<moe::RoutingType>(routing.getType()).numTokens() * spec.router.k,
-          F = spec.expertWidth, D = spec.hidden;
-  Value sorted =
-      moe::DispatchOp::create(b, loc, tensor({rows, D}), x, routing, ArrayAttr(), IntegerAttr());
-  auto product = [&](Value x, ArrayRef<int64_t> shape, R weight, R bias) -> Value {
-    Value out = moe::GroupedMatmulOp::create(b, loc, tensor(shape), x, routing, param(weight), 1);
-    if (!spec.expertBias)
-      return out;
-    return moe::GroupedBiasOp::create(b, loc, out.getType(), out, routing, param(bias),
-                                      Attribute());
-  };
-  Value gateUp = product(sorted, {rows, 2, F}, R::expert_gate_up, R::expert_gate_up_bias);
-  Value down = product(glu(gateUp), {rows, D}, R::expert_down, R::expert_down_bias);
-  SmallVector<int64_t> shape(tokens);
-  shape.push_back(D);
-  Value y = moe::CombineOp::create(b, loc, tensor(shape, f32), down, routing);
+  int64_t rows = cast<moe::RoutingType>(routing.getType()).numTokens() * spec.router.k;
+  Value sorted = moe::DispatchOp::create(b, loc, tensor({rows, spec.hidden}), x, routing,
+                                         ArrayAttr(), IntegerAttr());
+  SmallVector<int64_t> shape(shapeOf(x));
+  Value y = moe::CombineOp::create(b, loc, tensor(shape, f32), experts(sorted, routing), routing);
   if (!spec.sharedWidth)
     return y;
   Value shared =
@@ -65,16 +66,42 @@ Value BlockBuilder::sparseBlock(Value x, Value exact) {
   return add(y, shared);
 }
 
+/// Each row through its expert, [R,D] → [R,D].
+Value BlockBuilder::experts(Value rows, Value routing) {
+  Value hidden = groupedMatmul(rows, routing, spec.gated ? R::expert_gate_up : R::expert_up);
+  if (spec.expertBias)
+    hidden = groupedBias(hidden, routing, spec.gated ? R::expert_gate_up_bias : R::expert_up_bias);
+  Value down = groupedMatmul(spec.gated ? glu(hidden) : act(hidden), routing, R::expert_down);
+  return spec.expertBias ? groupedBias(down, routing, R::expert_down_bias) : down;
+}
+
+/// rows[R,K] times w[E,N..,K] → [R,N..]
+Value BlockBuilder::groupedMatmul(Value rows, Value routing, R role) {
+  Value w = param(role);
+  SmallVector<int64_t> shape{shapeOf(rows)[0]};
+  llvm::append_range(shape, shapeOf(w).drop_front().drop_back());
+  return moe::GroupedMatmulOp::create(b, loc, tensor(shape), rows, routing, w, 1);
+}
+
+Value BlockBuilder::groupedBias(Value rows, Value routing, R role) {
+  return moe::GroupedBiasOp::create(b, loc, rows.getType(), rows, routing, param(role),
+                                    Attribute());
+}
+
 Value BlockBuilder::route(Value x) {
-  loc = at(WeightRole::router);
-  Value logits = linear(x, WeightRole::router, 1, f32);
+  loc = at(R::router);
+  Value logits = linear(x, R::router, 1, f32);
   if (spec.routerBias)
-    logits = add(logits, param(WeightRole::router_bias));
+    logits = add(logits, param(R::router_bias));
   Value choiceBias;
   if (spec.choiceBias != ChoiceBias::none)
-    choiceBias = param(WeightRole::router_choice_bias);
+    choiceBias = param(R::router_choice_bias);
   auto routing = moe::RoutingType::get(b.getContext(), shapeOf(x).drop_back(), spec.experts,
                                        spec.router.k, Attribute());
-  return moe::RouteOp::create(b, loc, routing, logits, choiceBias,
-                              moe::RouterAttr::get(b.getContext(), spec.router));
+  Value routed = moe::RouteOp::create(b, loc, routing, logits, choiceBias,
+                                      moe::RouterAttr::get(b.getContext(), spec.router));
+  if (spec.redirect)
+    routed = moe::RedirectOp::create(b, loc, routing, routed, spec.redirect->first,
+                                     spec.redirect->second);
+  return routed;
 }

@@ -6,7 +6,7 @@
 #include "mlir/IR/Verifier.h"
 #include "moira/Dialect/Plan/IR/PlanOps.h"
 #include "moira/Import/ConfigJson.h"
-#include "moira/Import/DecoderBuilder.h"
+#include "moira/Import/EncoderDecoderBuilder.h"
 #include "moira/rt/Checkpoint.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/Path.h"
@@ -31,16 +31,69 @@ static std::vector<StoredTensor> listTensors(const rt::Checkpoint &checkpoint) {
   return out;
 }
 
+/// A capacity may not bind: no program drops tokens.
+static void checkCapacity(const ModelSpec &spec, const char *option, int64_t batch, int64_t seq,
+                          Status &status) {
+  bool sparse = llvm::any_of(spec.layers, [](const LayerSpec &layer) { return layer.sparse; });
+  int64_t tokens = spec.capacity.domain == CapacitySpec::batch ? batch * seq : seq;
+  int64_t limit = spec.capacity.of(tokens, spec.experts);
+  if (sparse && limit < tokens)
+    status.add(
+        ErrorId::UnsupportedConfig,
+        rt::format("an expert takes %lld of the %lld tokens that --%s=%lld gives it to share, "
+                   "so tokens may be dropped, which is not supported; use shorter "
+                   "sequences or a larger capacity",
+                   (long long)limit, (long long)tokens, option, (long long)seq));
+}
+
+/// What the tensors say and the config does not: published weights of some classes have a head of
+/// their own whatever the config says, and where nothing is tied stacks may have embeddings of
+/// their own.
+static void decideByTensors(ModelSpec &spec, ArrayRef<StoredTensor> stored) {
+  auto has = [&](const ModelClass &modelClass, WeightRole role) {
+    auto names = modelClass.tensors.find(role);
+    return names != modelClass.tensors.end() &&
+           llvm::any_of(stored, [&](const StoredTensor &tensor) {
+             return tensor.name == names->second.from.front();
+           });
+  };
+  bool tied = spec.tiedHead;
+  if (spec.headIfStored && has(*spec.modelClass, WeightRole::head))
+    spec.tiedHead = false;
+  if (!spec.encoder)
+    return;
+  auto encoder = std::make_shared<ModelSpec>(*spec.encoder);
+  encoder->tiedHead = spec.tiedHead;
+  encoder->ownEmbedding = !tied && has(*encoder->modelClass, WeightRole::stack_embedding);
+  spec.ownEmbedding = !tied && has(*spec.modelClass, WeightRole::stack_embedding);
+  spec.encoder = std::move(encoder);
+}
+
 /// Values of the program are counted in int64 bytes.
 static void checkShape(const ModelSpec &spec, const ImportOptions &options, Status &status) {
-  double tokens = double(options.batch) * double(options.seq);
-  if (options.batch < 1 || options.seq < 1 || tokens * spec.router.k > 0x1p31 ||
-      tokens * (double(spec.vocab) + 2.0 * spec.expertWidth * spec.router.k) > 0x1p52)
+  auto check = [&](const char *option, int64_t seq) {
+    double tokens = double(options.batch) * double(seq);
+    if (options.batch < 1 || seq < 1 || tokens * spec.router.k > 0x1p31 ||
+        tokens * (double(spec.vocab) + 2.0 * spec.expertWidth * spec.router.k) > 0x1p52)
+      status.add(ErrorId::BadUsage,
+                 rt::format("--batch=%lld --%s=%lld: both must be at least 1, and the tokens' "
+                            "values must fit into memory",
+                            (long long)options.batch, option, (long long)seq));
+  };
+  check("seq", options.seq);
+  if (options.decSeq && spec.encoder)
+    check("dec-seq", *options.decSeq);
+  else if (options.decSeq)
     status.add(
         ErrorId::BadUsage,
-        rt::format("--batch=%lld --seq=%lld: both must be at least 1, and the tokens' values "
-                   "must fit into memory",
-                   (long long)options.batch, (long long)options.seq));
+        rt::format("--dec-seq=%lld is for encoder-decoders; %s has no encoder, its length is "
+                   "--seq",
+                   (long long)*options.decSeq, spec.modelClass->name.c_str()));
+  if (status.ok()) {
+    checkCapacity(spec.encoder ? *spec.encoder : spec, "seq", options.batch, options.seq, status);
+    if (spec.encoder)
+      checkCapacity(spec, "dec-seq", options.batch, options.decSeq.value_or(options.seq), status);
+  }
   if (options.dtype != "f32" && options.dtype != "bf16")
     status.add(ErrorId::BadUsage, "--dtype=" + options.dtype + " must be f32 or bf16");
   if (options.task != "forward")
@@ -58,10 +111,13 @@ static void setConfigFields(ModuleOp module, const ModelSpec &spec) {
 static void setInfo(ModuleOp module, const ImportOptions &options, const ImportSummary &summary) {
   Builder b(module.getContext());
   Type dtype = options.dtype == "bf16" ? Type(b.getBF16Type()) : Type(b.getF32Type());
-  module->setAttr("plan.info", plan::InfoAttr::get(b.getContext(), summary.modelClass, options.task,
-                                                   dtype, options.batch, options.seq,
-                                                   summary.parameters, summary.activeParameters,
-                                                   summary.tensorsExpected, summary.tensorsFound));
+  SmallVector<StringRef> unused(summary.unusedTensors.begin(), summary.unusedTensors.end());
+  module->setAttr("plan.info",
+                  plan::InfoAttr::get(b.getContext(), summary.modelClass, options.task, dtype,
+                                      options.batch, options.seq, summary.parameters,
+                                      summary.activeParameters, summary.tensorsExpected,
+                                      summary.tensorsFound,
+                                      unused.empty() ? ArrayAttr() : b.getStrArrayAttr(unused)));
 }
 
 OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
@@ -91,10 +147,11 @@ OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
     }
     stored = listTensors(*checkpoint);
   }
+  decideByTensors(*spec, stored);
   std::vector<unsigned> layouts = detectLayouts(*spec, stored, status);
   WeightTable table(*spec, layouts);
   if (!configAlone && status.diagnostics().size() == before)
-    account(*spec, table, stored, status);
+    account(*spec, table, stored, status, &summary.unusedTensors);
   if (status.diagnostics().size() != before)
     return {};
 
@@ -105,8 +162,13 @@ OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
   summary.tensorsFound = configAlone ? 0 : table.tensors();
   summary.defaults = spec->defaults;
 
-  OwningOpRef<ModuleOp> module =
-      buildDecoder(context, *spec, table, {options.batch, options.seq, options.dtype == "bf16"});
+  ProgramShape shape;
+  shape.batch = options.batch;
+  shape.seq = options.seq;
+  shape.decSeq = options.decSeq.value_or(options.seq);
+  shape.bf16 = options.dtype == "bf16";
+  OwningOpRef<ModuleOp> module = spec->encoder ? buildEncoderDecoder(context, *spec, table, shape)
+                                               : buildDecoder(context, *spec, table, shape);
   setConfigFields(*module, *spec);
   setInfo(*module, options, summary);
   if (failed(verify(*module))) {

@@ -16,11 +16,8 @@ using rt::Status;
 
 static constexpr const char *kRoleNames[] = {"embedding",
                                              "final_norm",
-                                             "final_norm_bias",
                                              "head",
-                                             "head_bias",
                                              "input_norm",
-                                             "input_norm_bias",
                                              "q",
                                              "k",
                                              "v",
@@ -31,6 +28,43 @@ static constexpr const char *kRoleNames[] = {"embedding",
                                              "o_bias",
                                              "q_norm",
                                              "k_norm",
+                                             "post_norm",
+                                             "mlp_gate_up",
+                                             "mlp_down",
+                                             "shared_gate_up",
+                                             "shared_down",
+                                             "shared_gate",
+                                             "router",
+                                             "router_bias",
+                                             "router_choice_bias",
+                                             "expert_gate_up",
+                                             "expert_down",
+                                             "input_norm_bias",
+                                             "post_norm_bias",
+                                             "final_norm_bias",
+                                             "cross_norm",
+                                             "cross_norm_bias",
+                                             "cross_q",
+                                             "cross_k",
+                                             "cross_v",
+                                             "cross_o",
+                                             "cross_q_bias",
+                                             "cross_k_bias",
+                                             "cross_v_bias",
+                                             "cross_o_bias",
+                                             "relative_bias",
+                                             "stack_embedding",
+                                             "mlp_up",
+                                             "mlp_up_bias",
+                                             "mlp_down_bias",
+                                             "expert_up",
+                                             "expert_up_bias",
+                                             "expert_down_bias",
+                                             "head_bias",
+                                             "mlp_gate_up_bias",
+                                             "shared_gate_up_bias",
+                                             "shared_down_bias",
+                                             "expert_gate_up_bias",
                                              "sinks",
                                              "q_plain",
                                              "q_turned",
@@ -45,25 +79,7 @@ static constexpr const char *kRoleNames[] = {"embedding",
                                              "k_turned",
                                              "k_turned_bias",
                                              "k_b",
-                                             "v_b",
-                                             "post_norm",
-                                             "post_norm_bias",
-                                             "mlp_gate_up",
-                                             "mlp_gate_up_bias",
-                                             "mlp_down",
-                                             "mlp_down_bias",
-                                             "shared_gate_up",
-                                             "shared_gate_up_bias",
-                                             "shared_down",
-                                             "shared_down_bias",
-                                             "shared_gate",
-                                             "router",
-                                             "router_bias",
-                                             "router_choice_bias",
-                                             "expert_gate_up",
-                                             "expert_gate_up_bias",
-                                             "expert_down",
-                                             "expert_down_bias"};
+                                             "v_b"};
 static_assert(std::size(kRoleNames) == kWeightRoles);
 
 StringRef moira::nameOf(WeightRole role) { return kRoleNames[static_cast<int>(role)]; }
@@ -91,6 +107,8 @@ public:
         result.name = text(value, key);
       else if (key == "include")
         continue;
+      else if (key == "encoder")
+        encoder.push_back(value);
       else if (key == "fields")
         forEach(value, key, [&](StringRef name, const json::Value &v) { field(name, v); });
       else if (key == "model")
@@ -108,13 +126,31 @@ public:
     }
   }
 
-  /// What only the whole (class and included file) can say.
+  /// What stands under `encoder`, in the order of the files.
+  std::vector<json::Value> encoder;
+
+  /// "{s}" in names becomes the stack's.
+  void nameStack(StringRef stack) {
+    auto rename = [&](std::string &name) {
+      for (size_t at; (at = name.find("{s}")) != std::string::npos;)
+        name.replace(at, 3, stack.str());
+    };
+    for (auto &[role, names] : result.tensors) {
+      rename(names.state);
+      for_each(names.from, rename);
+    }
+    for (ExpertLayout &layout : result.layouts)
+      for (auto &[role, from] : layout.from)
+        for_each(from, rename);
+  }
+
+  /// What only the whole (class and included files) can say.
   void check() {
     if (result.name.empty())
       fail("model_type is missing");
     if (result.layouts.empty())
       fail("layouts are missing");
-    for (int i = 0; i < kWeightRoles; ++i)
+    for (int i = 0; i < static_cast<int>(kFirstRareRole); ++i)
       if (!result.tensors.count(static_cast<WeightRole>(i)))
         fail("tensors has no " + StringRef(kRoleNames[i]));
     for (const auto &[meaning, value] : result.model)
@@ -241,10 +277,11 @@ private:
         else
           fail("layouts: unknown role " + key);
       });
-      for (WeightRole role :
-           {WeightRole::router, WeightRole::expert_gate_up, WeightRole::expert_down})
+      for (WeightRole role : {WeightRole::router, WeightRole::expert_down})
         if (layout.from[role].empty())
           fail("layout '" + layout.name + "' has no " + nameOf(role));
+      if (layout.from.count(WeightRole::expert_gate_up) == layout.from.count(WeightRole::expert_up))
+        fail("layout '" + layout.name + "' must have one of expert_gate_up and expert_up");
       result.layouts.push_back(std::move(layout));
     }
   }
@@ -263,7 +300,14 @@ const Registry &registry() {
       std::optional<json::Object> top = parseConfig(entry.second, entry.first(), status);
       if (top && !top->get("model_type"))
         continue; // a file that others include
-      StringRef included = top ? files.lookup(top->getString("include").value_or("")) : StringRef();
+      SmallVector<StringRef> included;
+      for (std::optional<json::Object> file = top; file && included.size() < files.size();) {
+        StringRef text = files.lookup(file->getString("include").value_or(""));
+        if (text.empty())
+          break;
+        included.insert(included.begin(), text);
+        file = parseConfig(text, entry.first(), status);
+      }
       std::optional<ModelClass> parsed =
           top ? parseModelClass(entry.second, included, entry.first(), status) : std::nullopt;
       if (!parsed)
@@ -277,15 +321,31 @@ const Registry &registry() {
 
 } // namespace
 
-std::optional<ModelClass> moira::parseModelClass(StringRef text, StringRef included,
+std::optional<ModelClass> moira::parseModelClass(StringRef text, ArrayRef<StringRef> included,
                                                  StringRef fileName, Status &status) {
   size_t before = status.diagnostics().size();
   ClassReader reader(fileName, status);
-  for (StringRef part : {included, text}) {
+  SmallVector<StringRef> parts(included);
+  parts.push_back(text);
+  for (StringRef part : parts) {
     if (part.empty())
       continue;
     if (std::optional<json::Object> top = parseConfig(part, fileName, status))
       reader.read(*top);
+  }
+  if (!reader.encoder.empty()) {
+    ClassReader encoder(fileName, status);
+    encoder.result = reader.result;
+    for (const json::Value &differences : reader.encoder)
+      if (const json::Object *object = differences.getAsObject())
+        encoder.read(*object);
+      else
+        status.add(ErrorId::Internal,
+                   "model class " + fileName.str() + ": encoder must be an object");
+    encoder.nameStack("encoder");
+    encoder.check();
+    reader.nameStack("decoder");
+    reader.result.encoder = std::make_shared<ModelClass>(std::move(encoder.result));
   }
   reader.check();
   if (status.diagnostics().size() != before)

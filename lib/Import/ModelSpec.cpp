@@ -1,4 +1,4 @@
-//===- ModelSpec.cpp - one decoder-only model, resolved -------------------===//
+//===- ModelSpec.cpp - one stack of layers, resolved ----------------------===//
 // The meaning of fields, alone and together. Semantics are those of the classes' published
 // implementation (transformers 5.17).
 //===----------------------------------------------------------------------===//
@@ -6,6 +6,7 @@
 #include "moira/Import/ConfigJson.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringExtras.h"
+#include "llvm/Support/MathExtras.h"
 
 #include <cmath>
 
@@ -18,15 +19,16 @@ namespace {
 
 class Resolver {
 public:
-  Resolver(const ModelClass &modelClass, ConfigValues values, StringRef fileName, Status &status)
-      : modelClass(modelClass), config(std::move(values)), fileName(fileName), status(status) {}
+  Resolver(const ModelClass &modelClass, const ConfigValues &values, StringRef fileName,
+           Status &status)
+      : modelClass(modelClass), config(values), fileName(fileName), status(status) {}
 
   ModelSpec resolve() {
     spec.modelClass = &modelClass;
     spec.defaults = config.defaults;
     dense();
     attention();
-    rope();
+    positions();
     experts();
     layers();
     sort(spec.defaults,
@@ -36,7 +38,7 @@ public:
 
 private:
   const ModelClass &modelClass;
-  ConfigValues config;
+  const ConfigValues &config;
   StringRef fileName;
   Status &status;
   ModelSpec spec;
@@ -62,6 +64,9 @@ private:
   bool isNull(StringRef meaning) const { return get(meaning).kind() == json::Value::Null; }
   bool flag(StringRef meaning) const { return get(meaning).getAsBoolean().value_or(false); }
   double number(StringRef meaning) const { return get(meaning).getAsNumber().value_or(0); }
+  std::optional<double> real(StringRef meaning) const {
+    return isNull(meaning) ? std::nullopt : std::optional(number(meaning));
+  }
   StringRef word(StringRef meaning) const { return get(meaning).getAsString().value_or(""); }
   /// A size, and where it comes from.
   int64_t size(StringRef meaning) {
@@ -77,23 +82,27 @@ private:
   void dense() {
     spec.vocab = size("vocab");
     spec.hidden = size("hidden");
+    spec.norm = word("norm") == "layer" ? Norm::layer : Norm::rms;
     spec.normEps = number("norm_eps");
+    spec.normBias = flag("norm_bias");
     spec.tiedHead = flag("tied_head");
+    spec.headIfStored = flag("head_if_stored");
+    double root = std::sqrt(double(spec.hidden));
+    spec.embeddingScale = number("embedding_scale") * (flag("embedding_root") ? root : 1);
+    spec.headScale = number("head_scale") / (flag("head_root") && spec.tiedHead ? root : 1);
     spec.denseWidth = size("dense_width");
-    spec.activation = moe::symbolizeActivation(word("activation")).value_or(moe::Activation::silu);
-    auto optional = [&](StringRef meaning) {
-      return isNull(meaning) ? std::nullopt : std::optional(number(meaning));
-    };
-    spec.gluLimit = optional("glu_limit");
-    spec.gluAlpha = optional("glu_alpha");
-    spec.gluUpShift = optional("glu_up_shift");
-    spec.expertBias = flag("expert_bias");
-    spec.layerNorm = word("norm") == "layer";
-    spec.headBias = flag("head_bias");
+    spec.gated = flag("gated");
     spec.mlpBias = flag("mlp_bias");
-    spec.embeddingScale = number("embedding_scale");
+    spec.expertBias = flag("expert_bias");
+    spec.headBias = flag("head_bias");
     spec.residualScale = number("residual_scale");
     spec.logitsScale = 1 / number("logits_divisor");
+    spec.gluLimit = real("glu_limit");
+    spec.gluAlpha = real("glu_alpha");
+    spec.gluUpShift = real("glu_up_shift");
+    StringRef activation = word("activation");
+    spec.gated |= activation.consume_front("gated-");
+    spec.activation = moe::symbolizeActivation(activation).value_or(moe::Activation::silu);
   }
 
   void attention() {
@@ -108,24 +117,30 @@ private:
                       .Default(QkNorm::none);
     if (!flag("qk_norm_enabled"))
       spec.qkNorm = QkNorm::none;
-    spec.attentionScale =
-        isNull("attention_scale") ? 1 / std::sqrt(double(spec.headDim)) : number("attention_scale");
+    spec.clipQkv = real("clip_qkv");
     spec.sinks = flag("sinks");
     spec.ropeInterleaved = flag("rope_interleaved");
-    if (!isNull("latent_rank"))
-      latentAttention();
-    if (!isNull("clip_qkv"))
-      spec.clipQkv = number("clip_qkv");
     if (spec.heads % spec.kvHeads != 0)
       fail(ErrorId::BadConfigValue,
            shown("kv_heads", spec.kvHeads) + " does not divide " + shown("heads", spec.heads));
-    if (spec.headDim < 2 || spec.headDim % 2 != 0)
+    spec.attentionScale = isNull("attention_scale") ? 1.0 / std::sqrt(double(spec.headDim))
+                                                    : number("attention_scale");
+    if (!isNull("latent_rank"))
+      latentAttention();
+    spec.causal = flag("causal");
+    spec.crossAttention = flag("cross_attention");
+    if (spec.headDim < 1 || (word("position_kind") == "rotary" && spec.headDim % 2 != 0))
       fail(ErrorId::BadConfigValue,
            fieldOf("head_dim") + "=" + Twine(spec.headDim) +
                (isNull("head_dim") ? " (" + shown("hidden", spec.hidden) + " over " +
                                          shown("heads", spec.heads) + ")"
                                    : std::string()) +
-               " is not an even number, which rotary embedding needs");
+               " is not " +
+               (word("position_kind") == "rotary" ? "an even number, which rotary embedding needs"
+                                                  : "a positive number"));
+    if (flag("split_heads") && spec.hidden % spec.heads != 0)
+      fail(ErrorId::BadConfigValue,
+           shown("heads", spec.heads) + " does not divide " + shown("hidden", spec.hidden));
     if (spec.qkNorm == QkNorm::full && spec.heads * spec.headDim != spec.hidden)
       fail(ErrorId::BadConfigValue, fieldOf("head_dim") + "=" + Twine(spec.headDim) + " times " +
                                         shown("heads", spec.heads) + " is not " +
@@ -148,6 +163,42 @@ private:
                                            ", which attention over latents needs");
   }
 
+  void positions() {
+    spec.positions = StringSwitch<PositionKind>(word("position_kind"))
+                         .Case("sinusoid", PositionKind::sinusoid)
+                         .Case("token_sinusoid", PositionKind::token_sinusoid)
+                         .Case("relative", PositionKind::relative)
+                         .Default(PositionKind::rotary);
+    switch (spec.positions) {
+    case PositionKind::rotary:
+      return rope();
+    case PositionKind::sinusoid:
+    case PositionKind::token_sinusoid:
+      spec.positionOffset = number("position_offset");
+      spec.padId = isNull("pad") ? -1 : get("pad").getAsInteger().value_or(-1);
+      if (spec.positions == PositionKind::token_sinusoid && spec.padId < 0)
+        fail(ErrorId::BadConfigValue,
+             fieldOf("pad") + "=null, but positions are counted without the padding token");
+      if (spec.hidden < 4)
+        fail(ErrorId::BadConfigValue,
+             shown("hidden", spec.hidden) + " is under 4, which sinusoids need");
+      return;
+    case PositionKind::relative:
+      spec.buckets = number("buckets");
+      spec.maxDistance = number("max_distance");
+      int64_t parts = spec.causal ? 2 : 4;
+      if (spec.buckets % parts != 0 || spec.buckets < parts)
+        fail(ErrorId::BadConfigValue, shown("buckets", spec.buckets) + " is not a multiple of " +
+                                          Twine(parts) + ", which the buckets of " +
+                                          (spec.causal ? "a decoder" : "an encoder") + " need");
+      else if (spec.maxDistance <= spec.buckets / parts)
+        fail(ErrorId::BadConfigValue, shown("max_distance", spec.maxDistance) +
+                                          " does not exceed the " + Twine(spec.buckets / parts) +
+                                          " distances with a bucket of their own");
+      return;
+    }
+  }
+
   /// One of two spellings: rope_parameters (v5), or rope_scaling beside rope_theta (v4).
   void rope() {
     auto given = [&](StringRef meaning) {
@@ -159,17 +210,14 @@ private:
       fail(ErrorId::BadConfigValue, fieldOf("rope_parameters") + " and " + fieldOf("rope_scaling") +
                                         " are both given and differ; keep one");
     StringRef meaning = given("rope_scaling") ? "rope_scaling" : "rope_parameters";
-    auto optional = [&](StringRef field) {
-      return isNull(field) ? std::nullopt : std::optional(number(field));
-    };
     RopeFields fields;
     fields.fileName = fileName.str();
     fields.field = fieldOf(meaning);
     fields.parameters = given(meaning) ? get(meaning).getAsObject() : nullptr;
     fields.theta = number(isNull("rope_theta") ? "default_theta" : "rope_theta");
-    fields.positions = optional("positions");
-    fields.originalPositions = optional("original_positions");
-    fields.partial = optional("rotary_part");
+    fields.positions = real("positions");
+    fields.originalPositions = real("original_positions");
+    fields.partial = real("rotary_part");
     fields.headDim = spec.headDim;
     fields.ownFactors = flag("rope_own_factors");
     spec.rope = readRope(fields, status);
@@ -187,6 +235,15 @@ private:
     router();
   }
 
+  /// Several shared experts are one of their common width: their products' sums are the same.
+  void sharedExperts() {
+    int64_t width = size("shared_width"), count = size("shared_count");
+    spec.sharedWidth = width * count;
+    spec.sharedGated = flag("shared_gated");
+    if (count != 1)
+      spec.fieldOf["shared_width"] = fieldOf("shared_width") + "*" + fieldOf("shared_count");
+  }
+
   void router() {
     moe::RouterFields &gate = spec.router;
     gate.k = size("router_k");
@@ -200,12 +257,21 @@ private:
     }
     if (gate.score == moe::Score::sparsemixer)
       gate.jitterEps = number("router_jitter_eps");
-    gate.scale = number("router_scale");
+    gate.scale = number("router_scale") * (1 - number("expert_dropout"));
     spec.routerBias = flag("router_bias");
     spec.choiceBias = StringSwitch<ChoiceBias>(word("router_choice_bias"))
                           .Case("flat", ChoiceBias::flat)
                           .Case("row", ChoiceBias::row)
                           .Default(ChoiceBias::none);
+    if (const json::Array *fixed = get("router_redirect").getAsArray())
+      spec.redirect =
+          std::pair((*fixed)[0].getAsInteger().value_or(0), (*fixed)[1].getAsInteger().value_or(0));
+    spec.capacity.domain = StringSwitch<decltype(spec.capacity.domain)>(word("capacity_domain"))
+                               .Case("sequence", CapacitySpec::sequence)
+                               .Case("batch", CapacitySpec::batch)
+                               .Default(CapacitySpec::none);
+    spec.capacity.fixed = number("capacity");
+    spec.capacity.fraction = number("capacity_fraction");
     if (gate.k > spec.experts)
       fail(ErrorId::BadConfigValue,
            shown("router_k", gate.k) + " is larger than " + shown("experts", spec.experts));
@@ -241,23 +307,16 @@ private:
     gate.groupScore = score;
   }
 
-  /// Several shared experts are one of their common width: their products' sums are the same.
-  void sharedExperts() {
-    int64_t width = size("shared_width"), count = size("shared_count");
-    spec.sharedWidth = width * count;
-    spec.sharedGated = flag("shared_gated");
-    if (count != 1)
-      spec.fieldOf["shared_width"] = fieldOf("shared_width") + "*" + fieldOf("shared_count");
-  }
-
   void layers() {
-    int64_t count = size("layers");
+    int64_t count = isNull("layers") ? size("layers_else") : size("layers");
     spec.layers.resize(count);
+    int64_t step = sparseStep(count),
+            first = isNull("sparse_first") ? step - 1 : int64_t(number("sparse_first"));
     spec.unusedLayers = size("unused_layers");
-    int64_t step = number("sparse_step"), first = number("first_sparse"),
-            last = number("last_sparse");
+    int64_t least = number("first_sparse"), most = number("last_sparse");
     for (auto [l, layer] : enumerate(spec.layers))
-      layer.sparse = (l + 1) % step == 0 && int64_t(l) >= first && (last < 0 || int64_t(l) <= last);
+      layer.sparse = spec.experts > 0 && step > 0 && int64_t(l) % step == first % step &&
+                     int64_t(l) >= least && (most < 0 || int64_t(l) <= most);
     if (const json::Array *denseLayers = get("dense_layers").getAsArray())
       for (const json::Value &value : *denseLayers) {
         int64_t l = value.getAsInteger().value_or(-1);
@@ -269,6 +328,14 @@ private:
           spec.layers[l].sparse = false;
       }
     windows();
+  }
+
+  /// Given, or from how many layers are sparse; 0: none is.
+  int64_t sparseStep(int64_t count) const {
+    if (!isNull("sparse_step"))
+      return number("sparse_step");
+    int64_t sparse = number("sparse_count");
+    return sparse > 0 ? count / sparse : count;
   }
 
   void windows() {
@@ -341,6 +408,15 @@ void checkTotal(const ModelSpec &spec, StringRef fileName, Status &status) {
 
 } // namespace
 
+int64_t CapacitySpec::of(int64_t tokens, int64_t experts) const {
+  if (domain == none)
+    return tokens;
+  int64_t limit = fixed ? fixed : 2 * divideCeil(tokens, experts);
+  if (fraction > 0)
+    limit = int64_t(std::ceil(fraction * double(tokens)));
+  return std::min(limit, tokens);
+}
+
 std::optional<ModelSpec> moira::resolveModel(const json::Object &config, StringRef fileName,
                                              Status &status) {
   size_t before = status.diagnostics().size();
@@ -350,8 +426,19 @@ std::optional<ModelSpec> moira::resolveModel(const json::Object &config, StringR
   ConfigValues values = readFields(*modelClass, config, fileName, status);
   if (status.diagnostics().size() != before)
     return std::nullopt;
-  ModelSpec spec = Resolver(*modelClass, std::move(values), fileName, status).resolve();
+  ModelSpec spec = Resolver(*modelClass, values, fileName, status).resolve();
   checkTotal(spec, fileName, status);
+  if (modelClass->encoder) {
+    auto encoder = std::make_shared<ModelSpec>(
+        Resolver(*modelClass->encoder, values, fileName, status).resolve());
+    checkTotal(*encoder, fileName, status);
+    for (const auto &[size, field] : encoder->fieldOf)
+      if (std::string &known = spec.fieldOf[size]; known.empty())
+        known = field;
+      else if (known != field)
+        known = field + ", " + known;
+    spec.encoder = std::move(encoder);
+  }
   if (status.diagnostics().size() != before)
     return std::nullopt;
   return spec;

@@ -4,7 +4,8 @@
 // rank of an ep group needs other parts of them: tokens where it works, keys where it attends.
 //
 // Where the sequence is cut, attention's queries see their own positions and all keys'. Positions
-// are computed, not data, so each gets an op of its own rather than a gather.
+// are computed, not data, so each gets an op of its own rather than a gather. Positions that count
+// tokens are made of whole rows of ids, and cut as the tokens are.
 //===----------------------------------------------------------------------===//
 #include "ShardingIR.h"
 #include "moira/Analysis/Mesh.h"
@@ -51,6 +52,11 @@ struct ShardData : moira::impl::DistShardDataBase<ShardData> {
     if (ids.size() > 1)
       tokens = tokens.withDim(1, cut(split.sequence));
     seed(op.getResult(), tokens);
+    for (Operation *user : op.getIds().getUsers())
+      if (auto positions = dyn_cast<moe::TokenPositionsOp>(user))
+        if (!shardingOf(positions.getResult()))
+          seed(positions.getResult(),
+               ShardingAttr::get(&getContext(), tokens.getDims().drop_back()));
 
     auto func = op->getParentOfType<func::FuncOp>();
     for (BlockArgument argument : func.getArguments())
@@ -65,6 +71,15 @@ struct ShardData : moira::impl::DistShardDataBase<ShardData> {
       seedPositions(func, sequence, cut(split.sequence));
   }
 
+  /// True where an op takes positions of keys.
+  static bool isOfKeys(OpOperand &use) {
+    if (auto attention = dyn_cast<moe::AttentionOp>(use.getOwner()))
+      return &use == &attention.getKposMutable();
+    if (auto bias = dyn_cast<moe::RelativeBiasOp>(use.getOwner()))
+      return &use == &bias.getKposMutable();
+    return false;
+  }
+
   void seedPositions(func::FuncOp func, int64_t sequence, DimShardingAttr cut) {
     SmallVector<moe::PositionsOp> all;
     func.walk([&](moe::PositionsOp op) {
@@ -74,8 +89,7 @@ struct ShardData : moira::impl::DistShardDataBase<ShardData> {
     for (moe::PositionsOp queries : all) {
       moe::PositionsOp keys;
       for (OpOperand &use : llvm::make_early_inc_range(queries->getUses())) {
-        auto attention = dyn_cast<moe::AttentionOp>(use.getOwner());
-        if (!attention || use.getOperandNumber() != attention.getKposMutable().getOperandNumber())
+        if (!isOfKeys(use))
           continue;
         if (!keys) {
           OpBuilder b(queries);

@@ -354,6 +354,40 @@ void check_positions(CallCheck &c) {
     c.fail("positions leave the range of i32 on some rank");
 }
 
+void check_token_positions(CallCheck &c) {
+  OffsetRange start = c.offset("start");
+  int64_t columns = c.fixed("U");
+  c.fixed("B");
+  if (start.least < 0 || start.most + c.fixed("S") > columns)
+    c.fail(format("start + %lld columns leaves the %lld of ids on some rank",
+                  static_cast<long long>(c.dim("S").scale), static_cast<long long>(columns)));
+  c.atLeast("pad", 0);
+  if (Wide(c.integer("pad")) + columns > kInt32Max)
+    c.fail("positions leave the range of i32");
+}
+
+void check_sinusoid(CallCheck &c) {
+  c.fixedRun("t");
+  if (c.fixed("D") < 4)
+    c.fail(format("rows of %lld, under 4", static_cast<long long>(c.dim("D").scale)));
+  if (c.integer("offset") < -kInt32Max || c.integer("offset") > kInt32Max)
+    c.fail("offset leaves the range of i32");
+}
+
+void check_relative_bias(CallCheck &c) {
+  int64_t buckets = c.fixed("N"), parts = c.integer("bidirectional") ? 4 : 2;
+  c.fixed("H");
+  c.fixed("Q");
+  c.fixed("K");
+  if (buckets < parts || buckets % parts != 0)
+    c.fail(format("%lld buckets do not divide by %lld", static_cast<long long>(buckets),
+                  static_cast<long long>(parts)));
+  else if (c.integer("max_distance") <= buckets / parts)
+    c.fail(format("max_distance is %lld, not over the %lld exact buckets",
+                  static_cast<long long>(c.integer("max_distance")),
+                  static_cast<long long>(buckets / parts)));
+}
+
 void check_rope_table(CallCheck &c) {
   std::span<const double> frequencies = c.list("frequencies");
   if (c.fixed("r") != static_cast<int64_t>(frequencies.size()))

@@ -65,7 +65,7 @@ Status RunSession::openWeights(const std::string &path) {
   Expected<Checkpoint> opened = Checkpoint::open(path);
   if (!opened)
     return opened.takeStatus();
-  if (Status status = checkWeights(*program, *opened); !status)
+  if (Status status = checkWeights(*program, *plan->plan().info(), *opened); !status)
     return status;
   weights = std::move(*opened);
   return {};

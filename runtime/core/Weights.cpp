@@ -106,7 +106,8 @@ std::string sourceName(std::string_view pattern, int64_t expert) {
   return name.append(std::to_string(expert)).append(pattern.substr(at + 3));
 }
 
-Status checkWeights(const fb::Program &program, const Checkpoint &checkpoint) {
+Status checkWeights(const fb::Program &program, const fb::ModelInfo &info,
+                    const Checkpoint &checkpoint) {
   WeightProblems problems;
   std::vector<bool> used(checkpoint.tensors().size(), false);
   for (const fb::State *state : *program.states()) {
@@ -140,6 +141,10 @@ Status checkWeights(const fb::Program &program, const Checkpoint &checkpoint) {
     }
     problems.flush();
   }
+  if (const auto *unused = info.unused_tensors())
+    for (const flatbuffers::String *name : *unused)
+      if (const Checkpoint::Entry *entry = checkpoint.find(name->str()))
+        used[entry - checkpoint.tensors().data()] = true;
   for (size_t i = 0; i < used.size() && !problems.enough(); ++i)
     if (!used[i]) {
       const Checkpoint::Entry &entry = checkpoint.tensors()[i];

@@ -251,6 +251,27 @@ TEST(CudaRunner, RoutingIsSeenAndForcedOnEveryMesh) {
   }
 }
 
+/// With the experts that f32 chooses bf16 is close to the golden logits, on one rank and on a mesh.
+TEST(CudaRunner, Bf16WithTheChoicesOfF32) {
+  fake::seed(10);
+  TempDir dir;
+  std::string routes = dir / "f32.safetensors";
+  {
+    Compiled f32(dir, "mixtral", "");
+    Ran ran = runIt(f32, 0, {.to = routes, .from = {}});
+    ASSERT_TRUE(ran.status) << ran.status.str();
+  }
+  for (std::string mesh : {"", "--mesh=ep=2,tp=2"}) {
+    SCOPED_TRACE(mesh);
+    Compiled bf16(dir, "mixtral", mesh + " --dtype=bf16");
+    Ran forced = runIt(bf16, 1, {.to = {}, .from = routes});
+    ASSERT_TRUE(forced.status) << forced.status.str();
+    EXPECT_LT(forced.worst, 2e-2);
+    EXPECT_GT(forced.worst, 1e-4) << "nothing has been rounded";
+    EXPECT_GT(forced.figures.graphs, 10u);
+  }
+}
+
 TEST(CudaRunner, TheProfileHasEveryInstruction) {
   fake::seed(9);
   TempDir dir;

@@ -63,7 +63,7 @@ TEST_P(Golden, HasTheParametersOfTheTorchModule) {
   mlir::OwningOpRef<mlir::ModuleOp> module = import(path);
   ASSERT_TRUE(module) << status.str();
   EXPECT_EQ(summary.tensorsFound, summary.tensorsExpected);
-  EXPECT_EQ(summary.modelClass, GetParam());
+  EXPECT_EQ(summary.modelClass, GetParam() == std::string("nllb_moe") ? "nllb-moe" : GetParam());
 
   std::map<std::string, int64_t> states;
   for (auto state : module->getOps<moe::StateOp>())
@@ -78,7 +78,17 @@ TEST_P(Golden, HasTheParametersOfTheTorchModule) {
     int64_t elements = 1;
     for (const llvm::json::Value &size : *(*member.second.getAsArray())[1].getAsArray())
       elements *= *size.getAsInteger();
-    total += elements;
+    // Experts that are modules of their own are stacked; those that no token met are not listed.
+    if (size_t at = name.find(".experts.expert_"); at != std::string::npos) {
+      size_t number = at + strlen(".experts.");
+      name.erase(number, name.find('.', number) + 1 - number);
+      elements *= 8;
+    }
+    for (const char *half : {".wi_0.weight", ".wi_1.weight"})
+      if (llvm::StringRef(name).ends_with(half)) {
+        name = llvm::StringRef(name).drop_back(strlen(half)).str() + ".wi.weight";
+        elements *= 2;
+      }
     for (const char *half : {".gate_proj.weight", ".up_proj.weight"})
       if (llvm::StringRef(name).ends_with(half)) {
         name = llvm::StringRef(name).drop_back(strlen(half)).str() + ".gate_up_proj.weight";
@@ -86,14 +96,16 @@ TEST_P(Golden, HasTheParametersOfTheTorchModule) {
       }
     ASSERT_TRUE(states.count(name)) << name;
     EXPECT_EQ(states[name], elements) << name;
-    seen.insert(name);
+    if (seen.insert(name).second)
+      total += elements;
   }
   EXPECT_EQ(seen.size(), states.size());
   EXPECT_EQ(summary.parameters, uint64_t(total));
 }
 
 INSTANTIATE_TEST_SUITE_P(Classes, Golden,
-                         testing::Values("mixtral", "qwen2_moe", "qwen3_moe", "olmoe"),
+                         testing::Values("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "xglm",
+                                         "m2m_100", "mt5", "switch_transformers", "nllb_moe"),
                          [](const auto &info) { return std::string(info.param); });
 
 TEST_F(ImportModel, ConfigAloneGivesAProgramWithoutTensors) {

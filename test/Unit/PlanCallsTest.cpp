@@ -48,10 +48,11 @@ TEST(CallRegistry, AccumulationFollowsTheComputeType) {
 // Any one dimension of any operand made larger breaks some rule, unless the dimension is free.
 TEST(CallRegistry, EveryDimensionIsTied) {
   // Sizes that stand in one operand only and mean nothing to another.
-  const std::set<std::string> freeSize = {"embedding input 1 dim 0",   "positions output 0 dim 0",
-                                          "sum_squares input 0 dim 2", "sum_squares input 0 dim 3",
-                                          "route input 0 dim 2",       "combine input 0 dim 0",
-                                          "combine input 0 dim 1",     "combine input 0 dim 2"};
+  const std::set<std::string> freeSize = {
+      "embedding input 1 dim 0", "positions output 0 dim 0",  "token_positions input 0 dim 1",
+      "sinusoid output 0 dim 2", "sum_squares input 0 dim 2", "sum_squares input 0 dim 3",
+      "route input 0 dim 2",     "combine input 0 dim 0",     "combine input 0 dim 1",
+      "combine input 0 dim 2"};
   // A slot may have a fixed number of rows.
   const std::set<std::string> freeRagged = {"select output 0 dim 0", "pack output 0 dim 2",
                                             "combine input 0 dim 2"};
@@ -82,6 +83,14 @@ TEST(CallRegistry, RefusesBrokenContracts) {
       {"embedding", [](Example &e) { e.outputs.push_back(e.outputs[0]); }, "2 outputs where 1"},
       {"positions", [](Example &e) { e.params[0] = offset("start", int64_t(1) << 31, kDp); },
        "range of i32"},
+      {"token_positions", [](Example &e) { e.params[1] = offset("start", 9, kDp); },
+       "leaves the 16 of ids"},
+      {"token_positions", [](Example &e) { e.params[0].integer = -1; }, "pad is -1"},
+      {"token_positions", [](Example &e) { e.params[0].integer = 0x7fffffff; }, "range of i32"},
+      {"sinusoid", [](Example &e) { e.outputs[0] = f({2, 8, 3}); }, "rows of 3, under 4"},
+      {"sinusoid", [](Example &e) { e.params[0].integer = int64_t(1) << 40; }, "range of i32"},
+      {"relative_bias", [](Example &e) { e.inputs[0] = f({30, 4}); }, "do not divide by 4"},
+      {"relative_bias", [](Example &e) { e.params[0].integer = 8; }, "not over the 8 exact"},
       {"rope_table", [](Example &e) { e.params[1].real = 0; }, "factor is not a positive number"},
       {"rope_table", [](Example &e) { e.params[1].real = std::nan(""); }, "not a number"},
       {"rope_table", [](Example &e) { e.params[0].reals = e.params[0].reals.first(3); },

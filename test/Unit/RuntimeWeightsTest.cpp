@@ -183,7 +183,7 @@ TEST(RuntimeWeights, EveryRankGetsItsBox) {
     auto checkpoint = Checkpoint::open(dir.str());
     ASSERT_TRUE(checkpoint) << checkpoint.status().str();
     const fb::Program &forward = *plan->program("forward");
-    Status checked = checkWeights(forward, *checkpoint);
+    Status checked = checkWeights(forward, *plan->plan().info(), *checkpoint);
     ASSERT_TRUE(checked) << checked.str();
 
     for (uint32_t rank = 0; rank < forward.ranks(); ++rank) {
@@ -277,7 +277,7 @@ TEST(RuntimeWeights, ReportsEveryDisagreement) {
                               testTensor("e.1.b", "F32", {3}, three)}));
   auto checkpoint = Checkpoint::open(dir.str());
   ASSERT_TRUE(checkpoint);
-  Status status = checkWeights(*plan->program("forward"), *checkpoint);
+  Status status = checkWeights(*plan->program("forward"), *plan->plan().info(), *checkpoint);
   std::string text = status.str();
   EXPECT_EQ(status.diagnostics().size(), 5u) << text;
   EXPECT_THAT(text, HasSubstr("MOE-0302: "));

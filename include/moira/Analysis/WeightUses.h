@@ -39,7 +39,9 @@ struct WeightUse {
 ///                                                     dispatch of the same x
 ///     glu(grouped_matmul(rows, w[E,2,F,D]))           w, 0: experts; w, 2: expertWidth
 ///     act(grouped_bias(grouped_matmul …, b[E,F]))     the same through biases and the like; b, 0:
-///     experts, 1: expertWidth embedding(ids, w[V,D]), return linear(x, w[V,D])  w, 0: vocabulary
+///                                                     experts, 1: expertWidth
+///     relative_bias(w[N,H], …)                        w, 1: queryHeads
+///     embedding(ids, w[V,D]), return linear(x, w[V,D])  w, 0: vocabulary
 std::vector<WeightUse> collectWeightUses(mlir::ModuleOp module);
 
 } // namespace moira

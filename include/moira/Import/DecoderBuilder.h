@@ -14,6 +14,8 @@ struct ProgramShape {
   /// The compute type, of what products multiply: f32, or bf16. The residual stream, gates, norms,
   /// rotary tables and the resulting logits are f32 always.
   bool bf16 = false;
+  /// Of an encoder-decoder: tokens of the decoder; `seq` are the encoder's.
+  int64_t decSeq = 1;
 };
 
 /// A module with one moe.state for each weight and `@forward(input_ids, attention_mask) → logits`.

@@ -14,6 +14,7 @@ struct ImportOptions {
   int64_t batch = 1, seq = 1;
   std::string dtype = "f32"; // f32 or bf16: type of weights and activations
   std::string task = "forward";
+  std::optional<int64_t> decSeq; // tokens of an encoder-decoder's decoder; default: seq
 };
 
 /// What was imported, for the report.
@@ -22,6 +23,7 @@ struct ImportSummary {
   uint64_t parameters = 0, activeParameters = 0;  // active: met by one token
   uint64_t tensorsExpected = 0, tensorsFound = 0; // found is 0 for a config alone
   std::vector<DefaultTaken> defaults;             // fields that the config leaves out
+  std::vector<std::string> unusedTensors;         // stored, and known to be read by nobody
 };
 
 /// Whether `path` is what importModel reads: a directory, or a .json file.

@@ -1,15 +1,17 @@
 //===- ModelClass.h - model classes as data ---------------------*- C++ -*-===//
 // What lib/Import/classes/*.json say (docs/model-classes.md has the format): the fields of a
-// class's config, what they mean for the one decoder that Moira builds, and what its tensors are
-// called.
+// class's config, what they mean for the stacks of layers that Moira builds, and what its tensors
+// are called.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_IMPORT_MODELCLASS_H
 #define MOIRA_IMPORT_MODELCLASS_H
 
 #include "moira/rt/Status.h"
+#include "llvm/ADT/ArrayRef.h"
 #include "llvm/ADT/StringRef.h"
 #include "llvm/Support/JSON.h"
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -38,11 +40,8 @@ struct FieldSpec {
 enum class WeightRole {
   embedding,
   final_norm,
-  final_norm_bias,
   head,
-  head_bias,
   input_norm,
-  input_norm_bias,
   q,
   k,
   v,
@@ -53,6 +52,44 @@ enum class WeightRole {
   o_bias,
   q_norm,
   k_norm,
+  post_norm,
+  mlp_gate_up,
+  mlp_down,
+  shared_gate_up,
+  shared_down,
+  shared_gate,
+  router,
+  router_bias,        ///< added to the logits
+  router_choice_bias, ///< added to the scores where experts are chosen
+  expert_gate_up,
+  expert_down,
+  // What few classes have: these need no name in the others.
+  input_norm_bias,
+  post_norm_bias,
+  final_norm_bias,
+  cross_norm,
+  cross_norm_bias,
+  cross_q,
+  cross_k,
+  cross_v,
+  cross_o,
+  cross_q_bias,
+  cross_k_bias,
+  cross_v_bias,
+  cross_o_bias,
+  relative_bias,
+  stack_embedding, ///< a stack's own, where a model's stacks do not share one
+  mlp_up,
+  mlp_up_bias,
+  mlp_down_bias,
+  expert_up,
+  expert_up_bias,
+  expert_down_bias,
+  head_bias,
+  mlp_gate_up_bias,
+  shared_gate_up_bias,
+  shared_down_bias,
+  expert_gate_up_bias,
   sinks,
   q_plain,  ///< latent attention: queries' part that is not rotated
   q_turned, ///< and the rotated one, of the layer's input
@@ -67,27 +104,11 @@ enum class WeightRole {
   k_turned, ///< input → the rotated part of keys
   k_turned_bias,
   k_b, ///< latent → keys
-  v_b, ///< latent → values
-  post_norm,
-  post_norm_bias,
-  mlp_gate_up,
-  mlp_gate_up_bias,
-  mlp_down,
-  mlp_down_bias,
-  shared_gate_up,
-  shared_gate_up_bias,
-  shared_down,
-  shared_down_bias,
-  shared_gate,
-  router,
-  router_bias,        ///< added to the logits
-  router_choice_bias, ///< added to the scores where experts are chosen
-  expert_gate_up,
-  expert_gate_up_bias,
-  expert_down,
-  expert_down_bias
+  v_b  ///< latent → values
 };
-inline constexpr int kWeightRoles = static_cast<int>(WeightRole::expert_down_bias) + 1;
+inline constexpr int kWeightRoles = static_cast<int>(WeightRole::v_b) + 1;
+/// The first of the roles that a class may lack.
+inline constexpr WeightRole kFirstRareRole = WeightRole::input_norm_bias;
 llvm::StringRef nameOf(WeightRole role);
 
 /// Names with {l} for the layer and {e} for the expert.
@@ -96,8 +117,8 @@ struct TensorNames {
   std::vector<std::string> from; // names in the checkpoint; more than one: leading dimension
 };
 
-/// One way in which checkpoints store the sparse block: names of router, expert_gate_up and
-/// expert_down, and of their biases where the class has them.
+/// One way in which checkpoints store the sparse block: names of router, expert_gate_up or
+/// expert_up, expert_down, and of their biases where there are any.
 struct ExpertLayout {
   std::string name;
   bool transposed = false;  // experts' matrices are [inputs, outputs]
@@ -114,6 +135,9 @@ struct ModelClass {
   std::map<WeightRole, TensorNames> tensors;
   std::vector<ExpertLayout> layouts; // the first is taken where there are no tensors to look at
   std::vector<std::string> unusedTensors; // globs
+  /// Of an encoder-decoder: what its encoder's stack has. This class is then the decoder's, and
+  /// both have the same fields.
+  std::shared_ptr<const ModelClass> encoder;
 };
 
 /// The class of this model_type, or null. Classes are read once; the embedded data is checked by
@@ -123,9 +147,10 @@ const ModelClass *findModelClass(llvm::StringRef modelType);
 /// All classes, sorted by name.
 std::vector<const ModelClass *> allModelClasses();
 
-/// A class from its file's text, with the text of the file that it includes. Internal errors in
-/// `status`: the data is ours.
-std::optional<ModelClass> parseModelClass(llvm::StringRef text, llvm::StringRef included,
+/// A class from its file's text, with the texts of the files that it includes, the innermost first.
+/// Internal errors in `status`: the data is ours.
+std::optional<ModelClass> parseModelClass(llvm::StringRef text,
+                                          llvm::ArrayRef<llvm::StringRef> included,
                                           llvm::StringRef fileName, rt::Status &status);
 
 } // namespace moira

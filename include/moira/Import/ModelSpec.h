@@ -1,5 +1,6 @@
-//===- ModelSpec.h - one decoder-only model, resolved -----------*- C++ -*-===//
-// What a config means: sizes and choices for the decoder that DecoderBuilder builds. No names of
+//===- ModelSpec.h - one stack of layers, resolved --------------*- C++ -*-===//
+// What a config means: sizes and choices for the stacks that the builders build. A decoder-only
+// model is one stack; an encoder-decoder is its decoder's, which holds the encoder's. No names of
 // config fields are needed past this point, except in messages.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_IMPORT_MODELSPEC_H
@@ -24,6 +25,19 @@ enum class ChoiceBias {
   row   ///< stored as [1, E]
 };
 
+enum class Norm {
+  rms,  ///< scaled by the root of the mean of squares
+  layer ///< mean and variance
+};
+
+/// How a stack knows where its tokens stand.
+enum class PositionKind {
+  rotary,         ///< queries and keys are rotated
+  sinusoid,       ///< sinusoids of 0, 1, 2, … are added to the embeddings
+  token_sinusoid, ///< the same, of positions that do not count padding
+  relative        ///< a bias on scores, by distance
+};
+
 struct LayerSpec {
   int64_t window = 0; // keys that a query sees, 0: all
   bool sparse = true;
@@ -38,24 +52,46 @@ struct LatentSpec {
   int64_t valueDim = 0;
 };
 
+/// How many choices an expert takes.
+struct CapacitySpec {
+  enum { none, sequence, batch } domain = none; // which tokens share a capacity
+  int64_t fixed = 0;                            // 0: twice the average need of one choice a token
+  double fraction = 0;                          // of the tokens; wins if positive
+
+  /// Of `tokens` tokens that share it among `experts`; at most one choice of a token meets an
+  /// expert, so nothing is ever dropped where this is `tokens`.
+  int64_t of(int64_t tokens, int64_t experts) const;
+};
+
 struct ModelSpec {
   const ModelClass *modelClass = nullptr;
   int64_t vocab = 0, hidden = 0, heads = 0, kvHeads = 0, headDim = 0;
+  Norm norm = Norm::rms;
   double normEps = 0;
-  bool layerNorm = false; // norms centre their rows and have biases; else RMS norms
-  bool tiedHead = false, qkvBias = false, oBias = false, headBias = false;
-  bool mlpBias = false;                         // of dense blocks and shared experts
-  double embeddingScale = 1, residualScale = 1; // of the embedding; of what a block adds
-  double attentionScale = 0;                    // of scores
-  double logitsScale = 1;
+  bool normBias = false;
+  bool tiedHead = false;
+  bool headIfStored = false; // a tied head is read nevertheless where a checkpoint has one
+  bool ownEmbedding = false; // this stack's, as its checkpoint has one and nothing is tied
+  bool qkvBias = false, oBias = false, headBias = false;
+  double embeddingScale = 1, headScale = 1;  // of the embeddings, and of what the head reads
+  double residualScale = 1, logitsScale = 1; // of what a block adds, and of logits
   QkNorm qkNorm = QkNorm::none;
   std::optional<double> clipQkv;
+  double attentionScale = 1; // of scores
+  bool causal = true;        // tokens do not see later ones
+  bool crossAttention = false;
   std::optional<LatentSpec> latent; // headDim is its turnedDim then
   bool sinks = false;               // a score a head that every query sees besides its keys
+  PositionKind positions = PositionKind::rotary;
   RopeSpec rope;
-  bool ropeInterleaved = false; // as moe.rope
+  bool ropeInterleaved = false;         // as moe.rope
+  int64_t positionOffset = 0;           // sinusoid: added to 0, 1, 2, …
+  int64_t padId = -1;                   // token_sinusoid: the token that is not counted
+  int64_t buckets = 0, maxDistance = 0; // relative
   moe::Activation activation = moe::Activation::silu;
+  bool gated = true; // feed-forward: act(gate x) · up x, else act(up x)
   std::optional<double> gluLimit, gluAlpha, gluUpShift; // as moe.glu
+  bool mlpBias = false;                                 // of dense blocks and shared experts
   bool expertBias = false;
   int64_t denseWidth = 0, experts = 0, expertWidth = 0;
   int64_t sharedWidth = 0; // of all shared experts together; 0: none
@@ -63,8 +99,16 @@ struct ModelSpec {
   moe::RouterFields router;
   bool routerBias = false;
   ChoiceBias choiceBias = ChoiceBias::none;
+  /// Experts that get all first choices, and all others, whatever the gate chose (moe.redirect).
+  std::optional<std::pair<int64_t, int64_t>> redirect;
+  CapacitySpec capacity;
   std::vector<LayerSpec> layers;
   int64_t unusedLayers = 0; // behind `layers`: a checkpoint may have them, nothing reads them
+  /// The encoder that this decoder's cross-attention reads.
+  std::shared_ptr<const ModelSpec> encoder;
+
+  /// Layers of the encoder, if any, and of this stack.
+  size_t allLayers() const { return (encoder ? encoder->layers.size() : 0) + layers.size(); }
 
   /// Size → the config field that gave it, for messages: "experts" → "num_local_experts".
   std::map<std::string, std::string> fieldOf;

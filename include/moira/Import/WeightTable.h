@@ -9,6 +9,7 @@
 #include "moira/Import/ModelSpec.h"
 #include "llvm/ADT/ArrayRef.h"
 #include "llvm/ADT/SmallVector.h"
+#include <compare>
 #include <map>
 
 namespace moira {
@@ -17,7 +18,7 @@ namespace moira {
 struct WeightState {
   std::string name; // the symbol
   WeightRole role;
-  int64_t layer = -1;               // −1: outside of the layers
+  int64_t layer = -1; // −1: outside of the layers; a decoder's are numbered after its encoder's
   llvm::SmallVector<int64_t> shape; // [experts,] [names,] block…
   std::vector<std::string> from;    // names in the checkpoint, {e} for the expert
   bool perExpert = false;
@@ -33,13 +34,13 @@ struct WeightState {
 class WeightTable {
 public:
   /// All weights of `spec`; layouts[l] is the number of the ExpertLayout of layer l (ignored for
-  /// dense layers).
+  /// dense layers), an encoder's layers before its decoder's.
   WeightTable(const ModelSpec &spec, llvm::ArrayRef<unsigned> layouts);
 
-  /// In the order of the model: embedding, layers, norm, head.
+  /// In the order of the model: embedding, layers and norm of each stack, head.
   const std::vector<WeightState> &states() const { return all; }
-  /// The weight, or null if the model has none in this role.
-  const WeightState *find(WeightRole role, int64_t layer = -1) const;
+  /// The weight, or null if the model has none in this role. `layer` counts within its stack.
+  const WeightState *find(WeightRole role, int64_t layer = -1, bool ofEncoder = false) const;
 
   int64_t parameters() const;
   /// Parameters that one token meets: all but the experts not chosen.
@@ -48,24 +49,18 @@ public:
   int64_t tensors() const;
 
 private:
-  WeightState &add(WeightRole role, int64_t layer, llvm::ArrayRef<int64_t> shape,
-                   llvm::ArrayRef<int64_t> diskShape,
-                   const std::vector<std::string> *from = nullptr);
-  /// Two states that fill one tensor: along dimension `dim` of both, first's and then second's.
-  void addParts(int64_t layer, int64_t dim, WeightRole first, llvm::ArrayRef<int64_t> firstShape,
-                WeightRole second, llvm::ArrayRef<int64_t> secondShape,
-                llvm::ArrayRef<int64_t> diskShape);
-  void addNorm(WeightRole weight, WeightRole bias, int64_t layer);
-  void addGated(int64_t layer, int64_t width, WeightRole gateUp, WeightRole gateUpBias,
-                WeightRole down, WeightRole downBias);
-  void addAttention(int64_t layer);
-  void addLatentAttention(int64_t layer);
-  void addExperts(int64_t layer, const ExpertLayout &layout);
-  void addLayer(int64_t layer, const ExpertLayout &layout);
+  struct Key {
+    bool ofEncoder;
+    int64_t layer;
+    WeightRole role;
+    auto operator<=>(const Key &) const = default;
+  };
+  class StackAdder;
+  void add(const ModelSpec &stack, bool ofEncoder, llvm::ArrayRef<unsigned> layouts);
 
   const ModelSpec &spec;
   std::vector<WeightState> all;
-  std::map<std::pair<int64_t, WeightRole>, size_t> index;
+  std::map<Key, size_t> index;
 };
 
 /// A tensor of a checkpoint, as its header describes it.
@@ -76,15 +71,16 @@ struct StoredTensor {
   std::string file; // for messages
 };
 
-/// The layout of each layer's experts, from the names that are there (0 where there are none). A
-/// layer in several layouts is an ExtraTensor.
+/// The layout of each layer's experts, from the names that are there (0 where there are none), in
+/// the order that WeightTable takes. A layer in several layouts is an ExtraTensor.
 std::vector<unsigned> detectLayouts(const ModelSpec &spec, llvm::ArrayRef<StoredTensor> stored,
                                     rt::Status &status);
 
 /// Adds MissingTensor, TensorShape, TensorDType and ExtraTensor problems: of each kind the first
-/// few by name, and how many more.
+/// few by name, and how many more. Names of tensors that are known to be read by nobody are
+/// appended to `unused`.
 void account(const ModelSpec &spec, const WeightTable &table, llvm::ArrayRef<StoredTensor> stored,
-             rt::Status &status);
+             rt::Status &status, std::vector<std::string> *unused = nullptr);
 
 /// `pattern` with its {l} and {e} (−1: kept) replaced.
 std::string expandName(llvm::StringRef pattern, int64_t layer, int64_t expert = -1);

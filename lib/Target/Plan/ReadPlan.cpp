@@ -305,10 +305,17 @@ OwningOpRef<ModuleOp> Reader::read() {
   auto infoText = [](const flatbuffers::String *string) {
     return string ? StringRef(string->data(), string->size()) : StringRef();
   };
+  ArrayAttr unused;
+  if (const auto *list = info->unused_tensors()) {
+    SmallVector<StringRef> names;
+    for (const flatbuffers::String *name : *list)
+      names.push_back(infoText(name));
+    unused = builder.getStrArrayAttr(names);
+  }
   auto infoAttr = InfoAttr::get(context, infoText(info->model_class()), infoText(info->task()),
                                 fromDType(info->dtype(), context), info->batch(), info->seq(),
                                 info->parameters(), info->active_parameters(),
-                                info->tensors_expected(), info->tensors_found());
+                                info->tensors_expected(), info->tensors_found(), unused);
   plan = PlanOp::create(builder, loc, text(source.target()), builder.getArrayAttr(names),
                         builder.getDenseI64ArrayAttr(sizes), text(source.producer()), infoAttr);
   builder.createBlock(&plan.getBody());

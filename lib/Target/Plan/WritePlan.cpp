@@ -101,9 +101,16 @@ Offset<flatbuffers::Vector<Offset<fb::DimSharding>>> Writer::dims(RankedTensorTy
 
 Offset<fb::ModelInfo> Writer::writeInfo(InfoAttr info) {
   auto modelClass = text(info.getModelClass()), task = text(info.getTask());
+  Offset<flatbuffers::Vector<Offset<flatbuffers::String>>> unused;
+  if (ArrayAttr names = info.getUnusedTensors()) {
+    std::vector<Offset<flatbuffers::String>> list;
+    for (auto name : names.getAsRange<StringAttr>())
+      list.push_back(text(name.getValue()));
+    unused = out.CreateVector(list);
+  }
   return fb::CreateModelInfo(out, modelClass, task, toDType(info.getDtype()), info.getBatch(),
                              info.getSeq(), info.getParameters(), info.getActiveParameters(),
-                             info.getTensorsExpected(), info.getTensorsFound());
+                             info.getTensorsExpected(), info.getTensorsFound(), unused);
 }
 
 Offset<fb::Kernel> Writer::writeKernel(KernelOp kernel) {

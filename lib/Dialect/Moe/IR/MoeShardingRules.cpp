@@ -188,6 +188,41 @@ FactorRule RopeTableOp::getFactorRule() {
   return rule;
 }
 
+/// ids[b,u], past[1] → [b,s]: a column counts the ones before it, so s is cut where ids (u) are
+/// whole.
+FactorRule TokenPositionsOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> ids = shapeOf(getIds());
+  int b = rule.addFactor(pass, ids[0]), u = rule.addFactor(whole, ids[1]),
+      s = rule.addFactor(pass, ids[1]);
+  rule.operands = {{b, u}};
+  if (getPast())
+    rule.operands.push_back({rule.addFactor(whole, 1)});
+  rule.results = {{b, s}};
+  return rule;
+}
+
+/// pos[t..] → [t..,d]
+FactorRule SinusoidOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(pass, shapeOf(getPos()));
+  int d = rule.addFactor(whole, shapeOf(getResult()).back());
+  rule.operands = {t};
+  rule.results = {join(t, {d})};
+  return rule;
+}
+
+/// table[n,h], qpos[s], kpos[u] → [h,s,u]
+FactorRule RelativeBiasOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> out = shapeOf(getResult());
+  int n = rule.addFactor(whole, shapeOf(getTable())[0]), h = rule.addFactor(pass, out[0]),
+      s = rule.addFactor(pass, out[1]), u = rule.addFactor(pass, out[2]);
+  rule.operands = {{n, h}, {s}, {u}};
+  rule.results = {{h, s, u}};
+  return rule;
+}
+
 /// x[b,s,h..,d], cos[s,r], sin[s,r] → x
 FactorRule RopeOp::getFactorRule() {
   FactorRule rule;
@@ -409,6 +444,12 @@ void EmbeddingOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands
 void PositionsOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr>,
                            ArrayRef<ShardingAttr> results) {
   if (Attribute offset = offsetOf(shapeOf(getResult())[0], results[0].getDims()[0], mesh))
+    setStartAttr(offset);
+}
+
+void TokenPositionsOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr>,
+                                ArrayRef<ShardingAttr> results) {
+  if (Attribute offset = offsetOf(shapeOf(getResult())[1], results[0].getDims()[1], mesh))
     setStartAttr(offset);
 }
 

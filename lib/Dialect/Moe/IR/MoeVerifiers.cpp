@@ -258,6 +258,43 @@ LogicalResult RopeTableOp::verify() {
   return success();
 }
 
+LogicalResult TokenPositionsOp::verify() {
+  ArrayRef<int64_t> ids = shapeOf(getIds()), out = shapeOf(getResult());
+  if (ids.size() != 2 || out.size() != 2 || ids[0] != out[0] ||
+      (getStart() ? out[1] > ids[1] : out[1] != ids[1]))
+    return emitOpError("C1: ids must be [B, S] and the result have their shape");
+  if (getPast() && tensorOf(getPast()).getNumElements() != 1)
+    return emitOpError("C2: past must be one number");
+  if (static_cast<int64_t>(getPad()) < 0)
+    return emitOpError("C3: pad must not be negative");
+  return success();
+}
+
+LogicalResult SinusoidOp::verify() {
+  ArrayRef<int64_t> out = shapeOf(getResult());
+  if (out.empty() || out.drop_back() != shapeOf(getPos()))
+    return emitOpError("C1: the result must be the shape of pos followed by D");
+  if (out.back() < 4)
+    return emitOpError("C2: D must be at least 4");
+  return success();
+}
+
+LogicalResult RelativeBiasOp::verify() {
+  ArrayRef<int64_t> table = shapeOf(getTable()), q = shapeOf(getQpos()), k = shapeOf(getKpos());
+  if (table.size() != 2 || q.size() != 1 || k.size() != 1 ||
+      shapeOf(getResult()) != ArrayRef<int64_t>{table[1], q[0], k[0]})
+    return emitOpError(
+        "C1: shapes must be table[N,H], qpos[Sq], kpos[Sk] and the result [H,Sq,Sk]");
+  if (table[0] < 2 || table[0] % (getBidirectional() ? 4 : 2))
+    return emitOpError("C2: ") << table[0] << " buckets do not fall into "
+                               << (getBidirectional() ? "two halves of exact and growing ones"
+                                                      : "exact and growing ones");
+  if (int64_t exact = table[0] / (getBidirectional() ? 4 : 2);
+      static_cast<int64_t>(getMaxDistance()) <= exact)
+    return emitOpError("C3: max_distance must exceed the ") << exact << " exact buckets";
+  return success();
+}
+
 LogicalResult RopeOp::verify() {
   ArrayRef<int64_t> x = shapeOf(getX()), cos = shapeOf(getCos());
   if ((x.size() != 3 && x.size() != 4) || x != shapeOf(getResult()))

@@ -16,9 +16,10 @@ std::optional<fb::DType> planType(TensorType type);
 std::string sourceName(std::string_view pattern, int64_t expert);
 
 /// Checks that the checkpoint has every tensor that the program needs, with its shape and a type
-/// that converts, and no other. Reports MissingTensor, TensorShape, TensorDType and ExtraTensor,
-/// all at once. Once a process.
-Status checkWeights(const fb::Program &program, const Checkpoint &checkpoint);
+/// that converts, and no other but those that `info` names. Reports MissingTensor, TensorShape,
+/// TensorDType and ExtraTensor, all at once. Once a process.
+Status checkWeights(const fb::Program &program, const fb::ModelInfo &info,
+                    const Checkpoint &checkpoint);
 
 /// Fills one state tensor's shard at `data` (C order, shape shard.local, elements of `type`).
 /// Pads stay as they are, zero from allocation. Needs a successful checkWeights.

@@ -1,0 +1,93 @@
+//===- EncoderDecoderBuilder.cpp - two stacks as a moe module -------------===//
+// The program: the encoder's stack, then the decoder's, whose cross-attention reads what the
+// encoder gives. The blocks are BlockBuilder's.
+//===----------------------------------------------------------------------===//
+#include "moira/Import/EncoderDecoderBuilder.h"
+#include "BlockBuilder.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+
+using namespace mlir;
+using namespace moira;
+
+namespace {
+
+/// What cross-attention reads: x [B,S,D], and positions [S] and mask [B,S] of its tokens.
+struct Encoded {
+  Value x, positions, mask;
+};
+
+class Encoder : BlockBuilder {
+public:
+  Encoder(MLIRContext &context, const ModelSpec &spec, const WeightTable &weights,
+          const ProgramShape &shape)
+      : BlockBuilder(context, spec, weights, shape.batch, shape.bf16, /*ofEncoder=*/true) {}
+
+  /// Adds the stack at the end of `body`.
+  Encoded build(Block *body, Value ids, Value attentionMask) {
+    b.setInsertionPointToEnd(body);
+    mask = attentionMask;
+    Value h = startStack(ids);
+    for (layer = 0; layer < int64_t(spec.layers.size()); ++layer) {
+      h = attentionBlock(h);
+      h = feedForwardBlock(h);
+    }
+    return {finalNorm(h), positions, mask};
+  }
+};
+
+class EncoderDecoderBuilder : BlockBuilder {
+public:
+  EncoderDecoderBuilder(MLIRContext &context, const ModelSpec &spec, const WeightTable &weights,
+                        const ProgramShape &shape)
+      : BlockBuilder(context, spec, weights, shape.batch, shape.bf16),
+        encoder(context, *spec.encoder, weights, shape), S(shape.seq), T(shape.decSeq) {}
+
+  OwningOpRef<ModuleOp> build() {
+    OwningOpRef<ModuleOp> module = startModule();
+    forward();
+    return module;
+  }
+
+private:
+  Encoder encoder;
+  int64_t S, T; // tokens of the encoder, of the decoder
+  Encoded encoded;
+
+  KeyValues crossKeys() override {
+    return projectEncoded(encoded.x, encoded.positions, encoded.mask);
+  }
+
+  void forward() {
+    auto source = tensor({B, S}, b.getI32Type()), target = tensor({B, T}, b.getI32Type());
+    auto logits = tensor({B, T, spec.vocab}, f32);
+    loc = named("model");
+    auto func = func::FuncOp::create(b, loc, "forward",
+                                     b.getFunctionType({source, source, target, target}, {logits}));
+    func.setArgAttrs(0, idsAttrs("input_ids"));
+    func.setArgAttrs(1, maskAttrs("attention_mask"));
+    func.setArgAttrs(2, idsAttrs("decoder_input_ids"));
+    func.setArgAttrs(3, maskAttrs("decoder_attention_mask"));
+    func.setResultAttrs(0, {nameAttr("logits")});
+    Block *body = func.addEntryBlock();
+    encoded = encoder.build(body, body->getArgument(0), body->getArgument(1));
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToEnd(body);
+    mask = body->getArgument(3);
+
+    Value h = startStack(body->getArgument(2));
+    for (layer = 0; layer < int64_t(spec.layers.size()); ++layer) {
+      h = attentionBlock(h);
+      h = crossAttentionBlock(h);
+      h = feedForwardBlock(h);
+    }
+    func::ReturnOp::create(b, loc, head(finalNorm(h)));
+  }
+};
+
+} // namespace
+
+OwningOpRef<ModuleOp> moira::buildEncoderDecoder(MLIRContext &context, const ModelSpec &spec,
+                                                 const WeightTable &weights,
+                                                 const ProgramShape &shape) {
+  return EncoderDecoderBuilder(context, spec, weights, shape).build();
+}
