@@ -19,6 +19,9 @@ def Dist_MeshOp : Dist_Op<"mesh", [Symbol]> {
   let hasVerifier = 1;
 }
 
+// A routing is moved like a tensor: its ids and its weights, by the dimensions of its tokens.
+def Dist_Movable : AnyTypeOf<[AnyRankedTensor, Moe_RoutingType]>;
+
 class Dist_CollectiveOp<string mnemonic> : Dist_Op<mnemonic, [Pure]> {
   let hasVerifier = 1;
 }
@@ -29,8 +32,8 @@ def Dist_ReshardOp : Dist_Op<"reshard", [Pure]> {
     `reason` says which operation's rule asked for it. Constraints: (C1) one shape and element type; (C2) both types carry a sharding; (C3) the shardings differ;
     (C4) neither is ragged; (C5) the result is partial only over axes over which the operand is.
   }];
-  let arguments = (ins AnyRankedTensor:$x, OptionalAttr<StrAttr>:$reason);
-  let results = (outs AnyRankedTensor:$result);
+  let arguments = (ins Dist_Movable:$x, OptionalAttr<StrAttr>:$reason);
+  let results = (outs Dist_Movable:$result);
   let assemblyFormat = "$x attr-dict `:` type($x) `->` type($result)";
   let hasVerifier = 1;
   let hasFolder = 1;
@@ -51,8 +54,8 @@ def Dist_AllGatherOp : Dist_CollectiveOp<"all_gather"> {
   let description = [{
     Constraints: (C1) dimension `dim` of x ends in `axes`, the result's does not; (C2) nothing else differs; (C3) a padded dimension loses no axis (pads are gathered by nobody).
   }];
-  let arguments = (ins AnyRankedTensor:$x, I64Attr:$dim, StrArrayAttr:$axes);
-  let results = (outs AnyRankedTensor:$result);
+  let arguments = (ins Dist_Movable:$x, I64Attr:$dim, StrArrayAttr:$axes);
+  let results = (outs Dist_Movable:$result);
   let assemblyFormat = "$x `dim` $dim `over` $axes attr-dict `:` type($x) `->` type($result)";
 }
 
@@ -82,8 +85,8 @@ def Dist_SliceOp : Dist_CollectiveOp<"slice"> {
     Constraints: (C1) in the result dimension `dim` ends in `axes`, in x it does not; (C2) nothing else differs. After localisation the types are local
     and `start` is this rank's first element.
   }];
-  let arguments = (ins AnyRankedTensor:$x, I64Attr:$dim, StrArrayAttr:$axes, OptionalAttr<Dist_OffsetAttr>:$start);
-  let results = (outs AnyRankedTensor:$result);
+  let arguments = (ins Dist_Movable:$x, I64Attr:$dim, StrArrayAttr:$axes, OptionalAttr<Dist_OffsetAttr>:$start);
+  let results = (outs Dist_Movable:$result);
   let assemblyFormat = "$x `dim` $dim `over` $axes attr-dict `:` type($x) `->` type($result)";
 }
 

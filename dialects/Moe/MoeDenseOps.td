@@ -38,6 +38,18 @@ def Moe_FullOp : Moe_RuleOp<"full"> {
   let assemblyFormat = "$value attr-dict `:` type($result)";
 }
 
+def Moe_LookupOp : Moe_RuleOp<"lookup"> {
+  let summary = "rows of a table of integers by token id";
+  let description = [{
+        %experts = moe.lookup %ids, %table : (tensor<2x24xi32>, tensor<128x2xi32>) -> tensor<2x24x2xi32>
+
+    Constraints: (C1) the table has two dimensions and the result the shape of ids followed by the table's last dimension.
+  }];
+  let arguments = (ins Moe_IntTensor:$ids, Moe_I32Tensor:$table);
+  let results = (outs Moe_I32Tensor:$result);
+  let assemblyFormat = "$ids `,` $table attr-dict `:` functional-type(operands, results)";
+}
+
 def Moe_LinearOp : Moe_RuleOp<"linear"> {
   let summary = "contraction of the trailing dimensions";
   let description = [{

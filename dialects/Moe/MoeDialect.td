@@ -48,6 +48,11 @@ def Moe_Activation : I32EnumAttr<"Activation", "an activation function", [
 }
 def Moe_ActivationAttr : EnumAttr<Moe_Dialect, Moe_Activation, "activation"> { let assemblyFormat = "$value"; }
 
+def Moe_RouteApply : I32EnumAttr<"RouteApply", "whether a weight multiplies what an expert gives or what it gets", [
+    I32EnumAttrCase<"output", 0>, I32EnumAttrCase<"input", 1>]> {
+  let cppNamespace = "::moira::moe"; let genSpecializedAttr = 0;
+}
+
 // Parameters that are not printed at their default.
 class Moe_EnumField<EnumInfo info, string case> : EnumParameter<info> { let defaultValue = info.cppNamespace # "::" # info.className # "::" # case; }
 class Moe_RealField<string value> : DefaultValuedParameter<"::mlir::FloatAttr", "::mlir::FloatAttr::get(::mlir::Float64Type::get($_ctxt), " # value # ")">;
@@ -65,6 +70,7 @@ def Moe_RouterAttr : Moe_Attr<"Router", "router"> {
        the highest `group_score` (the largest key, or the sum of the two largest) can be chosen. The k highest are chosen.
     3. weights = the keys of the chosen, without bias; with `topk_score` the score over these k is taken now.
     4. `renorm = sum` divides by max(sum of the k weights + `renorm_epsilon`, `renorm_clamp_min`); then the weights are multiplied by `scale`.
+    5. moe.combine multiplies an expert's output by the weight; with `apply = input` moe.dispatch multiplies its input instead, and combine adds up what comes out.
 
     `sparsemixer` chooses one expert after the other: a choice's weight is the softmax over the experts that no earlier choice took and whose logit s is near the largest of
     these, m: not (m − s) / max(|s|, m) > 2·`jitter_eps`.
@@ -76,12 +82,62 @@ def Moe_RouterAttr : Moe_Attr<"Router", "router"> {
                         DefaultValuedParameter<"int64_t", "1">:$groups, DefaultValuedParameter<"int64_t", "1">:$group_keep,
                         Moe_EnumField<Moe_GroupScore, "max">:$group_score, Moe_EnumField<Moe_Renorm, "none">:$renorm,
                         Moe_RealField<"0.0">:$renorm_epsilon, Moe_RealField<"0.0">:$renorm_clamp_min, Moe_RealField<"0.0">:$jitter_eps,
-                        Moe_RealField<"1.0">:$scale);
+                        Moe_RealField<"1.0">:$scale, Moe_EnumField<Moe_RouteApply, "output">:$apply);
   let builders = [AttrBuilder<(ins "const ::moira::moe::RouterFields &":$fields)>];
   let assemblyFormat = "`<` struct(params) `>`";
   let genVerifyDecl = 1;
   let extraClassDeclaration = [{
     ::moira::moe::RouterFields getFields() const;
+  }];
+}
+
+class Moe_PlainEnum<string name, string summary, list<I32EnumAttrCase> cases> : I32EnumAttr<name, summary, cases> {
+  let cppNamespace = "::moira::moe"; let genSpecializedAttr = 0;
+}
+def Moe_CapacityRule : Moe_PlainEnum<"CapacityRule", "what a capacity is made of", [
+    I32EnumAttrCase<"fixed", 0>, I32EnumAttrCase<"factor", 1>, I32EnumAttrCase<"rounded", 2>, I32EnumAttrCase<"fraction", 3>]>;
+def Moe_CapacityDomain : Moe_PlainEnum<"CapacityDomain", "the tokens that share a capacity", [
+    I32EnumAttrCase<"batch", 0>, I32EnumAttrCase<"sequence", 1>]>;
+def Moe_DropPolicy : Moe_PlainEnum<"DropPolicy", "which choices an expert keeps", [
+    I32EnumAttrCase<"position", 0>, I32EnumAttrCase<"probs", 1>, I32EnumAttrCase<"random", 2>, I32EnumAttrCase<"priority", 3>]>;
+def Moe_CapacityOrder : Moe_PlainEnum<"CapacityOrder", "whether second choices wait for all first ones", [
+    I32EnumAttrCase<"token_major", 0>, I32EnumAttrCase<"choice_major", 1>]>;
+def Moe_LimitRenorm : Moe_PlainEnum<"LimitRenorm", "whether weights are divided by their sum, and by which", [
+    I32EnumAttrCase<"none", 0>, I32EnumAttrCase<"before", 1>, I32EnumAttrCase<"after", 2>]>;
+
+def Moe_CapacityAttr : Moe_Attr<"Capacity", "capacity"> {
+  let summary = "how many choices an expert takes, and which";
+  let description = [{
+        #moe.capacity<rule = factor, value = 1.25 : f64, least = 4, policy = random, seed = 7, layer = 3>
+
+    With T tokens in a domain, E experts and k choices the capacity C is
+      `fixed`      value
+      `factor`     ⌈(T / E) · (value · k)⌉, at least `least`
+      `rounded`    ⌈value · k · ⌈T / E⌉⌉, at least `least`
+      `fraction`   ⌈value · T⌉, at least `least`
+    in f64. A domain is the whole (micro-)batch, or one sequence: the tokens that share their first index.
+
+    An expert keeps the first C of the choices that name it. `order = choice_major` puts all first choices before any second one; then `policy` decides: nothing (`position`), the
+    larger weight (`probs`), the larger draw (`random`: Philox of seed, step, layer, token and expert), or the larger first weight of the token (`priority`); then the lower token.
+
+    The weights are divided by max(sum + renorm_epsilon, renorm_clamp_min), where the sum runs over all k choices (`renorm = before`) or over those that are kept (`after`),
+    and multiplied by `scale`.
+
+    Constraints: (C1) value is finite and not negative, and whole if the rule is fixed; (C2) least is not negative; (C3) renorm_epsilon and renorm_clamp_min are finite, not negative, and 0
+    without renorm; (C4) scale is finite and not 0; (C5) layer is a 31-bit number, and seed is 0 unless the policy is random.
+  }];
+  let parameters = (ins EnumParameter<Moe_CapacityRule>:$rule, "::mlir::FloatAttr":$value, DefaultValuedParameter<"int64_t", "0">:$least,
+                        Moe_EnumField<Moe_CapacityDomain, "batch">:$domain, Moe_EnumField<Moe_DropPolicy, "position">:$policy,
+                        Moe_EnumField<Moe_CapacityOrder, "token_major">:$order, Moe_EnumField<Moe_LimitRenorm, "none">:$renorm,
+                        Moe_RealField<"0.0">:$renorm_epsilon, Moe_RealField<"0.0">:$renorm_clamp_min, Moe_RealField<"1.0">:$scale,
+                        DefaultValuedParameter<"int64_t", "0">:$seed, DefaultValuedParameter<"int64_t", "0">:$layer);
+  let builders = [AttrBuilder<(ins "const ::moira::moe::CapacityFields &":$fields)>];
+  let assemblyFormat = "`<` struct(params) `>`";
+  let genVerifyDecl = 1;
+  let extraClassDeclaration = [{
+    ::moira::moe::CapacityFields getFields() const;
+    /// C of a domain of this many tokens; never more than them.
+    int64_t capacityFor(int64_t tokens, int64_t experts, int64_t k) const;
   }];
 }
 
@@ -130,6 +186,7 @@ class Moe_Op<string mnemonic, list<Trait> traits = []> : Op<Moe_Dialect, mnemoni
 // Element types: f32 and bf16 values; f64 appears in reference programs only at run time.
 def Moe_Float : AnyTypeOf<[F32, BF16, F64]>;
 def Moe_Tensor : RankedTensorOf<[Moe_Float]>;
+def Moe_StateTensor : RankedTensorOf<[F32, BF16, F64, I32]>; // weights, and tables of indices
 def Moe_F32Tensor : RankedTensorOf<[F32, F64]>;
 def Moe_IntTensor : RankedTensorOf<[I32, I64]>;
 def Moe_I32Tensor : RankedTensorOf<[I32]>;

@@ -19,6 +19,45 @@ def Moe_RouteOp : Moe_RuleOp<"route"> {
   let assemblyFormat = "$router `of` $logits (`bias` $bias^)? attr-dict `:` functional-type(operands, results)";
 }
 
+def Moe_RouteToOp : Moe_RuleOp<"route_to"> {
+  let summary = "weigh experts that were chosen elsewhere";
+  let description = [{
+        %r = moe.route_to #moe.router<k = 2, score = sqrt_softplus, renorm = sum> of %logits to %ids
+            : (tensor<2x24x8xf32>, tensor<2x24x2xi32>) -> !moe.routing<2x24, experts = 8, k = 2>
+
+    As moe.route, but the choice is `choices` (a hash gate: a table from token ids to experts).
+
+    Constraints: (C1) logits are [t..,E] with t.. and E those of the routing; (C2) the router's k is the routing's; (C3) choices are [t..,k]; (C4) the router has one group and is no
+    sparsemixer.
+  }];
+  let arguments = (ins Moe_Tensor:$logits, Moe_I32Tensor:$choices, Moe_RouterAttr:$router);
+  let results = (outs Moe_RoutingType:$result);
+  let assemblyFormat = "$router `of` $logits `to` $choices attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_LimitOp : Moe_RuleOp<"limit", ["refineResultShardings", "localize"]> {
+  let summary = "drops the choices for which an expert has no room";
+  let description = [{
+        %r2, %dropped = moe.limit #moe.capacity<rule = factor, value = 1.25 : f64> of %r
+            : (!moe.routing<2x24, experts = 8, k = 2>) -> (!moe.routing<2x24, experts = 8, k = 2>, tensor<2xf32>)
+
+    A dropped choice has the id −1 and the weight 0; it gets no row. `dropped` counts the dropped choices and all of them. `step` numbers the (micro-)batch, for random draws.
+    The capacity holds for the global program: a domain that is split over ranks is gathered, ids and weights only.
+
+    Constraints: (C1) both routings have the same tokens, experts and k; (C2) step is tensor<1xi32>, and given if and only if the policy is random; (C3) dropped is tensor<2xf32>;
+    (C4) the domain sequence needs tokens of two dimensions or more.
+  }];
+  let arguments = (ins Moe_RoutingType:$routing, Optional<Moe_I32Tensor>:$step, Moe_CapacityAttr:$capacity, OptionalAttr<AnyAttr>:$token_offset);
+  let results = (outs Moe_RoutingType:$result, Moe_F32Tensor:$dropped);
+  let assemblyFormat = "$capacity `of` $routing (`step` $step^)? attr-dict `:` functional-type(operands, results)";
+  let extraClassDeclaration = [{
+    /// How many domains the tokens of the operand's type are, one behind the other.
+    int64_t numDomains();
+    /// How many choices an expert keeps in each.
+    int64_t capacityPerDomain();
+  }];
+}
+
 def Moe_RedirectOp : Moe_RuleOp<"redirect", [], [AllTypesMatch<["routing", "result"]>]> {
   let summary = "a routing whose choices go to fixed experts";
   let description = [{

@@ -30,7 +30,7 @@ def Moe_ParamOp : Moe_Op<"param", [Pure, DeclareOpInterfaceMethods<SymbolUserOpI
     Constraints: (C1) the symbol is a `moe.state`; (C2) the result has its type, shardings included.
   }];
   let arguments = (ins FlatSymbolRefAttr:$state);
-  let results = (outs Moe_Tensor:$result);
+  let results = (outs Moe_StateTensor:$result);
   let assemblyFormat = "$state attr-dict `:` type($result)";
 }
 

@@ -64,6 +64,10 @@ void LoweringTable::addDense() {
     b.fill(b.define(op.getResult()), toDouble(op.getValue()));
     return success();
   });
+  add<moe::LookupOp>(+[](moe::LookupOp op, B &b) {
+    b.call("lookup", {b.view(op.getIds()), b.view(op.getTable())}, {b.define(op.getResult())}, {});
+    return success();
+  });
   add<moe::LinearOp>(+[](moe::LinearOp op, B &b) {
     b.call("linear", {b.view(op.getX()), b.view(op.getW())}, {b.define(op.getResult())},
            {b.integer("contract", op.getContract())});
@@ -219,31 +223,98 @@ static Value countsOf(Operation *op, Value groups, B &b) {
   return counts;
 }
 
+/// What every gate has.
+static SmallVector<NamedAttribute> gateParams(ProgramBuilder &b, const moe::RouterFields &gate) {
+  return {b.text("score", moe::stringifyScore(gate.score)),
+          b.text("order", moe::stringifyRouteOrder(gate.order)),
+          b.text("renorm", moe::stringifyRenorm(gate.renorm)),
+          b.real("renorm_epsilon", gate.renormEpsilon),
+          b.real("renorm_clamp_min", gate.renormClampMin),
+          b.real("scale", gate.scale)};
+}
+
+/// Weights of 1 for the choices of `routing`.
+static Value unitWeights(ProgramBuilder &b, RoutingViews routing) {
+  Value ones = b.define(cast<ViewType>(routing.inputWeights.getType()));
+  b.fill(ones, 1);
+  return ones;
+}
+
+/// Fresh views for a routing, which `call` fills.
+static void defineRouting(ProgramBuilder &b, Value result, const moe::RouterFields &gate,
+                          llvm::function_ref<void(Value ids, Value weights)> call) {
+  auto type = cast<moe::RoutingType>(result.getType());
+  SmallVector<int64_t> shape(type.getTokens());
+  shape.push_back(type.getK());
+  Builder types(result.getContext());
+  RoutingViews routing;
+  routing.ids = b.define(b.viewType(shape, types.getI32Type()));
+  Value weights = b.define(b.viewType(shape, types.getF32Type()));
+  call(routing.ids, weights);
+  if (gate.apply == moe::RouteApply::input) {
+    routing.inputWeights = weights;
+    weights = unitWeights(b, routing);
+  }
+  routing.weights = weights;
+  b.routing(result) = routing;
+}
+
+/// x, ids, need, and what rows are multiplied by where the routing has it: inputs of select and
+/// pack.
+static SmallVector<Value> dispatchInputs(const RoutingViews &routing, Value x, Value need) {
+  SmallVector<Value> inputs{x, routing.ids, need};
+  if (routing.inputWeights)
+    inputs.push_back(routing.inputWeights);
+  return inputs;
+}
+
 /// Routing; dispatch and combine where the experts are not split, which is always so in a global
 /// program.
 void LoweringTable::addExperts() {
   add<moe::RouteOp>(+[](moe::RouteOp op, B &b) {
-    moe::RoutingType type = op.getType();
-    SmallVector<int64_t> shape(type.getTokens());
-    shape.push_back(type.getK());
-    Builder types(op.getContext());
-    RoutingViews &routing = b.routing(op.getResult());
-    routing.ids = b.define(b.viewType(shape, types.getI32Type()));
-    routing.weights = b.define(b.viewType(shape, types.getF32Type()));
     moe::RouterFields gate = op.getRouter().getFields();
     SmallVector<Value> inputs{b.view(op.getLogits())};
     if (op.getBias())
       inputs.push_back(b.view(op.getBias()));
-    b.call("route", inputs, {routing.ids, routing.weights},
-           {b.text("score", moe::stringifyScore(gate.score)),
-            b.text("order", moe::stringifyRouteOrder(gate.order)), b.integer("groups", gate.groups),
-            b.integer("group_keep", gate.groupKeep),
-            b.text("group_score", moe::stringifyGroupScore(gate.groupScore)),
-            b.text("renorm", moe::stringifyRenorm(gate.renorm)),
-            b.real("renorm_epsilon", gate.renormEpsilon),
-            b.real("renorm_clamp_min", gate.renormClampMin), b.real("jitter_eps", gate.jitterEps),
-            b.real("scale", gate.scale)});
+    SmallVector<NamedAttribute> params = gateParams(b, gate);
+    params.append({b.integer("groups", gate.groups), b.integer("group_keep", gate.groupKeep),
+                   b.text("group_score", moe::stringifyGroupScore(gate.groupScore)),
+                   b.real("jitter_eps", gate.jitterEps)});
+    defineRouting(b, op.getResult(), gate, [&](Value ids, Value weights) {
+      b.call("route", inputs, {ids, weights}, params);
+    });
     return b.traceRouting(op);
+  });
+  add<moe::RouteToOp>(+[](moe::RouteToOp op, B &b) {
+    moe::RouterFields gate = op.getRouter().getFields();
+    defineRouting(b, op.getResult(), gate, [&](Value ids, Value weights) {
+      b.call("route_to", {b.view(op.getLogits()), b.view(op.getChoices())}, {ids, weights},
+             gateParams(b, gate));
+    });
+    return success();
+  });
+  add<moe::LimitOp>(+[](moe::LimitOp op, B &b) {
+    RoutingViews routing = b.routing(op.getRouting());
+    moe::CapacityFields capacity = op.getCapacity().getFields();
+    Value &weights = routing.inputWeights ? routing.inputWeights : routing.weights;
+    SmallVector<Value> inputs{routing.ids, weights};
+    if (op.getStep())
+      inputs.push_back(b.view(op.getStep()));
+    routing.ids = b.define(cast<ViewType>(routing.ids.getType()));
+    weights = b.define(cast<ViewType>(weights.getType()));
+    routing.pos = routing.groups = Value();
+    b.routing(op.getResult()) = routing;
+    b.call("limit", inputs, {routing.ids, weights, b.define(op.getDropped())},
+           {b.integer("experts", op.getRouting().getType().getExperts()),
+            b.integer("capacity", op.capacityPerDomain()), b.integer("domains", op.numDomains()),
+            b.text("policy", moe::stringifyDropPolicy(capacity.policy)),
+            b.text("order", moe::stringifyCapacityOrder(capacity.order)),
+            b.text("renorm", moe::stringifyLimitRenorm(capacity.renorm)),
+            b.real("renorm_epsilon", capacity.renormEpsilon),
+            b.real("renorm_clamp_min", capacity.renormClampMin), b.real("scale", capacity.scale),
+            b.integer("seed", capacity.seed), b.integer("layer", capacity.layer),
+            b.offset("token_offset", op.getTokenOffsetAttr())});
+    return success();
   });
   add<moe::RedirectOp>(+[](moe::RedirectOp op, B &b) {
     RoutingViews routing = b.routing(op.getRouting());
@@ -263,7 +334,7 @@ void LoweringTable::addExperts() {
     Value need = b.zeroNeed();
     routing.groups = b.define(b.viewType({1, experts}, i32));
     routing.pos = b.define(cast<plan::ViewType>(routing.ids.getType()));
-    b.call("select", {b.view(op.getX()), routing.ids, need},
+    b.call("select", dispatchInputs(routing, b.view(op.getX()), need),
            {b.define(op.getResult()), routing.groups, routing.pos, b.define(b.viewType({1}, i32))},
            {b.integer("experts", experts), b.offset("expert_offset", {})});
     return success();
@@ -306,7 +377,8 @@ void LoweringTable::addExchange() {
     return success();
   });
   add<dist::SelectOp>(+[](dist::SelectOp op, B &b) {
-    b.call("select", {b.view(op.getX()), b.routing(op.getRouting()).ids, b.view(op.getNeedIn())},
+    b.call("select",
+           dispatchInputs(b.routing(op.getRouting()), b.view(op.getX()), b.view(op.getNeedIn())),
            {b.define(op.getRows()), b.define(op.getGroups()), b.define(op.getPos()),
             b.define(op.getNeed())},
            {b.integer("experts", op.getRouting().getType().getExperts()),
@@ -314,7 +386,8 @@ void LoweringTable::addExchange() {
     return success();
   });
   add<dist::PackOp>(+[](dist::PackOp op, B &b) {
-    b.call("pack", {b.view(op.getX()), b.routing(op.getRouting()).ids, b.view(op.getNeedIn())},
+    b.call("pack",
+           dispatchInputs(b.routing(op.getRouting()), b.view(op.getX()), b.view(op.getNeedIn())),
            {b.define(op.getSlots()), b.define(op.getCounts()), b.define(op.getPos()),
             b.define(op.getNeed())},
            {b.integer("experts", op.getRouting().getType().getExperts()),
@@ -377,6 +450,31 @@ static void joinBlocks(ProgramBuilder &b, Value whole, int64_t blocks, int64_t d
   b.call("join_blocks", {parts}, {whole}, {b.integer("blocks", blocks), b.integer("dim", dim)});
 }
 
+/// Calls move(in, out) for a tensor's view and a fresh one of the result's type, and for a routing
+/// with those of its ids and weights. Row positions do not move: they belong to one rank.
+static void forEachView(ProgramBuilder &b, Value from, Value to,
+                        llvm::function_ref<void(Value, Value)> move) {
+  auto type = dyn_cast<moe::RoutingType>(to.getType());
+  if (!type)
+    return move(b.view(from), b.define(to));
+  SmallVector<int64_t> shape(type.getTokens());
+  shape.push_back(type.getK());
+  auto moved = [&](Value in) {
+    Value out = b.define(b.viewType(shape, cast<ViewType>(in.getType()).getElementType()));
+    move(in, out);
+    return out;
+  };
+  RoutingViews source = b.routing(from), target;
+  target.ids = moved(source.ids);
+  if (source.inputWeights) {
+    target.inputWeights = moved(source.inputWeights);
+    target.weights = unitWeights(b, target);
+  } else {
+    target.weights = moved(source.weights);
+  }
+  b.routing(to) = target;
+}
+
 void LoweringTable::addCollectives() {
   add<dist::AllReduceOp>(+[](dist::AllReduceOp op, B &b) {
     b.collective(plan::CollectiveKind::all_reduce, b.view(op.getX()), b.define(op.getResult()),
@@ -384,18 +482,19 @@ void LoweringTable::addCollectives() {
     return success();
   });
   add<dist::AllGatherOp>(+[](dist::AllGatherOp op, B &b) {
-    int64_t dim = op.getDim();
-    Value in = b.view(op.getX()), out = b.define(op.getResult());
-    auto whole = cast<ViewType>(out.getType());
-    auto gather = [&](Value to, int64_t along) {
-      b.collective(plan::CollectiveKind::all_gather, in, to, op.getAxes(),
-                   {b.integer("dim", along)});
-    };
-    if (isOutermost(whole, dim))
-      gather(out, dim);
-    else
-      joinBlocks(b, out, whole.getShape()[dim] / cast<ViewType>(in.getType()).getShape()[dim], dim,
-                 [&](Value parts) { gather(parts, 0); });
+    forEachView(b, op.getX(), op.getResult(), [&](Value in, Value out) {
+      int64_t dim = op.getDim();
+      auto whole = cast<ViewType>(out.getType());
+      auto gather = [&](Value to, int64_t along) {
+        b.collective(plan::CollectiveKind::all_gather, in, to, op.getAxes(),
+                     {b.integer("dim", along)});
+      };
+      if (isOutermost(whole, dim))
+        gather(out, dim);
+      else
+        joinBlocks(b, out, whole.getShape()[dim] / cast<ViewType>(in.getType()).getShape()[dim],
+                   dim, [&](Value parts) { gather(parts, 0); });
+    });
     return success();
   });
   add<dist::ReduceScatterOp>(+[](dist::ReduceScatterOp op, B &b) {
@@ -434,7 +533,8 @@ void LoweringTable::addCollectives() {
     return success();
   });
   add<dist::SliceOp>(+[](dist::SliceOp op, B &b) {
-    b.copy(b.view(op.getX()), b.define(op.getResult()), op.getDim(), op.getStartAttr());
+    forEachView(b, op.getX(), op.getResult(),
+                [&](Value in, Value out) { b.copy(in, out, op.getDim(), op.getStartAttr()); });
     return success();
   });
 }

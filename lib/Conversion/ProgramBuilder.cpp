@@ -286,7 +286,7 @@ void ProgramBuilder::addTraces() {
                       TypeAttr::get(type));
     };
     add("ids", route.views.ids);
-    add("weights", route.views.weights);
+    add("weights", route.views.inputWeights ? route.views.inputWeights : route.views.weights);
   }
 }
 

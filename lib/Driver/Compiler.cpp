@@ -47,6 +47,7 @@ private:
   Status load();
   Status loadText();
   Status loadPlan();
+  Status adjust();
   Status runPhase(Phase phase);
   Status runPasses(llvm::function_ref<void(OpPassManager &)> build);
   Status buildPlanModule();
@@ -107,9 +108,13 @@ Status Compilation::load() {
 /// Options that were decided before `reached` would be ignored: an error for each.
 static Status checkDecided(const CompilerOptions &options, Phase reached) {
   constexpr std::pair<const char *, Phase> kDecidedBy[] = {
-      {"task", Phase::import},        {"batch", Phase::import}, {"seq", Phase::import},
-      {"dec-seq", Phase::import},     {"dtype", Phase::import}, {"mesh", Phase::shard},
-      {"ragged-bound", Phase::shard}, {"target", Phase::plan},  {"host-cpu", Phase::plan}};
+      {"task", Phase::import},          {"batch", Phase::import},
+      {"seq", Phase::import},           {"dec-seq", Phase::import},
+      {"dtype", Phase::import},         {"mesh", Phase::shard},
+      {"ragged-bound", Phase::shard},   {"capacity-factor", Phase::autodiff},
+      {"drop-policy", Phase::autodiff}, {"min-capacity", Phase::autodiff},
+      {"drop-seed", Phase::autodiff},   {"target", Phase::plan},
+      {"host-cpu", Phase::plan}};
   Status status;
   for (auto [option, phase] : kDecidedBy)
     if (phase <= reached && llvm::is_contained(options.given, option))
@@ -246,8 +251,24 @@ Status Compilation::writeAndReport() {
                    StringRef(reinterpret_cast<const char *>(bytes->data()), bytes->size()));
 }
 
+/// What the user asks of the global program beside the model.
+Status Compilation::adjust() {
+  if (reached != Phase::import)
+    return {};
+  MoeLimitCapacityOptions capacity;
+  capacity.factor = options.capacityFactor.value_or(-1);
+  capacity.policy = options.dropPolicy;
+  capacity.minimum = options.minCapacity;
+  capacity.seed = options.dropSeed;
+  diagnostics.setFallback(ErrorId::Internal);
+  return runPasses(
+      [&](OpPassManager &passes) { passes.addPass(createMoeLimitCapacity(capacity)); });
+}
+
 Status Compilation::run() {
   if (Status status = load(); !status)
+    return status;
+  if (Status status = adjust(); !status)
     return status;
   if (!options.dumpPhasesTo.empty())
     if (std::error_code error = llvm::sys::fs::create_directories(options.dumpPhasesTo))

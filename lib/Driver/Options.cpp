@@ -9,6 +9,7 @@
 #include "llvm/Support/Process.h"
 #include "llvm/Support/raw_ostream.h"
 
+#include <cmath>
 #include <functional>
 
 using namespace llvm;
@@ -84,6 +85,17 @@ std::function<std::string(StringRef)> takeBytes(std::optional<uint64_t> &store) 
   };
 }
 
+/// A number of at least 0.
+std::function<std::string(StringRef)> takeFactor(std::optional<double> &store) {
+  return [&store](StringRef text) -> std::string {
+    double number;
+    if (text.getAsDouble(number) || !(number >= 0) || std::isinf(number))
+      return "expects a number of at least 0, got '" + text.str() + "'";
+    store = number;
+    return "";
+  };
+}
+
 std::vector<OptionSpec> optionTable(CompilerOptions &o) {
   auto takeText = [](std::string &store) {
     return [&store](StringRef text) { return store = text.str(), std::string(); };
@@ -104,6 +116,18 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeOneOf(o.hostCpu, {"x86-64-v3", "x86-64-v4"})},
       {"ragged-bound", "N", "initial rows a slot of dropless exchanges",
        takeInteger([&o](int64_t n) { o.raggedBound = n; }, 1)},
+      {"capacity-factor", "F",
+       "room of each expert: F times its even share of the choices (default: the model's, else no "
+       "limit)",
+       takeFactor(o.capacityFactor)},
+      {"drop-policy", "POLICY",
+       "whose choices are dropped over the capacity: position (default), probs, random, priority; "
+       "none: no limit",
+       takeOneOf(o.dropPolicy, {"none", "position", "probs", "random", "priority"})},
+      {"min-capacity", "N", "least room that --capacity-factor gives (default 4)",
+       takeInteger([&o](int64_t n) { o.minCapacity = n; }, 0)},
+      {"drop-seed", "N", "seed of --drop-policy=random (default 0)",
+       takeInteger([&o](int64_t n) { o.dropSeed = n; }, 0)},
       {"memory-limit", "BYTES", "refuse a plan that needs more on a rank (K, M, G, T allowed)",
        takeBytes(o.memoryLimit)},
       {"compile-to", "PHASE",
@@ -120,9 +144,8 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 /// Options of the contract that belong to tasks this version does not compile yet are refused by
 /// name, not as unknown words.
 constexpr StringRef kLaterOptions[] = {
-    "max-seq",     "micro-batches", "zero",         "offload",     "optimizer", "lr",
-    "betas",       "eps",           "weight-decay", "clip-norm",   "schedule",  "capacity-factor",
-    "drop-policy", "aux-loss",      "z-loss",       "router-noise"};
+    "max-seq", "micro-batches", "zero",      "offload",  "optimizer", "lr",     "betas",
+    "eps",     "weight-decay",  "clip-norm", "schedule", "aux-loss",  "z-loss", "router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";

@@ -70,10 +70,10 @@ private:
     if (auto rule = dyn_cast<ShardingRuleInterface>(op)) {
       rule.localize(mesh, shardingsOf(op->getOperands()), shardingsOf(op->getResults()));
     } else if (auto slice = dyn_cast<dist::SliceOp>(op)) {
-      auto type = cast<RankedTensorType>(slice.getType());
+      ArrayRef<int64_t> shape = shardableShape(slice.getType());
       DimShardingAttr dim = shardingOf(slice.getResult()).getDims()[slice.getDim()];
       slice.setStartAttr(offset(slice.getAxes().getAsRange<StringAttr>(),
-                                dist::localSize(type.getDimSize(slice.getDim()), dim, mesh)));
+                                dist::localSize(shape[slice.getDim()], dim, mesh)));
     } else if (auto select = dyn_cast<dist::SelectOp>(op)) {
       auto groups = cast<RankedTensorType>(select.getGroups().getType());
       DimShardingAttr experts = shardingOf(select.getGroups()).getDims()[1];

@@ -86,12 +86,23 @@ private:
         return op.emitOpError("MOE-0601: cannot give a result the sharding ")
                << seed << "; its rule says " << sharding;
       setSharding(result, sharding);
+      if (isa<moe::LimitOp>(op.getOperation()) && result.getResultNumber() == 0)
+        restore(result, operands[0]);
       if (OpOperand *use = sharding.isPartial() ? nonLinearUse(result) : nullptr) {
         Value complete = makeReshard(result, sharding.withPartial({}), *use);
         result.replaceAllUsesExcept(complete, complete.getDefiningOp());
       }
     }
     return success();
+  }
+
+  /// All uses see `value` in this sharding: a limit gathers its routing, and its users, some of which
+  /// know their tokens by the routing alone, want the tokens split as before.
+  void restore(Value value, ShardingAttr wanted) {
+    if (value.use_empty() || shardingOf(value) == wanted)
+      return;
+    Value back = makeReshard(value, wanted, *value.use_begin());
+    value.replaceAllUsesExcept(back, back.getDefiningOp());
   }
 
   static bool isRagged(ShardingAttr sharding) {

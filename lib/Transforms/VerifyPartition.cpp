@@ -96,7 +96,9 @@ private:
   }
 
   void remark(dist::AllGatherOp gather, const MeshInfo &mesh) {
-    auto type = cast<RankedTensorType>(gather.getType());
+    auto type = dyn_cast<RankedTensorType>(gather.getType());
+    if (!type) // a routing: 8 bytes a choice, no rows
+      return;
     ShardingAttr sharding = shardingOf(gather.getResult());
     if (gatherRemarkBytes <= 0 || !sharding)
       return;

@@ -20,7 +20,7 @@ class Program:
     lines: list  # of moe ops; {L} stands for the type of the logits, {R} for the routing
     states: dict = field(default_factory=dict)
     inputs: dict = field(default_factory=dict)  # name -> array: further arguments %name of the program
-    results: tuple = ()  # further results: (name, value, type)
+    row_lines: tuple = ()  # ops that make %changed from %rows; {W} stands for the rows' type
 
     def text(self):
         batch, seq, experts = self.logits.shape
@@ -29,30 +29,28 @@ class Program:
         routing = f"!moe.routing<{tokens}, experts = {experts}, k = {self.k}>"
         states = {"logits": self.logits.reshape(rows, experts), "ones": np.ones((rows, 1)), "experts": np.ones((experts, experts, 1)), **self.states}
         out = ["module {"]
+        types = {n: f"tensor<{'x'.join(map(str, v.shape))}x{'i32' if v.dtype.kind == 'i' else 'f32'}>" for n, v in states.items()}
         for name, value in states.items():
-            shape = "x".join(map(str, value.shape))
-            out.append(f'  moe.state @{name} : tensor<{shape}xf32> from <names = ["{name}"], disk_shape = {list(value.shape)}>')
+            out.append(f'  moe.state @{name} : {types[name]} from <names = ["{name}"], disk_shape = {list(value.shape)}>')
         arguments = [f'%input_ids: tensor<{tokens}xi32> {{moe.name = "input_ids", moe.range = array<i64: 0, {rows - 1}>}}']
         for name, value in self.inputs.items():
             shape = "x".join(map(str, value.shape))
             arguments.append(f'%{name}: tensor<{shape}xi32> {{moe.name = "{name}"}}')
         dense = f"tensor<{tokens}x{experts}xf32>"
-        results = [("weights", "%y", dense), *self.results]
-        types = ", ".join(f'{kind} {{moe.name = "{name}"}}' for name, _, kind in results)
-        out.append(f"  func.func @forward({', '.join(arguments)}) -> ({types}) {{")
-        for name, value in states.items():
-            shape = "x".join(map(str, value.shape))
-            out.append(f"    %{name} = moe.param @{name} : tensor<{shape}xf32>")
+        out.append(f"  func.func @forward({', '.join(arguments)}) -> ({dense} {{moe.name = \"weights\"}}) {{")
+        out += [f"    %{name} = moe.param @{name} : {types[name]}" for name in states]
         column, choices = f"tensor<{tokens}x1xf32>", f"tensor<{rows * self.k}x1xf32>"
         out.append(f"    %logits_of = moe.embedding %input_ids, %logits : (tensor<{tokens}xi32>, tensor<{rows}x{experts}xf32>) -> {dense}")
-        out.append(f"    %x = moe.embedding %input_ids, %ones : (tensor<{tokens}xi32>, tensor<{rows}x1xf32>) -> {column}")
+        out.append(f"    %ones_of = moe.embedding %input_ids, %ones : (tensor<{tokens}xi32>, tensor<{rows}x1xf32>) -> {column}")
+        # Complete on every rank, as a norm leaves it in a model: only linear ops take sums of parts.
+        out.append(f"    %x = moe.clamp %ones_of from 0.0 to 1.0 : ({column}) -> {column}")
         out += ["    " + line.replace("{L}", dense).replace("{R}", routing) for line in self.lines]
         out.append(f"    %rows = moe.dispatch %x, %r : ({column}, {routing}) -> {choices}")
-        wide = f"tensor<{rows * self.k}x{experts}xf32>"
-        out.append(f"    %out = moe.grouped_matmul %rows by %r, %experts contract 1 : ({choices}, {routing}, tensor<{experts}x{experts}x1xf32>) -> {wide}")
+        out += ["    " + line.replace("{W}", choices) for line in self.row_lines]
+        wide, sent = f"tensor<{rows * self.k}x{experts}xf32>", "%changed" if self.row_lines else "%rows"
+        out.append(f"    %out = moe.grouped_matmul {sent} by %r, %experts contract 1 : ({choices}, {routing}, tensor<{experts}x{experts}x1xf32>) -> {wide}")
         out.append(f"    %y = moe.combine %out, %r : ({wide}, {routing}) -> {dense}")
-        values, kinds = ", ".join(v for _, v, _ in results), ", ".join(t for _, _, t in results)
-        out += [f"    return {values} : {kinds}", "  }", "}"]
+        out += [f"    return %y : {dense}", "  }", "}"]
         return "\n".join(out) + "\n"
 
     def write(self, directory):
@@ -66,7 +64,8 @@ class Program:
             **self.states,
         }
         (directory / "program.mlir").write_text(self.text())
-        checkpoint.write(directory / "model.safetensors", {n: np.ascontiguousarray(t, np.float32) for n, t in tensors.items()})
+        disk = {n: np.ascontiguousarray(t, t.dtype if t.dtype.kind == "i" else np.float32) for n, t in tensors.items()}
+        checkpoint.write(directory / "model.safetensors", disk)
         ids = np.arange(rows, dtype=np.int32).reshape(batch, seq)
         checkpoint.write(directory / "inputs.safetensors", {"input_ids": ids, **self.inputs})
 

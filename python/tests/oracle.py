@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+import capacity_oracle
+
 # What a config means when it leaves a field out.
 DEFAULTS = {
     "mixtral": {"num_experts": 8, "num_experts_per_tok": 2, "rms_norm_eps": 1e-5, "rope_theta": 1e6},
@@ -21,7 +23,8 @@ DEFAULTS = {
 @dataclass
 class Result:
     logits: np.ndarray  # [B, S, V] float64
-    gap: float  # smallest distance, over tokens and layers, between the k-th and the next router probability
+    gap: float  # smallest distance, over tokens and layers, between the k-th and the next router probability, and of what a capacity compares
+    dropped: int  # choices over the experts' capacity
 
 
 class Model:
@@ -166,8 +169,8 @@ def router_weight(model, layer):
     raise KeyError(f"router of layer {layer}")
 
 
-def moe(model, x, layer):
-    """x [T,D] -> (y [T,D], smallest routing gap)."""
+def moe(model, x, layer, number, capacity):
+    """x [T,D] -> (y [T,D], smallest routing gap, dropped choices); this is sparse block `number`."""
     probs = softmax(x @ router_weight(model, layer).T)
     order = np.argsort(-probs, axis=-1, kind="stable")
     chosen = order[:, : model.top_k]
@@ -176,38 +179,45 @@ def moe(model, x, layer):
     if model.top_k < model.experts:
         after = np.take_along_axis(probs, order[:, model.top_k : model.top_k + 1], -1)
         gap = float((weights[:, -1:] - after).min())
+    kept = np.ones(chosen.shape, bool)
+    if capacity:
+        room = capacity_oracle.capacity_of("factor", capacity.factor, capacity.minimum, len(x), model.experts, model.top_k)
+        kept, margin = capacity_oracle.keep(
+            chosen, weights, model.experts, room, 1, capacity.policy, "token_major", capacity.seed, number, step=0
+        )
+        gap = min(gap, margin)
     if model.kind == "mixtral" or model.get("norm_topk_prob"):
         weights = weights / weights.sum(-1, keepdims=True)
     y = np.zeros_like(x)
     for expert in range(model.experts):
-        token, slot = np.nonzero(chosen == expert)
+        token, slot = np.nonzero((chosen == expert) & kept)
         if token.size:
             y[token] += weights[token, slot, None] * mlp(x[token], *expert_weights(model, layer, expert))
     if model.kind == "qwen2_moe":
         base = f"model.layers.{layer}.mlp."
         opening = 1.0 / (1.0 + np.exp(-(x @ model.weight(base + "shared_expert_gate.weight").T)))
         y += opening * dense_mlp(model, x, base + "shared_expert")
-    return y, gap
+    return y, gap, int((~kept).sum())
 
 
-def forward(config, tensors, input_ids, attention_mask=None):
-    """The logits of a model for input_ids [B,S]."""
+def forward(config, tensors, input_ids, attention_mask=None, capacity=None):
+    """The logits of a model for input_ids [B,S]; `capacity` as random_models.Capacity."""
     model = Model(config, tensors)
     ids = np.asarray(input_ids)
     batch, seq = ids.shape
     mask = np.ones_like(ids) if attention_mask is None else np.asarray(attention_mask)
     embedding = model.weight("model.embed_tokens.weight")
     x = embedding[ids]
-    gap = np.inf
+    gap, dropped, sparse = np.inf, 0, 0
     for layer in range(config["num_hidden_layers"]):
         base = f"model.layers.{layer}."
         x = x + attention(model, rms_norm(x, model.weight(base + "input_layernorm.weight"), model.eps), layer, mask)
         h = rms_norm(x, model.weight(base + "post_attention_layernorm.weight"), model.eps)
         if model.is_sparse(layer):
-            y, layer_gap = moe(model, h.reshape(batch * seq, -1), layer)
-            x, gap = x + y.reshape(x.shape), min(gap, layer_gap)
+            y, layer_gap, layer_drops = moe(model, h.reshape(batch * seq, -1), layer, sparse, capacity)
+            x, gap, dropped, sparse = x + y.reshape(x.shape), min(gap, layer_gap), dropped + layer_drops, sparse + 1
         else:
             x = x + dense_mlp(model, h, base + "mlp")
     x = rms_norm(x, model.weight("model.norm.weight"), model.eps)
     head = embedding if config.get("tie_word_embeddings") else model.weight("lm_head.weight")
-    return Result(x @ head.T, gap)
+    return Result(x @ head.T, gap, dropped)

@@ -17,6 +17,16 @@ AXIS_SIZES = {"dp": (1, 2, 3, 4), "ep": (1, 2, 3, 4, 6, 8), "tp": (1, 2, 3, 4)}
 
 
 @dataclass
+class Capacity:
+    """Of every expert, as moe-opt's options give it."""
+
+    factor: float
+    policy: str
+    minimum: int
+    seed: int
+
+
+@dataclass
 class Case:
     config: dict
     tensors: dict  # {name: float32 array}: the values that the checkpoint really holds
@@ -26,6 +36,7 @@ class Case:
     attention_mask: np.ndarray | None
     mesh: str
     bound: int | None
+    capacity: Capacity | None
 
     @property
     def options(self):
@@ -35,6 +46,9 @@ class Case:
             options.append(f"--mesh={self.mesh}")
         if self.bound:
             options.append(f"--ragged-bound={self.bound}")
+        if self.capacity:
+            c = self.capacity
+            options += [f"--capacity-factor={c.factor}", f"--drop-policy={c.policy}", f"--min-capacity={c.minimum}", f"--drop-seed={c.seed}"]
         return options
 
     def write(self, directory):
@@ -225,4 +239,10 @@ def draw(rng):
     mask = (rng.random((batch, seq)) < 0.8).astype(ids.dtype) if chance(rng, 0.25) else None
     bound = int(rng.choice((1, 2, 5, 1000))) if chance(rng, 0.5) else None
     text = ",".join(f"{axis}={size}" for axis, size in mesh.items() if size > 1)
-    return Case(config, tensors, disk, int(rng.choice((1, 1, 3))), ids, mask, text, bound)
+    shards = int(rng.choice((1, 1, 3)))
+    return Case(config, tensors, disk, shards, ids, mask, text, bound, draw_capacity(rng) if chance(rng, 0.4) else None)
+
+
+def draw_capacity(rng):
+    policy = str(rng.choice(("position", "probs", "random", "priority")))
+    return Capacity(float(rng.choice((0.5, 1.0, 1.25))), policy, int(rng.integers(0, 3)), int(rng.integers(0, 2**40)))

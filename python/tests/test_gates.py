@@ -135,3 +135,43 @@ def test_redirect_moves_choices_to_fixed_experts(tmp_path):
     for mesh in MESHES:
         got = program.run(tmp_path, mesh)["weights"]
         np.testing.assert_allclose(got.reshape(-1, experts), want, rtol=TOLERANCE, atol=1e-12, err_msg=mesh)
+
+
+@pytest.mark.parametrize("mesh", MESHES)
+def test_hash_gate_takes_its_experts_from_a_table(mesh, tmp_path):
+    """DeepSeek-V4's first layers: a token id says which experts run, the logits how much they count."""
+    rng = np.random.default_rng([SEED, 99])
+    experts, k, batch, seq = 8, 2, 4, 3
+    logits = rng.standard_normal((batch, seq, experts)).astype(np.float32)
+    table = np.array([rng.permutation(experts)[:k] for _ in range(batch * seq)], np.int64)
+    scores = oracle.sqrt_softplus(logits.reshape(-1, experts).astype(np.float64))
+    weights = oracle.take(scores, table)  # token t has the id t
+    want = weight_matrix(table, 1.5 * weights / weights.sum(-1, keepdims=True), experts)
+    ids = f"tensor<{batch}x{seq}x{k}xi32>"
+    lines = [
+        f"%choices = moe.lookup %input_ids, %table : (tensor<{batch}x{seq}xi32>, tensor<{batch * seq}x{k}xi32>) -> {ids}",
+        f"%r = moe.route_to #moe.router<k = {k}, score = sqrt_softplus, renorm = sum, scale = {real(1.5)}> of %logits_of to %choices"
+        f" : ({{L}}, {ids}) -> {{R}}",
+    ]
+    program = Program(logits, k, lines, {"table": table})
+    program.write(tmp_path)
+    got = program.run(tmp_path, mesh)["weights"].reshape(-1, experts)
+    np.testing.assert_allclose(got, want, rtol=TOLERANCE, atol=1e-12)
+
+
+@pytest.mark.parametrize("k", (1, 2))
+@pytest.mark.parametrize("mesh", MESHES)
+def test_weights_may_multiply_what_experts_get(mesh, k, tmp_path):
+    """Llama 4: the sigmoid of the logit scales the expert's input. A clamp between dispatch and experts tells it from scaling the output."""
+    rng = np.random.default_rng([SEED, 98, k])
+    experts = 8
+    logits = rng.standard_normal((4, 3, experts)).astype(np.float32)
+    ids, weights, _ = oracle.llama4(logits.reshape(-1, experts).astype(np.float64), k)
+    want = weight_matrix(ids, np.minimum(weights, 0.8), experts)
+    assert (weights > 0.8).any() and (weights < 0.8).any()
+    line = f"%r = moe.route #moe.router<k = {k}, score = sigmoid, order = topk_score, apply = input> of %logits_of : ({{L}}) -> {{R}}"
+    clamp = "%changed = moe.clamp %rows from -1.0 to 0.8 : ({W}) -> {W}"
+    program = Program(logits, k, [line], row_lines=(clamp,))
+    program.write(tmp_path)
+    got = program.run(tmp_path, mesh)["weights"].reshape(-1, experts)
+    np.testing.assert_allclose(got, want, rtol=TOLERANCE, atol=1e-12)

@@ -133,6 +133,14 @@ void convertRun(void *dst, fb::DType dstType, const void *src, fb::DType srcType
     return convertFrom<F16>(to, from, srcType, count);
   case fb::DType::bf16:
     return convertFrom<Bf16>(to, from, srcType, count);
+  case fb::DType::i32: // only i64 is left; what does not fit becomes a number that is no index
+    for (size_t i = 0; i < count && srcType == fb::DType::i64; ++i) {
+      int64_t wide;
+      std::memcpy(&wide, from + i * sizeof wide, sizeof wide);
+      int32_t narrow = wide == int32_t(wide) ? int32_t(wide) : -1;
+      std::memcpy(to + i * sizeof narrow, &narrow, sizeof narrow);
+    }
+    return;
   default:
     return;
   }

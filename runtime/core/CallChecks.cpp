@@ -93,6 +93,7 @@ private:
   std::map<std::string, Dim, std::less<>> dims;
   std::map<std::string, Shape, std::less<>> runs;
   std::map<std::string, size_t, std::less<>> runLengths;
+  std::optional<fb::DType> anyType; // of all operands of any one type
   Status problems;
 };
 
@@ -173,6 +174,11 @@ void CallCheck::checkTypes(const Descs &descs, std::span<const CallOperand> oper
       break;
     case OperandDesc::index:
       want = have == fb::DType::i64 ? have : fb::DType::i32;
+      break;
+    case OperandDesc::any:
+      if (!anyType && dtypeBytes(have) != 0)
+        anyType = have;
+      want = anyType.value_or(fb::DType::f32);
       break;
     case OperandDesc::exact:
       break;
@@ -340,6 +346,8 @@ void check_embedding(CallCheck &c) {
   if (c.offset("row_offset").least < 0)
     c.fail("row_offset is negative on some rank");
 }
+
+void check_lookup(CallCheck &c) { c.fixed("v"); }
 
 void check_linear(CallCheck &c) {
   if (c.inputType(0) != c.inputType(1))
@@ -509,13 +517,22 @@ void check_rope(CallCheck &c) {
                   static_cast<long long>(c.dim("d").scale)));
 }
 
+void checkNotNegative(CallCheck &c, const char *name) {
+  if (!(c.realOr(name, 0) >= 0) || std::isinf(c.realOr(name, 0)))
+    c.fail(std::string(name) + " is not a number >= 0");
+}
+
+void checkRenormReals(CallCheck &c) {
+  checkNotNegative(c, "renorm_epsilon");
+  checkNotNegative(c, "renorm_clamp_min");
+}
+
 /// The optional fields of a gate, alone and together.
 void checkGate(CallCheck &c, int64_t experts, int64_t k) {
   if (c.has("group_score"))
     c.oneOf("group_score", {"max", "top2_sum"});
-  for (const char *name : {"renorm_epsilon", "renorm_clamp_min", "jitter_eps"})
-    if (!(c.realOr(name, 0) >= 0) || std::isinf(c.realOr(name, 0)))
-      c.fail(std::string(name) + " is not a number >= 0");
+  checkRenormReals(c);
+  checkNotNegative(c, "jitter_eps");
   int64_t groups = c.integerOr("groups", 1), keep = c.integerOr("group_keep", 1);
   if (groups < 1 || groups > experts || experts % groups != 0)
     c.fail(format("%lld groups do not divide %lld experts", static_cast<long long>(groups),
@@ -545,11 +562,47 @@ void check_route(CallCheck &c) {
   checkGate(c, experts, k);
 }
 
+void check_route_to(CallCheck &c) {
+  c.fixed("k");
+  c.fitsInt32({c.fixed("E")}, "experts");
+  c.oneOf("score", {"softmax", "sigmoid", "sqrt_softplus"});
+  c.oneOf("order", {"score_topk", "topk_score"});
+  c.oneOf("renorm", {"none", "sum"});
+  if (std::isinf(c.real("scale")))
+    c.fail("scale is infinite");
+  checkRenormReals(c);
+}
+
 void check_redirect(CallCheck &c) {
   c.fixed("k");
   for (const char *name : {"first", "rest"})
     if (c.integer(name) < 0 || c.integer(name) > kInt32Max)
       c.fail(std::string(name) + " is no expert");
+}
+
+void check_limit(CallCheck &c) {
+  int64_t tokens = c.fixedRun("t"), k = c.fixed("k"), domains = c.integer("domains");
+  if (Wide(tokens) * k > kInt32Max)
+    c.fail("tokens times k are more than an i32 can count");
+  if (c.integer("experts") < 1 || c.integer("experts") > kInt32Max)
+    c.fail("experts must be 1 to 2^31-1");
+  c.atLeast("capacity", 0);
+  if (domains < 1 || tokens % domains != 0)
+    c.fail(format("%lld tokens do not divide into %lld domains", static_cast<long long>(tokens),
+                  static_cast<long long>(domains)));
+  c.oneOf("policy", {"position", "probs", "random", "priority"});
+  c.oneOf("order", {"token_major", "choice_major"});
+  c.oneOf("renorm", {"none", "before", "after"});
+  checkRenormReals(c);
+  if (std::isinf(c.real("scale")))
+    c.fail("scale is infinite");
+  if (c.integer("layer") < 0 || c.integer("layer") > kInt32Max)
+    c.fail("layer must be 0 to 2^31-1");
+  OffsetRange first = c.offset("token_offset");
+  if (first.least < 0 || Wide(first.most) + tokens > kInt32Max)
+    c.fail("the tokens' numbers leave the range of i32 on some rank");
+  if ((c.text("policy") == "random") != c.hasInput("step"))
+    c.fail("step is given exactly for the policy random");
 }
 
 /// What select and pack share: tokens are counted in i32, experts are at least one, and the need is

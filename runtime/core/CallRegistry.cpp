@@ -53,6 +53,8 @@ bool parseType(std::string_view text, OperandDesc &operand) {
     operand.type = OperandDesc::either;
   } else if (text == "I") {
     operand.type = OperandDesc::index;
+  } else if (text == "*") {
+    operand.type = OperandDesc::any;
   } else {
     operand.type = OperandDesc::exact;
     for (fb::DType dtype : fb::EnumValuesDType())

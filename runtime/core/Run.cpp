@@ -274,6 +274,8 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
                                   communicator);
           !s)
         return Ranks::shared(std::move(s));
+    if (communicator.rank() == 0)
+      session.drops = countDrops(*session.program, *outputs);
     if (!options.dumpRouting.empty())
       if (Status s = session.rankRoutes[local]->write(options.dumpRouting, communicator); !s)
         return Ranks::shared(std::move(s));

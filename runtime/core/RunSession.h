@@ -15,6 +15,15 @@
 
 namespace moira::rt {
 
+/// Choices of experts that a capacity dropped, of all that there were.
+struct DropCount {
+  double dropped = 0, offered = 0;
+};
+
+/// From the output `dropped_choices`; nothing if the program has none. `outputs` are in host
+/// memory.
+std::optional<DropCount> countDrops(const fb::Program &program, std::span<const TensorRef> outputs);
+
 struct RunSession {
   const PlanFile *plan = nullptr;
   const fb::Program *program = nullptr;
@@ -36,6 +45,7 @@ struct RunSession {
   std::vector<std::unique_ptr<RankRoutes>> rankRoutes;   // likewise, with routes
   double loadSeconds = 0, stepSeconds = 0;               // the first step
   std::vector<double> repeats;                           // seconds of later steps
+  std::optional<DropCount> drops;   // of a program whose experts have a capacity
   std::vector<uint64_t> arenaSizes; // after the last step, the same on all ranks
 
   /// On the host: opens kernels, and fails early if this machine cannot hold `localRanks` ranks.

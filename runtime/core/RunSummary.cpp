@@ -4,6 +4,7 @@
 #include "RunSummary.h"
 
 #include "moira/rt/Agree.h"
+#include "moira/rt/Box.h"
 
 #include <algorithm>
 #include <cstring>
@@ -38,6 +39,19 @@ Expected<std::vector<RankProfile>> gatherProfiles(const RankProfile &mine,
   return profiles;
 }
 
+std::optional<DropCount> countDrops(const fb::Program &program,
+                                    std::span<const TensorRef> outputs) {
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    if (program.outputs()->Get(i)->name()->string_view() != "dropped_choices" ||
+        outputs[i].elements() != 2 || !isFloat(outputs[i].dtype))
+      continue;
+    double counts[2];
+    convertRun(counts, fb::DType::f64, outputs[i].data, outputs[i].dtype, 2);
+    return DropCount{counts[0], counts[1]};
+  }
+  return std::nullopt;
+}
+
 std::string summarize(const RunOptions &options, const LaunchInfo &launch, const Ranks &ranks,
                       const RunSession &session, const std::vector<RankFigures> &figures) {
   const fb::Program &program = *session.program;
@@ -68,6 +82,12 @@ std::string summarize(const RunOptions &options, const LaunchInfo &launch, const
                    sorted.size(), median * 1e3, sorted.front() * 1e3, sorted.back() * 1e3,
                    static_cast<double>(info.batch() * info.seq()) / median);
   }
+
+  if (session.drops)
+    text += format(
+        "%.0f of %.0f choices dropped (%.2f %%), over the experts' capacity\n",
+        session.drops->dropped, session.drops->offered,
+        session.drops->offered > 0 ? 100 * session.drops->dropped / session.drops->offered : 0.0);
 
   std::string arenas;
   for (size_t i = 0; i < session.arenaSizes.size(); ++i)

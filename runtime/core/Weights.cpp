@@ -133,10 +133,14 @@ Status checkWeights(const fb::Program &program, const fb::ModelInfo &info,
           problems.add(ErrorId::TensorShape, file, name,
                        format("of shape %s, the plan expects %s", shapeText(info.shape).c_str(),
                               shapeText(disk).c_str()));
-        if (info.type != TensorType::f32 && info.type != TensorType::bf16 &&
-            info.type != TensorType::f16)
+        bool integers = state->dtype() == fb::DType::i32;
+        bool loads = integers ? info.type == TensorType::i32 || info.type == TensorType::i64
+                              : info.type == TensorType::f32 || info.type == TensorType::bf16 ||
+                                    info.type == TensorType::f16;
+        if (!loads)
           problems.add(ErrorId::TensorDType, file, name,
-                       format("%s; F32, BF16 and F16 can be loaded", nameOf(info.type)));
+                       format("%s; %s can be loaded", nameOf(info.type),
+                              integers ? "I32 and I64" : "F32, BF16 and F16"));
       }
     }
     problems.flush();

@@ -129,7 +129,8 @@ Status checkOperands(const Call &call, std::string_view spec, std::span<const Te
     bool floating = type == "T" || type == "U" || type == "A";
     if (floating && !isFloatHere(dtype))
       return notOnCuda(call, dtypeName + " (operand '" + role + "')");
-    bool fits = floating      ? type != "A" || dtype == fb::DType::f32
+    bool fits = type == "*"   ? dtype == call.in[0].dtype
+                : floating    ? type != "A" || dtype == fb::DType::f32
                 : type == "I" ? dtype == fb::DType::i32 || dtype == fb::DType::i64
                               : type == dtypeName;
     if (!fits)

@@ -1,8 +1,9 @@
 //===- Blocks.cpp - data movement around collectives ----------------------===//
 // split_blocks and join_blocks: a cut along any dimension as a cut along dimension 0, and back.
-// Pure copies, so both flavors use them.
+// Pure copies of any type, so both flavors use them.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
+#include "moira/rt/CallRegistry.h"
 
 #include <cstring>
 
@@ -10,10 +11,11 @@ namespace moira::rt::host::ref {
 
 namespace {
 
+char *bytesOf(const TensorRef &tensor) { return static_cast<char *>(tensor.data); }
+
 /// Copies between `whole` [d0,..,blocks*s,..] and `parts` [blocks*d0,..,s,..], in the direction of
 /// `toParts`.
-template <typename S>
-Status moveBlocks(const Call &call, const TensorRef &whole, S *wholeData, S *partsData,
+Status moveBlocks(const Call &call, const TensorRef &whole, char *wholeData, char *partsData,
                   bool toParts) {
   int64_t blocks = call.params.integer("blocks"), dim = call.params.integer("dim");
   if (blocks < 1 || dim < 1 || dim >= static_cast<int64_t>(whole.shape.size()) ||
@@ -21,11 +23,12 @@ Status moveBlocks(const Call &call, const TensorRef &whole, S *wholeData, S *par
     return badCall(call, format("dimension %lld does not fall into %lld blocks", (long long)dim,
                                 (long long)blocks));
   int64_t outer = product(whole.shape, 0, dim);
-  int64_t run = product(whole.shape, dim, whole.shape.size()) / blocks;
+  int64_t run = product(whole.shape, dim, whole.shape.size()) / blocks * dtypeBytes(whole.dtype);
   for (int64_t b = 0; b < blocks; ++b)
     for (int64_t o = 0; o < outer; ++o) {
-      S *inWhole = wholeData + (o * blocks + b) * run, *inParts = partsData + (b * outer + o) * run;
-      std::memcpy(toParts ? inParts : inWhole, toParts ? inWhole : inParts, run * sizeof(S));
+      char *inWhole = wholeData + (o * blocks + b) * run,
+           *inParts = partsData + (b * outer + o) * run;
+      std::memcpy(toParts ? inParts : inWhole, toParts ? inWhole : inParts, run);
     }
   return {};
 }
@@ -33,11 +36,11 @@ Status moveBlocks(const Call &call, const TensorRef &whole, S *wholeData, S *par
 } // namespace
 
 template <typename S> Status split_blocks(const Call &call) {
-  return moveBlocks(call, call.in[0], const_cast<S *>(call.input<S>(0)), call.output<S>(0), true);
+  return moveBlocks(call, call.in[0], bytesOf(call.in[0]), bytesOf(call.out[0]), true);
 }
 
 template <typename S> Status join_blocks(const Call &call) {
-  return moveBlocks(call, call.out[0], call.output<S>(0), const_cast<S *>(call.input<S>(0)), false);
+  return moveBlocks(call, call.out[0], bytesOf(call.out[0]), bytesOf(call.in[0]), false);
 }
 
 #define INSTANTIATE(name)                                                                          \

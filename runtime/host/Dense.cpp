@@ -52,6 +52,21 @@ template <typename S> Status embedding(const Call &call) {
   });
 }
 
+template <typename S> Status lookup(const Call &call) {
+  const TensorRef &ids = call.in[0], &table = call.in[1];
+  int64_t rows = table.shape[0], width = table.shape[1], n = ids.elements();
+  int32_t *out = call.output<int32_t>(0);
+  for (int64_t t = 0; t < n; ++t) {
+    int64_t id =
+        ids.dtype == fb::DType::i64 ? call.input<int64_t>(0)[t] : call.input<int32_t>(0)[t];
+    if (id >= 0 && id < rows)
+      std::copy_n(call.input<int32_t>(1) + id * width, width, out + t * width);
+    else
+      std::fill_n(out + t * width, width, -1);
+  }
+  return {};
+}
+
 template <typename S> Status linear(const Call &call) {
   if (Status s = checkLinear(call); !s)
     return s;
@@ -100,6 +115,7 @@ template <typename T> Status rope_table(const Call &call) {
   template Status name<double>(const Call &);                                                      \
   template Status name<Bf16>(const Call &);
 INSTANTIATE(embedding)
+INSTANTIATE(lookup)
 INSTANTIATE(linear)
 INSTANTIATE(positions)
 INSTANTIATE(rope_table)

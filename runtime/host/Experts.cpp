@@ -21,12 +21,13 @@ struct Sort {
   std::vector<int64_t> binOf; // per row; -1: not for any slot here
 };
 
-/// Rows of x (one a token, k rows each) to their places. counts [slots, bins] say how many rows of
-/// each bin were placed; places past a slot's count are zero; pos per row is slot * capacity +
-/// place, or -1. Returns the rows needed in the fullest slot.
+/// Rows of x (one a token, k rows each), multiplied by `weights` (one a row; null: 1), to their
+/// places. counts [slots, bins] say how many rows of each bin were placed; places past a slot's
+/// count are zero; pos per row is slot * capacity + place, or -1. Returns the rows needed in the
+/// fullest slot.
 template <typename S>
-int64_t placeRows(const Sort &sort, const S *x, int64_t width, int64_t k, S *out, int32_t *counts,
-                  int32_t *pos) {
+int64_t placeRows(const Sort &sort, const S *x, const Accumulator<S> *weights, int64_t width,
+                  int64_t k, S *out, int32_t *counts, int32_t *pos) {
   std::vector<int64_t> next(size_t(sort.slots * sort.bins), 0);
   for (int64_t bin : sort.binOf)
     if (bin >= 0)
@@ -55,9 +56,19 @@ int64_t placeRows(const Sort &sort, const S *x, int64_t width, int64_t k, S *out
       continue;
     int64_t target = bin / sort.bins * sort.capacity + place;
     pos[row] = int32_t(target);
-    std::copy_n(x + int64_t(row) / k * width, width, out + target * width);
+    const S *from = x + int64_t(row) / k * width;
+    if (!weights)
+      std::copy_n(from, width, out + target * width);
+    else
+      std::transform(from, from + width, out + target * width,
+                     [&](S v) { return S(Accumulator<S>(v) * weights[row]); });
   }
   return needed;
+}
+
+/// What select and pack multiply rows by, or null.
+template <typename S> const Accumulator<S> *rowWeights(const Call &call) {
+  return call.in.size() > 3 ? call.input<Accumulator<S>>(3) : nullptr;
 }
 
 Status badExpert(const Call &call, int64_t row, int64_t k, int32_t id, int64_t experts) {
@@ -122,13 +133,13 @@ template <typename S> Status select(const Call &call) {
   sort.binOf.reserve(size_t(rows));
   for (int64_t row = 0; row < rows; ++row) {
     int32_t id = call.input<int32_t>(1)[row];
-    if (id < 0 || id >= experts)
+    if (id < -1 || id >= experts)
       return badExpert(call, row, k, id, experts);
     int64_t bin = id - first;
-    sort.binOf.push_back(bin >= 0 && bin < local ? bin : -1);
+    sort.binOf.push_back(id >= 0 && bin >= 0 && bin < local ? bin : -1);
   }
-  int64_t needed = placeRows(sort, call.input<S>(0), width, k, call.output<S>(0),
-                             call.output<int32_t>(1), call.output<int32_t>(2));
+  int64_t needed = placeRows(sort, call.input<S>(0), rowWeights<S>(call), width, k,
+                             call.output<S>(0), call.output<int32_t>(1), call.output<int32_t>(2));
   *call.output<int32_t>(3) = foldNeed(*call.input<int32_t>(2), needed);
   return {};
 }
@@ -151,12 +162,12 @@ template <typename S> Status pack(const Call &call) {
   sort.binOf.reserve(size_t(rows));
   for (int64_t row = 0; row < rows; ++row) {
     int32_t id = call.input<int32_t>(1)[row];
-    if (id < 0 || id >= experts)
+    if (id < -1 || id >= experts)
       return badExpert(call, row, k, id, experts);
-    sort.binOf.push_back(id * segments + row / k / tokensPerSegment);
+    sort.binOf.push_back(id < 0 ? -1 : id * segments + row / k / tokensPerSegment);
   }
-  int64_t needed = placeRows(sort, call.input<S>(0), width, k, call.output<S>(0),
-                             call.output<int32_t>(1), call.output<int32_t>(2));
+  int64_t needed = placeRows(sort, call.input<S>(0), rowWeights<S>(call), width, k,
+                             call.output<S>(0), call.output<int32_t>(1), call.output<int32_t>(2));
   *call.output<int32_t>(3) = foldNeed(*call.input<int32_t>(2), needed);
   return {};
 }

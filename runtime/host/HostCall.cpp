@@ -140,6 +140,10 @@ Status checkOperands(const Call &call, std::string_view spec, std::span<const Te
       if (!fits)
         return badCall(call, "operand '" + role + "' is " + dtypeName + " where others are " +
                                  fb::EnumNameDType(*scalar));
+    } else if (type == "*") {
+      if (dtype != call.in[0].dtype)
+        return badCall(call, "operand '" + role + "' is " + dtypeName + " where others are " +
+                                 fb::EnumNameDType(call.in[0].dtype));
     } else if (type == "I" ? dtype != fb::DType::i32 && dtype != fb::DType::i64
                            : type != dtypeName) {
       return badCall(call, "operand '" + role + "' is " + dtypeName);

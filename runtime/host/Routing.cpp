@@ -1,6 +1,6 @@
 //===- Routing.cpp - the gate: score, choose, weigh -------------------------===//
-// `route` and `redirect`; what follows from the chosen experts is in Experts.cpp. The steps are
-// those of #moe.router, in the same order for every device.
+// `route`, `route_to` and `redirect`; what follows from the chosen experts is in Experts.cpp. The
+// steps are those of #moe.router, in the same order for every device.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
 #include "moira/rt/Gate.h"
@@ -196,6 +196,32 @@ template <typename L> Status route(const Call &call) {
   return {};
 }
 
+template <typename L> Status route_to(const Call &call) {
+  using S = Accumulator<L>;
+  int64_t experts = trailing(call.in[0], 1), tokens = leading(call.in[0], 1),
+          k = trailing(call.in[1], 1);
+  std::string problem;
+  Gate gate = readGate(call.params, experts, k, problem);
+  if (!problem.empty())
+    return badCall(call, problem);
+  TokenGate<S> token(gate);
+  for (int64_t t = 0; t < tokens; ++t) {
+    token.choose(call.input<L>(0) + t * experts, nullptr);
+    std::copy_n(call.input<int32_t>(1) + t * k, k, token.chosen().begin());
+    for (int32_t id : token.chosen())
+      if (id < 0 || id >= experts)
+        return Status(
+            ErrorId::BadInput,
+            format("the table of a hash gate sends token %lld to expert %d; the layer has "
+                   "experts 0..%lld",
+                   (long long)t, id, (long long)experts - 1));
+    token.weigh();
+    std::copy_n(token.chosen().begin(), k, call.output<int32_t>(0) + t * k);
+    std::copy_n(token.weighed().begin(), k, call.output<S>(1) + t * k);
+  }
+  return {};
+}
+
 template <typename S> Status redirect(const Call &call) {
   int64_t k = trailing(call.in[0], 1), choices = call.in[0].elements();
   int32_t first = int32_t(call.params.integer("first")),
@@ -210,6 +236,9 @@ template <typename S> Status redirect(const Call &call) {
 template Status route<float>(const Call &);
 template Status route<double>(const Call &);
 template Status route<Bf16>(const Call &);
+template Status route_to<float>(const Call &);
+template Status route_to<double>(const Call &);
+template Status route_to<Bf16>(const Call &);
 template Status redirect<float>(const Call &);
 template Status redirect<Bf16>(const Call &);
 template Status redirect<double>(const Call &);

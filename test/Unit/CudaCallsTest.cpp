@@ -301,6 +301,8 @@ TEST_F(CudaCalls, BlocksSplitAndJoin) {
       }
     expectAgrees(*gpu, "split_blocks", {T(random.normal<float>({2, 3, 4, 6}))},
                  {T(Shape{6, 3, 4, 2})}, params({{"blocks", 3}, {"dim", 3}}), mode);
+    expectAgrees(*gpu, "join_blocks", {I(random.ids({6, 3, 2}, -1, 99))}, {I(Shape{2, 9, 2})},
+                 params({{"blocks", 3}, {"dim", 1}}), mode);
   }
 }
 

@@ -248,7 +248,7 @@ TEST_F(CudaExperts, GroupedProductsWithoutRowsOrDepth) {
 
 TEST_F(CudaExperts, DataOutOfRangeSetsTheFlag) {
   // What the flag says is the call's own fault; nothing outside the outputs is touched (runOnGpu).
-  for (int32_t id : {-1, 8, INT32_MIN, INT32_MAX}) {
+  for (int32_t id : {-2, 8, INT32_MIN, INT32_MAX}) {
     Tensor<int32_t> ids = random.ids({30, 2}, 0, 7);
     ids.values[17] = id;
     runOnGpu(*gpu, "select",

@@ -51,8 +51,8 @@ TEST(CallRegistry, EveryDimensionIsTied) {
   const std::set<std::string> freeSize = {
       "embedding input 1 dim 0", "positions output 0 dim 0",  "token_positions input 0 dim 1",
       "sinusoid output 0 dim 2", "sum_squares input 0 dim 2", "sum_squares input 0 dim 3",
-      "route input 0 dim 2",     "combine input 0 dim 0",     "combine input 0 dim 1",
-      "combine input 0 dim 2"};
+      "route input 0 dim 2",     "route_to input 0 dim 2",    "lookup input 1 dim 0",
+      "combine input 0 dim 0",   "combine input 0 dim 1",     "combine input 0 dim 2"};
   // A slot may have a fixed number of rows.
   const std::set<std::string> freeRagged = {"select output 0 dim 0", "pack output 0 dim 2",
                                             "combine input 0 dim 2"};
@@ -179,6 +179,16 @@ TEST(CallRegistry, RefusesBrokenContracts) {
       {"route", [](Example &e) { e.params.push_back(real("renorm_epsilon", -1)); },
        "renorm_epsilon is not a number >= 0"},
       {"route", [](Example &e) { e.params[0].text = "sparsemixer"; }, "a sparsemixer has order"},
+      {"route_to", [](Example &e) { e.params[0].text = "sparsemixer"; }, "score is none of"},
+      {"route_to", [](Example &e) { e.params[4].real = -1; }, "renorm_clamp_min is not"},
+      {"limit", [](Example &e) { e.params[1].integer = -1; }, "capacity is -1"},
+      {"limit", [](Example &e) { e.params[2].integer = 3; }, "16 tokens do not divide into 3"},
+      {"limit", [](Example &e) { e.params[3].text = "none"; }, "policy is none of"},
+      {"limit", [](Example &e) { e.params[3].text = "probs"; }, "step is given exactly"},
+      {"limit", [](Example &e) { e.inputs.pop_back(); }, "step is given exactly"},
+      {"limit", [](Example &e) { e.params[10].integer = -1; }, "layer must be"},
+      {"limit", [](Example &e) { e.params[11] = offset("token_offset", -1, kDp); },
+       "leave the range of i32"},
       {"redirect", [](Example &e) { e.params[0].integer = -1; }, "first is no expert"},
       {"select", [](Example &e) { e.params[1] = offset("expert_offset", 5, kTp); },
        "leaves the 16 experts"},
@@ -190,6 +200,7 @@ TEST(CallRegistry, RefusesBrokenContracts) {
       {"pack", [](Example &e) { e.params[0].integer = 0; }, "experts must be"},
       {"regroup", [](Example &e) { e.params[0].integer = 3; }, "segments"},
       {"ungroup", [](Example &e) { e.params[0].integer = 3; }, "3 segments do not divide"},
+      {"split_blocks", [](Example &e) { e.inputs[0].dtype = DType::i32; }, "operand out is f32"},
       {"linear", [](Example &e) { e.params[0].integer = 1; }, "operand"},
       {"linear", [](Example &e) { e.inputs[0].dtype = DType(200); }, "dtype 200"},
       {"linear", [](Example &e) { e.params.push_back(e.params[0]); }, "twice"},

@@ -31,6 +31,9 @@ struct CompilerOptions {
   std::string target = "host";
   std::string hostCpu = "x86-64-v3"; // instruction set of generated host kernels
   std::optional<int64_t> raggedBound;
+  std::optional<double> capacityFactor; // of experts; without: as the model has it
+  std::string dropPolicy; // none, position, probs, random, priority; empty: the model's
+  int64_t minCapacity = 4, dropSeed = 0;
   std::optional<uint64_t> memoryLimit; // bytes a rank
   std::optional<Phase> compileTo, compileFrom;
   std::string dumpPhasesTo;

@@ -12,6 +12,19 @@ class Dist_Pass<string flag> : Pass<flag, "::mlir::ModuleOp"> {
 }
 
 //===----------------------------------------------------------------------===//
+// On the global program
+//===----------------------------------------------------------------------===//
+
+def MoeLimitCapacity : Dist_Pass<"moe-limit-capacity"> {
+  let summary = "Give experts a capacity, change or remove the model's, and report what is dropped";
+  let options = [Option<"factor", "factor", "double", "-1", "capacity factor; negative: leave capacities as they are">,
+                 Option<"policy", "policy", "std::string", "\"\"", "none, position, probs, random or priority; empty: as it is">,
+                 Option<"minimum", "minimum", "int64_t", "4", "least capacity that a factor gives">,
+                 Option<"seed", "seed", "int64_t", "0", "seed of random draws">];
+  let statistics = [Statistic<"limits", "limits", "Capacities added">];
+}
+
+//===----------------------------------------------------------------------===//
 // Phase shard
 //===----------------------------------------------------------------------===//
 

@@ -26,11 +26,11 @@ struct BinRule {
   int32_t rowsPerSegment; // tokens of a segment times k
 };
 
-/// -1: not for any slot here, or an expert that does not exist (`bad`).
+/// -1: dropped, not for any slot here, or an expert that does not exist (`bad`).
 __device__ int32_t binOf(const BinRule &rule, int64_t row, bool &bad) {
   int32_t id = rule.ids[row];
-  bad = id < 0 || id >= rule.experts;
-  if (bad)
+  bad = id < -1 || id >= rule.experts;
+  if (bad || id < 0)
     return -1;
   int64_t bin = (int64_t(id) - rule.first) * rule.segments + row / rule.rowsPerSegment;
   return bin >= 0 && bin < rule.bins ? int32_t(bin) : -1;
@@ -119,9 +119,17 @@ __global__ void scanBins(Sort sort) {
   }
 }
 
-/// Rows of x (one a token, k rows each) of `units` units to their places.
-template <typename V>
-__global__ void placeRows(Sort sort, const V *x, V *out, int64_t k, int64_t units) {
+/// A warp writes a row of x, multiplied by `weight`.
+template <typename T> __device__ void warpScale(T *dst, const T *src, int64_t count, float weight) {
+  for (int64_t at = laneNumber(); at < count; at += 32)
+    dst[at] = fromFloat<T>(toFloat(src[at]) * weight);
+}
+
+/// Rows of x (one a token, k rows each) of `units` units to their places. With `weights`, one a
+/// row, units are numbers and rows are multiplied by them.
+template <typename V, bool weighed>
+__global__ void placeRows(Sort sort, const V *x, const float *weights, V *out, int64_t k,
+                          int64_t units) {
   int64_t work = warpNumber();
   if (work >= sort.rows) {
     int64_t target = work - sort.rows;
@@ -140,7 +148,11 @@ __global__ void placeRows(Sort sort, const V *x, V *out, int64_t k, int64_t unit
   __syncwarp(); // every lane has read the rank
   if (laneNumber() == 0)
     sort.pos[work] = int32_t(target);
-  if (target >= 0)
+  if (target < 0)
+    return;
+  if constexpr (weighed)
+    warpScale(out + target * units, x + work / k * units, units, weights[work]);
+  else
     warpMove(out + target * units, x + work / k * units, units);
 }
 
@@ -191,10 +203,16 @@ Status runSort(const Call &call, Sort sort, int64_t k) {
   const TensorRef &x = call.in[0], &out = call.out[0];
   if (x.dtype != out.dtype)
     return badCall(call, "the rows are of another type than the tokens");
+  if (call.in.size() > 3)
+    return withFloat(x.dtype, [&]<typename T>(T) {
+      placeRows<T, true><<<blocksOfWarps(work), kWarpBlock, 0, call.stream()>>>(
+          sort, call.input<T>(0), call.input<float>(3), call.output<T>(0), k, trailing(x, 1));
+      return launched(call);
+    });
   size_t rowBytes = size_t(trailing(x, 1)) * elementBytes(x.dtype);
   return withUnit(commonUnit(rowBytes, addressOf(x.data), addressOf(out.data)), [&]<typename V>(V) {
-    placeRows<<<blocksOfWarps(work), kWarpBlock, 0, call.stream()>>>(
-        sort, call.input<V>(0), call.output<V>(0), k, int64_t(rowBytes / sizeof(V)));
+    placeRows<V, false><<<blocksOfWarps(work), kWarpBlock, 0, call.stream()>>>(
+        sort, call.input<V>(0), nullptr, call.output<V>(0), k, int64_t(rowBytes / sizeof(V)));
     return launched(call);
   });
 }

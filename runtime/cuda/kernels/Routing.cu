@@ -1,6 +1,7 @@
 //===- Routing.cu - the gate: score, choose, weigh --------------------------===//
-// `route` and `redirect`; what follows from the chosen experts is in Dispatch.cu. The arithmetic is
-// the host reference's, operation by operation in float, so that equal logits choose equal experts.
+// `route`, `route_to`, `lookup` and `redirect`; what follows from the chosen experts is in
+// Dispatch.cu. The arithmetic is the host reference's, operation by operation in float, so that
+// equal logits choose equal experts.
 //===----------------------------------------------------------------------===//
 #include "DeviceTools.h"
 #include "moira/rt/Gate.h"
@@ -10,7 +11,7 @@
 namespace moira::rt::cuda {
 namespace {
 
-constexpr int64_t kMostExperts = 1024, kMostChoices = 32, kMostGroups = 32;
+constexpr int64_t kMostExperts = 1024, kMostGroups = 32;
 
 /// Gate, with its reals in float.
 struct DeviceGate {
@@ -24,19 +25,24 @@ struct DeviceGate {
 /// Rounded once, as a good libm's float exponential.
 __device__ float expOnce(float x) { return float(exp(double(x))); }
 
+__device__ float sigmoid(float x) { return 1.0f / (1.0f + expOnce(-x)); }
+__device__ float sqrtSoftplus(float x) {
+  return sqrtf((x < 0 ? 0.0f : x) + float(log1p(double(expOnce(-fabsf(x))))));
+}
+
 /// Scores of `count` values, value i in register i / 32 of lane i % 32. Not for a sparsemixer.
 template <int registers>
 __device__ void applyScore(GateScore score, float (&v)[registers], int count) {
   if (score == GateScore::sigmoid) {
 #pragma unroll
     for (int c = 0; c < registers; ++c)
-      v[c] = 1.0f / (1.0f + expOnce(-v[c]));
+      v[c] = sigmoid(v[c]);
     return;
   }
   if (score == GateScore::sqrtSoftplus) {
 #pragma unroll
     for (int c = 0; c < registers; ++c)
-      v[c] = sqrtf((v[c] < 0 ? 0.0f : v[c]) + float(log1p(double(expOnce(-fabsf(v[c]))))));
+      v[c] = sqrtSoftplus(v[c]);
     return;
   }
   float largest = -INFINITY;
@@ -185,28 +191,44 @@ __device__ float weighSparsely(const DeviceGate &gate, const float (&keys)[regis
   return weight;
 }
 
-/// One warp a token; logit e in register e / 32 of lane e % 32, choice j in lane j.
+/// Keys of token t, and what is chosen by: logit e in register e / 32 of lane e % 32.
 template <int registers, typename T>
-__global__ void routeTokens(const T *logits, const float *bias, int32_t *ids, float *weights,
-                            const int32_t *forced, float *gaps, int64_t tokens, DeviceGate gate,
-                            int32_t *flag) {
-  int64_t t = warpNumber();
-  if (t >= tokens)
-    return;
-  const int lane = laneNumber(), experts = gate.experts, k = gate.k;
-  float keys[registers], choiceKeys[registers];
+__device__ void makeKeys(const DeviceGate &gate, const T *logits, const float *bias, int64_t t,
+                         float (&keys)[registers], float (&choiceKeys)[registers]) {
+  const int experts = gate.experts;
 #pragma unroll
   for (int c = 0; c < registers; ++c) {
-    int e = c * 32 + lane;
+    int e = c * 32 + laneNumber();
     keys[c] = e < experts ? toFloat(logits[t * experts + e]) : -INFINITY;
   }
   if (gate.scoreFirst && gate.score != GateScore::sparsemixer)
     applyScore(gate.score, keys, experts);
 #pragma unroll
   for (int c = 0; c < registers; ++c) {
-    int e = c * 32 + lane;
+    int e = c * 32 + laneNumber();
     choiceKeys[c] = bias && e < experts ? keys[c] + bias[e] : keys[c];
   }
+}
+
+/// A choice that was given, or 0 and a fault if there is no such expert.
+__device__ int givenChoice(const DeviceGate &gate, int32_t id, Fault bad, int32_t *flag) {
+  if (id >= 0 && id < gate.experts)
+    return id;
+  raise(flag, bad);
+  return 0;
+}
+
+/// One warp a token; choice j in lane j.
+template <int registers, typename T>
+__global__ void routeTokens(const T *logits, const float *bias, int32_t *ids, float *weights,
+                            const int32_t *forced, Fault badForced, float *gaps, int64_t tokens,
+                            DeviceGate gate, int32_t *flag) {
+  int64_t t = warpNumber();
+  if (t >= tokens)
+    return;
+  const int lane = laneNumber(), experts = gate.experts, k = gate.k;
+  float keys[registers], choiceKeys[registers];
+  makeKeys(gate, logits, bias, t, keys, choiceKeys);
 
   float margin = INFINITY;
   uint32_t taken = gate.groups > 1 ? leaveGroups(gate, choiceKeys, margin) : 0;
@@ -223,13 +245,8 @@ __global__ void routeTokens(const T *logits, const float *bias, int32_t *ids, fl
     if (lane == 0)
       gaps[t] = margin;
   }
-  if (forced) {
-    chosen = lane < k ? forced[t * k + lane] : 0;
-    if (chosen < 0 || chosen >= experts) {
-      raise(flag, Fault::forcedExpert);
-      chosen = 0;
-    }
-  }
+  if (forced)
+    chosen = lane < k ? givenChoice(gate, forced[t * k + lane], badForced, flag) : 0;
 
   float weight;
   if (gate.score == GateScore::sparsemixer) {
@@ -255,30 +272,97 @@ __global__ void routeTokens(const T *logits, const float *bias, int32_t *ids, fl
   }
 }
 
+/// The same for more choices than a warp has lanes, which then stand in the outputs while they are
+/// weighed. Not for a sparsemixer.
+template <int registers, typename T>
+__global__ void routeMany(const T *logits, const float *bias, int32_t *ids, float *weights,
+                          const int32_t *forced, Fault badForced, float *gaps, int64_t tokens,
+                          DeviceGate gate, int32_t *flag) {
+  int64_t t = warpNumber();
+  if (t >= tokens)
+    return;
+  const int lane = laneNumber(), experts = gate.experts, k = gate.k;
+  ids += t * k;
+  weights += t * k;
+  float keys[registers], choiceKeys[registers], margin = INFINITY;
+  makeKeys(gate, logits, bias, t, keys, choiceKeys);
+  uint32_t taken = gate.groups > 1 ? leaveGroups(gate, choiceKeys, margin) : 0;
+  Best last{-1, 0};
+  for (int j = 0; j < k; ++j) {
+    last = bestOf(choiceKeys, taken, 0, experts);
+    taken = with(taken, last.index);
+    int id = forced ? givenChoice(gate, forced[t * k + j], badForced, flag) : last.index;
+    float key = valueAt(keys, id);
+    if (lane == 0) {
+      ids[j] = id;
+      weights[j] = key;
+    }
+  }
+  if (gaps) {
+    margin = fminf(margin, marginOf(last, bestOf(choiceKeys, taken, 0, experts)));
+    if (lane == 0)
+      gaps[t] = margin;
+  }
+  if (lane != 0) // sums are made in the order of the choices, by one lane
+    return;
+  if (!gate.scoreFirst) {
+    float largest = -INFINITY, total = 0;
+    for (int j = 0; j < k; ++j)
+      largest = fmaxf(largest, weights[j]);
+    for (int j = 0; j < k; ++j) {
+      float v = weights[j];
+      v = gate.score == GateScore::softmax        ? expOnce(v - largest)
+          : gate.score == GateScore::sqrtSoftplus ? sqrtSoftplus(v)
+                                                  : sigmoid(v);
+      weights[j] = v;
+      total += v;
+    }
+    for (int j = 0; j < k && gate.score == GateScore::softmax; ++j)
+      weights[j] /= total;
+  }
+  float total = 0;
+  for (int j = 0; j < k; ++j)
+    total += weights[j];
+  total += gate.epsilon;
+  total = total < gate.clampMin ? gate.clampMin : total;
+  for (int j = 0; j < k; ++j)
+    weights[j] = (gate.renorm ? weights[j] / total : weights[j]) * gate.scale;
+}
+
+template <typename Id>
+__global__ void lookUp(const Id *ids, const int32_t *table, int32_t *out, int64_t tokens,
+                       int64_t rows, int64_t width) {
+  for (int64_t i = threadNumber(); i < tokens * width; i += threadCount()) {
+    int64_t id = ids[i / width];
+    out[i] = id >= 0 && id < rows ? table[id * width + i % width] : -1;
+  }
+}
+
 __global__ void redirectChoices(const int32_t *ids, int32_t *out, int64_t choices, int32_t k,
                                 int32_t first, int32_t rest) {
   for (int64_t i = threadNumber(); i < choices; i += threadCount())
     out[i] = ids[i] < 0 ? -1 : i % k == 0 ? first : rest;
 }
 
-} // namespace
-
-Status ops::route(const Call &call) {
+/// Both calls: `forced` choices, an expert that does not exist raising `badForced`, or the gate's
+/// own where it is null.
+Status runGate(const Call &call, const float *bias, const int32_t *forced, Fault badForced,
+               float *gaps) {
   int64_t experts = trailing(call.in[0], 1), tokens = leading(call.in[0], 1),
           k = trailing(call.out[0], 1);
   std::string problem;
   Gate read = readGate(call.params, experts, k, problem);
   if (!problem.empty())
     return badCall(call, problem);
-  if (experts > kMostExperts || k > kMostChoices || read.groups > kMostGroups)
-    return notOnCuda(call,
-                     format("%lld choices among %lld experts in %d groups (it takes up to "
-                            "%lld among %lld in %lld)",
-                            (long long)k, (long long)experts, read.groups, (long long)kMostChoices,
-                            (long long)kMostExperts, (long long)kMostGroups));
+  bool many = k > 32;
+  if (experts > kMostExperts || read.groups > kMostGroups ||
+      (many && read.score == GateScore::sparsemixer))
+    return notOnCuda(call, format("%lld choices among %lld experts in %d groups (it takes up to "
+                                  "%lld experts in %lld groups, and 32 choices of a sparsemixer)",
+                                  (long long)k, (long long)experts, read.groups,
+                                  (long long)kMostExperts, (long long)kMostGroups));
   if (tokens == 0)
     return {};
-  const float *bias = call.in.size() > 1 ? call.input<float>(1) : nullptr;
   DeviceGate gate{read.experts,
                   read.k,
                   read.score,
@@ -294,9 +378,10 @@ Status ops::route(const Call &call) {
                   float(read.scale)};
   return withFloat(call.in[0].dtype, [&]<typename T>(T) {
     auto launch = [&]<int registers>(std::integral_constant<int, registers>) {
-      routeTokens<registers><<<blocksOfWarps(tokens), kWarpBlock, 0, call.stream()>>>(
-          call.input<T>(0), bias, call.output<int32_t>(0), call.output<float>(1),
-          call.context.forcedIds, call.context.gaps, tokens, gate, call.context.errorFlag);
+      auto *kernel = many ? routeMany<registers, T> : routeTokens<registers, T>;
+      kernel<<<blocksOfWarps(tokens), kWarpBlock, 0, call.stream()>>>(
+          call.input<T>(0), bias, call.output<int32_t>(0), call.output<float>(1), forced, badForced,
+          gaps, tokens, gate, call.context.errorFlag);
       return launched(call);
     };
     if (experts <= 32)
@@ -309,6 +394,29 @@ Status ops::route(const Call &call) {
       return launch(std::integral_constant<int, 8>());
     return launch(std::integral_constant<int, 32>());
   });
+}
+
+} // namespace
+
+Status ops::route(const Call &call) {
+  return runGate(call, call.in.size() > 1 ? call.input<float>(1) : nullptr, call.context.forcedIds,
+                 Fault::forcedExpert, call.context.gaps);
+}
+
+Status ops::route_to(const Call &call) {
+  return runGate(call, nullptr, call.input<int32_t>(1), Fault::expert, nullptr);
+}
+
+Status ops::lookup(const Call &call) {
+  int64_t tokens = call.in[0].elements(), rows = call.in[1].shape[0], width = call.in[1].shape[1];
+  if (tokens * width == 0)
+    return {};
+  auto run = [&]<typename Id>(Id) {
+    lookUp<<<blocksOfThreads(tokens * width), kWarpBlock, 0, call.stream()>>>(
+        call.input<Id>(0), call.input<int32_t>(1), call.output<int32_t>(0), tokens, rows, width);
+    return launched(call);
+  };
+  return call.in[0].dtype == fb::DType::i64 ? run(int64_t()) : run(int32_t());
 }
 
 Status ops::redirect(const Call &call) {

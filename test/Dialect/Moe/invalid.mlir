@@ -98,8 +98,8 @@ moe.state @w : tensor<4x8xf32> from #moe.source<names = ["a"], disk_shape = [6, 
 // -----
 
 // StateOp C1
-// expected-error @+1 {{C1: the type must be a static ranked tensor of floats}}
-moe.state @w : tensor<4xi32>
+// expected-error @+1 {{C1: the type must be a static ranked tensor of floats or of i32}}
+moe.state @w : tensor<4xi64>
 
 // -----
 
@@ -705,6 +705,132 @@ func.func @f(%l: tensor<2x6x4xf32>) {
 func.func @f(%l: tensor<2x6x4xf32>, %b: tensor<4xf32>) {
   // expected-error @+1 {{C5: a sparsemixer has no bias}}
   %0 = moe.route #moe.router<k = 2, score = sparsemixer> of %l bias %b : (tensor<2x6x4xf32>, tensor<4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// CapacityAttr C1
+// expected-error @+1 {{C1: value must be finite and not negative, and whole if it is fixed}}
+#c = #moe.capacity<rule = fixed, value = 1.5 : f64>
+
+// -----
+
+// CapacityAttr C1
+// expected-error @+1 {{C1: value must be finite and not negative, and whole if it is fixed}}
+#c = #moe.capacity<rule = factor, value = -1.0 : f64>
+
+// -----
+
+// CapacityAttr C2
+// expected-error @+1 {{C2: least must not be negative, got -1}}
+#c = #moe.capacity<rule = factor, value = 1.0 : f64, least = -1>
+
+// -----
+
+// CapacityAttr C3
+// expected-error @+1 {{C3: renorm_epsilon and renorm_clamp_min must be finite, not negative, and 0 without renorm}}
+#c = #moe.capacity<rule = factor, value = 1.0 : f64, renorm_epsilon = 1.0 : f64>
+
+// -----
+
+// CapacityAttr C4
+// expected-error @+1 {{C4: scale must be finite and not 0}}
+#c = #moe.capacity<rule = factor, value = 1.0 : f64, scale = 0.0 : f64>
+
+// -----
+
+// CapacityAttr C5
+// expected-error @+1 {{C5: layer must be a 31-bit number, and seed 0 unless the policy is random}}
+#c = #moe.capacity<rule = factor, value = 1.0 : f64, seed = 3>
+
+// -----
+
+// LimitOp C1
+func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C1: operand and result must have the same tokens, experts and k}}
+  %0, %1 = moe.limit #moe.capacity<rule = factor, value = 1.0 : f64> of %r : (!moe.routing<2x6, experts = 4, k = 2>) -> (!moe.routing<2x6, experts = 4, k = 1>, tensor<2xf32>)
+  return
+}
+
+// -----
+
+// LimitOp C2
+func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C2: step must be tensor<1xi32>, given if and only if the policy is random}}
+  %0, %1 = moe.limit #moe.capacity<rule = factor, value = 1.0 : f64, policy = random> of %r : (!moe.routing<2x6, experts = 4, k = 2>) -> (!moe.routing<2x6, experts = 4, k = 2>, tensor<2xf32>)
+  return
+}
+
+// -----
+
+// LimitOp C2
+func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>, %s: tensor<1xi32>) {
+  // expected-error @+1 {{C2: step must be tensor<1xi32>, given if and only if the policy is random}}
+  %0, %1 = moe.limit #moe.capacity<rule = factor, value = 1.0 : f64> of %r step %s : (!moe.routing<2x6, experts = 4, k = 2>, tensor<1xi32>) -> (!moe.routing<2x6, experts = 4, k = 2>, tensor<2xf32>)
+  return
+}
+
+// -----
+
+// LimitOp C3
+func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C3: dropped must have two numbers}}
+  %0, %1 = moe.limit #moe.capacity<rule = factor, value = 1.0 : f64> of %r : (!moe.routing<2x6, experts = 4, k = 2>) -> (!moe.routing<2x6, experts = 4, k = 2>, tensor<1xf32>)
+  return
+}
+
+// -----
+
+// LimitOp C4
+func.func @f(%r: !moe.routing<6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C4: one dimension of tokens is no set of sequences}}
+  %0, %1 = moe.limit #moe.capacity<rule = factor, value = 1.0 : f64, domain = sequence> of %r : (!moe.routing<6, experts = 4, k = 2>) -> (!moe.routing<6, experts = 4, k = 2>, tensor<2xf32>)
+  return
+}
+
+// -----
+
+// RouteToOp C1
+func.func @f(%l: tensor<2x6x5xf32>, %i: tensor<2x6x2xi32>) {
+  // expected-error @+1 {{C1: logits must be the routing's tokens followed by its experts}}
+  %0 = moe.route_to #moe.router<k = 2> of %l to %i : (tensor<2x6x5xf32>, tensor<2x6x2xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteToOp C2
+func.func @f(%l: tensor<2x6x4xf32>, %i: tensor<2x6x2xi32>) {
+  // expected-error @+1 {{C2: the router chooses 1 experts, the routing holds 2}}
+  %0 = moe.route_to #moe.router<k = 1> of %l to %i : (tensor<2x6x4xf32>, tensor<2x6x2xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteToOp C3
+func.func @f(%l: tensor<2x6x4xf32>, %i: tensor<2x6x3xi32>) {
+  // expected-error @+1 {{C3: choices must be the routing's tokens followed by k}}
+  %0 = moe.route_to #moe.router<k = 2> of %l to %i : (tensor<2x6x4xf32>, tensor<2x6x3xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteToOp C4
+func.func @f(%l: tensor<2x6x4xf32>, %i: tensor<2x6x2xi32>) {
+  // expected-error @+1 {{C4: groups and sparsemixer belong to gates that choose}}
+  %0 = moe.route_to #moe.router<k = 2, score = sparsemixer> of %l to %i : (tensor<2x6x4xf32>, tensor<2x6x2xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// LookupOp C1
+func.func @f(%i: tensor<2x6xi32>, %t: tensor<9x2xi32>) {
+  // expected-error @+1 {{C1: the result must have the shape of ids followed by the table's last dimension}}
+  %0 = moe.lookup %i, %t : (tensor<2x6xi32>, tensor<9x2xi32>) -> tensor<2x6x3xi32>
   return
 }
 

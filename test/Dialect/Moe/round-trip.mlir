@@ -91,13 +91,23 @@ func.func @attention_parts(%q: tensor<2x6x4x8xf32>, %k: tensor<2x9x2x8xf32>, %v:
 }
 
 // CHECK-LABEL: func.func @experts
-func.func @experts(%x: tensor<2x6x8xf32>, %logits: tensor<2x6x4xf32>, %w: tensor<4x16x8xf32>, %down: tensor<4x8x16xf32>, %bias: tensor<4x8xf32>, %choice_bias: tensor<4xf32>) -> tensor<2x6x8xf32> {
+func.func @experts(%x: tensor<2x6x8xf32>, %logits: tensor<2x6x4xf32>, %w: tensor<4x16x8xf32>, %down: tensor<4x8x16xf32>, %bias: tensor<4x8xf32>, %choice_bias: tensor<4xf32>, %ids: tensor<2x6xi32>, %table: tensor<9x2xi32>, %step: tensor<1xi32>) -> tensor<2x6x8xf32> {
   // CHECK: moe.route <k = 2, renorm = sum> of %{{.*}} : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
   %r = moe.route #moe.router<k = 2, score = softmax, order = score_topk, renorm = sum, scale = 1.0 : f64> of %logits : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
   // CHECK: moe.route <k = 2, score = sigmoid, groups = 2, group_score = top2_sum, renorm = sum, renorm_epsilon = {{.*}} : f64, scale = 2.500000e+00 : f64> of %{{.*}} bias %{{.*}} : (tensor<2x6x4xf32>, tensor<4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
   %r2 = moe.route <k = 2, score = sigmoid, groups = 2, group_keep = 1, group_score = top2_sum, renorm = sum, renorm_epsilon = 1.0e-20 : f64, scale = 2.5 : f64> of %logits bias %choice_bias : (tensor<2x6x4xf32>, tensor<4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
   // CHECK: moe.route <k = 2, score = sparsemixer, jitter_eps = 1.000000e-02 : f64> of
   %r3 = moe.route <k = 2, score = sparsemixer, jitter_eps = 0.01 : f64> of %logits : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  // CHECK: moe.route <k = 1, score = sigmoid, order = topk_score, apply = input> of
+  %r5 = moe.route <k = 1, score = sigmoid, order = topk_score, apply = input> of %logits : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 1>
+  // CHECK: moe.lookup %{{.*}}, %{{.*}} : (tensor<2x6xi32>, tensor<9x2xi32>) -> tensor<2x6x2xi32>
+  %choices = moe.lookup %ids, %table : (tensor<2x6xi32>, tensor<9x2xi32>) -> tensor<2x6x2xi32>
+  // CHECK: moe.route_to <k = 2, score = sqrt_softplus, renorm = sum> of %{{.*}} to %{{.*}} : (tensor<2x6x4xf32>, tensor<2x6x2xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  %r6 = moe.route_to <k = 2, score = sqrt_softplus, renorm = sum> of %logits to %choices : (tensor<2x6x4xf32>, tensor<2x6x2xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  // CHECK: moe.limit <rule = factor, value = 1.250000e+00 : f64> of %{{.*}} : (!moe.routing<2x6, experts = 4, k = 2>) -> (!moe.routing<2x6, experts = 4, k = 2>, tensor<2xf32>)
+  %r7, %dropped7 = moe.limit <rule = factor, value = 1.25 : f64, least = 0, policy = position> of %r : (!moe.routing<2x6, experts = 4, k = 2>) -> (!moe.routing<2x6, experts = 4, k = 2>, tensor<2xf32>)
+  // CHECK: moe.limit <rule = rounded, value = 1.000000e+00 : f64, least = 4, domain = sequence, policy = random, order = choice_major, renorm = after, renorm_clamp_min = {{.*}} : f64, seed = 7, layer = 3> of %{{.*}} step %{{.*}} :
+  %r8, %dropped8 = moe.limit <rule = rounded, value = 1.0 : f64, least = 4, domain = sequence, policy = random, order = choice_major, renorm = after, renorm_clamp_min = 1.0e-7 : f64, seed = 7, layer = 3> of %r step %step : (!moe.routing<2x6, experts = 4, k = 2>, tensor<1xi32>) -> (!moe.routing<2x6, experts = 4, k = 2>, tensor<2xf32>)
   // CHECK: moe.redirect %{{.*}} first 1 rest 0 : !moe.routing<2x6, experts = 4, k = 2>
   %r4 = moe.redirect %r first 1 rest 0 : !moe.routing<2x6, experts = 4, k = 2>
   // CHECK: moe.dispatch %{{.*}}, %{{.*}} :

@@ -37,17 +37,31 @@ LogicalResult MeshOp::verify() {
 // Reshard and collectives
 //===----------------------------------------------------------------------===//
 
+static ArrayRef<int64_t> shapeOf(Type type) {
+  if (auto routing = dyn_cast<moe::RoutingType>(type))
+    return routing.getTokens();
+  return cast<RankedTensorType>(type).getShape();
+}
+
+/// Tensors of one element type, or routings to the same experts.
+static bool haveSameElements(Type a, Type b) {
+  auto x = dyn_cast<moe::RoutingType>(a), y = dyn_cast<moe::RoutingType>(b);
+  if (x || y)
+    return x && y && x.getExperts() == y.getExperts() && x.getK() == y.getK();
+  return cast<RankedTensorType>(a).getElementType() == cast<RankedTensorType>(b).getElementType();
+}
+
 /// Shapes and element types of both sides agree. Returns the shardings, both null after
 /// localisation.
 static FailureOr<std::pair<ShardingAttr, ShardingAttr>> shardingsOf(Operation *op, Value from,
                                                                     Value to) {
-  auto in = cast<RankedTensorType>(from.getType()), out = cast<RankedTensorType>(to.getType());
-  if (in.getElementType() != out.getElementType())
+  Type in = from.getType(), out = to.getType();
+  if (!haveSameElements(in, out))
     return op->emitOpError("operand and result have different element types"), failure();
   ShardingAttr a = getSharding(in), b = getSharding(out);
   if (!a != !b)
     return op->emitOpError("either both types carry a sharding or neither does"), failure();
-  if (a && in.getShape() != out.getShape())
+  if (a && shapeOf(in) != shapeOf(out))
     return op->emitOpError("operand and result have different global shapes"), failure();
   return std::make_pair(a, b);
 }

@@ -6,6 +6,8 @@
 #include "moira/Dialect/Moe/IR/MoeOps.h"
 #include "llvm/ADT/TypeSwitch.h"
 
+#include <cmath>
+
 using namespace mlir;
 using namespace moira;
 using namespace moira::moe;
@@ -35,7 +37,7 @@ void MoeDialect::initialize() {
 LogicalResult RouterAttr::verify(function_ref<InFlightDiagnostic()> emitError, int64_t k,
                                  Score score, RouteOrder order, int64_t groups, int64_t groupKeep,
                                  GroupScore, Renorm renorm, FloatAttr epsilon, FloatAttr clampMin,
-                                 FloatAttr jitter, FloatAttr scale) {
+                                 FloatAttr jitter, FloatAttr scale, RouteApply) {
   if (k < 1)
     return emitError() << "C1: k must be at least 1, got " << k;
   if (!scale.getValue().isFinite() || scale.getValue().isZero())
@@ -63,7 +65,8 @@ LogicalResult RouterAttr::verify(function_ref<InFlightDiagnostic()> emitError, i
 RouterAttr RouterAttr::get(MLIRContext *context, const RouterFields &f) {
   auto real = [&](double value) { return FloatAttr::get(Float64Type::get(context), value); };
   return get(context, f.k, f.score, f.order, f.groups, f.groupKeep, f.groupScore, f.renorm,
-             real(f.renormEpsilon), real(f.renormClampMin), real(f.jitterEps), real(f.scale));
+             real(f.renormEpsilon), real(f.renormClampMin), real(f.jitterEps), real(f.scale),
+             f.apply);
 }
 
 RouterFields RouterAttr::getFields() const {
@@ -77,7 +80,73 @@ RouterFields RouterAttr::getFields() const {
           getRenormEpsilon().getValueAsDouble(),
           getRenormClampMin().getValueAsDouble(),
           getJitterEps().getValueAsDouble(),
-          getScale().getValueAsDouble()};
+          getScale().getValueAsDouble(),
+          getApply()};
+}
+
+LogicalResult CapacityAttr::verify(function_ref<InFlightDiagnostic()> emitError, CapacityRule rule,
+                                   FloatAttr value, int64_t least, CapacityDomain,
+                                   DropPolicy policy, CapacityOrder, LimitRenorm renorm,
+                                   FloatAttr epsilon, FloatAttr clampMin, FloatAttr scale,
+                                   int64_t seed, int64_t layer) {
+  double number = value.getValueAsDouble();
+  if (!std::isfinite(number) || number < 0 ||
+      (rule == CapacityRule::fixed && number != std::floor(number)))
+    return emitError() << "C1: value must be finite and not negative, and whole if it is fixed";
+  if (least < 0)
+    return emitError() << "C2: least must not be negative, got " << least;
+  for (FloatAttr part : {epsilon, clampMin})
+    if (!part.getValue().isFinite() || part.getValue().isNegative() ||
+        (renorm == LimitRenorm::none && !part.getValue().isZero()))
+      return emitError() << "C3: renorm_epsilon and renorm_clamp_min must be finite, not negative, "
+                            "and 0 without renorm";
+  if (!scale.getValue().isFinite() || scale.getValue().isZero())
+    return emitError() << "C4: scale must be finite and not 0";
+  if (layer < 0 || layer > INT32_MAX || (seed != 0 && policy != DropPolicy::random))
+    return emitError()
+           << "C5: layer must be a 31-bit number, and seed 0 unless the policy is random";
+  return success();
+}
+
+CapacityAttr CapacityAttr::get(MLIRContext *context, const CapacityFields &f) {
+  auto real = [&](double value) { return FloatAttr::get(Float64Type::get(context), value); };
+  return get(context, f.rule, real(f.value), f.least, f.domain, f.policy, f.order, f.renorm,
+             real(f.renormEpsilon), real(f.renormClampMin), real(f.scale), f.seed, f.layer);
+}
+
+CapacityFields CapacityAttr::getFields() const {
+  return {getRule(),
+          getValue().getValueAsDouble(),
+          getLeast(),
+          getDomain(),
+          getPolicy(),
+          getOrder(),
+          getRenorm(),
+          getRenormEpsilon().getValueAsDouble(),
+          getRenormClampMin().getValueAsDouble(),
+          getScale().getValueAsDouble(),
+          getSeed(),
+          getLayer()};
+}
+
+int64_t CapacityAttr::capacityFor(int64_t tokens, int64_t experts, int64_t k) const {
+  double value = getValue().getValueAsDouble(), T = tokens, E = experts, capacity = value;
+  switch (getRule()) {
+  case CapacityRule::fixed:
+    break;
+  case CapacityRule::factor:
+    capacity = std::ceil((T / E) * (value * k));
+    break;
+  case CapacityRule::rounded:
+    capacity = std::ceil(value * k * std::ceil(T / E));
+    break;
+  case CapacityRule::fraction:
+    capacity = std::ceil(value * T);
+    break;
+  }
+  if (getRule() != CapacityRule::fixed)
+    capacity = std::max(capacity, double(getLeast()));
+  return std::min(capacity, T); // an expert meets a token at most once
 }
 
 LogicalResult SourceAttr::verify(function_ref<InFlightDiagnostic()> emitError, ArrayAttr names,

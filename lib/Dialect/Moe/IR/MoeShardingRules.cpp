@@ -53,6 +53,17 @@ FactorRule FullOp::getFactorRule() {
   return rule;
 }
 
+/// ids[t..], table[v,k] → [t..,k]
+FactorRule LookupOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(pass, shapeOf(getIds()));
+  int v = rule.addFactor(whole, shapeOf(getTable())[0]),
+      k = rule.addFactor(whole, shapeOf(getTable())[1]);
+  rule.operands = {t, {v, k}};
+  rule.results = {join(t, {k})};
+  return rule;
+}
+
 /// x[t..,K..], w[N..,K..] → [t..,N..]
 FactorRule LinearOp::getFactorRule() {
   FactorRule rule;
@@ -289,6 +300,33 @@ FactorRule RouteOp::getFactorRule() {
   return rule;
 }
 
+/// logits[t..,e], choices[t..,k] → routing[t..]
+FactorRule RouteToOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(pass, getType().getTokens());
+  int e = rule.addFactor(whole, getType().getExperts()),
+      k = rule.addFactor(whole, getType().getK());
+  rule.operands = {join(t, {e}), join(t, {k})};
+  rule.results = {t};
+  return rule;
+}
+
+/// routing[t..], step[s] → routing[t..], dropped[c]: a domain is seen as a whole, so that every
+/// rank finds the same choices over the capacity; sequences of their own may be cut apart.
+FactorRule LimitOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> tokens = getRouting().getType().getTokens();
+  Ids t;
+  for (auto [i, size] : llvm::enumerate(tokens))
+    t.push_back(rule.addFactor(
+        i == 0 && getCapacity().getDomain() == CapacityDomain::sequence ? pass : whole, size));
+  rule.operands = {t};
+  if (getStep())
+    rule.operands.push_back({rule.addFactor(whole, 1)});
+  rule.results = {t, {rule.addFactor(whole, 2)}};
+  return rule;
+}
+
 /// routing[t..] → routing[t..]
 FactorRule RedirectOp::getFactorRule() {
   FactorRule rule;
@@ -424,6 +462,13 @@ LogicalResult CombineOp::refineResultShardings(const MeshInfo &mesh,
   return success();
 }
 
+/// Ranks that hold different sequences count different drops.
+LogicalResult LimitOp::refineResultShardings(const MeshInfo &, ArrayRef<ShardingAttr> operands,
+                                             SmallVectorImpl<ShardingAttr> &results) {
+  results[1] = results[1].withPartial(operands[0].getDims()[0].getAxes());
+  return success();
+}
+
 //===----------------------------------------------------------------------===//
 // What depends on the rank
 //===----------------------------------------------------------------------===//
@@ -467,4 +512,15 @@ void GroupedBiasOp::localize(const MeshInfo &, ArrayRef<ShardingAttr> operands,
                              ArrayRef<ShardingAttr>) {
   if (ArrayRef<StringAttr> axes = operands[0].getPartialAxes(); !axes.empty())
     setPartAttr(dist::OffsetAttr::get(getContext(), axes, 1));
+}
+
+void LimitOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,
+                       ArrayRef<ShardingAttr>) {
+  RoutingType routing = getRouting().getType();
+  DimShardingAttr dim = operands[0].getDims()[0];
+  int64_t size = routing.getTokens()[0];
+  if (!dim.getAxes().empty())
+    setTokenOffsetAttr(
+        dist::OffsetAttr::get(getContext(), dim.getAxes(),
+                              dist::localSize(size, dim, mesh) * (routing.numTokens() / size)));
 }

@@ -40,8 +40,9 @@ static bool isSuffix(ArrayRef<int64_t> suffix, ArrayRef<int64_t> shape) {
 
 LogicalResult StateOp::verify() {
   auto type = dyn_cast<RankedTensorType>(getType());
-  if (!type || !type.hasStaticShape() || !isa<FloatType>(type.getElementType()))
-    return emitOpError("C1: the type must be a static ranked tensor of floats");
+  if (!type || !type.hasStaticShape() ||
+      (!isa<FloatType>(type.getElementType()) && !type.getElementType().isInteger(32)))
+    return emitOpError("C1: the type must be a static ranked tensor of floats or of i32");
   SourceAttr source = getSourceAttr();
   if (!source)
     return success();
@@ -104,6 +105,14 @@ LogicalResult EmbeddingOp::verify() {
 
 LogicalResult FullOp::verify() {
   return getValue().isFinite() ? success() : emitOpError("C1: the value must be finite");
+}
+
+LogicalResult LookupOp::verify() {
+  if (tensorOf(getTable()).getRank() != 2 ||
+      ArrayRef(concat(shapeOf(getIds()), shapeOf(getTable()).take_back())) != shapeOf(getResult()))
+    return emitOpError(
+        "C1: the result must have the shape of ids followed by the table's last dimension");
+  return success();
 }
 
 LogicalResult LinearOp::verify() {
@@ -389,6 +398,47 @@ LogicalResult RouteOp::verify() {
   if (getBias() && router.getScore() == Score::sparsemixer)
     return emitOpError("C5: a sparsemixer has no bias");
   return success();
+}
+
+LogicalResult RouteToOp::verify() {
+  RoutingType routing = getType();
+  if (ArrayRef(concat(routing.getTokens(), {routing.getExperts()})) != shapeOf(getLogits()))
+    return emitOpError("C1: logits must be the routing's tokens followed by its experts");
+  RouterAttr router = getRouter();
+  if (router.getK() != routing.getK())
+    return emitOpError("C2: the router chooses ")
+           << router.getK() << " experts, the routing holds " << routing.getK();
+  if (ArrayRef(concat(routing.getTokens(), {routing.getK()})) != shapeOf(getChoices()))
+    return emitOpError("C3: choices must be the routing's tokens followed by k");
+  if (router.getGroups() != 1 || router.getScore() == Score::sparsemixer)
+    return emitOpError("C4: groups and sparsemixer belong to gates that choose");
+  return success();
+}
+
+LogicalResult LimitOp::verify() {
+  RoutingType from = getRouting().getType(), to = getResult().getType();
+  if (from.getTokens() != to.getTokens() || from.getExperts() != to.getExperts() ||
+      from.getK() != to.getK())
+    return emitOpError("C1: operand and result must have the same tokens, experts and k");
+  bool random = getCapacity().getPolicy() == DropPolicy::random;
+  if (random != bool(getStep()) || (random && shapeOf(getStep()) != ArrayRef<int64_t>{1}))
+    return emitOpError("C2: step must be tensor<1xi32>, given if and only if the policy is random");
+  if (shapeOf(getDropped()) != ArrayRef<int64_t>{2})
+    return emitOpError("C3: dropped must have two numbers");
+  if (getCapacity().getDomain() == CapacityDomain::sequence && from.getTokens().size() < 2)
+    return emitOpError("C4: one dimension of tokens is no set of sequences");
+  return success();
+}
+
+int64_t LimitOp::numDomains() {
+  return getCapacity().getDomain() == CapacityDomain::batch ? 1
+                                                            : getRouting().getType().getTokens()[0];
+}
+
+int64_t LimitOp::capacityPerDomain() {
+  RoutingType routing = getRouting().getType();
+  return getCapacity().capacityFor(routing.numTokens() / numDomains(), routing.getExperts(),
+                                   routing.getK());
 }
 
 LogicalResult RedirectOp::verify() {

@@ -34,8 +34,9 @@ struct DimPattern {
 
 /// One operand in Calls.def.
 struct OperandDesc {
-  /// compute: the program's T; accumulate: A; either: T or A; index: i32 or i64; exact: `dtype`.
-  enum TypeClass { compute, accumulate, either, index, exact } type = compute;
+  /// compute: the program's T; accumulate: A; either: T or A; index: i32 or i64; any: one
+  /// type for all of these in a call; exact: `dtype`.
+  enum TypeClass { compute, accumulate, either, index, any, exact } type = compute;
   fb::DType dtype = fb::DType::f32;
   std::string role;
   std::vector<DimPattern> dims;

@@ -10,6 +10,7 @@
 
 #include "Moe/MoeDialect.h.inc"
 #include "Moe/MoeEnums.h.inc"
+#include "moira/Dialect/Moe/IR/CapacityFields.h"
 #include "moira/Dialect/Moe/IR/RouterFields.h"
 #define GET_ATTRDEF_CLASSES
 #include "Moe/MoeAttrs.h.inc"

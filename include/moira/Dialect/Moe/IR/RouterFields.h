@@ -17,6 +17,7 @@ struct RouterFields {
   GroupScore groupScore = GroupScore::max;
   Renorm renorm = Renorm::none;
   double renormEpsilon = 0, renormClampMin = 0, jitterEps = 0, scale = 1;
+  RouteApply apply = RouteApply::output;
 };
 
 } // namespace moira::moe
