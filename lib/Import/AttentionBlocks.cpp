@@ -71,7 +71,7 @@ KeyValues BlockBuilder::projectEncoded(Value x, Value positions, Value mask) {
 Value BlockBuilder::projection(Value x, R weight, R bias, std::optional<R> normRole, bool rotated) {
   bool biased = spec.qkvBias, normed = normRole && spec.qkNorm != QkNorm::none,
        clipped = spec.clipQkv.has_value();
-  Type afterClip = rotated ? beforeRotation() : type, afterNorm = clipped ? f32 : afterClip,
+  Type afterClip = rotated ? f32 : type, afterNorm = clipped ? f32 : afterClip,
        afterBias = normed ? f32 : afterNorm;
   loc = at(weight);
   x = linear(x, weight, 1, biased ? f32 : afterBias);

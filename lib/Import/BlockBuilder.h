@@ -145,9 +145,6 @@ private:
   void rotary(int64_t length);
   /// x with its positions' rotation.
   mlir::Value rotate(mlir::Value x);
-  /// Type of what is rotated: a kernel that rotates rounds once, the call that rotates neighbours
-  /// gives what it takes.
-  mlir::Type beforeRotation() { return spec.ropeInterleaved ? type : f32; }
   mlir::Value headAttention(mlir::Value x);
   mlir::Value latentAttention(mlir::Value x); // LatentAttention.cpp
   bool staysLatent(int64_t queries, int64_t keys) const;

@@ -33,10 +33,9 @@ Value BlockBuilder::latentAttention(Value x) {
     turned = compressed ? R::q_b_turned : R::q_turned;
   loc = at(plain);
   Location whole = parent(loc);
-  Value q = linear(source, plain), q2 = linear(source, turned, 1, beforeRotation());
+  Value q = linear(source, plain), q2 = linear(source, turned, 1, f32);
   Value c = normed(biased(x, R::kv_a, R::kv_a_bias, f32), R::kv_a_norm);
-  // Keys without heads are rotated by a call, which gives what it takes.
-  Value k2 = biased(x, R::k_turned, R::k_turned_bias, type);
+  Value k2 = biased(x, R::k_turned, R::k_turned_bias, f32);
   loc = whole;
   q2 = rotate(q2);
   LatentKeys keys = selfLatents({c, rotate(k2), positions, mask});

@@ -173,11 +173,26 @@ template <typename S> Status sigmoid_gate(const Call &call) {
   return {};
 }
 
+namespace {
+
+template <typename X, typename Out, typename A>
+void rotate(const X *x, const A *cosines, const A *sines, Out *out, int64_t width, int64_t r,
+            bool interleaved) {
+  for (int64_t i = 0; i < r; ++i) {
+    int64_t first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + r;
+    A c = cosines[i], n = sines[i], low = x[first], high = x[second];
+    out[first] = Out(low * c - high * n);
+    out[second] = Out(high * c + low * n);
+  }
+  for (int64_t i = 2 * r; i < width; ++i)
+    out[i] = Out(A(x[i]));
+}
+
+} // namespace
+
 template <typename S> Status rope(const Call &call) {
   using A = Accumulator<S>;
-  const S *x = call.input<S>(0);
   const A *cosines = call.input<A>(1), *sines = call.input<A>(2);
-  S *out = call.output<S>(0);
   const std::vector<int64_t> &shape = call.in[0].shape;
   int64_t sequence = shape[1], width = shape.back(), r = call.in[1].shape[1];
   int64_t heads = product(shape, 2, shape.size() - 1);
@@ -185,17 +200,16 @@ template <typename S> Status rope(const Call &call) {
     return badCall(
         call, format("%lld pairs to rotate in a head of %lld", (long long)r, (long long)width));
   bool interleaved = call.params.integer("interleaved") != 0;
-  for (int64_t t = 0; t < shape[0] * sequence * heads; ++t, x += width, out += width) {
-    int64_t s = t / heads % sequence;
-    for (int64_t i = 0; i < r; ++i) {
-      int64_t first = interleaved ? 2 * i : i, second = interleaved ? 2 * i + 1 : i + r;
-      A c = cosines[s * r + i], n = sines[s * r + i], low = x[first], high = x[second];
-      out[first] = S(low * c - high * n);
-      out[second] = S(high * c + low * n);
-    }
-    std::copy(x + 2 * r, x + width, out + 2 * r);
-  }
-  return {};
+  return withEither<S>(call.in[0].dtype, [&]<typename X>(X) {
+    return withEither<S>(call.out[0].dtype, [&]<typename Out>(Out) {
+      for (int64_t t = 0; t < shape[0] * sequence * heads; ++t) {
+        int64_t s = t / heads % sequence;
+        rotate(call.input<X>(0) + t * width, cosines + s * r, sines + s * r,
+               call.output<Out>(0) + t * width, width, r, interleaved);
+      }
+      return Status();
+    });
+  });
 }
 
 #define INSTANTIATE(name)                                                                          \
