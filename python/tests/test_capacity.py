@@ -3,7 +3,9 @@
 MOIRA_SEED chooses the cases. A case in which a kept and a dropped choice are nearly tied is redrawn.
 """
 
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from moira import checkpoint, compile_plan, run_plan, run_tool
 SEED = int(os.environ.get("MOIRA_SEED", "20240"))
 MARGIN, TOLERANCE = 1e-5, 2e-6
 POLICIES = ("position", "probs", "random", "priority")
+CAPACITY_GOLDENS = ROOT / "test" / "golden-capacity"
+LIMITED = json.loads((CAPACITY_GOLDENS / "configs.json").read_text())
 # By batch and sequence: tokens split over dp, over dp and ep, over the sequence, or not at all.
 MESHES = {
     (4, 6): ("dp=2", "ep=2", "dp=4", "dp=2,ep=2", "ep=4", "dp=2,ep=2,tp=2", "dp=2,ep=4"),
@@ -186,3 +190,22 @@ def test_bad_capacity_options_are_refused(tmp_path):
     ):
         done = run_tool("moe-opt", model, "--batch=4", "--seq=24", *options, "-o", tmp_path / "p.moeplan")
         assert done.code == 1 and text in done.err, done
+
+
+@pytest.mark.parametrize("mesh", ("", "ep=2", "ep=4", "dp=2", "dp=2,ep=2", "ep=2,tp=2"))
+@pytest.mark.parametrize("name", sorted(LIMITED))
+def test_nllb_drops_what_transformers_drops(name, mesh, tmp_path):
+    """The golden NLLB-MoE with less room (make_capacity_goldens.py): its capacities, orders, priorities and renormalisations."""
+    golden = ROOT / "test" / "golden" / "nllb_moe"
+    want = checkpoint.read(CAPACITY_GOLDENS / f"{name}.safetensors")["logits"]
+    shutil.copytree(golden, tmp_path / "model")
+    config = json.loads((golden / "config.json").read_text()) | LIMITED[name]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    io = checkpoint.read(golden / "io.safetensors")
+    checkpoint.write(tmp_path / "in.safetensors", {n: io[n] for n in ("input_ids", "decoder_input_ids")})
+    compile_plan(tmp_path / "model", tmp_path / "p.moeplan", "--batch=2", "--seq=24", "--dec-seq=12", *([f"--mesh={mesh}"] if mesh else []))
+    run_plan(tmp_path / "p.moeplan", tmp_path / "model", tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    got = checkpoint.read(tmp_path / "out.safetensors")
+    assert got["dropped_choices"][0] > 0
+    assert relative_error(got["logits"], want) <= 1e-5
+    assert relative_error(io["logits"], want) > 1e-4  # drops are seen
