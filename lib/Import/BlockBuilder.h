@@ -163,6 +163,7 @@ private:
   mlir::Value experts(mlir::Value rows, mlir::Value routing);
   mlir::Value groupedMatmul(mlir::Value rows, mlir::Value routing, WeightRole role);
   mlir::Value groupedBias(mlir::Value rows, mlir::Value routing, WeightRole role);
+  bool mayDrop(moe::RoutingType routing);
   mlir::Value route(mlir::Value x);
 
   mlir::Value relativeBias; // of the stack's first layer, for all

@@ -88,6 +88,17 @@ Value BlockBuilder::groupedBias(Value rows, Value routing, R role) {
                                     Attribute());
 }
 
+/// Whether an expert can get more of these choices than it takes: at most one of a token.
+bool BlockBuilder::mayDrop(moe::RoutingType routing) {
+  if (!spec.capacity)
+    return false;
+  int64_t sequences =
+      spec.capacity->domain == moe::CapacityDomain::sequence ? routing.getTokens()[0] : 1;
+  int64_t tokens = routing.numTokens() / sequences;
+  return moe::CapacityAttr::get(b.getContext(), *spec.capacity)
+             .capacityFor(tokens, routing.getExperts(), routing.getK()) < tokens;
+}
+
 Value BlockBuilder::route(Value x) {
   loc = at(R::router);
   Value logits = linear(x, R::router, 1, f32);
@@ -98,8 +109,22 @@ Value BlockBuilder::route(Value x) {
     choiceBias = param(R::router_choice_bias);
   auto routing = moe::RoutingType::get(b.getContext(), shapeOf(x).drop_back(), spec.experts,
                                        spec.router.k, Attribute());
+  moe::RouterFields gate = spec.router;
+  bool limited = mayDrop(routing);
+  if (limited && spec.capacity->renorm != moe::LimitRenorm::none) {
+    gate.renorm = moe::Renorm::none; // the limit's work
+    gate.renormEpsilon = gate.renormClampMin = 0;
+    gate.scale = 1;
+  }
   Value routed = moe::RouteOp::create(b, loc, routing, logits, choiceBias,
-                                      moe::RouterAttr::get(b.getContext(), spec.router));
+                                      moe::RouterAttr::get(b.getContext(), gate));
+  if (limited) {
+    moe::CapacityFields capacity = *spec.capacity;
+    capacity.layer = layer;
+    routed = moe::LimitOp::create(b, loc, routing, tensor({2}, f32), routed, Value(),
+                                  moe::CapacityAttr::get(b.getContext(), capacity), Attribute())
+                 .getResult();
+  }
   if (spec.redirect)
     routed = moe::RedirectOp::create(b, loc, routing, routed, spec.redirect->first,
                                      spec.redirect->second);

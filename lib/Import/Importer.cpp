@@ -31,21 +31,6 @@ static std::vector<StoredTensor> listTensors(const rt::Checkpoint &checkpoint) {
   return out;
 }
 
-/// A capacity may not bind: no program drops tokens.
-static void checkCapacity(const ModelSpec &spec, const char *option, int64_t batch, int64_t seq,
-                          Status &status) {
-  bool sparse = llvm::any_of(spec.layers, [](const LayerSpec &layer) { return layer.sparse; });
-  int64_t tokens = spec.capacity.domain == CapacitySpec::batch ? batch * seq : seq;
-  int64_t limit = spec.capacity.of(tokens, spec.experts);
-  if (sparse && limit < tokens)
-    status.add(
-        ErrorId::UnsupportedConfig,
-        rt::format("an expert takes %lld of the %lld tokens that --%s=%lld gives it to share, "
-                   "so tokens may be dropped, which is not supported; use shorter "
-                   "sequences or a larger capacity",
-                   (long long)limit, (long long)tokens, option, (long long)seq));
-}
-
 /// What the tensors say and the config does not: published weights of some classes have a head of
 /// their own whatever the config says, and where nothing is tied stacks may have embeddings of
 /// their own.
@@ -89,11 +74,6 @@ static void checkShape(const ModelSpec &spec, const ImportOptions &options, Stat
         rt::format("--dec-seq=%lld is for encoder-decoders; %s has no encoder, its length is "
                    "--seq",
                    (long long)*options.decSeq, spec.modelClass->name.c_str()));
-  if (status.ok()) {
-    checkCapacity(spec.encoder ? *spec.encoder : spec, "seq", options.batch, options.seq, status);
-    if (spec.encoder)
-      checkCapacity(spec, "dec-seq", options.batch, options.decSeq.value_or(options.seq), status);
-  }
   if (options.dtype != "f32" && options.dtype != "bf16")
     status.add(ErrorId::BadUsage, "--dtype=" + options.dtype + " must be f32 or bf16");
   if (options.task != "forward")

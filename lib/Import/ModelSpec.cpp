@@ -266,17 +266,44 @@ private:
     if (const json::Array *fixed = get("router_redirect").getAsArray())
       spec.redirect =
           std::pair((*fixed)[0].getAsInteger().value_or(0), (*fixed)[1].getAsInteger().value_or(0));
-    spec.capacity.domain = StringSwitch<decltype(spec.capacity.domain)>(word("capacity_domain"))
-                               .Case("sequence", CapacitySpec::sequence)
-                               .Case("batch", CapacitySpec::batch)
-                               .Default(CapacitySpec::none);
-    spec.capacity.fixed = number("capacity");
-    spec.capacity.fraction = number("capacity_fraction");
+    if (word("capacity_domain") != "none")
+      capacity();
     if (gate.k > spec.experts)
       fail(ErrorId::BadConfigValue,
            shown("router_k", gate.k) + " is larger than " + shown("experts", spec.experts));
     if (word("router_grouped") != "none")
       routerGroups();
+  }
+
+  /// How many choices an expert takes, and which. The sum over a token's weights is made here then,
+  /// so that choices compete by the gate's own scores.
+  void capacity() {
+    moe::CapacityFields limit;
+    limit.domain =
+        moe::symbolizeCapacityDomain(word("capacity_domain")).value_or(moe::CapacityDomain::batch);
+    limit.order = moe::symbolizeCapacityOrder(word("capacity_order"))
+                      .value_or(moe::CapacityOrder::token_major);
+    limit.policy =
+        flag("capacity_priority") ? moe::DropPolicy::priority : moe::DropPolicy::position;
+    if (double fraction = number("capacity_fraction"); fraction > 0) {
+      limit.rule = moe::CapacityRule::fraction;
+      limit.value = fraction;
+    } else if (isNull("capacity")) {
+      limit.rule = moe::CapacityRule::rounded;
+      limit.value = 1;
+    } else {
+      limit.rule = moe::CapacityRule::fixed;
+      limit.value = number("capacity");
+    }
+    moe::RouterFields &gate = spec.router;
+    if (gate.renorm == moe::Renorm::sum) {
+      limit.renorm =
+          flag("capacity_renorm_first") ? moe::LimitRenorm::before : moe::LimitRenorm::after;
+      limit.renormEpsilon = gate.renormEpsilon;
+      limit.renormClampMin = gate.renormClampMin;
+      limit.scale = gate.scale;
+    }
+    spec.capacity = limit;
   }
 
   /// Experts in groups of which only the best are open to a token.
@@ -407,15 +434,6 @@ void checkTotal(const ModelSpec &spec, StringRef fileName, Status &status) {
 }
 
 } // namespace
-
-int64_t CapacitySpec::of(int64_t tokens, int64_t experts) const {
-  if (domain == none)
-    return tokens;
-  int64_t limit = fixed ? fixed : 2 * divideCeil(tokens, experts);
-  if (fraction > 0)
-    limit = int64_t(std::ceil(fraction * double(tokens)));
-  return std::min(limit, tokens);
-}
 
 std::optional<ModelSpec> moira::resolveModel(const json::Object &config, StringRef fileName,
                                              Status &status) {

@@ -3,7 +3,9 @@
 MOIRA_SEED chooses the cases. A case in which a kept and a dropped choice are nearly tied is redrawn.
 """
 
+import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -17,6 +19,8 @@ from moira import checkpoint, compile_plan, run_plan, run_tool
 SEED = int(os.environ.get("MOIRA_SEED", "20240"))
 MARGIN, TOLERANCE = 1e-5, 2e-6
 POLICIES = ("position", "probs", "random", "priority")
+CAPACITY_GOLDENS = ROOT / "test" / "golden-capacity"
+LIMITED = json.loads((CAPACITY_GOLDENS / "configs.json").read_text())
 # By batch and sequence: tokens split over dp, over dp and ep, over the sequence, or not at all.
 MESHES = {
     (4, 6): ("dp=2", "ep=2", "dp=4", "dp=2,ep=2", "ep=4", "dp=2,ep=2,tp=2", "dp=2,ep=4"),
@@ -186,3 +190,68 @@ def test_bad_capacity_options_are_refused(tmp_path):
     ):
         done = run_tool("moe-opt", model, "--batch=4", "--seq=24", *options, "-o", tmp_path / "p.moeplan")
         assert done.code == 1 and text in done.err, done
+
+
+@pytest.mark.parametrize("mesh", ("", "ep=2", "ep=4", "dp=2", "dp=2,ep=2", "ep=2,tp=2"))
+@pytest.mark.parametrize("name", sorted(LIMITED))
+def test_nllb_drops_what_transformers_drops(name, mesh, tmp_path):
+    """The golden NLLB-MoE with less room (make_capacity_goldens.py): its capacities, orders, priorities and renormalisations."""
+    golden = ROOT / "test" / "golden" / "nllb_moe"
+    want = checkpoint.read(CAPACITY_GOLDENS / f"{name}.safetensors")["logits"]
+    shutil.copytree(golden, tmp_path / "model")
+    config = json.loads((golden / "config.json").read_text()) | LIMITED[name]
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    io = checkpoint.read(golden / "io.safetensors")
+    checkpoint.write(tmp_path / "in.safetensors", {n: io[n] for n in ("input_ids", "decoder_input_ids")})
+    compile_plan(tmp_path / "model", tmp_path / "p.moeplan", "--batch=2", "--seq=24", "--dec-seq=12", *([f"--mesh={mesh}"] if mesh else []))
+    run_plan(tmp_path / "p.moeplan", tmp_path / "model", tmp_path / "in.safetensors", tmp_path / "out.safetensors")
+    got = checkpoint.read(tmp_path / "out.safetensors")
+    assert got["dropped_choices"][0] > 0
+    assert relative_error(got["logits"], want) <= 1e-5
+    assert relative_error(io["logits"], want) > 1e-4  # drops are seen
+
+
+def deepspeed(logits, k, factor, least, policy):
+    """DeepSpeed's top1gating, top2gating ("position-2") and topkgating as matrices of masks, as it computes them: the weights [T,E]."""
+    tokens, experts = logits.shape
+    gates = gate_oracle.softmax(logits)
+    masks = [np.eye(experts)[ids] for ids in np.argsort(-gates, axis=-1, kind="stable")[:, :k].T]
+    capacity = max(int(np.ceil((tokens / experts) * (factor * k))), least)
+    if policy == "probs":
+        scores = gates * sum(masks)
+        places = np.argsort(np.argsort(-scores, axis=0, kind="stable"), axis=0)
+        masks = [mask * (places < capacity) for mask in masks]
+    elif policy == "position-2":
+        places = [np.cumsum(mask, axis=0) - 1 for mask in masks]
+        places[1] += masks[0].sum(0)
+        masks = [mask * (place < capacity) for mask, place in zip(masks, places)]
+    else:
+        places = np.cumsum(sum(masks), axis=0) - 1
+        masks = [mask * (places < capacity) for mask in masks]
+    weights = gates * sum(masks)
+    return weights if k == 1 else weights / np.maximum(weights.sum(-1, keepdims=True), np.finfo(np.float32).eps)
+
+
+@pytest.mark.parametrize("k,policy", ((1, "position"), (2, "position-2"), (2, "position"), (4, "position"), (2, "probs"), (4, "probs")))
+def test_deepspeeds_gates(k, policy, tmp_path):
+    """The attributes that docs/routing.md gives for them. Its random token selection draws otherwise and is not compared."""
+    rng = np.random.default_rng([SEED, 11, k, len(policy)])
+    experts, factor, least = 8, 0.75, 1
+    logits = rng.standard_normal((4, 6, experts)).astype(np.float32)
+    logits[..., 2] += 1.0
+    want = deepspeed(logits.reshape(24, experts).astype(np.float64), k, factor, least, policy)
+    fields = f"rule = factor, value = {real(factor)}, least = {least}, policy = {policy.removesuffix('-2')}"
+    if k > 1:
+        fields += f", renorm = after, renorm_clamp_min = {real(1.1920929e-7)}"
+    if policy == "position-2":
+        fields += ", order = choice_major"
+    lines = [
+        f"%gate = moe.route #moe.router<k = {k}> of %logits_of : ({{L}}) -> {{R}}",
+        f"%r, %dropped = moe.limit #moe.capacity<{fields}> of %gate : ({{R}}) -> ({{R}}, tensor<2xf32>)",
+    ]
+    program = Program(logits, k, lines)
+    program.write(tmp_path)
+    for mesh in ("", "dp=2,ep=2", "ep=8"):
+        got = program.run(tmp_path, mesh)["weights"].reshape(24, experts)
+        np.testing.assert_allclose(got, want, rtol=TOLERANCE, atol=1e-12, err_msg=mesh)
+    assert (want > 0).sum() < 24 * k

@@ -357,8 +357,10 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
     run.session.executors.clear();
     Expected<std::vector<GatheredOutput>> expected =
         runReference(options, run.plan, run.session.weights);
-    outcome.status = expected ? compare(run.gathered, *expected, options.checkTolerance, checks)
-                              : expected.takeStatus();
+    bool bf16 = run.plan.plan().info()->dtype() == fb::DType::bf16;
+    double tolerance = options.checkTolerance.value_or(bf16 ? 2e-2 : 1e-5);
+    outcome.status =
+        expected ? compare(run.gathered, *expected, tolerance, checks) : expected.takeStatus();
   }
   if (run.session.profiled)
     outcome.status.append(

@@ -360,11 +360,12 @@ TEST(ModelSpec, GraniteScalesFourPlaces) {
 TEST(ModelSpec, PhimoeHasLayerNormsAndBiases) {
   ModelSpec spec = good("'model_type': 'phimoe', 'lm_head_bias': true, 'attention_bias': true, "
                         "'router_jitter_noise': 0.25");
-  EXPECT_TRUE(spec.layerNorm && spec.headBias && spec.qkvBias && spec.oBias);
+  EXPECT_TRUE(spec.norm == Norm::layer && spec.normBias && spec.headBias && spec.qkvBias &&
+              spec.oBias);
   EXPECT_EQ(spec.router.score, moe::Score::sparsemixer);
   EXPECT_EQ(spec.router.jitterEps, 0.25);
   EXPECT_FALSE(good("'model_type': 'phimoe'").headBias);
-  EXPECT_FALSE(good(kMixtral).layerNorm);
+  EXPECT_EQ(good(kMixtral).norm, Norm::rms);
 }
 
 TEST(ModelSpec, HeadSizeIsGivenOrDerived) {

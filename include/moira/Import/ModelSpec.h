@@ -52,17 +52,6 @@ struct LatentSpec {
   int64_t valueDim = 0;
 };
 
-/// How many choices an expert takes.
-struct CapacitySpec {
-  enum { none, sequence, batch } domain = none; // which tokens share a capacity
-  int64_t fixed = 0;                            // 0: twice the average need of one choice a token
-  double fraction = 0;                          // of the tokens; wins if positive
-
-  /// Of `tokens` tokens that share it among `experts`; at most one choice of a token meets an
-  /// expert, so nothing is ever dropped where this is `tokens`.
-  int64_t of(int64_t tokens, int64_t experts) const;
-};
-
 struct ModelSpec {
   const ModelClass *modelClass = nullptr;
   int64_t vocab = 0, hidden = 0, heads = 0, kvHeads = 0, headDim = 0;
@@ -101,7 +90,7 @@ struct ModelSpec {
   ChoiceBias choiceBias = ChoiceBias::none;
   /// Experts that get all first choices, and all others, whatever the gate chose (moe.redirect).
   std::optional<std::pair<int64_t, int64_t>> redirect;
-  CapacitySpec capacity;
+  std::optional<moe::CapacityFields> capacity; // of each expert; without: no limit
   std::vector<LayerSpec> layers;
   int64_t unusedLayers = 0; // behind `layers`: a checkpoint may have them, nothing reads them
   /// The encoder that this decoder's cross-attention reads.

@@ -7,6 +7,7 @@
 #include "moira/rt/Status.h"
 
 #include <functional>
+#include <optional>
 #include <string>
 
 namespace moira::rt {
@@ -18,7 +19,7 @@ struct RunOptions {
   std::string outputs; // may be empty with check
   ReferenceMode reference = ReferenceMode::none;
   bool check = false; // also run the reference and compare; `reference` then says its precision
-  double checkTolerance = 1e-5;                // of the largest reference value of each output
+  std::optional<double> checkTolerance;        // of the largest reference value of each output
   double timeoutSeconds = 300;                 // that a rank waits for another one; 0: for ever
   std::string dumpRouting, routeFrom, profile; // files, or empty
   std::string device;                          // "host", "cuda", or empty: what the plan is for
