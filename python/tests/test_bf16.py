@@ -43,7 +43,11 @@ def choices(tmp_path_factory):
     return options
 
 
-@pytest.mark.parametrize("kind", GOLDEN_CLASSES)
+# SparseMixer's weights jump where another expert's logit comes near enough to share the softmax, so the same experts do not mean the same weights.
+CONTINUOUS = [kind for kind in GOLDEN_CLASSES if kind != "phimoe"]
+
+
+@pytest.mark.parametrize("kind", CONTINUOUS)
 def test_logits_with_the_choices_of_f32(kind, choices, tmp_path):
     want = checkpoint.read(GOLDEN / kind / "io.safetensors")["logits"]
     plan = compiled(kind, tmp_path)

@@ -104,9 +104,13 @@ constexpr Entry table[] = {
 #include "moira/rt/Calls.def"
 };
 
+/// Calls that take f32 and bf16 side by side, whichever comes first: U is then each operand's own.
+constexpr bool mixes(std::string_view name) { return name == "rope"; }
+
 /// Checks operands against a Calls.def list ("x:T[t..,D] ids:i32[t..,k]"): how many, and their
-/// dtypes. `scalar` is the type S of the implementation: bf16 if any operand has it, else that of
-/// the first float operand. The others of type T have it, too; A is its accumulator, U either.
+/// dtypes. `scalar` is the type S of the implementation: that of the first float operand, or bf16
+/// where some operand of a call that mixes has it. The others of type T have it, too; A is its
+/// accumulator, U either.
 Status checkOperands(const Call &call, std::string_view spec, std::span<const TensorRef> operands,
                      std::optional<fb::DType> &scalar) {
   size_t next = 0;
@@ -168,10 +172,11 @@ Status runHostCall(std::string_view name, CallFlavor flavor, std::span<const Ten
                       "'; compile the plan with the moe-opt of this version");
   host::Call call{name, inputs, outputs, params, hooks};
   std::optional<fb::DType> scalar;
-  for (std::span<const TensorRef> operands : {inputs, outputs})
-    for (const TensorRef &operand : operands)
-      if (operand.dtype == fb::DType::bf16)
-        scalar = fb::DType::bf16;
+  if (host::mixes(name))
+    for (std::span<const TensorRef> operands : {inputs, outputs})
+      for (const TensorRef &operand : operands)
+        if (operand.dtype == fb::DType::bf16)
+          scalar = fb::DType::bf16;
   if (Status s = host::checkOperands(call, entry->inputs, inputs, scalar); !s)
     return s;
   if (Status s = host::checkOperands(call, entry->outputs, outputs, scalar); !s)

@@ -250,6 +250,22 @@ TEST(HostBf16, RowsMoveUnchanged) {
   EXPECT_EQ(moved(Bf16()), moved(float()));
 }
 
+TEST(HostBf16, RotationTakesF32AndRoundsOnce) {
+  Random random(testSeed());
+  Tensor<float> x = random.normal<float>({2, 3, 4, 6}), cosines({3, 3}), sines({3, 3}),
+                exact(x.shape);
+  Tensor<int32_t> pos({3}, {0, 3, 7});
+  ASSERT_TRUE(
+      call("rope_table", CallFlavor::reference, {pos}, {cosines, sines}, ropeParams(100, 6)).ok());
+  for (int64_t interleaved : {0, 1}) {
+    CallParams p = params({{"interleaved", interleaved}});
+    Tensor<Bf16> rounded(x.shape);
+    ASSERT_TRUE(call("rope", CallFlavor::fast, {x, cosines, sines}, {exact}, p).ok());
+    ASSERT_TRUE(call("rope", CallFlavor::fast, {x, cosines, sines}, {rounded}, p).ok());
+    EXPECT_EQ(rounded.as<float>().values, exact.as<Bf16>().as<float>().values);
+  }
+}
+
 TEST(HostBf16, RefusesMixedOperands) {
   Tensor<Bf16> x({2, 4}), narrow({2, 3});
   Tensor<float> w({3, 4}), out({2, 3});
