@@ -30,9 +30,7 @@ public:
           .Case<moe::GluOp, moe::ActOp>([&](Operation *activation) { visit(activation); })
           .Case([&](moe::GroupedMatmulOp matmul) { add(matmul.getW(), 0, DimMeaning::experts); })
           .Case([&](moe::GroupedBiasOp bias) { add(bias.getB(), 0, DimMeaning::experts); })
-          .Case([&](moe::RelativeBiasOp bias) {
-            add(bias.getTable(), 1, DimMeaning::queryHeads);
-          })
+          .Case([&](moe::RelativeBiasOp bias) { add(bias.getTable(), 1, DimMeaning::queryHeads); })
           .Case([&](moe::EmbeddingOp embedding) {
             add(embedding.getTable(), 0, DimMeaning::vocabulary);
           })

@@ -12,9 +12,9 @@
 
 namespace moira {
 
-/// The views that one `!moe.routing` value is. A weight multiplies what an expert gives (`weights`);
-/// where it multiplies what the expert gets (`inputWeights`, else null), `weights` are ones. pos and
-/// groups are there once a dispatch has sorted by it.
+/// The views that one `!moe.routing` value is. A weight multiplies what an expert gives
+/// (`weights`); where it multiplies what the expert gets (`inputWeights`, else null), `weights` are
+/// ones. pos and groups are there once a dispatch has sorted by it.
 struct RoutingViews {
   mlir::Value ids, weights, inputWeights, pos, groups;
 };

@@ -31,8 +31,7 @@ struct LowerReshards : moira::impl::DistLowerReshardsBase<LowerReshards> {
     OpBuilder b(op);
     Value value = op.getX();
     // A routing is never partial, and only its gathers and slices have a form.
-    if (isa<moe::RoutingType>(op.getType()) &&
-        llvm::any_of(*steps, [](const ReshardStep &step) {
+    if (isa<moe::RoutingType>(op.getType()) && llvm::any_of(*steps, [](const ReshardStep &step) {
           return step.kind != ReshardKind::slice && step.kind != ReshardKind::allGather;
         }))
       return op.emitOpError("MOE-0601: a routing cannot go from ")

@@ -96,8 +96,8 @@ private:
     return success();
   }
 
-  /// All uses see `value` in this sharding: a limit gathers its routing, and its users, some of which
-  /// know their tokens by the routing alone, want the tokens split as before.
+  /// All uses see `value` in this sharding: a limit gathers its routing, and its users, some of
+  /// which know their tokens by the routing alone, want the tokens split as before.
   void restore(Value value, ShardingAttr wanted) {
     if (value.use_empty() || shardingOf(value) == wanted)
       return;

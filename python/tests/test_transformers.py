@@ -7,7 +7,10 @@ import os
 
 import pytest
 
-import tiny_models
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import tiny_models  # noqa: E402  (needs both)
 from common import relative_error
 from moira import checkpoint, compile_plan, run_plan
 

@@ -170,16 +170,16 @@ TEST(HostCapacity, GivenChoicesAreWeighedAndChecked) {
 TEST(HostCapacity, BlocksOfChoicesAreJoined) {
   // What an all_gather along the sequence leaves: each rank's block, then joined in sequence order.
   Tensor<int32_t> blocks({4, 1, 2}, {1, 2, 5, 6, 3, 4, 7, 8}), whole({2, 2, 2});
-  ASSERT_TRUE(call("join_blocks", CallFlavor::fast, {blocks}, {whole},
-                   params({{"blocks", 2}, {"dim", 1}}))
-                  .ok());
+  ASSERT_TRUE(
+      call("join_blocks", CallFlavor::fast, {blocks}, {whole}, params({{"blocks", 2}, {"dim", 1}}))
+          .ok());
   EXPECT_EQ(whole.values, (std::vector<int32_t>{1, 2, 3, 4, 5, 6, 7, 8}));
   Tensor<float> other({2, 2, 2});
-  EXPECT_NE(call("join_blocks", CallFlavor::fast, {blocks}, {other},
-                 params({{"blocks", 2}, {"dim", 1}}))
-                .str()
-                .find("operand 'out' is f32 where others are i32"),
-            std::string::npos);
+  EXPECT_NE(
+      call("join_blocks", CallFlavor::fast, {blocks}, {other}, params({{"blocks", 2}, {"dim", 1}}))
+          .str()
+          .find("operand 'out' is f32 where others are i32"),
+      std::string::npos);
 }
 
 } // namespace
