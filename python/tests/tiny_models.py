@@ -43,6 +43,63 @@ def common(pick):
     }
 
 
+def scaled_rope(pick, fields, head_dim, kinds=("default", "linear", "dynamic", "yarn", "longrope", "llama3")):
+    """One of the scalings of rotary embedding; sequences may be longer than what the model was first trained with, 16."""
+    rope = fields["rope_parameters"]
+    rope["rope_type"] = kind = pick(*kinds)
+    if kind != "default":
+        rope["factor"] = pick(2.0, 8.0)
+    if kind in ("yarn", "longrope", "llama3"):
+        rope["original_max_position_embeddings"] = 16
+    if kind == "dynamic":
+        fields["max_position_embeddings"] = 16
+    if kind == "llama3":
+        rope |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    if kind == "longrope":
+        rope |= {"short_factor": [pick(1.0, 1.3) for _ in range(head_dim // 2)], "long_factor": [pick(2.0, 5.5) for _ in range(head_dim // 2)]}
+
+
+def mixtral(pick, fields):
+    fields["head_dim"] = pick(8, 16)
+    scaled_rope(pick, fields, fields["head_dim"])
+    fields.update(intermediate_size=pick(32, 48), num_local_experts=8, num_experts_per_tok=pick(1, 2, 4), sliding_window=pick(None, 5))
+
+
+def olmoe(pick, fields):
+    scaled_rope(pick, fields, fields["hidden_size"] // fields["num_attention_heads"])
+    fields.update(
+        intermediate_size=pick(16, 24),
+        num_experts=8,
+        num_experts_per_tok=pick(1, 3, 4),
+        norm_topk_prob=pick(True, False),
+        attention_bias=pick(True, False),
+        clip_qkv=pick(None, 0.5),
+    )
+
+
+def qwen(pick, fields, head_dim):
+    scaled_rope(pick, fields, head_dim)
+    fields.update(
+        intermediate_size=pick(32, 48),
+        moe_intermediate_size=pick(16, 24),
+        num_experts=8,
+        num_experts_per_tok=pick(1, 3, 4),
+        norm_topk_prob=pick(True, False),
+        decoder_sparse_step=pick(1, 2),
+    )
+
+
+def qwen2_moe(pick, fields):
+    qwen(pick, fields, fields["hidden_size"] // fields["num_attention_heads"])
+    fields.update(shared_expert_intermediate_size=pick(16, 40), qkv_bias=pick(True, False))
+
+
+def qwen3_moe(pick, fields):
+    fields["head_dim"] = pick(8, 16)
+    qwen(pick, fields, fields["head_dim"])
+    fields.update(attention_bias=pick(True, False), mlp_only_layers=pick([], [0]))
+
+
 def granitemoe(pick, fields):
     fields.update(
         intermediate_size=pick(32, 48),
@@ -57,6 +114,9 @@ def granitemoe(pick, fields):
 
 
 def phimoe(pick, fields):
+    scaled_rope(pick, fields, fields["hidden_size"] // fields["num_attention_heads"], ("default", "longrope"))
+    if fields["rope_parameters"]["rope_type"] == "longrope":
+        fields["rope_parameters"] |= {"short_mscale": 1.1, "long_mscale": 1.25}
     fields.update(
         intermediate_size=pick(32, 48),
         num_local_experts=8,
@@ -121,7 +181,9 @@ def gpt_oss(pick, fields):
     )
 
 
-DRAW = {"deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3, "gpt_oss": gpt_oss, "granitemoe": granitemoe, "phimoe": phimoe}
+DRAW = {
+    f.__name__: f for f in (deepseek_v2, deepseek_v3, gpt_oss, granitemoe, mixtral, olmoe, phimoe, qwen2_moe, qwen3_moe)
+}
 CLASSES = tuple(DRAW)
 
 
