@@ -4,7 +4,7 @@
 # passes run).
 # Substitutions beside lit's own: moe-opt, moe-run, moe-inspect, moira-kernel-test, FileCheck (with -enable-var-scope), not,
 # count, split-file, %golden (golden models),
-# %configs (config.json files without weights), %examples, %python (with the packages of python/requirements-test.txt).
+# %configs (config.json files without weights), %examples, %python (with the packages of python/requirements-test.txt and requirements-transformers.txt).
 # Features: compiler, mpi, ptxas, cuda-toolkit.
 
 import os
