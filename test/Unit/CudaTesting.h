@@ -57,13 +57,19 @@ public:
   Guarded(size_t bytes, size_t shift) : bytes(bytes), shift(shift) {
     mustWork(cudaMalloc(&base, total()));
     mustWork(cudaMemset(base, kGuardByte, total()));
+    mustWork(cudaStreamSynchronize(nullptr));
   }
   Guarded(const Guarded &) = delete;
   ~Guarded() { cudaFree(base); }
   void *data() const { return static_cast<uint8_t *>(base) + kGuard + shift; }
-  void poison(uint8_t byte) { mustWork(cudaMemset(data(), byte, bytes)); }
+  // The calls' streams do not wait for the default one, on which these run.
+  void poison(uint8_t byte) {
+    mustWork(cudaMemset(data(), byte, bytes));
+    mustWork(cudaStreamSynchronize(nullptr));
+  }
   void upload(const void *from) {
     mustWork(cudaMemcpy(data(), from, bytes, cudaMemcpyHostToDevice));
+    mustWork(cudaStreamSynchronize(nullptr));
   }
   std::vector<uint8_t> download() const {
     std::vector<uint8_t> to(bytes);
