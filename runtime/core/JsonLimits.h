@@ -16,6 +16,8 @@ inline constexpr size_t kJsonStringLimit = size_t(1) << 20;
 struct JsonShape {
   size_t longestString = 0; // bytes between two quotes, escapes as written
   size_t objects = 0;       // '{' outside strings
+  size_t brackets = 0;      // '{' and '[' outside strings
+  size_t commas = 0;        // outside strings
 };
 
 inline JsonShape scanJson(std::span<const uint8_t> text) {
@@ -27,8 +29,10 @@ inline JsonShape scanJson(std::span<const uint8_t> text) {
       if (c == '"') {
         inString = true;
         length = 0;
-      } else if (c == '{') {
-        ++shape.objects;
+      } else {
+        shape.objects += c == '{';
+        shape.brackets += c == '{' || c == '[';
+        shape.commas += c == ',';
       }
       continue;
     }
