@@ -80,7 +80,7 @@ std::string header(const PlanSummary &s) {
     text += format("weights        imported %llu of %llu tensors\n",
                    (unsigned long long)s.tensorsFound, (unsigned long long)s.tensorsExpected);
   else if (s.tensorsExpected)
-    text += format("weights        planned from config.json alone: none of %llu tensors was seen\n",
+    text += format("weights        planned without weights: none of %llu tensors was seen\n",
                    (unsigned long long)s.tensorsExpected);
   return text + format("mesh           %s (%llu rank%s)\n", meshText(s).c_str(),
                        (unsigned long long)s.ranks, s.ranks == 1 ? "" : "s");
