@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Checks the CUDA device with the bundle that scripts/gpu-bundle makes, on one GPU that all ranks share.
+"""Checks the CUDA device with the bundle that scripts/gpu-bundle makes, on one GPU that all ranks share, or on several (--gpus).
 
 Needs Python 3, NumPy and safetensors, the CUDA libraries (cuBLASLt, NCCL) on the loader's path or in Python packages, and nothing else.
 Prints one line a check as it ends, then the seconds that every group took, and ends with `N passed, N failed`; exit code 0 only if none
 failed. Runs go side by side where they do not disturb each other, `--processes` processes at a time in all.
 
-    run-conformance.py [--groups=LIST] [--only=WORDS] [--processes=N] [--keep=DIR] [--scratch=DIR]
+    run-conformance.py [--groups=LIST] [--only=WORDS] [--processes=N] [--keep=DIR] [--scratch=DIR] [--gpus=N]
 
 Groups: doctor, f32, bound, graphs, bf16, routing, profile, calls, sanitizer, failures, memory, size. The last one writes a checkpoint of 14 GB to
 the scratch folder (default: /dev/shm where that has room), and compares with transformers where PyTorch and transformers are.
@@ -45,6 +45,7 @@ JUMP = 0.05
 F32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 2e-2
 SAME_CHOICES = 0.9
+GPUS = 1
 SHARDS = 4  # processes that share the tests of the library calls
 APART = {"doctor", "failures", "memory", "size"}  # groups that do not run beside all others
 CLEAR_GAP = 1e-4  # of selection scores: above it f32 runs choose the same experts however they add
@@ -82,12 +83,15 @@ except ImportError as error:
     print(error)
     sys.exit(77)
 import numpy, safetensors.numpy
-folder, inputs, outputs = sys.argv[1:]
-model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cuda").eval()
+folder, inputs, logits, routes = sys.argv[1:]
+model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, device_map="cuda", experts_implementation="eager").eval()
 ids = torch.from_numpy(safetensors.numpy.load_file(inputs)["input_ids"]).long().cuda()
 with torch.no_grad():
-    logits = [model(row[None]).logits.float().cpu().numpy() for row in ids]
-numpy.save(outputs, numpy.concatenate(logits))
+    rows = [(out.logits.float().cpu().numpy(), [router.softmax(-1).topk(model.config.num_experts_per_tok).indices.int().cpu().numpy()
+                                                for router in out.router_logits])
+            for out in (model(row[None], output_router_logits=True) for row in ids)]
+numpy.save(logits, numpy.concatenate([row[0] for row in rows]))
+safetensors.numpy.save_file({f"layers.{n}.ids": numpy.stack([row[1][n] for row in rows]) for n in range(len(rows[0][1]))}, routes)
 """
 
 
@@ -134,8 +138,12 @@ def model_words(plan, model, outputs, ranks, *more):
     if not any(word.startswith("--timeout") for word in more):
         words.append("--timeout=90")
     if ranks > 1:
-        words.append("--devices=" + ",".join(["0"] * ranks))
+        words.append(devices_of(ranks))
     return words
+
+
+def devices_of(ranks):
+    return "--devices=" + ",".join(str(rank % GPUS) for rank in range(ranks))
 
 
 def has_experts(model):
@@ -328,7 +336,7 @@ class Suite:
         # NCCL takes some seconds to connect ranks that share a device, and that counts as waiting for a rank.
         code, text, took = run([sys.executable, f"{ROOT}/check-failures.py", f"{ROOT}/plans/mixtral.ep=2.f32.moeplan",
                                 f"--weights={ROOT}/models/mixtral", f"--inputs={ROOT}/models/mixtral/io.safetensors", "--ranks=2",
-                                "--devices=0,0", f"--launcher={launcher}", f"--kinds={kinds}", f"--count={count}", "--victims=0,1",
+                                devices_of(2), f"--launcher={launcher}", f"--kinds={kinds}", f"--count={count}", "--victims=0,1",
                                 "--timeout=10", "--window=6", "--start=30"], timeout=60 * count)
         print("\n".join("    " + line for line in text.splitlines()), flush=True)
         if code != 0:
@@ -356,7 +364,7 @@ class Suite:
         """A plan one of whose kernels ends in a trap."""
         words = model_words(f"mixtral.{mesh}.trap", "mixtral", os.path.join(self.folder, f"trap.{mesh}.safetensors"), RANKS[mesh])
         code, text, took = run(words)
-        pattern = r"error MOE-0510: rank \d+: cuda:0 \(.*\): .* \(\d+\) in instruction \d+ \(.*\) at model\.layers\.\d+\."
+        pattern = r"error MOE-0510: rank \d+: cuda:\d+ \(.*\): .* \(\d+\) in instruction \d+ \(.*\) at model\.layers\.\d+\."
         if code != 5 or text.count("error MOE-") != 1 or not re.search(pattern, text):
             raise Wrong(f"exit code {code}: {text}")
         return f"{took:.1f} s, {text.strip()[:200]}"
@@ -401,7 +409,8 @@ class Suite:
     def real(self, plan, *more):
         """Runs a plan of real size, `plan` being device, type and inputs: files of logits and routes, what moe-run said, bytes resident."""
         shape = plan.split(".")[-1]
-        files = [os.path.join(self.scratch, f"{plan}.{len(more)}.{what}.safetensors") for what in ("logits", "routes")]
+        tag = re.sub(r"\W+", "-", " ".join(os.path.basename(word) for word in more))
+        files = [os.path.join(self.scratch, f"{plan}.{tag}.{what}.safetensors") for what in ("logits", "routes")]
 
         def execute():
             folder, _ = self.checkpoint()
@@ -432,30 +441,32 @@ class Suite:
     def real_bf16(self, plan, f32):
         """With the choices of f32 on the GPU."""
         given = self.real(f32, "--repeat=3")
-        forced = self.real(plan, f"--route-from={given[1]}", "--repeat=0")
+        forced = self.real(plan, f"--route-from={given[1]}")
         worst = difference(load_file(forced[0])["logits"], load_file(given[0])["logits"])
         if worst > BF16_TOLERANCE:
             raise Wrong(f"differs by {worst:.2e} of f32's largest logit with its choices")
         return f"{worst:.1e} from f32 with its choices"
 
     def real_transformers(self):
-        """The logits of transformers' own model, with the same weights, in f32."""
+        """The logits of transformers' own model with the same weights, in f32, by its choices: some experts weigh the same to seven digits."""
         folder, _ = self.checkpoint()
-        path = os.path.join(self.scratch, "transformers.npy")
-        code, text, took = run([sys.executable, "-c", TRANSFORMERS, folder, f"{folder}/inputs-4x2048.safetensors", path], timeout=300)
+        logits, routes = (os.path.join(self.scratch, name) for name in ("transformers.npy", "transformers.safetensors"))
+        code, text, took = run([sys.executable, "-c", TRANSFORMERS, folder, f"{folder}/inputs-4x2048.safetensors", logits, routes], timeout=300)
         if code == 77:
             return "not available: " + text.strip()
         if code != 0:
             raise Wrong(text[-2000:])
-        worst = difference(load_file(self.real("cuda.f32.4x2048", "--repeat=3")[0])["logits"], np.load(path))
+        same = same_choices(self.real("cuda.f32.4x2048", "--repeat=3")[1], routes)
+        forced = self.real("cuda.f32.4x2048", f"--route-from={routes}")
+        worst = difference(load_file(forced[0])["logits"], np.load(logits))
         if worst > F32_TOLERANCE:
             raise Wrong(f"f32 differs by {worst:.2e} of the largest logit of transformers")
-        return f"{worst:.1e} of the largest logit of transformers, {took:.0f} s"
+        return f"{worst:.1e} of the largest logit of transformers by its choices; {np.sum(~same)} of {same.size} sets differ when free"
 
     # --- programs -----------------------------------------------------------------------------------------------------------------
 
     def doctor(self, ranks):
-        words = [RUN, "doctor", f"--ranks={ranks}", "--devices=" + ",".join(["0"] * ranks), "--timeout=90"]
+        words = [RUN, "doctor", f"--ranks={ranks}", devices_of(ranks), "--timeout=90"]
         code, text, _ = run(words)
         speeds = re.findall(r"self test +(\w+): right, ([\d.]+) GB/s", text)
         print("\n".join("    " + line for line in text.splitlines()), flush=True)
@@ -470,7 +481,7 @@ class Suite:
             return "not available: no compute-sanitizer here"
         words = [program, f"--tool={tool}", "--error-exitcode=99"] if tool else []
         code, text, took = run([*words, f"{ROOT}/test/CudaCallsTests"], timeout=580, GTEST_TOTAL_SHARDS=str(SHARDS),
-                               GTEST_SHARD_INDEX=str(shard))
+                               GTEST_SHARD_INDEX=str(shard), OMP_NUM_THREADS="1")
         if tool and "Device not supported" in text:
             return "not available: the tool refuses this machine's device"
         passed = re.search(r"\[  PASSED  \] (\d+) tests?", text)
@@ -487,7 +498,10 @@ def main():
     parser.add_argument("--keep", help="keep outputs in this folder")
     parser.add_argument("--scratch", help="a folder with 40 GiB of room, for what is of real size")
     parser.add_argument("--groups", default="", help="only these, with commas between")
+    parser.add_argument("--gpus", type=int, default=1, help="that ranks are put on in turn")
     options = parser.parse_args()
+    global GPUS
+    GPUS = options.gpus
     folder = options.keep or tempfile.mkdtemp(prefix="moira-conformance-")
     os.makedirs(folder, exist_ok=True)
     scratch = options.scratch or next((f for f in ("/dev/shm", tempfile.gettempdir())

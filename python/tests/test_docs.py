@@ -24,7 +24,7 @@ def test_links_lead_somewhere(page):
     assert not broken
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/running-on-gpus.md"])
 def test_options_in_commands_exist(page):
     """Every --option on a line with one of the programs is one that this program's --help knows."""
     unknown = []

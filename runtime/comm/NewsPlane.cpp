@@ -20,7 +20,8 @@ constexpr double kBeatSeconds = 0.5;     // between signs of life
 constexpr double kSilentSeconds = 2;     // after which a rank counts as silent
 constexpr double kLostSettle = 0.15;     // in which this rank comes to wait for the lost one
 constexpr double kSuspicionSettle = 1;   // in which the reason of a broken connection shows
-constexpr double kAnswerSeconds = 2.5;   // that an arbiter may take; over kSilentSeconds
+constexpr double kSuspicionLimit = 2.5;  // the same while a rank is silent: it may be dying
+constexpr double kAnswerSeconds = 3;     // that an arbiter may take; over the two above
 constexpr double kAnnounceSeconds = 4.5; // all of it
 constexpr double kTerminationDelay = 0.5;
 constexpr double kEndSeconds = 3;  // that a process may take to end after the verdict
@@ -296,11 +297,14 @@ void NewsPlane::checkSilence() {
 /// Passes the finding to the arbiter, or settles on it.
 void NewsPlane::think() {
   std::optional<Finding> mine;
-  int judge;
+  int judge, unheard = -1; // the lowest rank that has given no sign of life since
   {
     std::lock_guard lock(mutex);
     if (!settled.ok() || leaving || !finding)
       return;
+    for (size_t r = peers.size(); r-- > 0;)
+      if (peers[r].reachable() && peers[r].heard < finding->since)
+        unheard = int(r);
     judge = arbiter();
     if (judge != setup.rank && secondsSince(finding->since) > kAnswerSeconds)
       judge = setup.rank;
@@ -311,12 +315,21 @@ void NewsPlane::think() {
   }
   if (judge != setup.rank)
     return post(judge, Kind::finding, mine->weight, encode(mine->status));
-  double settle = mine->weight == Weight::suspicion ? kSuspicionSettle
-                  : mine->weight == Weight::lost    ? kLostSettle
-                                                    : 0;
+  // The kernel closes what a process had open one by one, and takes seconds over a GPU's memory:
+  // the data's connections may break long before ours does.
+  bool dying = mine->weight == Weight::suspicion && unheard >= 0;
+  double settle = dying                               ? kSuspicionLimit
+                  : mine->weight == Weight::suspicion ? kSuspicionSettle
+                  : mine->weight == Weight::lost      ? kLostSettle
+                                                      : 0;
   if (secondsSince(mine->since) < settle)
     return;
-  if (mine->weight != Weight::lost)
+  if (dying)
+    mine->status = Status(ErrorId::RankFailed,
+                          format("rank %d gives no sign of life; it was killed, has crashed or is "
+                                 "stopped; noticed by %s",
+                                 unheard, mine->status.diagnostics().front().message.c_str()));
+  else if (mine->weight != Weight::lost)
     return adopt(mine->status, /*mine=*/true);
   std::string where = whereText();
   const Diagnostic &first = mine->status.diagnostics().front();

@@ -23,7 +23,7 @@ Status notOnCuda(const Call &call, const std::string &what) {
 Status checked(std::string_view what, cudaError_t error) {
   if (error == cudaSuccess)
     return {};
-  return Status(error == cudaErrorMemoryAllocation ? ErrorId::OutOfMemory : ErrorId::Internal,
+  return Status(error == cudaErrorMemoryAllocation ? ErrorId::OutOfMemory : ErrorId::DeviceFailed,
                 format("CUDA fails in '%.*s': %s (%s)", int(what.size()), what.data(),
                        cudaGetErrorString(error), cudaGetErrorName(error)));
 }

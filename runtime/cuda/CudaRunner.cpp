@@ -267,6 +267,8 @@ Status CudaRunner::attempt(const InputSet &inputs, uint32_t number) {
   Status status = parts->queue->enqueue(upload, *parts->groups, number);
   if (!status) {
     // The device or a peer may have failed earlier than where it was noticed.
+    if (Status device = deviceError(parts->queue->query()); !device)
+      return device;
     Status verdict = parts->watchdog ? parts->watchdog->verdict() : Status();
     if (!verdict)
       return verdict;
@@ -284,10 +286,8 @@ Status CudaRunner::waitForDevice() {
     cudaError_t code = parts->queue->query();
     if (code == cudaSuccess)
       return {};
-    if (code != cudaErrorNotReady)
-      return Status(ErrorId::DeviceFailed,
-                    format("rank %d: %s: %s (%d) in %s", position().rank(), deviceText().c_str(),
-                           cudaGetErrorString(code), static_cast<int>(code), failedAt().c_str()));
+    if (Status device = deviceError(code); !device)
+      return device;
     if (parts->watchdog)
       if (Status verdict = parts->watchdog->verdict(); !verdict)
         return verdict;
@@ -297,6 +297,14 @@ Status CudaRunner::waitForDevice() {
     else
       std::this_thread::sleep_for(std::chrono::microseconds(100));
   }
+}
+
+Status CudaRunner::deviceError(cudaError_t code) const {
+  if (code == cudaSuccess || code == cudaErrorNotReady)
+    return {};
+  return Status(ErrorId::DeviceFailed,
+                format("rank %d: %s: %s (%d) in %s", position().rank(), deviceText().c_str(),
+                       cudaGetErrorString(code), static_cast<int>(code), failedAt().c_str()));
 }
 
 std::string CudaRunner::where() const {

@@ -42,6 +42,8 @@ private:
   Status attempt(const InputSet &inputs, uint32_t number);
   Status waitForDevice();
   /// Where the device was when it failed, as far as is known.
+  /// What a step's query says, as an error that names where the device was.
+  Status deviceError(cudaError_t code) const;
   std::string failedAt() const;
   Status used();
 

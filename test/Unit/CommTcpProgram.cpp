@@ -1,7 +1,7 @@
 //===- CommTcpProgram.cpp - one rank of a test of processes -----------------===//
-// CommTcpTest.cpp starts it once for each rank. Arguments: conformance | kill | crash | stop | quit
-// | abort | never, a timeout, and the rank that does so. Behaves as moe-run does: who knows the
-// cause of a failure says it, others are silent.
+// CommTcpTest.cpp starts it once for each rank. Arguments: conformance | kill | crash | stop |
+// dying | quit | abort | never, a timeout, and the rank that does so. Behaves as moe-run does: who
+// knows the cause of a failure says it, others are silent.
 //===----------------------------------------------------------------------===//
 #include "CommConformance.h"
 
@@ -54,11 +54,17 @@ int main(int argc, char **argv) {
       std::raise(SIGKILL);
     if (mode == "crash")
       std::raise(SIGSEGV);
-    if (mode == "stop")
+    if (mode == "stop" || mode == "dying")
       std::raise(SIGSTOP);
     if (mode == "quit")
       std::_Exit(7);
     comm.abort(Status(ErrorId::BadInput, "token out of range"));
+    return say(comm);
+  }
+  if (comm.rank() == 2 && mode == "dying") {
+    // The victim's data connections break before its process is gone, or else it would be known.
+    std::this_thread::sleep_for(std::chrono::milliseconds(300));
+    comm.abort(Status(ErrorId::RankFailed, "rank 2: a connection is broken"));
     return say(comm);
   }
   if (comm.rank() == 2)

@@ -242,6 +242,20 @@ TEST(Spawn, AStoppedRankIsNamedOnceAndKilled) {
   }
 }
 
+TEST(Spawn, ADyingRankIsNamedRatherThanWhoNoticesItFirst) {
+  for (int victim : {0, 1}) {
+    Ended run = processes(4, "dying", "30", victim);
+    EXPECT_EQ(run.result.exitCode, 5) << run.text;
+    EXPECT_EQ(errorsIn(run.text), 1u) << run.text;
+    EXPECT_NE(run.text.find(format("MOE-0505: rank %d gives no sign of life", victim)),
+              std::string::npos)
+        << run.text;
+    EXPECT_NE(run.text.find("noticed by rank 2: a connection is broken"), std::string::npos)
+        << run.text;
+    EXPECT_LT(run.seconds, 7); // a stopped process, unlike a dying one, waits to be killed
+  }
+}
+
 TEST(Spawn, ARankThatLeavesWithoutAWordIsNamedByTheParent) {
   Ended run = processes(3, "quit");
   EXPECT_EQ(run.result.exitCode, 5) << run.text;

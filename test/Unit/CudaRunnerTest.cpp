@@ -298,17 +298,23 @@ TEST(CudaRunner, TooLittleMemoryIsNamedWithNumbersAndLeavesNothing) {
   EXPECT_EQ(fake::allocated(), 0u);
 }
 
+/// Also where a later instruction is the first to notice.
 TEST(CudaRunner, AFailureOfTheDeviceNamesRankInstructionAndLayer) {
   TempDir dir;
   Compiled compiled(dir, "mixtral", "");
-  fake::failAtLaunch(4);
-  Ran ran = runIt(compiled);
-  fake::failAtLaunch(0);
-  ASSERT_FALSE(ran.status);
-  EXPECT_EQ(ran.status.exitCode(), 5);
-  EXPECT_THAT(ran.status.str(), HasSubstr("MOE-0510: rank 0"));
-  EXPECT_THAT(ran.status.str(), HasSubstr("instruction"));
-  EXPECT_THAT(ran.status.str(), HasSubstr("at model.layers.0"));
+  std::vector<std::string> texts;
+  for (bool noticed : {false, true}) {
+    fake::failAtLaunch(4, noticed);
+    Ran ran = runIt(compiled);
+    fake::failAtLaunch(0);
+    ASSERT_FALSE(ran.status);
+    EXPECT_EQ(ran.status.exitCode(), 5);
+    EXPECT_THAT(ran.status.str(), HasSubstr("MOE-0510: rank 0"));
+    EXPECT_THAT(ran.status.str(), HasSubstr("instruction"));
+    EXPECT_THAT(ran.status.str(), HasSubstr("at model.layers.0"));
+    texts.push_back(ran.status.str());
+  }
+  EXPECT_EQ(texts[0], texts[1]);
 }
 
 } // namespace

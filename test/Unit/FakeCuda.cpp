@@ -39,6 +39,7 @@ std::map<std::string, Kernel> kernels;
 std::mt19937_64 random_;
 uint64_t memory = UINT64_MAX / 2;
 std::atomic<int> launches = 0, failingLaunch = 0, graphs = 0;
+std::atomic<bool> callsNotice = false;
 Device devices[16];
 thread_local int current = 0;
 
@@ -92,8 +93,9 @@ void addKernel(const std::string &name, void *code, int operands) {
   kernels[name] = {code, operands};
 }
 void setMemory(uint64_t bytes) { memory = bytes; }
-void failAtLaunch(int n) {
+void failAtLaunch(int n, bool noticed) {
   failingLaunch = n;
+  callsNotice = noticed;
   launches = 0;
   for (Device &d : devices)
     d.broken = false;
@@ -372,6 +374,8 @@ cudaError_t enqueueMark(uint32_t *slot, uint32_t value, cudaStream_t stream) {
 Status runCudaCall(std::string_view name, std::span<const TensorRef> inputs,
                    std::span<const TensorRef> outputs, const CallParams &params,
                    CallContext &context) {
+  if (test::fake::callsNotice && test::fake::drain(nullptr) != cudaSuccess)
+    return Status(ErrorId::DeviceFailed, "a library fails");
   test::fake::enqueue(context.stream, [name = std::string(name),
                                        in = std::vector<TensorRef>(inputs.begin(), inputs.end()),
                                        out = std::vector<TensorRef>(outputs.begin(), outputs.end()),

@@ -18,7 +18,9 @@ void addKernel(const std::string &name, void *code, int operands);
 /// What cudaMalloc may give on each device.
 void setMemory(uint64_t bytes);
 /// From the n-th launch of a kernel on (counted from 1), all of the device fails; 0: never.
-void failAtLaunch(int n);
+/// `noticed`: the next library call fails with it, else only who asks for the end of the work
+/// learns of it.
+void failAtLaunch(int n, bool noticed = false);
 /// Graph launches so far, and bytes of device memory that are allocated now.
 int graphLaunches();
 uint64_t allocated();

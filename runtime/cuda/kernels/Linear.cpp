@@ -61,8 +61,8 @@ const Lt &lt() {
 }
 
 Status failed(std::string_view what, cublasStatus_t status) {
-  return Status(ErrorId::Internal, format("cuBLASLt fails in '%.*s': %s", int(what.size()),
-                                          what.data(), lt().cublasLtGetStatusString(status)));
+  return Status(ErrorId::DeviceFailed, format("cuBLASLt fails in '%.*s': %s", int(what.size()),
+                                              what.data(), lt().cublasLtGetStatusString(status)));
 }
 
 /// What an algorithm is chosen for. Sizes are of out[m,n] = x[m,k] w[n,k].
@@ -221,9 +221,10 @@ Status ops::linear(const Call &call) {
 
 Expected<cublasLtHandle_t> createBlasLt() {
   if (!lt().problem.empty())
-    return Status(ErrorId::Internal, "the CUDA device needs cuBLASLt 13: " + lt().problem +
-                                         "; install the CUDA 13 libraries or add their directory "
-                                         "to LD_LIBRARY_PATH");
+    return Status(ErrorId::DeviceUnavailable,
+                  "the CUDA device needs cuBLASLt 13: " + lt().problem +
+                      "; install the CUDA 13 libraries or add their directory "
+                      "to LD_LIBRARY_PATH");
   cublasLtHandle_t handle = nullptr;
   if (cublasStatus_t status = lt().cublasLtCreate(&handle); status != CUBLAS_STATUS_SUCCESS)
     return failed("create", status);
