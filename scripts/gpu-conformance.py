@@ -46,7 +46,7 @@ F32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 2e-2
 SAME_CHOICES = 0.9
 GPUS = 1
-SHARDS = 4  # processes that share the tests of the library calls
+SHARDS = 6  # processes that share the tests of the library calls
 APART = {"doctor", "failures", "memory", "size"}  # groups that do not run beside all others
 CLEAR_GAP = 1e-4  # of selection scores: above it f32 runs choose the same experts however they add
 
