@@ -193,7 +193,8 @@ def lose(options, run, kind, victim, delay):
     if kind == "kill" and options.launcher == "processes":
         line = run.error(rf"MOE-0505: rank {victim} was ended by signal 9 .*{PLACE}")
     elif kind == "kill":
-        line = run.error(rf"MOE-0505: rank {victim} has ended without a word.*{PLACE}")
+        # A process may take seconds to die, in which its connections break one by one.
+        line = run.error(rf"MOE-0505: rank {victim} (has ended without a word|gives no sign of life; it was killed).*{PLACE}")
     else:
         line = run.error(rf"MOE-0505: (rank {victim} has given no sign of life for .*{PLACE}|no answer within .* at \S.* from rank {victim} )")
     codes = run.codes()
