@@ -46,7 +46,7 @@ F32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 2e-2
 SAME_CHOICES = 0.9
 GPUS = 1
-SHARDS = 6  # processes that share the tests of the library calls
+SHARDS = 12  # processes that share the tests of the library calls
 APART = {"doctor", "failures", "memory", "size"}  # groups that do not run beside all others
 CLEAR_GAP = 1e-4  # of selection scores: above it f32 runs choose the same experts however they add
 
@@ -480,8 +480,9 @@ class Suite:
         if tool and not os.path.exists(program):
             return "not available: no compute-sanitizer here"
         words = [program, f"--tool={tool}", "--error-exitcode=99"] if tool else []
-        code, text, took = run([*words, f"{ROOT}/test/CudaCallsTests"], timeout=580, GTEST_TOTAL_SHARDS=str(SHARDS),
-                               GTEST_SHARD_INDEX=str(shard), OMP_NUM_THREADS="1")
+        with self.slots.take(1):
+            code, text, took = run([*words, f"{ROOT}/test/CudaCallsTests"], timeout=580, GTEST_TOTAL_SHARDS=str(SHARDS),
+                                   GTEST_SHARD_INDEX=str(shard), OMP_NUM_THREADS="1")
         if tool and "Device not supported" in text:
             return "not available: the tool refuses this machine's device"
         passed = re.search(r"\[  PASSED  \] (\d+) tests?", text)
