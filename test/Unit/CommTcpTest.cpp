@@ -252,7 +252,7 @@ TEST(Spawn, ADyingRankIsNamedRatherThanWhoNoticesItFirst) {
         << run.text;
     EXPECT_NE(run.text.find("noticed by rank 2: a connection is broken"), std::string::npos)
         << run.text;
-    EXPECT_LT(run.seconds, 7); // a stopped process, unlike a dying one, waits to be killed
+    EXPECT_LT(run.seconds, 8); // a stopped process, unlike a dying one, waits to be killed
   }
 }
 
