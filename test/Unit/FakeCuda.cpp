@@ -97,8 +97,11 @@ void failAtLaunch(int n, bool noticed) {
   failingLaunch = n;
   callsNotice = noticed;
   launches = 0;
-  for (Device &d : devices)
+  for (Device &d : devices) {
     d.broken = false;
+    for (Stream *s : d.streams) // what runners leave behind that have failed
+      s->work.clear();
+  }
 }
 int graphLaunches() { return graphs; }
 uint64_t allocated() {
