@@ -2,7 +2,7 @@
 #
 # Environment: MOIRA_ROUNDTRIP=1 makes every moe-opt call a round-trip test as well (IR is printed, parsed and compared before the
 # passes run).
-# Substitutions beside lit's own: moe-opt, moe-run, moe-inspect, moira-kernel-test, FileCheck (with -enable-var-scope), not,
+# Substitutions beside lit's own: moe-opt, moe-run, moe-inspect, moe-ckpt, moira-kernel-test, FileCheck (with -enable-var-scope), not,
 # count, split-file, %golden (golden models),
 # %configs (config.json files without weights), %examples, %python (with the packages of python/requirements-test.txt and requirements-transformers.txt).
 # Features: compiler, mpi, ptxas, cuda-toolkit.
@@ -36,6 +36,7 @@ def tool(name, command):
 tool("moe-opt", moe_opt)
 tool("moe-run", str(programs / "moe-run"))
 tool("moe-inspect", str(programs / "moe-inspect"))
+tool("moe-ckpt", str(programs / "moe-ckpt"))
 tool("moira-kernel-test", str(programs / "moira-kernel-test"))
 tool("FileCheck", f"{llvm / 'FileCheck'} -enable-var-scope --dump-input-filter=all")
 for name in ("not", "count", "split-file"):

@@ -249,7 +249,7 @@ Status writeShards(const std::string &path, std::span<const ShardToWrite> shards
 
   std::optional<SafeTensorsWriter> writer;
   auto openWith = [&](auto open) -> Status {
-    Expected<SafeTensorsWriter> opened = open(path, specs, tags[0]);
+    Expected<SafeTensorsWriter> opened = open(path, specs, tags[0], {});
     if (!opened)
       return opened.takeStatus();
     writer.emplace(std::move(*opened));

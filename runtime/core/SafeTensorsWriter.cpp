@@ -41,10 +41,12 @@ Status checkWritable(const std::string &path) {
 }
 
 SafeTensorsWriter::SafeTensorsWriter(const std::string &path, const std::vector<TensorSpec> &specs,
-                                     uint64_t tag)
+                                     uint64_t tag, const TensorMetadata &metadata)
     : path(path),
       temporary(format("%s.%llx.tmp", path.c_str(), static_cast<unsigned long long>(tag))) {
   std::string entries;
+  if (!metadata.empty())
+    entries = nlohmann::json(kMetadataKey).dump() + ":" + nlohmann::json(metadata).dump();
   uint64_t at = 0;
   for (const TensorSpec &spec : specs) {
     uint64_t elements = 1;
@@ -88,10 +90,11 @@ Status SafeTensorsWriter::failed(const char *doing, int error) const {
 
 Expected<SafeTensorsWriter> SafeTensorsWriter::create(const std::string &path,
                                                       const std::vector<TensorSpec> &specs,
-                                                      uint64_t tag) {
+                                                      uint64_t tag,
+                                                      const TensorMetadata &metadata) {
   if (Status status = checkWritable(path); !status)
     return status;
-  SafeTensorsWriter writer(path, specs, tag);
+  SafeTensorsWriter writer(path, specs, tag, metadata);
   writer.fd = ::open(writer.temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (writer.fd < 0)
     return writer.failed("creating its temporary file", errno);
@@ -112,8 +115,8 @@ Expected<SafeTensorsWriter> SafeTensorsWriter::create(const std::string &path,
 
 Expected<SafeTensorsWriter> SafeTensorsWriter::join(const std::string &path,
                                                     const std::vector<TensorSpec> &specs,
-                                                    uint64_t tag) {
-  SafeTensorsWriter writer(path, specs, tag);
+                                                    uint64_t tag, const TensorMetadata &metadata) {
+  SafeTensorsWriter writer(path, specs, tag, metadata);
   writer.fd = ::open(writer.temporary.c_str(), O_WRONLY | O_CLOEXEC);
   if (writer.fd < 0)
     return writer.failed("opening the file that rank 0 has created (is the folder shared?)", errno);

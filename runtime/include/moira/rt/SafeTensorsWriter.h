@@ -16,6 +16,9 @@ struct TensorSpec {
   std::vector<int64_t> shape;
 };
 
+/// Entries of a file's "__metadata__".
+using TensorMetadata = std::map<std::string, std::string>;
+
 /// CannotWrite unless `path` can be created or replaced: its directory is there and writable, and
 /// what stands there, if anything, is a regular file. For asking before long work.
 Status checkWritable(const std::string &path);
@@ -26,10 +29,12 @@ public:
   /// Creates the temporary file with its header; every byte of data is zero. `specs` have distinct
   /// names; the file holds them in the order given. `tag` makes the temporary name: path.<tag>.tmp.
   static Expected<SafeTensorsWriter> create(const std::string &path,
-                                            const std::vector<TensorSpec> &specs, uint64_t tag);
+                                            const std::vector<TensorSpec> &specs, uint64_t tag,
+                                            const TensorMetadata &metadata = {});
   /// Opens a temporary file that another process has created with the same arguments.
   static Expected<SafeTensorsWriter> join(const std::string &path,
-                                          const std::vector<TensorSpec> &specs, uint64_t tag);
+                                          const std::vector<TensorSpec> &specs, uint64_t tag,
+                                          const TensorMetadata &metadata = {});
   SafeTensorsWriter(SafeTensorsWriter &&other) noexcept;
   SafeTensorsWriter &operator=(SafeTensorsWriter &&) = delete;
   /// Removes the temporary file if this object created it and did not commit.
@@ -44,7 +49,8 @@ public:
   Status commit();
 
 private:
-  SafeTensorsWriter(const std::string &path, const std::vector<TensorSpec> &specs, uint64_t tag);
+  SafeTensorsWriter(const std::string &path, const std::vector<TensorSpec> &specs, uint64_t tag,
+                    const TensorMetadata &metadata);
   Status failed(const char *doing, int error) const;
 
   std::string path, temporary, header;
