@@ -214,7 +214,7 @@ def test_training_checkpoints_are_verified(tmp_path):
     manifest = {"format": "moira training checkpoint 1", "step": 3, "seed": 1, "plan": "", "data": "", "files": [file]}
     manifest["tensors"] = [{"name": "w", "dtype": "f32", "shape": [2, 3], "boxes": [box]}]
     text = json.dumps(manifest)
-    (step / "manifest.json").write_text(f'{{"crc32c":"{crc32c(text.encode())}","manifest":\n{text}}}\n')
+    (step / "manifest.json").write_text(f'{{"crc32c":"{crc32c(text.encode())}","manifest":\n{text}\n}}\n')
     for directory in (tmp_path / "run", step):
         assert "training checkpoint of step 3, 1 tensors in 1 file; all checksums agree" in done("verify", directory).out
     assert_refused(ckpt("verify", step, "--write-checksums"), "BadUsage", ["training checkpoint"])

@@ -3,11 +3,12 @@ on one rank and on meshes, and the published recipes at full size as plans."""
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
 
-from common import relative_error
+from common import ROOT, relative_error
 from moira import checkpoint, compile_plan, inspect_plan, run_plan, run_tool
 from moira.layers import MLP, Attention, Capacity, Layer, MoE, Norm, Residual, Rope, Router, expert_choice
 from moira.models import Decoder, EncoderDecoder, RelativeBias
@@ -194,6 +195,20 @@ def test_two_programs_of_a_model_have_the_same_weights(tmp_path):
         rounded = (checkpoint.to_bf16(a[name]).astype(np.uint32) << 16).view(np.float32)
         assert np.array_equal(b[name], rounded)
     assert not np.array_equal(a["layers.0.mlp.up.weight"], a["layers.0.mlp.down.weight"].T)
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch):
+    """docs/write-your-own-moe.md: the model that it describes compiles, and so does a program with the block that it makes."""
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "write-your-own-moe.md").read_text(), re.DOTALL):
+        exec(code, scope)
+    compile_plan("my-model/model.mlir", "a.moeplan", "--mesh=dp=2,ep=2")
+    p = Program()
+    x = p.embedding(p.input("input_ids", (2, 8), least=0, most=8), p.weight("table", (9, 16)))
+    p.result("y", scope["swish_gate"](p, x, "gate"))
+    (tmp_path / "block.mlir").write_text(p.text())
+    compile_plan("block.mlir", "b.moeplan")
 
 
 @pytest.mark.parametrize(
