@@ -115,6 +115,8 @@ std::vector<MeshInfo> moira::suggestMeshes(MLIRContext *context,
     if (!allows(constraints, kDataAxis, dp))
       continue;
     for (int64_t ep : divisorsOf(ranks / dp)) {
+      if (ep > 1 && commonDivisor(constraints, kExpertAxis) == 0)
+        continue; // nothing to split
       int64_t tp = ranks / dp / ep;
       if (!allows(constraints, kExpertAxis, ep) || !allows(constraints, kTensorAxis, tp))
         continue;
@@ -145,21 +147,21 @@ static std::string advice(MLIRContext *context, ArrayRef<MeshConstraint> constra
     texts.push_back("--mesh=" + formatMesh(good));
   if (!texts.empty())
     return "; try " + llvm::join(texts, " or ");
-  // The largest mesh of fewer ranks that fits; one rank always does.
-  int64_t most = 1, bestDp = 1, bestEp = 1, bestTp = 1;
+  // The nearest of the largest meshes of fewer ranks that fit; one rank always does.
+  int64_t most = 1;
   auto sizes = [&](StringRef axis) {
     return divisorsOf(std::max<int64_t>(1, commonDivisor(constraints, axis)));
   };
   for (int64_t dp : sizes(kDataAxis))
     for (int64_t ep : sizes(kExpertAxis))
       for (int64_t tp : sizes(kTensorAxis))
-        if (dp * ep * tp < mesh.ranks() && dp * ep * tp > most) {
-          most = dp * ep * tp;
-          std::tie(bestDp, bestEp, bestTp) = std::tie(dp, ep, tp);
-        }
+        if (dp * ep * tp < mesh.ranks())
+          most = std::max(most, dp * ep * tp);
   std::string text = "; no mesh of " + std::to_string(mesh.ranks()) + " ranks fits, try ";
-  return text + (most == 1 ? "one rank"
-                           : "--mesh=" + formatMesh(makeMesh(context, bestDp, bestEp, bestTp)));
+  if (most == 1)
+    return text + "one rank";
+  return text + "--mesh=" +
+         formatMesh(suggestMeshes(context, constraints, most, mesh, /*limit=*/1).front());
 }
 
 std::vector<MeshViolation> moira::checkMesh(ModuleOp module, const MeshInfo &mesh) {

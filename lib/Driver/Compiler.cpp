@@ -65,6 +65,7 @@ private:
   OwningOpRef<ModuleOp>
       global; // the program before partitioning: the source of the reference program
   Phase reached = Phase::import;
+  std::vector<std::string> standIns; // operations that are only planned (--memory-only)
 };
 
 /// What is wrong, or an internal error if a step failed without saying why.
@@ -97,11 +98,13 @@ Status Compilation::load() {
   import.seq = options.seq;
   import.decSeq = options.decSeq;
   import.dtype = options.dtype;
+  import.memoryOnly = options.memoryOnly;
   Status status;
   ImportSummary summary;
   module = importModel(context, options.model, import, status, summary);
   if (status.ok() && !module)
     status = problemsOf(diagnostics, "import");
+  standIns = std::move(summary.standIns);
   return status;
 }
 
@@ -245,7 +248,9 @@ Status Compilation::writeAndReport() {
     llvm::outs() << rt::summaryJson(summary);
   else if (options.report == "text")
     llvm::errs() << rt::reportText(summary);
-  if (Status status = checkMemory(summary); !status)
+  for (const std::string &problem : standIns)
+    llvm::errs() << "stood in for   " << problem << "\n";
+  if (Status status = checkMemory(summary); !status || options.memoryOnly)
     return status;
   return writeFile(options.output,
                    StringRef(reinterpret_cast<const char *>(bytes->data()), bytes->size()));

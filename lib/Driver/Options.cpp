@@ -182,6 +182,9 @@ void printHelp(ArrayRef<OptionSpec> table) {
   outs()
       << "  -o FILE                     the plan, or IR with --compile-to (default: stdout for "
          "IR)\n"
+         "  --memory-only               report what a rank needs and write nothing; operations "
+         "that "
+         "Moira lacks are stood in for by others of the same sizes\n"
          "  --verify-roundtrip          print, parse and compare the IR after every phase\n"
          "  --mlir-…                    MLIR's debugging options, e.g. --mlir-print-ir-after-all\n";
 }
@@ -250,6 +253,8 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
       if (!problem.empty())
         status.add(ErrorId::UnknownFlag, "--" + known->name.str() + " " + problem);
       options.given.push_back(known->name.str());
+    } else if (name == "memory-only" && !value) {
+      options.memoryOnly = true;
     } else if (name == "verify-roundtrip" && !value) {
       options.verifyRoundtrip = true;
     } else if (isMlirFlag(name)) {
@@ -286,7 +291,10 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     status.add(ErrorId::BadUsage,
                std::string("--compile-to=") + phaseName(*options.compileTo) +
                    " lies before --compile-from=" + phaseName(*options.compileFrom));
-  if (options.output.empty() && !options.compileTo &&
+  if (options.memoryOnly && (!options.output.empty() || options.compileTo))
+    status.add(ErrorId::BadUsage,
+               "--memory-only writes nothing; leave out -o and --compile-to, or --memory-only");
+  if (options.output.empty() && !options.compileTo && !options.memoryOnly &&
       !StringRef(options.model).ends_with(".moeplan"))
     status.add(ErrorId::BadUsage,
                "no output given: -o FILE.moeplan for a plan, or --compile-to=PHASE to print IR");

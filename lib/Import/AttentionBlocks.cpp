@@ -28,7 +28,7 @@ Value BlockBuilder::attentionBlock(Value h) {
 }
 
 Value BlockBuilder::headAttention(Value x) {
-  bool rotated = spec.positions == PositionKind::rotary;
+  bool rotated = spec.positions == PositionKind::rotary && spec.layers[layer].rotated;
   Value q = projection(x, R::q, R::q_bias, R::q_norm, rotated);
   KeyValues fresh{projection(x, R::k, R::k_bias, R::k_norm, rotated),
                   projection(x, R::v, R::v_bias, std::nullopt, /*rotated=*/false), positions, mask};
@@ -41,8 +41,9 @@ Value BlockBuilder::headAttention(Value x) {
   return out;
 }
 
-Value BlockBuilder::rotate(Value x) {
-  return moe::RopeOp::create(b, loc, as(x, type), x, cos, sin, spec.ropeInterleaved);
+Value BlockBuilder::rotate(Value x, Type result) {
+  return moe::RopeOp::create(b, loc, as(x, result ? result : type), x, cos, sin,
+                             spec.ropeInterleaved);
 }
 
 Value BlockBuilder::crossAttentionBlock(Value h) {
@@ -67,9 +68,11 @@ KeyValues BlockBuilder::projectEncoded(Value x, Value positions, Value mask) {
           mask};
 }
 
-/// Linear, bias, norm, clip, rotation, in this order: f32 up to the last of them, which rounds.
+/// Linear, bias, norm, clip, rotation, norm without a weight, in this order: f32 up to the last of
+/// them, which rounds.
 Value BlockBuilder::projection(Value x, R weight, R bias, std::optional<R> normRole, bool rotated) {
-  bool biased = spec.qkvBias, normed = normRole && spec.qkNorm != QkNorm::none,
+  bool unit = spec.qkNorm == QkNorm::unit && rotated, biased = spec.qkvBias,
+       normed = normRole && (spec.qkNorm == QkNorm::head || spec.qkNorm == QkNorm::full),
        clipped = spec.clipQkv.has_value();
   Type afterClip = rotated ? f32 : type, afterNorm = clipped ? f32 : afterClip,
        afterBias = normed ? f32 : afterNorm;
@@ -86,7 +89,11 @@ Value BlockBuilder::projection(Value x, R weight, R bias, std::optional<R> normR
     x = moe::ClampOp::create(b, loc, as(x, afterClip), x, APFloat(-*spec.clipQkv),
                              APFloat(*spec.clipQkv));
   if (rotated)
-    x = rotate(x);
+    x = rotate(x, unit ? f32 : type);
+  if (unit) {
+    Value ones = moe::FullOp::create(b, loc, tensor({spec.headDim}, f32), APFloat(1.0));
+    x = norm(x, {ones, Value()});
+  }
   return x;
 }
 

@@ -144,7 +144,7 @@ private:
   mlir::Value embedding(mlir::Value ids);
   void rotary(int64_t length);
   /// x with its positions' rotation.
-  mlir::Value rotate(mlir::Value x);
+  mlir::Value rotate(mlir::Value x, mlir::Type result = {});
   mlir::Value headAttention(mlir::Value x);
   mlir::Value latentAttention(mlir::Value x); // LatentAttention.cpp
   bool staysLatent(int64_t queries, int64_t keys) const;

@@ -72,11 +72,18 @@ private:
     case FieldSpec::Role::irrelevant:
       return;
     case FieldSpec::Role::fixed:
-      if (!is_contained(spec.only, value))
-        fail(
-            ErrorId::UnsupportedConfig,
-            name + "=" + jsonText(value) + " is not supported; supported: " +
-                join(map_range(spec.only, [](const json::Value &v) { return jsonText(v); }), ", "));
+      if (is_contained(spec.only, value))
+        return;
+      if (spec.stored)
+        result.unreadable.push_back((fileName + ": " + name + "=" + jsonText(value) +
+                                     " says that the weights are stored in a form that Moira does "
+                                     "not read; convert them to bf16, or plan from " +
+                                     fileName + " alone")
+                                        .str());
+      else
+        unsupported(
+            name, spec, value,
+            join(map_range(spec.only, [](const json::Value &v) { return jsonText(v); }), ", "));
       return;
     case FieldSpec::Role::used:
       break;
@@ -90,6 +97,17 @@ private:
     }
     result.spelling[field] = name;
     result.values.insert_or_assign(field, checked(name, spec, value));
+  }
+
+  void unsupported(const std::string &name, const FieldSpec &spec, const json::Value &value,
+                   const std::string &supported) {
+    std::string problem = name + "=" + jsonText(value);
+    if (spec.operation.empty())
+      return fail(ErrorId::UnsupportedConfig,
+                  problem + " is not supported; supported: " + supported);
+    result.lacking.push_back((fileName + ": " + problem + " needs an operation that Moira lacks: " +
+                              spec.operation + "; supported: " + supported)
+                                 .str());
   }
 
   void unknown(const std::string &name) {
@@ -146,9 +164,7 @@ private:
       auto word = spec.map.find(text->str());
       if (word != spec.map.end())
         return word->second;
-      fail(ErrorId::UnsupportedConfig,
-           name + "=" + jsonText(value) +
-               " is not supported; supported: " + join(make_first_range(spec.map), ", "));
+      unsupported(name, spec, value, join(make_first_range(spec.map), ", "));
       return spec.map.begin()->second;
     }
     const json::Array *array = value.getAsArray();
@@ -185,9 +201,15 @@ const ModelClass *moira::classOf(const json::Object &config, StringRef fileName,
     return nullptr;
   }
   const ModelClass *found = findModelClass(*name);
-  if (!found)
-    status.add(ErrorId::UnknownModelClass, "unknown model class " + nameText(*name) + " in " +
-                                               fileName.str() + "; known: " + known);
+  if (!found) {
+    std::vector<std::string> names;
+    for (const ModelClass *c : allModelClasses())
+      names.push_back(c->name);
+    std::string nearest = rt::nearestWord(name->str(), names);
+    status.add(ErrorId::UnknownModelClass,
+               "unknown model class " + nameText(*name) + " in " + fileName.str() + "; " +
+                   (nearest.empty() ? "" : "did you mean " + nearest + "? ") + "known: " + known);
+  }
   return found;
 }
 

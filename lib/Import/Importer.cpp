@@ -80,6 +80,15 @@ static void checkShape(const ModelSpec &spec, const ImportOptions &options, Stat
     status.add(ErrorId::BadUsage, "--task=" + options.task + " must be forward");
 }
 
+/// Operations that this model needs for sequences of this length and Moira lacks.
+static std::vector<std::string> lackingFor(const ModelSpec &spec, const ImportOptions &options) {
+  std::vector<std::string> lacking = spec.lacking;
+  for (const ModelSpec::LongNeed &need : spec.longNeeds)
+    if (options.seq > need.tokens)
+      lacking.push_back(need.problem);
+  return lacking;
+}
+
 static void setConfigFields(ModuleOp module, const ModelSpec &spec) {
   Builder b(module.getContext());
   SmallVector<NamedAttribute> fields;
@@ -116,9 +125,17 @@ OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
   if (!spec)
     return {};
   checkShape(*spec, options, status);
+  for (const std::string &problem : lackingFor(*spec, options))
+    if (options.memoryOnly)
+      summary.standIns.push_back(problem);
+    else
+      status.add(ErrorId::UnsupportedConfig,
+                 problem + "; what a rank needs can be planned with --memory-only");
 
   std::vector<StoredTensor> stored;
   if (!configAlone) {
+    for (const std::string &problem : spec->unreadable)
+      status.add(ErrorId::UnsupportedConfig, problem);
     rt::Expected<rt::Checkpoint> checkpoint =
         rt::Checkpoint::open(path.str(), {.headersOnly = true, .allowTruncated = false});
     if (!checkpoint) {

@@ -203,6 +203,10 @@ private:
         spec.nullable = v.getAsBoolean().value_or(false);
       } else if (key == "implied") {
         spec.implied = v.getAsBoolean().value_or(false);
+      } else if (key == "operation") {
+        spec.operation = text(v, name);
+      } else if (key == "stored") {
+        spec.stored = v.getAsBoolean().value_or(false);
       } else if (key == "default") {
         spec.defaultValue = v;
       } else if (key == "min") {

@@ -2,7 +2,7 @@
 // The meaning of fields, alone and together. Semantics are those of the classes' published
 // implementation (transformers 5.17).
 //===----------------------------------------------------------------------===//
-#include "moira/Import/ModelSpec.h"
+#include "Meanings.h"
 #include "moira/Import/ConfigJson.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringExtras.h"
@@ -17,68 +17,25 @@ using rt::Status;
 
 namespace {
 
-class Resolver {
+class Resolver : Meanings {
 public:
-  Resolver(const ModelClass &modelClass, const ConfigValues &values, StringRef fileName,
-           Status &status)
-      : modelClass(modelClass), config(values), fileName(fileName), status(status) {}
+  explicit Resolver(const Meanings &meanings) : Meanings(meanings) {}
 
-  ModelSpec resolve() {
+  void resolve() {
     spec.modelClass = &modelClass;
     spec.defaults = config.defaults;
+    spec.unreadable = config.unreadable;
+    spec.lacking = config.lacking;
     dense();
     attention();
     positions();
     experts();
-    layers();
+    resolveLayers(*this);
     sort(spec.defaults,
          [](const DefaultTaken &a, const DefaultTaken &b) { return a.field < b.field; });
-    return std::move(spec);
   }
 
 private:
-  const ModelClass &modelClass;
-  const ConfigValues &config;
-  StringRef fileName;
-  Status &status;
-  ModelSpec spec;
-  json::Value absent = nullptr;
-
-  void fail(ErrorId id, const Twine &message) { status.add(id, (fileName + ": " + message).str()); }
-
-  /// The field that a meaning refers to, as this config spells it; empty for a constant.
-  std::string fieldOf(StringRef meaning) const {
-    std::optional<StringRef> text = modelClass.model.at(meaning.str()).getAsString();
-    return text && text->starts_with("$") ? config.shown(text->drop_front()).str() : "";
-  }
-  const json::Value &get(StringRef meaning) const {
-    const json::Value &value = modelClass.model.at(meaning.str());
-    std::optional<StringRef> text = value.getAsString();
-    return text && text->starts_with("$") ? config.values.at(text->drop_front().str()) : value;
-  }
-  /// Whether the config itself has the field, rather than a default.
-  bool isSaid(StringRef meaning) const {
-    std::optional<StringRef> text = modelClass.model.at(meaning.str()).getAsString();
-    return text && text->starts_with("$") && config.spelling.count(text->drop_front().str());
-  }
-  bool isNull(StringRef meaning) const { return get(meaning).kind() == json::Value::Null; }
-  bool flag(StringRef meaning) const { return get(meaning).getAsBoolean().value_or(false); }
-  double number(StringRef meaning) const { return get(meaning).getAsNumber().value_or(0); }
-  std::optional<double> real(StringRef meaning) const {
-    return isNull(meaning) ? std::nullopt : std::optional(number(meaning));
-  }
-  StringRef word(StringRef meaning) const { return get(meaning).getAsString().value_or(""); }
-  /// A size, and where it comes from.
-  int64_t size(StringRef meaning) {
-    if (std::string field = fieldOf(meaning); !field.empty())
-      spec.fieldOf[meaning.str()] = field;
-    return get(meaning).getAsInteger().value_or(0);
-  }
-  /// "field=value", for messages.
-  std::string shown(StringRef meaning, int64_t value) const {
-    return fieldOf(meaning) + "=" + std::to_string(value);
-  }
-
   void dense() {
     spec.vocab = size("vocab");
     spec.hidden = size("hidden");
@@ -114,6 +71,7 @@ private:
     spec.qkNorm = StringSwitch<QkNorm>(word("qk_norm"))
                       .Case("head", QkNorm::head)
                       .Case("full", QkNorm::full)
+                      .Case("unit", QkNorm::unit)
                       .Default(QkNorm::none);
     if (!flag("qk_norm_enabled"))
       spec.qkNorm = QkNorm::none;
@@ -224,7 +182,7 @@ private:
     if (spec.latent)
       spec.attentionScale *= spec.rope.scoreFactor();
     const json::Value *theta = fields.parameters ? fields.parameters->get("rope_theta") : nullptr;
-    if (isNull("rope_theta") && (!theta || *theta == absent))
+    if (isNull("rope_theta") && (!theta || theta->kind() == json::Value::Null))
       spec.defaults.push_back({fieldOf("rope_theta"), jsonText(get("default_theta"))});
   }
 
@@ -250,6 +208,7 @@ private:
     gate.score = moe::symbolizeScore(word("router_score")).value_or(moe::Score::softmax);
     gate.order =
         moe::symbolizeRouteOrder(word("router_order")).value_or(moe::RouteOrder::score_topk);
+    gate.apply = moe::symbolizeRouteApply(word("router_apply")).value_or(moe::RouteApply::output);
     gate.renorm = flag("router_renorm") ? moe::Renorm::sum : moe::Renorm::none;
     if (flag("router_renorm")) {
       gate.renormEpsilon = number("router_renorm_epsilon");
@@ -333,81 +292,6 @@ private:
     gate.groupKeep = keep;
     gate.groupScore = score;
   }
-
-  void layers() {
-    int64_t count = isNull("layers") ? size("layers_else") : size("layers");
-    spec.layers.resize(count);
-    int64_t step = sparseStep(count),
-            first = isNull("sparse_first") ? step - 1 : int64_t(number("sparse_first"));
-    spec.unusedLayers = size("unused_layers");
-    int64_t least = number("first_sparse"), most = number("last_sparse");
-    for (auto [l, layer] : enumerate(spec.layers))
-      layer.sparse = spec.experts > 0 && step > 0 && int64_t(l) % step == first % step &&
-                     int64_t(l) >= least && (most < 0 || int64_t(l) <= most);
-    if (const json::Array *denseLayers = get("dense_layers").getAsArray())
-      for (const json::Value &value : *denseLayers) {
-        int64_t l = value.getAsInteger().value_or(-1);
-        if (l < 0 || l >= count)
-          fail(ErrorId::BadConfigValue, fieldOf("dense_layers") + " names layer " +
-                                            jsonText(value) + ", the model has layers 0 to " +
-                                            Twine(count - 1));
-        else
-          spec.layers[l].sparse = false;
-      }
-    windows();
-  }
-
-  /// Given, or from how many layers are sparse; 0: none is.
-  int64_t sparseStep(int64_t count) const {
-    if (!isNull("sparse_step"))
-      return number("sparse_step");
-    int64_t sparse = number("sparse_count");
-    return sparse > 0 ? count / sparse : count;
-  }
-
-  void windows() {
-    int64_t window = isNull("window") ? 0 : get("window").getAsInteger().value_or(0);
-    bool typed = word("window_layers") == "typed";
-    bool enabled = flag("window_enabled") && (typed || !isNull("window"));
-    SmallVector<bool> slides(spec.layers.size(), enabled);
-    if (typed)
-      typedLayers(slides);
-    if (!is_contained(slides, true))
-      return;
-    if (!enabled || window < 1)
-      return fail(
-          ErrorId::BadConfigValue,
-          "layers with a sliding window need " +
-              (fieldOf("window_enabled").empty() ? "" : fieldOf("window_enabled") + "=true and ") +
-              fieldOf("window") + " of at least 1");
-    for (auto [layer, slide] : zip(spec.layers, slides))
-      layer.window = slide ? window : 0;
-  }
-
-  /// Which layers slide: layer_types where given, else every other layer below max_window_layers.
-  void typedLayers(SmallVectorImpl<bool> &slides) {
-    if (isNull("layer_types")) {
-      int64_t limit = number("max_window_layers");
-      for (auto [l, slide] : enumerate(slides))
-        slide = slide && l % 2 == 0 && int64_t(l) < limit;
-      return;
-    }
-    const json::Array &types = *get("layer_types").getAsArray();
-    std::string field = fieldOf("layer_types");
-    slides.assign(slides.size(), false);
-    if (types.size() != slides.size())
-      return fail(ErrorId::BadConfigValue, field + " has " + Twine(types.size()) +
-                                               " entries, the model has " + Twine(slides.size()) +
-                                               " layers");
-    for (auto [l, type] : enumerate(types)) {
-      StringRef name = *type.getAsString();
-      slides[l] = name == "sliding_attention";
-      if (!slides[l] && name != "full_attention")
-        fail(ErrorId::UnsupportedConfig,
-             field + "[" + Twine(l) + "]=" + jsonText(type) +
-                 " is not supported; supported: full_attention, sliding_attention");
-    }
-  }
 };
 
 /// Weights of one layer's attention.
@@ -442,13 +326,20 @@ std::optional<ModelSpec> moira::resolveModel(const json::Object &config, StringR
   if (!modelClass)
     return std::nullopt;
   ConfigValues values = readFields(*modelClass, config, fileName, status);
-  if (status.diagnostics().size() != before)
+  // With other problems, what is lacking is one more.
+  auto refused = [&] {
+    for (const std::string &problem : values.lacking)
+      status.add(ErrorId::UnsupportedConfig, problem);
     return std::nullopt;
-  ModelSpec spec = Resolver(*modelClass, values, fileName, status).resolve();
+  };
+  if (status.diagnostics().size() != before)
+    return refused();
+  ModelSpec spec;
+  Resolver({*modelClass, values, fileName, status, spec}).resolve();
   checkTotal(spec, fileName, status);
   if (modelClass->encoder) {
-    auto encoder = std::make_shared<ModelSpec>(
-        Resolver(*modelClass->encoder, values, fileName, status).resolve());
+    auto encoder = std::make_shared<ModelSpec>();
+    Resolver({*modelClass->encoder, values, fileName, status, *encoder}).resolve();
     checkTotal(*encoder, fileName, status);
     for (const auto &[size, field] : encoder->fieldOf)
       if (std::string &known = spec.fieldOf[size]; known.empty())
@@ -458,6 +349,6 @@ std::optional<ModelSpec> moira::resolveModel(const json::Object &config, StringR
     spec.encoder = std::move(encoder);
   }
   if (status.diagnostics().size() != before)
-    return std::nullopt;
+    return refused();
   return spec;
 }

@@ -1,11 +1,14 @@
 """Shows that documentation does not rot where a program can tell: links lead somewhere, folders and options that are named exist."""
 
+import json
 import re
+import shlex
+import shutil
 
 import pytest
 
 from common import ROOT
-from moira import run_tool
+from moira import checkpoint, run_tool
 
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "dialects").glob("*/*.md")])
 HELP = {}
@@ -24,7 +27,7 @@ def test_links_lead_somewhere(page):
     assert not broken
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/running-on-gpus.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md", "docs/compile-your-model.md", "docs/running-on-gpus.md"])
 def test_options_in_commands_exist(page):
     """Every --option on a line with one of the programs is one that this program's --help knows."""
     unknown = []
@@ -60,3 +63,26 @@ def test_quickstart_shows_real_output(tmp_path):
     shown = without_machine(compiled.err + ran.err + refused.err).replace(str(tmp_path), "build/quickstart").splitlines()
     stale = [line for line in shown if f"    {line}\n" not in page]
     assert len(shown) > 15 and not stale
+
+
+def test_compile_your_model_shows_real_errors(tmp_path):
+    """Each command that docs/compile-your-model.md shows with what it says, on a model that is wrong in the way that the page tells of."""
+    page = (ROOT / "docs" / "compile-your-model.md").read_text().split("## When it does not go through")[1]
+    shown = re.findall(r"^    \$ (.*)\n    (.*)$", page, re.MULTILINE)
+    tiny, model = ROOT / "examples" / "tiny-moe", tmp_path / "my-model"
+    config, data = (tiny / "config.json").read_text(), (tiny / "model.safetensors").read_bytes()
+    tanh = json.dumps(json.loads(config) | {"hidden_act": "tanh"})
+    shutil.copytree(tiny, model)
+    checkpoint.write(tmp_path / "inputs.safetensors", {"input_ids": checkpoint.read(tiny / "inputs.safetensors")["input_ids"][:2].copy()})
+    run_tool("moe-opt", tiny, "--batch=4", "--seq=24", "-o", tmp_path / "tiny.moeplan")
+    faults = [
+        (config.replace("num_experts_per_tok", "num_expert_per_tok"), data), (config, data[:200_000]), (config, data), (config, data),
+        (config.replace('"mixtral"', '"mixtrall"'), data), (tanh, data), (tanh, data), (config, data),
+    ]
+    assert len(shown) == len(faults)
+    for (command, line), (written, weights) in zip(shown, faults):
+        (model / "config.json").write_text(written)
+        (model / "model.safetensors").write_bytes(weights)
+        tool, *arguments = shlex.split(command)
+        said = run_tool(tool, *arguments, cwd=tmp_path).err
+        assert any(real.startswith(line) for real in said.splitlines()), f"{command}\n{line}\n{said}"

@@ -155,8 +155,9 @@ def test_hash_gate_takes_its_experts_from_a_table(mesh, tmp_path):
     ]
     program = Program(logits, k, lines, {"table": table})
     program.write(tmp_path)
-    got = program.run(tmp_path, mesh)["weights"].reshape(-1, experts)
-    np.testing.assert_allclose(got, want, rtol=TOLERANCE, atol=1e-12)
+    for reference in ((), ("--reference=f64",)):
+        got = program.run(tmp_path, mesh, run_options=reference)["weights"].reshape(-1, experts)
+        np.testing.assert_allclose(got, want, rtol=TOLERANCE, atol=1e-12)
 
 
 @pytest.mark.parametrize("k", (1, 2))
@@ -173,5 +174,6 @@ def test_weights_may_multiply_what_experts_get(mesh, k, tmp_path):
     clamp = "%changed = moe.clamp %rows from -1.0 to 0.8 : ({W}) -> {W}"
     program = Program(logits, k, [line], row_lines=(clamp,))
     program.write(tmp_path)
-    got = program.run(tmp_path, mesh)["weights"].reshape(-1, experts)
-    np.testing.assert_allclose(got, want, rtol=TOLERANCE, atol=1e-12)
+    for reference in ((), ("--reference=f64",)):
+        got = program.run(tmp_path, mesh, run_options=reference)["weights"].reshape(-1, experts)
+        np.testing.assert_allclose(got, want, rtol=TOLERANCE, atol=1e-12)

@@ -1,4 +1,4 @@
-"""Shows that a real, large model compiles quickly from its config alone and that a plan does not grow with the number of ranks."""
+"""Shows that real, large models compile quickly from their configs alone and that a plan does not grow with the number of ranks."""
 
 import os
 import subprocess
@@ -8,13 +8,13 @@ from common import ROOT
 from moira import inspect_plan
 from moira.tools import program
 
-CONFIG = ROOT / "test" / "configs" / "qwen3-235b-a22b" / "config.json"
+CONFIGS = ROOT / "test" / "configs"
 SECONDS, GIBIBYTES = 10, 1.5
 
 
-def compile_measured(plan, mesh, batch):
+def compile_measured(model, plan, mesh, batch):
     """-> (seconds, peak resident bytes, report) of one compile."""
-    command = [program("moe-opt"), CONFIG, f"--batch={batch}", "--seq=4096", "--dtype=bf16", "--target=sm_90", f"--mesh={mesh}", "-o", plan]
+    command = [program("moe-opt"), CONFIGS / model / "config.json", f"--batch={batch}", "--seq=4096", "--dtype=bf16", "--target=sm_90", f"--mesh={mesh}", "-o", plan]
     start = time.monotonic()
     process = subprocess.Popen(list(map(str, command)), stderr=subprocess.PIPE, text=True)
     stderr = process.stderr.read()
@@ -27,7 +27,7 @@ def test_qwen3_235b_compiles_for_256_and_4096_ranks(tmp_path):
     sizes = []
     for mesh, batch in (("dp=8,ep=16,tp=2", 128), ("dp=128,ep=16,tp=2", 2048)):
         plan = tmp_path / f"{batch}.moeplan"
-        seconds, peak, report = compile_measured(plan, mesh, batch)
+        seconds, peak, report = compile_measured("qwen3-235b-a22b", plan, mesh, batch)
         print(f"{mesh}: {seconds:.2f} s, {peak / 2**20:.0f} MiB, plan {plan.stat().st_size} bytes\n{report}")
         assert seconds <= SECONDS
         assert peak <= GIBIBYTES * 2**30
@@ -37,3 +37,22 @@ def test_qwen3_235b_compiles_for_256_and_4096_ranks(tmp_path):
         assert (summary["parameters"], summary["active_parameters"]) == (235_093_634_560, 22_190_763_520)
         sizes.append(plan.stat().st_size)
     assert abs(sizes[0] - sizes[1]) <= 64, f"the plan grows with the ranks: {sizes}"
+
+
+def test_deepseek_v3_plans_for_2048_ranks(tmp_path):
+    """Its published weights are fp8, which its config says; planned is bf16."""
+    attention = 7168 * 1536 + 1536 + 1536 * 128 * 192 + 7168 * 576 + 512 + 512 * 128 * 256 + 128 * 128 * 7168
+    expert, dense, router = 3 * 7168 * 2048, 3 * 7168 * 18432, 256 * 7168 + 256
+    outside = 2 * 129280 * 7168 + 7168 + 61 * (attention + 2 * 7168) + 3 * dense + 58 * (router + expert)  # one shared expert
+    sizes = []
+    for mesh in ("dp=32,ep=64", "dp=16,ep=64,tp=2", "dp=1,ep=256,tp=8", "dp=4,ep=256,tp=2"):
+        plan = tmp_path / "p.moeplan"
+        seconds, peak, report = compile_measured("deepseek-v3", plan, mesh, 2048)
+        print(f"{mesh}: {seconds:.2f} s, {peak / 2**20:.0f} MiB, plan {plan.stat().st_size} bytes\n{report}")
+        assert seconds <= SECONDS
+        assert peak <= GIBIBYTES * 2**30
+        summary = inspect_plan(plan)
+        # Published: 671 billion parameters, 37 billion of them active.
+        assert (summary["parameters"], summary["active_parameters"]) == (outside + 58 * 256 * expert, outside + 58 * 8 * expert)
+        sizes.append(summary["ranks"])
+    assert sizes == [2048] * 4

@@ -6,6 +6,7 @@ f16, some inputs have padding. A model whose float32 logits are far from its flo
 """
 
 import copy
+import json
 import random
 from dataclasses import dataclass
 
@@ -46,6 +47,8 @@ def common(pick):
         "num_key_value_heads": pick(1, 2, 4),
         "max_position_embeddings": 64,
         "tie_word_embeddings": pick(True, False),
+        "rms_norm_eps": pick(1e-6, 1e-3),
+        "hidden_act": pick("silu", "silu", "gelu", "gelu_pytorch_tanh", "relu"),
         "initializer_range": 0.08,
         "rope_parameters": {"rope_theta": pick(1e4, 5e5), "rope_type": "default"},
         "bos_token_id": 1,
@@ -70,8 +73,15 @@ def scaled_rope(pick, fields, head_dim, kinds=("default", "linear", "dynamic", "
         rope |= {"short_factor": [pick(1.0, 1.3) for _ in range(head_dim // 2)], "long_factor": [pick(2.0, 5.5) for _ in range(head_dim // 2)]}
 
 
+def own_head_dim(pick, fields):
+    """Heads of another size than hidden / heads, or not."""
+    if pick(True, False):
+        fields["head_dim"] = pick(4, 8, 16)
+    return fields.get("head_dim", fields["hidden_size"] // fields["num_attention_heads"])
+
+
 def mixtral(pick, fields):
-    fields["head_dim"] = pick(8, 16)
+    fields["head_dim"] = own_head_dim(pick, fields)
     scaled_rope(pick, fields, fields["head_dim"])
     fields.update(intermediate_size=pick(32, 48), num_local_experts=8, num_experts_per_tok=pick(1, 2, 4), sliding_window=pick(None, 5))
 
@@ -97,21 +107,25 @@ def qwen(pick, fields, head_dim):
         num_experts_per_tok=pick(1, 3, 4),
         norm_topk_prob=pick(True, False),
         decoder_sparse_step=pick(1, 2),
+        mlp_only_layers=pick([], [0]),
+        use_sliding_window=pick(True, False),
+        sliding_window=5,
     )
 
 
 def qwen2_moe(pick, fields):
-    qwen(pick, fields, fields["hidden_size"] // fields["num_attention_heads"])
-    fields.update(shared_expert_intermediate_size=pick(16, 40), qkv_bias=pick(True, False))
+    qwen(pick, fields, own_head_dim(pick, fields))
+    fields.update(shared_expert_intermediate_size=pick(16, 40), qkv_bias=pick(True, False), max_window_layers=pick(0, 2, 28))
 
 
 def qwen3_moe(pick, fields):
     fields["head_dim"] = pick(8, 16)
     qwen(pick, fields, fields["head_dim"])
-    fields.update(attention_bias=pick(True, False), mlp_only_layers=pick([], [0]))
+    fields.update(attention_bias=pick(True, False))
 
 
 def granitemoe(pick, fields):
+    scaled_rope(pick, fields, own_head_dim(pick, fields))
     fields.update(
         intermediate_size=pick(32, 48),
         num_local_experts=8,
@@ -125,7 +139,7 @@ def granitemoe(pick, fields):
 
 
 def phimoe(pick, fields):
-    scaled_rope(pick, fields, fields["hidden_size"] // fields["num_attention_heads"], ("default", "longrope"))
+    scaled_rope(pick, fields, own_head_dim(pick, fields), ("default", "longrope"))
     if fields["rope_parameters"]["rope_type"] == "longrope":
         fields["rope_parameters"] |= {"short_mscale": 1.1, "long_mscale": 1.25}
     fields.update(
@@ -139,8 +153,10 @@ def phimoe(pick, fields):
 
 
 def latent_attention(pick, fields):
+    fields["qk_rope_head_dim"] = pick(4, 8)
+    scaled_rope(pick, fields, fields["qk_rope_head_dim"], ("default", "linear", "dynamic", "yarn", "longrope", "llama3"))
     rope = fields["rope_parameters"]
-    if pick(True, False):
+    if rope["rope_type"] == "yarn":
         rope |= {
             "rope_type": "yarn", "factor": pick(4.0, 40.0), "original_max_position_embeddings": 16, "beta_fast": 32, "beta_slow": 1,
             "mscale": pick(0.707, 1.0), "mscale_all_dim": pick(0.0, 1.0),
@@ -150,7 +166,6 @@ def latent_attention(pick, fields):
         q_lora_rank=pick(None, 12, 24),
         kv_lora_rank=pick(16, 20),
         qk_nope_head_dim=pick(8, 12),
-        qk_rope_head_dim=pick(4, 8),
         v_head_dim=pick(8, 16),
         attention_bias=pick(True, False),
         intermediate_size=pick(32, 48),
@@ -167,7 +182,7 @@ def latent_attention(pick, fields):
 
 def deepseek_v2(pick, fields):
     latent_attention(pick, fields)
-    fields.update(topk_method=pick("greedy", "group_limited_greedy"))
+    fields.update(topk_method=pick("greedy", "group_limited_greedy"), mlp_bias=pick(True, False))
 
 
 def deepseek_v3(pick, fields):
@@ -176,13 +191,12 @@ def deepseek_v3(pick, fields):
 
 
 def gpt_oss(pick, fields):
-    rope = fields["rope_parameters"]
-    rope |= pick(
-        {"rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False, "original_max_position_embeddings": 16},
-        {"rope_type": "default"},
-    )
+    fields["head_dim"] = pick(8, 16)
+    scaled_rope(pick, fields, fields["head_dim"])
+    if fields["rope_parameters"]["rope_type"] == "yarn":
+        fields["rope_parameters"] |= {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": pick(True, False)}
     fields.update(
-        head_dim=pick(8, 16),
+        hidden_act="silu",
         intermediate_size=pick(32, 48),
         num_local_experts=8,
         num_experts_per_tok=pick(1, 2, 4),
@@ -216,7 +230,7 @@ def glm4_moe(pick, fields):
 
 
 def ernie4_5_moe(pick, fields):
-    scaled_rope(pick, fields, fields["hidden_size"] // fields["num_attention_heads"])
+    scaled_rope(pick, fields, own_head_dim(pick, fields))
     fields.update(
         use_bias=pick(True, False),
         intermediate_size=pick(32, 48),
@@ -228,6 +242,23 @@ def ernie4_5_moe(pick, fields):
         moe_layer_end_index=pick(-1, 1),
         moe_layer_interval=pick(1, 2),
         moe_norm_min=pick(1e-12, 0.7),
+    )
+
+
+def llama4_text(pick, fields):
+    fields["head_dim"] = pick(8, 16)
+    scaled_rope(pick, fields, fields["head_dim"], ("default", "llama3"))
+    fields.update(
+        intermediate_size=pick(32, 48),
+        intermediate_size_mlp=pick(32, 64),
+        num_local_experts=8,
+        num_experts_per_tok=pick(1, 2),
+        moe_layers=pick(None, [1]),
+        interleave_moe_layer_step=pick(1, 2),
+        use_qk_norm=pick(True, False),
+        no_rope_layers=pick(None, [1, 0, 1][: fields["num_hidden_layers"]]),
+        no_rope_layer_interval=pick(2, 4),
+        attention_bias=pick(True, False),
     )
 
 
@@ -329,7 +360,7 @@ def switch_transformers(pick, fields):
 DRAW = {
     f.__name__: f
     for f in (
-        deepseek_v2, deepseek_v3, ernie4_5_moe, glm4_moe, gpt_oss, granitemoe, m2m_100, mixtral, mt5, nllb_moe, olmoe, phimoe, qwen2_moe,
+        deepseek_v2, deepseek_v3, ernie4_5_moe, glm4_moe, gpt_oss, granitemoe, llama4_text, m2m_100, mixtral, mt5, nllb_moe, olmoe, phimoe, qwen2_moe,
         qwen3_moe, switch_transformers, xglm,
     )
 }
@@ -373,10 +404,22 @@ def tokens(rng, vocab, pad, length, padded):
     return np.where(mask, ids, pad), mask
 
 
+def stacks_of(kind):
+    """What the names of their inputs begin with; the last one's output is seen."""
+    return ("", "decoder_") if kind in ENCODER_DECODERS else ("",)
+
+
+def alike_inputs(kind, fields, pick, rng):
+    """As draw_inputs: one token, in 1, 2 or 4 rows that are all alike, so that experts get either all tokens or none."""
+    batch = pick(1, 2, 4)
+    inputs = {f"{stack}input_ids": np.full((batch, 1), rng.integers(2, fields["vocab_size"])) for stack in stacks_of(kind)}
+    return inputs, np.ones((batch, 1), bool)
+
+
 def draw_inputs(kind, fields, pick, rng):
     """-> (inputs by name, seen)"""
     pad = fields.get("pad_token_id") or 0
-    stacks = ("", "decoder_") if kind in ENCODER_DECODERS else ("",)
+    stacks = stacks_of(kind)
     # Where NLLB-MoE's capacity drops something, its padding takes no room; here it does (docs/routing.md).
     may_pad = fields.get("moe_eval_capacity_token_fraction", 1.0) == 1.0
     inputs = {}
@@ -390,16 +433,32 @@ def draw_inputs(kind, fields, pick, rng):
     return inputs, seen.astype(bool)
 
 
+def as_version_4(path):
+    """Spells what concerns the rotary embedding as transformers 4 did."""
+    config = json.loads(path.read_text())
+    rope = config.pop("rope_parameters", None)
+    if rope:
+        config["rope_theta"] = rope.pop("rope_theta")
+        if "partial_rotary_factor" in rope:
+            config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+        kind = rope.pop("rope_type")
+        config["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
+    config["torch_dtype"] = config.pop("dtype")
+    path.write_text(json.dumps(config))
+
+
 def save(model, pick, directory):
     """Writes the checkpoint, whole or in shards, and rounds the model's own weights to the type that they are stored in."""
     stored = pick(torch.float32, torch.float32, torch.bfloat16, torch.float16)
     copy.deepcopy(model).to(stored).save_pretrained(directory, max_shard_size=pick("5GB", "20KB"))
+    if pick(True, False):
+        as_version_4(directory / "config.json")
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             tensor.copy_(tensor.to(stored))
 
 
-def draw(kind, number, directory):
+def draw(kind, number, directory, make_inputs=draw_inputs):
     """Writes the model to `directory` -> Case."""
     chosen = random.Random(f"{kind} {number}")
 
@@ -410,7 +469,7 @@ def draw(kind, number, directory):
         fields = common(pick)
         DRAW[kind](pick, fields)
         seed = chosen.randrange(2**31)
-        inputs, seen = draw_inputs(kind, fields, pick, np.random.default_rng(seed))
+        inputs, seen = make_inputs(kind, fields, pick, np.random.default_rng(seed))
         for old in directory.glob("model*.safetensors*"):
             old.unlink()
         model = build(kind, fields, seed)

@@ -91,14 +91,6 @@ INSTANTIATE_TEST_SUITE_P(
          mixtral("'hidden_size': 'x', 'num_hidden_layers': -1, 'zzz': 0, 'hidden_act': 'tanh'"),
          {ErrorId::BadConfigValue, ErrorId::UnknownConfigField, ErrorId::UnsupportedConfig},
          {"hidden_size", "num_hidden_layers", "zzz", "hidden_act"}},
-        {"activation",
-         mixtral("'hidden_act': 'gelu_fancy'"),
-         {ErrorId::UnsupportedConfig},
-         {"hidden_act=\"gelu_fancy\"", "gelu, gelu_new", "silu"}},
-        {"quantized",
-         mixtral("'quantization_config': {'quant_method': 'fp8'}"),
-         {ErrorId::UnsupportedConfig},
-         {"quantization_config={\"quant_method\":\"fp8\"} is not supported; supported: null"}},
         {"classifier",
          mixtral("'architectures': ['MixtralForSequenceClassification']"),
          {ErrorId::UnsupportedConfig},
@@ -286,6 +278,37 @@ TEST(ConfigJson, MissingFilesAndDirectoriesAreNamed) {
   EXPECT_FALSE(readConfig("/tmp", status));
   EXPECT_FALSE(readConfig("/dev/zero", status));
   expectProblems(status, {ErrorId::FileNotFound}, {"/no/such/config.json", "/tmp", "/dev/zero"});
+}
+
+TEST(Config, LackingOperationsLeaveASpecToPlanFrom) {
+  ModelSpec spec = good(mixtral("'hidden_act': 'gelu_fancy'"));
+  EXPECT_THAT(spec.lacking,
+              ElementsAre("config.json: hidden_act=\"gelu_fancy\" needs an operation that Moira "
+                          "lacks: this activation, in the feed-forward blocks of every layer; "
+                          "supported: gelu, gelu_new, gelu_pytorch_tanh, relu, silu, swish"));
+}
+
+TEST(Config, LongSequencesMayNeedLackingOperations) {
+  ModelSpec spec = good("'model_type': 'llama4_text', 'num_hidden_layers': 5, "
+                        "'attention_chunk_size': 16, 'floor_scale': 8");
+  ASSERT_EQ(spec.longNeeds.size(), 2u);
+  EXPECT_EQ(spec.longNeeds[0].tokens, 16);
+  EXPECT_THAT(
+      spec.longNeeds[0].problem,
+      testing::HasSubstr("attention_chunk_size=16 needs an operation that Moira lacks for "
+                         "more than 16 tokens: attention within chunks, in layers 0, 1, 2, 4"));
+  EXPECT_EQ(spec.longNeeds[1].tokens, 7);
+  EXPECT_THAT(spec.longNeeds[1].problem,
+              testing::HasSubstr("queries scaled by their position, in layers 3"));
+  EXPECT_FALSE(spec.layers[3].rotated);
+  EXPECT_TRUE(spec.layers[4].rotated);
+}
+
+TEST(Config, StoredFormsThatCannotBeReadStandOnlyAgainstWeights) {
+  ModelSpec spec = good(mixtral("'quantization_config': {'quant_method': 'fp8'}"));
+  EXPECT_THAT(spec.unreadable, ElementsAre(testing::HasSubstr(
+                                   "quantization_config={\"quant_method\":\"fp8\"} says")));
+  EXPECT_THAT(good(mixtral("'quantization_config': null")).unreadable, testing::IsEmpty());
 }
 
 TEST(ModelClasses, AreSorted) {

@@ -19,6 +19,11 @@ struct ConfigValues {
   std::map<std::string, llvm::json::Value> values; // by the class's name of the field
   std::map<std::string, std::string> spelling;     // field → its name in this config
   std::vector<DefaultTaken> defaults;              // sorted by field
+  /// UnsupportedConfig problems that stand only against weights: forms that cannot be read.
+  std::vector<std::string> unreadable;
+  /// UnsupportedConfig problems that do not stand against planning memory: operations that Moira
+  /// lacks, of the same sizes as what is built instead.
+  std::vector<std::string> lacking;
 
   /// The name to show for a field.
   llvm::StringRef shown(llvm::StringRef field) const;

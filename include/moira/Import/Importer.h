@@ -15,6 +15,8 @@ struct ImportOptions {
   std::string dtype = "f32"; // f32 or bf16: type of weights and activations
   std::string task = "forward";
   std::optional<int64_t> decSeq; // tokens of an encoder-decoder's decoder; default: seq
+  /// Operations that Moira lacks are stood in for by others of the same sizes.
+  bool memoryOnly = false;
 };
 
 /// What was imported, for the report.
@@ -24,6 +26,7 @@ struct ImportSummary {
   uint64_t tensorsExpected = 0, tensorsFound = 0; // found is 0 for a config alone
   std::vector<DefaultTaken> defaults;             // fields that the config leaves out
   std::vector<std::string> unusedTensors;         // stored, and known to be read by nobody
+  std::vector<std::string> standIns; // what is stood in for, as the error without memoryOnly says
 };
 
 /// Whether `path` is what importModel reads: a directory, or a .json file.

@@ -29,6 +29,9 @@ struct FieldSpec {
   std::string type; // int, float, bool, string, int_list, string_list, object
   bool nullable = false;
   bool implied = false; // its absence is not reported as a default taken
+  bool stored = false;  // fixed only where there are weights to read: says how they are stored
+  /// What other values ask for and Moira lacks: an operation that changes no size, and where.
+  std::string operation;
   llvm::json::Value defaultValue = nullptr;
   std::optional<double> min, max, above;  // inclusive, inclusive, exclusive
   std::map<std::string, std::string> map; // spelling in the config → our word

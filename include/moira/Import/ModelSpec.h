@@ -15,7 +15,8 @@ namespace moira {
 enum class QkNorm {
   none,
   head, ///< over each head's dimensions, one weight for all heads
-  full  ///< over the whole projection
+  full, ///< over the whole projection
+  unit  ///< over each head's dimensions, of what is rotated, behind the rotation, without a weight
 };
 
 /// A bias that counts where experts are chosen, not where they are weighed.
@@ -41,6 +42,7 @@ enum class PositionKind {
 struct LayerSpec {
   int64_t window = 0; // keys that a query sees, 0: all
   bool sparse = true;
+  bool rotated = true; // if the stack's positions are rotary
 };
 
 /// Attention whose keys and values grow out of one latent a token.
@@ -102,6 +104,17 @@ struct ModelSpec {
   /// Size → the config field that gave it, for messages: "experts" → "num_local_experts".
   std::map<std::string, std::string> fieldOf;
   std::vector<DefaultTaken> defaults;
+  /// UnsupportedConfig problems for whoever has weights to read.
+  std::vector<std::string> unreadable;
+  /// UnsupportedConfig problems of operations that Moira lacks: the stack has others of the same
+  /// sizes in their place, from which memory can be planned.
+  std::vector<std::string> lacking;
+  /// Such operations that only sequences of more than `tokens` need.
+  struct LongNeed {
+    int64_t tokens;
+    std::string problem;
+  };
+  std::vector<LongNeed> longNeeds;
 };
 
 /// Resolves a config. Reports every problem that can be found; nothing on any problem.
