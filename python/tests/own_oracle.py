@@ -83,13 +83,14 @@ class Oracle:
         if k < E:
             ordered = -np.sort(-probs, -1)
             self.gap = min(self.gap, (ordered[:, k - 1] - ordered[:, k]).min())
+        merits = weights  # what choices compete by, before they are renormalised
         if layer.get("renorm"):
             weights = weights / weights.sum(-1, keepdims=True)
         kept = np.ones(ids.shape, bool)
         if "capacity" in layer:
             c = layer["capacity"]
             most = capacity_of(c["rule"], c["value"], c.get("least", 0), len(tokens), E, k)
-            kept, margin = keep(ids, weights, E, most, 1, c["policy"], "token_major", c.get("seed", 0), number, c.get("step", 0))
+            kept, margin = keep(ids, merits, E, most, 1, c["policy"], "token_major", c.get("seed", 0), number, c.get("step", 0))
             if c["policy"] in ("probs", "priority"):
                 self.gap = min(self.gap, margin)
             self.dropped += int((~kept).sum())

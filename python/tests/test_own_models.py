@@ -3,6 +3,7 @@ on one rank and on meshes, and the published recipes at full size as plans."""
 
 import json
 import math
+import os
 import re
 
 import numpy as np
@@ -106,6 +107,59 @@ def test_every_part_at_once(tmp_path):
     want = decoder(oracle, inputs, layers)
     assert oracle.dropped > BATCH * SEQ * 6, "expert choice leaves a token two experts of eight on average"
     check(tmp_path, want, oracle, BATCH * SEQ * (2 + 8))
+
+
+def draw(rng):
+    """A random decoder, as the package and as the oracle have it."""
+    pick = lambda *values: values[rng.integers(len(values))]  # noqa: E731
+    kv, groups, norm, rope = pick(2, 4), pick(1, 2), pick("rms", "layer"), pick(True, False)
+    form = (pick("silu", "relu", "gelu_tanh"), pick(True, False), pick(True, False))
+    names = dict(zip(("activation", "gated", "bias"), form))
+    both, layers = [], []
+    for _ in range(pick(1, 2, 3)):
+        attention = {"heads": kv * groups, "kv_heads": kv, "window": pick(0, 3, 9), "qk_norm": pick(True, False)}
+        common = {**attention, "norm": norm, "rope": rope, "form": form}
+        made = Attention(**{**attention, "head_dim": pick(8, 12), "bias": pick(True, False), "rope": Rope() if rope else None, "qk_norm": Norm() if attention["qk_norm"] else None})
+        if pick(True, False, False):
+            both.append(Layer(made, MLP(pick(24, 40), **names)))
+            layers.append(common)
+            continue
+        dense = MLP(pick(16, 24), **names)
+        sparse = {"experts": pick(4, 8, 12), "k": pick(1, 2, 3), "renorm": pick(True, False)}
+        options = {}
+        if pick(True, False):
+            sparse["capacity"] = {"rule": pick("factor", "rounded"), "value": pick(0.5, 1.0), "least": pick(0, 2), "policy": pick("position", "probs", "random"), "seed": 0}
+            if sparse["capacity"]["policy"] == "random":
+                sparse["capacity"]["seed"] = int(rng.integers(1, 1000))
+            options["capacity"] = Capacity(**sparse["capacity"])
+        if pick(True, False):
+            sparse["residual"] = pick("sum", "softmax")
+            options["residual"] = Residual(dense, sparse["residual"])
+        if pick(True, False):
+            sparse |= {"shared": True, "shared_gate": pick(True, False)}
+            options |= {"shared": dense, "shared_gate": sparse["shared_gate"]}
+        router = Router(k=sparse["k"], renorm="sum" if sparse["renorm"] else "none")
+        if sparse["renorm"] and "capacity" in sparse:
+            router = Router(k=sparse["k"])  # renormalised by the capacity, so that kept choices weigh what they would without it
+            options["capacity"] = Capacity(**sparse["capacity"], renorm="before")
+        both.append(Layer(made, MoE(sparse["experts"], pick(16, 24), router, **options, **names)))
+        layers.append({**common, **sparse})
+    return Decoder(VOCAB, pick(24, 40), norm=Norm(norm), layers=both), layers
+
+
+@pytest.mark.parametrize("number", range(int(os.environ.get("MOIRA_CASES", "6"))))
+def test_random_models(number, tmp_path):
+    """Any parts together; weights whose gates make unclear choices are drawn again."""
+    rng = np.random.default_rng([41, number])
+    model, layers = draw(rng)
+    for _ in range(20):
+        tensors, inputs = files(model, tmp_path, seed=int(rng.integers(1 << 30)))
+        oracle = Oracle(tensors)
+        want = decoder(oracle, inputs, layers)
+        if oracle.gap > 1e-5:
+            break
+    limited = sum(layer["k"] for layer in layers if "capacity" in layer)
+    check(tmp_path, want, oracle, BATCH * SEQ * limited)
 
 
 @pytest.mark.parametrize("capacity", [0.5, 2.0])
