@@ -7,7 +7,7 @@ failed. Runs go side by side where they do not disturb each other, `--processes`
 
     run-conformance.py [--groups=LIST] [--only=WORDS] [--processes=N] [--keep=DIR] [--scratch=DIR] [--gpus=N]
 
-Groups: doctor, f32, bound, graphs, bf16, routing, profile, calls, sanitizer, failures, memory, size. The last one writes a checkpoint of 14 GB to
+Groups: doctor, kernels, f32, bound, graphs, bf16, routing, profile, failures, memory, size. The last one writes a checkpoint of 14 GB to
 the scratch folder (default: /dev/shm where that has room), and compares with transformers where PyTorch and transformers are.
 """
 
@@ -46,8 +46,7 @@ F32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 2e-2
 SAME_CHOICES = 0.9
 GPUS = 1
-SHARDS = 12  # processes that share the tests of the library calls
-APART = {"doctor", "failures", "memory", "size"}  # groups that do not run beside all others
+APART = {"doctor", "kernels", "failures", "memory", "size"}  # groups that do not run beside all others
 CLEAR_GAP = 1e-4  # of selection scores: above it f32 runs choose the same experts however they add
 
 
@@ -474,15 +473,13 @@ class Suite:
             raise Wrong(f"exit code {code}, {len(speeds)} collectives tested")
         return ", ".join(f"{name} {speed} GB/s" for name, speed in speeds)
 
-    def calls(self, shard, tool=None):
-        """A part of the tests of the library calls, which is all our kernels; under a tool of compute-sanitizer if one is named."""
+    def calls(self, tool=None):
+        """The tests of the library calls, which is all our kernels; under a tool of compute-sanitizer if one is named."""
         program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         if tool and not os.path.exists(program):
             return "not available: no compute-sanitizer here"
         words = [program, f"--tool={tool}", "--error-exitcode=99"] if tool else []
-        with self.slots.take(1):
-            code, text, took = run([*words, f"{ROOT}/test/CudaCallsTests"], timeout=580, GTEST_TOTAL_SHARDS=str(SHARDS),
-                                   GTEST_SHARD_INDEX=str(shard), OMP_NUM_THREADS="1")
+        code, text, took = run([*words, f"{ROOT}/test/CudaCallsTests"], timeout=580, OMP_NUM_THREADS="4")
         if tool and "Device not supported" in text:
             return "not available: the tool refuses this machine's device"
         passed = re.search(r"\[  PASSED  \] (\d+) tests?", text)
@@ -510,12 +507,9 @@ def main():
     scratch = tempfile.mkdtemp(prefix="moira-real-size-", dir=scratch)
     suite = Suite(folder, scratch, Slots(max(1, options.processes)))
 
-    # What takes longest comes first.
-    for tool in ("racecheck", "memcheck"):
-        for shard in range(SHARDS):
-            suite.add("sanitizer", f"{tool} {shard + 1} of {SHARDS}", lambda t=tool, n=shard: suite.calls(n, t))
-    for shard in range(SHARDS):
-        suite.add("calls", f"{shard + 1} of {SHARDS}", lambda n=shard: suite.calls(n))
+    suite.add("kernels", "racecheck", lambda: suite.calls("racecheck"))
+    suite.add("kernels", "memcheck", lambda: suite.calls("memcheck"))
+    suite.add("kernels", "alone", suite.calls)
     for ranks in (1, 2):
         suite.add("doctor", f"{ranks} ranks", lambda ranks=ranks: suite.doctor(ranks))
     for model in MODELS:
@@ -573,9 +567,10 @@ def main():
         seconds[check[0]] = ran + took, min(first, began), max(last, ended)
         print(f"{'pass' if ok else 'FAIL'}  {check[0]:<9}  {check[1]:<28} {took:6.1f} s  {text}", flush=True)
 
-    # Alone are those that measure speeds or fill the device, and together but apart from the rest those that count seconds.
+    # Alone are those that measure speeds or fill the device, and together but apart from the rest those that count seconds, and the kernels,
+    # since processes share a GPU by turns and theirs are many and short.
     begin = time.time()
-    for group, threads in (("doctor", 1), (None, options.processes + 3 * SHARDS), ("failures", 5), ("memory", 1), ("size", 1)):
+    for group, threads in (("doctor", 1), ("kernels", 3), (None, options.processes), ("failures", 5), ("memory", 1), ("size", 1)):
         part = [c for c in chosen if (c[0] == group if group else c[0] not in APART)]
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
             many = {pool.submit(attempt, c): c for c in part}
