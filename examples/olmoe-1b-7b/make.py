@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
-"""Writes a checkpoint of OLMoE-1B-7B's shape with random weights: bf16, 13.8 GB in shards with their index, as on the Hub.
+"""Writes a checkpoint with random weights in the shape of OLMoE-1B-7B (13.8 GB), or of another olmoe or qwen3_moe config: bf16, in shards with
+their index, as on the Hub.
 
     examples/olmoe-1b-7b/make.py DIR [--inputs=4x2048]... [--headers-only] [--config=FILE] [--seed=N]
 
 For runs at real size without a download: it has learnt nothing. Every weight depends on the seed alone. --inputs also writes
 DIR/inputs-4x2048.safetensors with random token ids. --headers-only leaves holes in the files where the weights belong (all zero, no
-space taken), which is all that moe-opt reads. --config takes another olmoe config, such as a tiny one.
+space taken), which is all that moe-opt reads. --config takes another config, such as a tiny one or ../qwen3-30b-a3b/config.json (61 GB).
 
 Needs Python 3 and NumPy. Takes about 10 s on 16 cores where the disk keeps up.
 """
@@ -26,7 +27,9 @@ PIECE = 1 << 22  # elements that are made and written at a time
 
 def tensors_of(config):
     """[(name, shape)] in the order of the files."""
-    hidden, width, experts = config["hidden_size"], config["intermediate_size"], config["num_experts"]
+    qwen = config["model_type"] == "qwen3_moe"
+    hidden, width = config["hidden_size"], config["moe_intermediate_size" if qwen else "intermediate_size"]
+    experts = config.get("num_experts") or config["num_local_experts"]
     head = config.get("head_dim") or hidden // config["num_attention_heads"]
     heads, kv = head * config["num_attention_heads"], head * config["num_key_value_heads"]
     tensors = [("model.embed_tokens.weight", [config["vocab_size"], hidden])]
@@ -38,8 +41,8 @@ def tensors_of(config):
             (base + "self_attn.k_proj.weight", [kv, hidden]),
             (base + "self_attn.v_proj.weight", [kv, hidden]),
             (base + "self_attn.o_proj.weight", [hidden, heads]),
-            (base + "self_attn.q_norm.weight", [heads]),
-            (base + "self_attn.k_norm.weight", [kv]),
+            (base + "self_attn.q_norm.weight", [head if qwen else heads]),
+            (base + "self_attn.k_norm.weight", [head if qwen else kv]),
             (base + "post_attention_layernorm.weight", [hidden]),
             (base + "mlp.gate.weight", [experts, hidden]),
         ]
@@ -97,6 +100,8 @@ def main():
     options = parser.parse_args()
     with open(options.config) as file:
         config = json.load(file)
+    if config["model_type"] not in ("olmoe", "qwen3_moe") or config.get("mlp_only_layers") or config.get("decoder_sparse_step", 1) != 1:
+        parser.error(f"{options.config}: only olmoe and qwen3_moe models whose layers all have experts")
     os.makedirs(options.folder, exist_ok=True)
     shutil.copyfile(options.config, os.path.join(options.folder, "config.json"))
 

@@ -7,6 +7,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from common import GOLDEN, ROOT, relative_error
 from moira import checkpoint, compile_plan, inspect_plan, run_plan
@@ -20,10 +21,11 @@ def make(folder, *options):
     return folder
 
 
-def test_a_tiny_one_is_complete_random_and_runs(tmp_path):
-    golden = GOLDEN / "olmoe"
-    # A layer has about half a million bytes here.
-    model = make(tmp_path / "olmoe", f"--config={golden / 'config.json'}", "--inputs=2x24", "--shard-bytes=300000")
+@pytest.mark.parametrize("kind", ["olmoe", "qwen3_moe"])
+def test_a_tiny_one_is_complete_random_and_runs(kind, tmp_path):
+    golden = GOLDEN / kind
+    # These models have half a million bytes and more.
+    model = make(tmp_path / "model", f"--config={golden / 'config.json'}", "--inputs=2x24", "--shard-bytes=200000")
     files = sorted(model.glob("model-*.safetensors"))
     assert len(files) > 2 and all(file.stat().st_size < 400000 for file in files)
     _, ours = checkpoint.read_model(model)
