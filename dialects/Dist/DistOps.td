@@ -116,13 +116,13 @@ def Dist_PackOp : Dist_Op<"pack", [Pure]> {
   let summary = "rows into one slot for each expert shard";
   let description = [{
     x[t..,D], routing, need → slots[G,P,B,D], counts[G,P,C], pos[t..,k], need. pos is the row's index p·B+i in this shard's slots, −1 if it did not fit.
-    `segments` equal runs of this shard's tokens keep the global order apart (one a batch row where the sequence is split).
+    `weighted` as in moe.dispatch. `segments` equal runs of this shard's tokens keep the global order apart (one a batch row where the sequence is split).
 
     Constraints: (C1) shapes as above, counts of i32; (C2) the exchange size P divides the experts.
   }];
-  let arguments = (ins Moe_Tensor:$x, Moe_RoutingType:$routing, Moe_I32Tensor:$need_in, I64Attr:$segments);
+  let arguments = (ins Moe_Tensor:$x, Moe_RoutingType:$routing, Moe_I32Tensor:$need_in, I64Attr:$segments, UnitAttr:$weighted);
   let results = (outs Moe_Tensor:$slots, Moe_I32Tensor:$counts, Moe_I32Tensor:$pos, Moe_I32Tensor:$need);
-  let assemblyFormat = "$x `,` $routing `need` $need_in `segments` $segments attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$x `,` $routing (`weighted` $weighted^)? `need` $need_in `segments` $segments attr-dict `:` functional-type(operands, results)";
   let hasVerifier = 1;
 }
 
@@ -146,31 +146,40 @@ def Dist_UngroupOp : Dist_Op<"ungroup", [Pure]> {
 
 def Dist_UnpackOp : Dist_Op<"unpack", [Pure]> {
   let summary = "Σ_j weight_j · slot row pos_j";
-  let description = [{ slots[G,P,B,D], pos[t..,k], routing → [t..,D], j ascending, −1 adds nothing. Linear in slots. Constraints: (C1) shapes as above. }];
-  let arguments = (ins Moe_Tensor:$slots, Moe_I32Tensor:$pos, Moe_RoutingType:$routing);
+  let description = [{ slots[G,P,B,D], pos[t..,k], routing → [t..,D], j ascending, −1 adds nothing; `unit` as in moe.combine. Linear in slots. Constraints: (C1) shapes as above. }];
+  let arguments = (ins Moe_Tensor:$slots, Moe_I32Tensor:$pos, Moe_RoutingType:$routing, UnitAttr:$unit);
   let results = (outs Moe_Tensor:$result);
-  let assemblyFormat = "$slots `,` $pos `,` $routing attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$slots `,` $pos `,` $routing (`unit` $unit^)? attr-dict `:` functional-type(operands, results)";
   let hasVerifier = 1;
 }
 
 def Dist_SelectOp : Dist_Op<"select", [Pure]> {
   let summary = "the rows of this shard's experts, without an exchange";
   let description = [{
-    x[t..,D], routing, need → rows[R,D], groups[G,E], pos[t..,k], need. Each shard keeps the rows of its own experts, from `expert_offset` on.
+    x[t..,D], routing, need → rows[R,D], groups[G,E], pos[t..,k], need. Each shard keeps the rows of its own experts, from `expert_offset` on. `weighted` as in moe.dispatch.
     Constraints: (C1) shapes as above.
   }];
-  let arguments = (ins Moe_Tensor:$x, Moe_RoutingType:$routing, Moe_I32Tensor:$need_in, OptionalAttr<Dist_OffsetAttr>:$expert_offset);
+  let arguments = (ins Moe_Tensor:$x, Moe_RoutingType:$routing, Moe_I32Tensor:$need_in, OptionalAttr<Dist_OffsetAttr>:$expert_offset, UnitAttr:$weighted);
   let results = (outs Moe_Tensor:$rows, Moe_I32Tensor:$groups, Moe_I32Tensor:$pos, Moe_I32Tensor:$need);
-  let assemblyFormat = "$x `,` $routing `need` $need_in attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$x `,` $routing (`weighted` $weighted^)? `need` $need_in attr-dict `:` functional-type(operands, results)";
   let hasVerifier = 1;
 }
 
 def Dist_MergeOp : Dist_Op<"merge", [Pure]> {
   let summary = "Σ_j weight_j · row pos_j over the rows that this shard holds";
-  let description = [{ rows[R,D], pos[t..,k], routing → [t..,D]: partial over the expert axes. Linear in rows. Constraints: (C1) shapes as above. }];
-  let arguments = (ins Moe_Tensor:$rows, Moe_I32Tensor:$pos, Moe_RoutingType:$routing);
+  let description = [{ rows[R,D], pos[t..,k], routing → [t..,D]: partial over the expert axes; `unit` as in moe.combine. Linear in rows. Constraints: (C1) shapes as above. }];
+  let arguments = (ins Moe_Tensor:$rows, Moe_I32Tensor:$pos, Moe_RoutingType:$routing, UnitAttr:$unit);
   let results = (outs Moe_Tensor:$result);
-  let assemblyFormat = "$rows `,` $pos `,` $routing attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$rows `,` $pos `,` $routing (`unit` $unit^)? attr-dict `:` functional-type(operands, results)";
+  let hasVerifier = 1;
+}
+
+def Dist_ChoiceDotsOp : Dist_Op<"choice_dots", [Pure]> {
+  let summary = "each choice's row or slot times its token's x";
+  let description = [{ rows[R,D] or slots[G,P,B,D], x[t..,D], pos[t..,k] → [t..,k], 0 where pos is −1. Linear in rows. Constraints: (C1) shapes as above. }];
+  let arguments = (ins Moe_Tensor:$rows, Moe_Tensor:$x, Moe_I32Tensor:$pos);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$rows `,` $x `,` $pos attr-dict `:` functional-type(operands, results)";
   let hasVerifier = 1;
 }
 

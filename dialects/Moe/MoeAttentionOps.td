@@ -11,7 +11,7 @@ def Moe_PositionsOp : Moe_RuleOp<"positions", ["localize"]> {
   let assemblyFormat = "attr-dict `:` type($result)";
 }
 
-def Moe_WholeOp : Moe_RuleOp<"whole"> {
+def Moe_WholeOp : Moe_DiffOp<"whole"> {
   let summary = "the same tensor, complete along some dimensions";
   let description = [{
     x → x. Says where data are to be brought together: on a mesh the dimensions `dims` are not cut from here on, so what is made of them is made on every rank. A latent is so
@@ -41,7 +41,7 @@ def Moe_RopeTableOp : Moe_RuleOp<"rope_table"> {
   let assemblyFormat = "$pos `frequencies` $frequencies `times` $factor attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_RopeOp : Moe_RuleOp<"rope"> {
+def Moe_RopeOp : Moe_DiffOp<"rope"> {
   let summary = "rotary position embedding";
   let description = [{
     x[B,S,H..,d], cos[S,r], sin[S,r] → x. Pair i < r are the elements i and i+r (rotate-half), or 2i and 2i+1 if `interleaved`; its first becomes first·cos[i] − second·sin[i],
@@ -54,7 +54,7 @@ def Moe_RopeOp : Moe_RuleOp<"rope"> {
   let assemblyFormat = "$x `,` $cos `,` $sin (`interleaved` $interleaved^)? attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_HeadLinearOp : Moe_RuleOp<"head_linear"> {
+def Moe_HeadLinearOp : Moe_DiffOp<"head_linear"> {
   let summary = "each head times its own matrix";
   let description = [{
     x[t..,H,K], w[H,N,K] → [t..,H,N], or with w[H,K,N] if `transposed`; summed over K in f32. Linear in x. So queries and results of attention pass into and out of a latent from
@@ -69,7 +69,7 @@ def Moe_HeadLinearOp : Moe_RuleOp<"head_linear"> {
   let assemblyFormat = "$x `,` $w (`transposed` $transposed^)? attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_AttentionOp : Moe_RuleOp<"attention", ["localize"], [AttrSizedOperandSegments]> {
+def Moe_AttentionOp : Moe_DiffOp<"attention", ["localize"], [AttrSizedOperandSegments]> {
   let summary = "softmax(scale · q·kᵀ + bias)·v over the keys that a query sees";
   let description = [{
     q[B,Sq,H,d], k[B,Sk,Hk,d], v[B,Sk,Hk,e], qpos[Sq], kpos[Sk], kmask[B,Sk] → [B,Sq,H,e]. Query head h reads key/value head h·kv_heads/q_heads; k and v without

@@ -2,6 +2,7 @@
 #ifndef MOIRA_MOE_DENSE_OPS
 #define MOIRA_MOE_DENSE_OPS
 include "Moe/MoeDialect.td"
+include "Moe/DifferentiableOpInterface.td"
 include "Moe/ShardingRuleInterface.td"
 
 class Moe_RuleOp<string mnemonic, list<string> extra = [], list<Trait> traits = []>
@@ -10,7 +11,11 @@ class Moe_RuleOp<string mnemonic, list<string> extra = [], list<Trait> traits = 
   let hasVerifier = 1;
 }
 
-def Moe_EmbeddingOp : Moe_RuleOp<"embedding", ["localize"]> {
+/// One that has a gradient (lib/Dialect/Moe/IR/MoeVJP*.cpp).
+class Moe_DiffOp<string mnemonic, list<string> extra = [], list<Trait> traits = []>
+    : Moe_RuleOp<mnemonic, extra, !listconcat(traits, [DeclareOpInterfaceMethods<DifferentiableOpInterface>])>;
+
+def Moe_EmbeddingOp : Moe_DiffOp<"embedding", ["localize"]> {
   let summary = "rows of a table by token id";
   let description = [{
     ids[t..], table[v,D] → [t..,D]. On a shard of the vocabulary `row_offset` is the number of its first row; other ids give zeros and the result is partial.
@@ -50,7 +55,7 @@ def Moe_LookupOp : Moe_RuleOp<"lookup"> {
   let assemblyFormat = "$ids `,` $table attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_LinearOp : Moe_RuleOp<"linear"> {
+def Moe_LinearOp : Moe_DiffOp<"linear"> {
   let summary = "contraction of the trailing dimensions";
   let description = [{
     x[t..,K..], w[N..,K..] → [t..,N..]; the trailing `contract` dimensions of both are summed over, in f32. Linear in x.
@@ -65,7 +70,7 @@ def Moe_LinearOp : Moe_RuleOp<"linear"> {
   let assemblyFormat = "$x `,` $w `contract` $contract attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_RmsNormOp : Moe_RuleOp<"rms_norm"> {
+def Moe_RmsNormOp : Moe_DiffOp<"rms_norm"> {
   let summary = "x · rsqrt(mean(x²) + eps) · w over the trailing dimensions of w";
   let description = [{
         %1 = moe.rms_norm %x, %w eps 1.0e-5 : (tensor<2x24x64xf32>, tensor<64xf32>) -> tensor<2x24x64xf32>
@@ -77,7 +82,7 @@ def Moe_RmsNormOp : Moe_RuleOp<"rms_norm"> {
   let assemblyFormat = "$x `,` $w `eps` $eps attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_LayerNormOp : Moe_RuleOp<"layer_norm"> {
+def Moe_LayerNormOp : Moe_DiffOp<"layer_norm"> {
   let summary = "(x − mean(x)) · rsqrt(var(x) + eps) · w + b over the trailing dimensions of w";
   let description = [{
     The variance is that of the whole row (divided by its size). Computed in f32; w and b have x's element type or the result's.
@@ -112,7 +117,7 @@ def Moe_RmsApplyOp : Moe_RuleOp<"rms_apply"> {
   let assemblyFormat = "$x `,` $ss `,` $w `eps` $eps `count` $count attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_AddOp : Moe_RuleOp<"add"> {
+def Moe_AddOp : Moe_DiffOp<"add"> {
   let summary = "a + b; b may have only the trailing dimensions of a";
   let description = [{
     A sum: operands of one shape may be partial together. Constraints: (C1) b's shape is a suffix of a's; (C2) the result has a's shape; (C3) a and b have
@@ -123,7 +128,7 @@ def Moe_AddOp : Moe_RuleOp<"add"> {
   let assemblyFormat = "$a `,` $b attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_ClampOp : Moe_RuleOp<"clamp"> {
+def Moe_ClampOp : Moe_DiffOp<"clamp"> {
   let summary = "min(max(x, lo), hi)";
   let description = [{ Constraints: (C1) lo ≤ hi; (C2) the result has x's shape, and its element type or a narrower one. }];
   let arguments = (ins Moe_Tensor:$x, F64Attr:$lo, F64Attr:$hi);
@@ -131,7 +136,7 @@ def Moe_ClampOp : Moe_RuleOp<"clamp"> {
   let assemblyFormat = "$x `from` $lo `to` $hi attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_ScaleOp : Moe_RuleOp<"scale"> {
+def Moe_ScaleOp : Moe_DiffOp<"scale"> {
   let summary = "x · factor";
   let description = [{
     Linear in x.
@@ -145,7 +150,7 @@ def Moe_ScaleOp : Moe_RuleOp<"scale"> {
   let assemblyFormat = "$x `by` $factor attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_ActOp : Moe_RuleOp<"act"> {
+def Moe_ActOp : Moe_DiffOp<"act"> {
   let summary = "an activation of every element";
   let description = [{
         %1 = moe.act relu %0 : (tensor<2x24x256xf32>) -> tensor<2x24x256xf32>
@@ -157,7 +162,7 @@ def Moe_ActOp : Moe_RuleOp<"act"> {
   let assemblyFormat = "$activation $x attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_GluOp : Moe_RuleOp<"glu"> {
+def Moe_GluOp : Moe_DiffOp<"glu"> {
   let summary = "act(x[..,0,:]) · x[..,1,:]";
   let description = [{
         %h = moe.glu silu %gu : (tensor<2x24x2x112xf32>) -> tensor<2x24x112xf32>
@@ -180,7 +185,7 @@ def Moe_GluOp : Moe_RuleOp<"glu"> {
   }]>];
 }
 
-def Moe_SigmoidGateOp : Moe_RuleOp<"sigmoid_gate"> {
+def Moe_SigmoidGateOp : Moe_DiffOp<"sigmoid_gate"> {
   let summary = "x · σ(g), one gate a row";
   let description = [{
     x[t..,D], g[t..,1] → [t..,D]. Linear in x. Constraints: (C1) g has x's leading shape and a last dimension of 1; (C2) result and x have one shape.

@@ -3,7 +3,7 @@
 #define MOIRA_MOE_EXPERT_OPS
 include "Moe/MoeDenseOps.td"
 
-def Moe_RouteOp : Moe_RuleOp<"route"> {
+def Moe_RouteOp : Moe_DiffOp<"route"> {
   let summary = "choose k experts a token and weigh them";
   let description = [{
         %r = moe.route #moe.router<…> of %logits : (tensor<2x24x8xf32>) -> !moe.routing<2x24, experts = 8, k = 2>
@@ -19,7 +19,7 @@ def Moe_RouteOp : Moe_RuleOp<"route"> {
   let assemblyFormat = "$router `of` $logits (`bias` $bias^)? attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_RouteToOp : Moe_RuleOp<"route_to"> {
+def Moe_RouteToOp : Moe_DiffOp<"route_to"> {
   let summary = "weigh experts that were chosen elsewhere";
   let description = [{
         %r = moe.route_to #moe.router<k = 2, score = sqrt_softplus, renorm = sum> of %logits to %ids
@@ -35,7 +35,7 @@ def Moe_RouteToOp : Moe_RuleOp<"route_to"> {
   let assemblyFormat = "$router `of` $logits `to` $choices attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_LimitOp : Moe_RuleOp<"limit", ["refineResultShardings", "localize"]> {
+def Moe_LimitOp : Moe_DiffOp<"limit", ["refineResultShardings", "localize"]> {
   let summary = "drops the choices for which an expert has no room";
   let description = [{
         %r2, %dropped = moe.limit #moe.capacity<rule = factor, value = 1.25 : f64> of %r
@@ -58,7 +58,7 @@ def Moe_LimitOp : Moe_RuleOp<"limit", ["refineResultShardings", "localize"]> {
   }];
 }
 
-def Moe_RedirectOp : Moe_RuleOp<"redirect", [], [AllTypesMatch<["routing", "result"]>]> {
+def Moe_RedirectOp : Moe_DiffOp<"redirect", [], [AllTypesMatch<["routing", "result"]>]> {
   let summary = "a routing whose choices go to fixed experts";
   let description = [{
         %r2 = moe.redirect %r first 1 rest 0 : !moe.routing<2x24, experts = 8, k = 2>
@@ -73,20 +73,22 @@ def Moe_RedirectOp : Moe_RuleOp<"redirect", [], [AllTypesMatch<["routing", "resu
   let assemblyFormat = "$routing `first` $first `rest` $rest attr-dict `:` qualified(type($routing))";
 }
 
-def Moe_DispatchOp : Moe_RuleOp<"dispatch", ["refineResultShardings"]> {
+def Moe_DispatchOp : Moe_DiffOp<"dispatch", ["refineResultShardings"]> {
   let summary = "one row for each token and choice, sorted by expert";
   let description = [{
     x[t..,D], routing → [T·k,D]. Sorted stably: rows of an expert lie in token order, then choice order. `expert_axes` names the mesh axes over which the experts
     are split (set by `--dist-shard-expert`); the result's rows are ragged then, and `bound` asks for an initial bound other than the default.
+    `weighted`: rows are multiplied by the weights that moe.combine takes them times (its transpose). Linear in x.
 
     Constraints: (C1) x is t.. of the routing followed by D; (C2) the result is [T·k,D].
   }];
-  let arguments = (ins Moe_Tensor:$x, Moe_RoutingType:$routing, DefaultValuedOptionalAttr<StrArrayAttr, "{}">:$expert_axes, OptionalAttr<I64Attr>:$bound);
+  let arguments = (ins Moe_Tensor:$x, Moe_RoutingType:$routing, DefaultValuedOptionalAttr<StrArrayAttr, "{}">:$expert_axes, OptionalAttr<I64Attr>:$bound,
+                       UnitAttr:$weighted);
   let results = (outs Moe_Tensor:$result);
-  let assemblyFormat = "$x `,` $routing attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$x `,` $routing (`weighted` $weighted^)? attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_GroupedMatmulOp : Moe_RuleOp<"grouped_matmul"> {
+def Moe_GroupedMatmulOp : Moe_DiffOp<"grouped_matmul"> {
   let summary = "each row times its expert's matrix";
   let description = [{
     rows[R,K..], groups, w[E,N..,K..] → [R,N..], the trailing `contract` dimensions summed over in f32. Linear in rows. `groups` is the routing that sorted the rows; after the
@@ -99,7 +101,7 @@ def Moe_GroupedMatmulOp : Moe_RuleOp<"grouped_matmul"> {
   let assemblyFormat = "$rows `by` $groups `,` $w `contract` $contract attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_GroupedBiasOp : Moe_RuleOp<"grouped_bias", ["localize"]> {
+def Moe_GroupedBiasOp : Moe_DiffOp<"grouped_bias", ["localize"]> {
   let summary = "each row plus its expert's bias";
   let description = [{
     rows[R,N..], groups, b[E,N..] → [R,N..]; `groups` as in grouped_matmul. Rows past the last group stay as they are. On rows that are partial sums `part` is this
@@ -114,14 +116,15 @@ def Moe_GroupedBiasOp : Moe_RuleOp<"grouped_bias", ["localize"]> {
   let assemblyFormat = "$rows `by` $groups `,` $b attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_CombineOp : Moe_RuleOp<"combine", ["refineResultShardings"]> {
+def Moe_CombineOp : Moe_DiffOp<"combine", ["refineResultShardings"]> {
   let summary = "weighted sum of a token's k rows";
   let description = [{
-    rows[T·k,D], routing → [t..,D]: Σ_j weight_j · row_j in the fixed order of j. Linear in rows. Constraints: (C1) rows are [T·k,D]; (C2) the result is t.. followed by D.
+    rows[T·k,D], routing → [t..,D]: Σ_j weight_j · row_j in the fixed order of j. Linear in rows. `unit`: instead of weights what moe.dispatch multiplied the rows by, mostly 1 (its
+    transpose). Constraints: (C1) rows are [T·k,D]; (C2) the result is t.. followed by D.
   }];
-  let arguments = (ins Moe_Tensor:$rows, Moe_RoutingType:$routing);
+  let arguments = (ins Moe_Tensor:$rows, Moe_RoutingType:$routing, UnitAttr:$unit);
   let results = (outs Moe_Tensor:$result);
-  let assemblyFormat = "$rows `,` $routing attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$rows `,` $routing (`unit` $unit^)? attr-dict `:` functional-type(operands, results)";
 }
 
 #endif // MOIRA_MOE_EXPERT_OPS

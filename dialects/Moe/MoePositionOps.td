@@ -37,7 +37,7 @@ def Moe_SinusoidOp : Moe_RuleOp<"sinusoid"> {
   let assemblyFormat = "$pos `offset` $offset `zero` $zero attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_RelativeBiasOp : Moe_RuleOp<"relative_bias"> {
+def Moe_RelativeBiasOp : Moe_DiffOp<"relative_bias"> {
   let summary = "a bias for each pair of query and key, by their distance's bucket";
   let description = [{
     table[N,H], qpos[Sq], kpos[Sk] → [H,Sq,Sk]: out[h,i,j] = table[bucket(kpos_j − qpos_i), h]. Of N buckets (of each half of them, `bidirectional`: the second half for keys

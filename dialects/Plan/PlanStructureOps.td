@@ -137,11 +137,13 @@ def Plan_OutputOp : Plan_Op<"output", [HasParent<"ProgramOp">]> {
   let summary = "a tensor that the program leaves in a view";
   let description = [{
         plan.output "logits" %9 : tensor<2x24x256xf32> : !plan.view<2x24x256xf32>
+        plan.output "grad.norm.weight" %9 : tensor<64xf32> : !plan.view<64xf32> as #moe.source<names = ["grad.norm.weight"], disk_shape = [64]>
 
-    Constraints: (C1) the view has the shard's shape and element type.
+    With a source it is written as the tensors that would fill such a state.
+    Constraints: (C1) the view has the shard's shape and element type; (C2) the source's blocks, one for each expert and name, are the tensor.
   }];
-  let arguments = (ins StrAttr:$name, Plan_ViewType:$view, TypeAttr:$type);
-  let assemblyFormat = "$name $view `:` $type attr-dict `:` type($view)";
+  let arguments = (ins StrAttr:$name, Plan_ViewType:$view, TypeAttr:$type, OptionalAttr<AnyAttr>:$source);
+  let assemblyFormat = "$name $view `:` $type attr-dict `:` type($view) (`as` $source^)?";
   let hasVerifier = 1;
 }
 

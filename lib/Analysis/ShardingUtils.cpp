@@ -96,6 +96,9 @@ private:
       });
     };
     auto reduces = [&](int factor) { return rule.factors[factor].kind == FactorKind::reduction; };
+    auto follows = [&](int x, int y) { return rule.factors[x].follows == y; };
+    if (rule.sumsAbsent && (stands(a) || stands(b)))
+      return !follows(a, b) && !follows(b, a);
     return inOne(rule.operands) || inOne(rule.results) ||
            (reduces(a) && (stands(b) || reduces(b))) || (reduces(b) && stands(a));
   }
@@ -155,8 +158,17 @@ RuleSolution moira::solveRule(MLIRContext *context, const FactorRule &rule,
   for (auto [index, factor] : llvm::enumerate(rule.factors))
     if (factor.kind == FactorKind::reduction)
       llvm::append_range(partial, cuts[index].getAxes());
-  for (ArrayRef<int> factors : rule.results)
-    solution.results.push_back(cuts.shardingOf(context, factors).withPartial(partial));
+  for (ArrayRef<int> factors : rule.results) {
+    ShardingAttr result = cuts.shardingOf(context, factors);
+    Axes summed = partial;
+    if (rule.sumsAbsent)
+      for (auto [index, factor] : llvm::enumerate(rule.factors))
+        if (factor.kind == FactorKind::passThrough && !llvm::is_contained(factors, int(index)))
+          for (StringAttr axis : cuts[index].getAxes())
+            if (!contains(result.usedAxes(), axis) && !contains(summed, axis))
+              summed.push_back(axis);
+    solution.results.push_back(result.withPartial(summed));
+  }
   return solution;
 }
 

@@ -34,6 +34,10 @@ public:
           .Case([&](moe::EmbeddingOp embedding) {
             add(embedding.getTable(), 0, DimMeaning::vocabulary);
           })
+          .Case([&](moe::RowMaxOp logits) {
+            if (auto head = dyn_cast_or_null<moe::LinearOp>(projectionOf(logits.getX())))
+              add(head.getW(), 0, DimMeaning::vocabulary);
+          })
           .Case([&](func::ReturnOp ret) {
             for (Value value : ret.getOperands())
               if (auto head = dyn_cast_or_null<moe::LinearOp>(projectionOf(value)))

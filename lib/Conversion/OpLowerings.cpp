@@ -1,48 +1,15 @@
 //===- OpLowerings.cpp - which op becomes which instruction ---------------===//
-// One function an op, in a table. Operand orders and parameters are those of
+// One function an op, in a table; those of gradients and losses are in GradLowerings.cpp. Operand orders and parameters are those of
 // runtime/include/moira/rt/Calls.def.
 //===----------------------------------------------------------------------===//
-#include "ProgramBuilder.h"
+#include "LoweringTable.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
-#include "llvm/ADT/StringExtras.h"
 
 using namespace mlir;
 using namespace moira;
 
-namespace {
-
 using B = ProgramBuilder;
 using plan::ViewType;
-
-class LoweringTable {
-public:
-  LoweringTable();
-  LogicalResult lower(Operation *op, B &b) const {
-    auto it = functions.find(op->getName().getStringRef());
-    if (it == functions.end())
-      return op->emitOpError(
-          "MOE-0601: has no instruction; the phase before `plan` should have removed it");
-    return it->second(op, b);
-  }
-
-private:
-  template <typename Op> void add(LogicalResult (*function)(Op, B &)) {
-    functions[Op::getOperationName()] = [function](Operation *op, B &b) {
-      return function(cast<Op>(op), b);
-    };
-  }
-  void addDense();
-  void addRowWise();
-  void addAttention();
-  void addExperts();
-  void addExchange();
-  void addCollectives();
-
-  llvm::StringMap<std::function<LogicalResult(Operation *, B &)>> functions;
-};
-
-int64_t rankOf(Value v) { return cast<RankedTensorType>(v.getType()).getRank(); }
-double toDouble(const llvm::APFloat &value) { return value.convertToDouble(); }
 
 LoweringTable::LoweringTable() {
   addDense();
@@ -51,6 +18,9 @@ LoweringTable::LoweringTable() {
   addExperts();
   addExchange();
   addCollectives();
+  addDenseGradients();
+  addExpertGradients();
+  addLosses();
 }
 
 void LoweringTable::addDense() {
@@ -124,16 +94,7 @@ void LoweringTable::addRowWise() {
     return success();
   });
   add<moe::GluOp>(+[](moe::GluOp op, B &b) {
-    SmallVector<NamedAttribute> params{
-        b.text("activation", moe::stringifyActivation(op.getActivation()))};
-    auto optional = [&](StringRef name, std::optional<llvm::APFloat> value) {
-      if (value)
-        params.push_back(b.real(name, toDouble(*value)));
-    };
-    optional("limit", op.getLimit());
-    optional("alpha", op.getAlpha());
-    optional("up_shift", op.getUpShift());
-    b.call("glu", {b.view(op.getX())}, {b.define(op.getResult())}, params);
+    b.call("glu", {b.view(op.getX())}, {b.define(op.getResult())}, gluParams(b, op));
     return success();
   });
   add<moe::SigmoidGateOp>(+[](moe::SigmoidGateOp op, B &b) {
@@ -193,29 +154,12 @@ void LoweringTable::addAttention() {
     SmallVector<Value> inputs;
     for (Value operand : op->getOperands())
       inputs.push_back(b.view(operand));
-    SmallVector<NamedAttribute> params{b.real("scale", toDouble(op.getScale())),
-                                       b.integer("window", op.getWindow()),
-                                       b.integer("causal", !op.getBidirectional()),
-                                       b.integer("q_heads", op.getQHeads()),
-                                       b.integer("kv_heads", op.getKvHeads()),
-                                       b.offset("head_offset", op.getHeadOffsetAttr()),
-                                       b.offset("kv_offset", op.getKvOffsetAttr())};
-    SmallVector<StringRef> with;
-    for (auto [role, given] : {std::pair<StringRef, bool>("q2", bool(op.getQ2())),
-                               {"k2", bool(op.getK2())},
-                               {"bias", bool(op.getBias())},
-                               {"sinks", bool(op.getSinks())}})
-      if (given)
-        with.push_back(role);
-    if (!with.empty())
-      params.push_back(b.text("with", llvm::join(with, " ")));
-    b.call("attention", inputs, {b.define(op.getResult())}, params);
+    b.call("attention", inputs, {b.define(op.getResult())}, attentionParams(b, op));
     return success();
   });
 }
 
-/// The row counts that a grouped op's `groups` are; null, with an error, where nobody has counted.
-static Value countsOf(Operation *op, Value groups, B &b) {
+Value moira::countsOf(Operation *op, Value groups, B &b) {
   bool sorted = isa<moe::RoutingType>(groups.getType());
   Value counts = sorted ? b.routing(groups).groups : b.view(groups);
   if (!counts)
@@ -223,8 +167,7 @@ static Value countsOf(Operation *op, Value groups, B &b) {
   return counts;
 }
 
-/// What every gate has.
-static SmallVector<NamedAttribute> gateParams(ProgramBuilder &b, const moe::RouterFields &gate) {
+SmallVector<NamedAttribute> moira::gateParams(ProgramBuilder &b, const moe::RouterFields &gate) {
   return {b.text("score", moe::stringifyScore(gate.score)),
           b.text("order", moe::stringifyRouteOrder(gate.order)),
           b.text("renorm", moe::stringifyRenorm(gate.renorm)),
@@ -235,7 +178,8 @@ static SmallVector<NamedAttribute> gateParams(ProgramBuilder &b, const moe::Rout
 
 /// Weights of 1 for the choices of `routing`.
 static Value unitWeights(ProgramBuilder &b, RoutingViews routing) {
-  Value ones = b.define(cast<ViewType>(routing.inputWeights.getType()));
+  auto ids = cast<ViewType>(routing.ids.getType());
+  Value ones = b.define(b.viewType(ids.getShape(), Float32Type::get(ids.getContext())));
   b.fill(ones, 1);
   return ones;
 }
@@ -259,13 +203,23 @@ static void defineRouting(ProgramBuilder &b, Value result, const moe::RouterFiel
   b.routing(result) = routing;
 }
 
-/// x, ids, need, and what rows are multiplied by where the routing has it: inputs of select and
-/// pack.
-static SmallVector<Value> dispatchInputs(const RoutingViews &routing, Value x, Value need) {
+/// x, ids, need, and what rows are multiplied by where there is something: inputs of select and
+/// pack. `weighted`: by the weights of the outputs.
+static SmallVector<Value> dispatchInputs(const RoutingViews &routing, Value x, Value need,
+                                         bool weighted) {
   SmallVector<Value> inputs{x, routing.ids, need};
-  if (routing.inputWeights)
+  if (weighted)
+    inputs.push_back(routing.weights);
+  else if (routing.inputWeights)
     inputs.push_back(routing.inputWeights);
   return inputs;
+}
+
+/// What a combine multiplies rows by. `unit`: what the dispatch did.
+static Value combineWeights(ProgramBuilder &b, const RoutingViews &routing, bool unit) {
+  if (!unit)
+    return routing.weights;
+  return routing.inputWeights ? routing.inputWeights : unitWeights(b, routing);
 }
 
 /// Routing; dispatch and combine where the experts are not split, which is always so in a global
@@ -334,7 +288,7 @@ void LoweringTable::addExperts() {
     Value need = b.zeroNeed();
     routing.groups = b.define(b.viewType({1, experts}, i32));
     routing.pos = b.define(cast<plan::ViewType>(routing.ids.getType()));
-    b.call("select", dispatchInputs(routing, b.view(op.getX()), need),
+    b.call("select", dispatchInputs(routing, b.view(op.getX()), need, op.getWeighted()),
            {b.define(op.getResult()), routing.groups, routing.pos, b.define(b.viewType({1}, i32))},
            {b.integer("experts", experts), b.offset("expert_offset", {})});
     return success();
@@ -360,7 +314,8 @@ void LoweringTable::addExperts() {
     if (!routing.pos)
       return LogicalResult(
           op.emitOpError("MOE-0601: no moe.dispatch before it has sorted rows by this routing"));
-    b.call("combine", {b.view(op.getRows()), routing.pos, routing.weights},
+    b.call("combine",
+           {b.view(op.getRows()), routing.pos, combineWeights(b, routing, op.getUnit())},
            {b.define(op.getResult())}, {});
     return LogicalResult(success());
   });
@@ -378,7 +333,8 @@ void LoweringTable::addExchange() {
   });
   add<dist::SelectOp>(+[](dist::SelectOp op, B &b) {
     b.call("select",
-           dispatchInputs(b.routing(op.getRouting()), b.view(op.getX()), b.view(op.getNeedIn())),
+           dispatchInputs(b.routing(op.getRouting()), b.view(op.getX()), b.view(op.getNeedIn()),
+                          op.getWeighted()),
            {b.define(op.getRows()), b.define(op.getGroups()), b.define(op.getPos()),
             b.define(op.getNeed())},
            {b.integer("experts", op.getRouting().getType().getExperts()),
@@ -387,7 +343,8 @@ void LoweringTable::addExchange() {
   });
   add<dist::PackOp>(+[](dist::PackOp op, B &b) {
     b.call("pack",
-           dispatchInputs(b.routing(op.getRouting()), b.view(op.getX()), b.view(op.getNeedIn())),
+           dispatchInputs(b.routing(op.getRouting()), b.view(op.getX()), b.view(op.getNeedIn()),
+                          op.getWeighted()),
            {b.define(op.getSlots()), b.define(op.getCounts()), b.define(op.getPos()),
             b.define(op.getNeed())},
            {b.integer("experts", op.getRouting().getType().getExperts()),
@@ -407,13 +364,15 @@ void LoweringTable::addExchange() {
   });
   add<dist::UnpackOp>(+[](dist::UnpackOp op, B &b) {
     b.call("combine",
-           {b.view(op.getSlots()), b.view(op.getPos()), b.routing(op.getRouting()).weights},
+           {b.view(op.getSlots()), b.view(op.getPos()),
+            combineWeights(b, b.routing(op.getRouting()), op.getUnit())},
            {b.define(op.getResult())}, {});
     return success();
   });
   add<dist::MergeOp>(+[](dist::MergeOp op, B &b) {
     b.call("combine",
-           {b.view(op.getRows()), b.view(op.getPos()), b.routing(op.getRouting()).weights},
+           {b.view(op.getRows()), b.view(op.getPos()),
+            combineWeights(b, b.routing(op.getRouting()), op.getUnit())},
            {b.define(op.getResult())}, {});
     return success();
   });
@@ -538,8 +497,6 @@ void LoweringTable::addCollectives() {
     return success();
   });
 }
-
-} // namespace
 
 LogicalResult moira::lowerOp(Operation *op, ProgramBuilder &builder) {
   static const LoweringTable table;

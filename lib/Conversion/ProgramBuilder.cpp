@@ -233,6 +233,22 @@ LogicalResult ProgramBuilder::addInputs() {
   return success();
 }
 
+/// How the gradient of a state is written: as the state is read, every name behind `grad.`. Null for
+/// other results.
+static Attribute gradientSource(func::FuncOp func, unsigned result) {
+  auto of = func.getResultAttrOfType<FlatSymbolRefAttr>(result, "moe.gradient_of");
+  auto state = of ? SymbolTable::lookupNearestSymbolFrom<moe::StateOp>(func, of) : moe::StateOp();
+  moe::SourceAttr from = state ? state.getSourceAttr() : moe::SourceAttr();
+  if (!from)
+    return {};
+  Builder b(func.getContext());
+  SmallVector<Attribute> names;
+  for (auto name : from.getNames().getAsRange<StringAttr>())
+    names.push_back(b.getStringAttr("grad." + name.getValue()));
+  return moe::SourceAttr::get(b.getContext(), b.getArrayAttr(names), from.getPerExpert(),
+                              from.getDiskShape(), from.getPermute(), from.getSlice());
+}
+
 LogicalResult ProgramBuilder::addOutputs() {
   for (OpOperand &operand : source.getBody().front().getTerminator()->getOpOperands()) {
     unsigned i = operand.getOperandNumber();
@@ -242,7 +258,8 @@ LogicalResult ProgramBuilder::addOutputs() {
     Type own = operand.get().getType();
     RankedTensorType type =
         globalType(globalTypeOf(source.getResultAttr(i, "dist.global"), own), reference);
-    OutputOp::create(builder, source.getLoc(), name, view(operand.get()), TypeAttr::get(type));
+    OutputOp::create(builder, source.getLoc(), name, view(operand.get()), TypeAttr::get(type),
+                     gradientSource(source, i));
   }
   return success();
 }

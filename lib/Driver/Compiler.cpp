@@ -10,6 +10,7 @@
 #include "mlir/Parser/Parser.h"
 #include "mlir/Pass/PassManager.h"
 #include "moira/Conversion/PlanPipeline.h"
+#include "moira/Dialect/Plan/IR/PlanOps.h"
 #include "moira/Import/Importer.h"
 #include "moira/Target/Plan/PlanFileIO.h"
 #include "moira/Transforms/Passes.h"
@@ -49,6 +50,7 @@ private:
   Status loadPlan();
   Status adjust();
   Status runPhase(Phase phase);
+  Status differentiate();
   Status runPasses(llvm::function_ref<void(OpPassManager &)> build);
   Status buildPlanModule();
   Status writeAndReport();
@@ -97,6 +99,7 @@ Status Compilation::load() {
   import.batch = options.batch;
   import.seq = options.seq;
   import.decSeq = options.decSeq;
+  import.task = options.task;
   import.dtype = options.dtype;
   import.memoryOnly = options.memoryOnly;
   Status status;
@@ -167,8 +170,9 @@ Status Compilation::runPhase(Phase phase) {
   sharding.raggedBound = options.raggedBound.value_or(0);
   switch (phase) {
   case Phase::import:
-  case Phase::autodiff: // --task=forward has nothing to differentiate
     return {};
+  case Phase::autodiff:
+    return differentiate();
   case Phase::shard:
     global = module->clone();
     return runPasses([&](OpPassManager &passes) { buildShardPipeline(passes, sharding); });
@@ -180,6 +184,14 @@ Status Compilation::runPhase(Phase phase) {
     return buildPlanModule();
   }
   return {};
+}
+
+/// What the program's task needs of autodiff; --task=forward has nothing to differentiate.
+Status Compilation::differentiate() {
+  auto info = (*module)->getAttrOfType<plan::InfoAttr>("plan.info");
+  if (!info || info.getTask() != "grad")
+    return {};
+  return runPasses([](OpPassManager &passes) { buildAutodiffPipeline(passes); });
 }
 
 Status Compilation::buildPlanModule() {

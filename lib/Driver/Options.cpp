@@ -101,7 +101,7 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
     return [&store](StringRef text) { return store = text.str(), std::string(); };
   };
   return {
-      {"task", "NAME", "forward (default)",
+      {"task", "NAME", "forward (default) or grad",
        takeOneOf(o.task, {"forward", "grad", "train", "generate"})},
       {"batch", "N", "global batch size (default 1)",
        takeInteger([&o](int64_t n) { o.batch = n; }, 1)},
@@ -262,7 +262,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     } else if (is_contained(kLaterOptions, name)) {
       status.add(ErrorId::BadUsage, "--" + name.str() +
                                         " belongs to a task that this version of moe-opt does not "
-                                        "compile; it compiles --task=forward");
+                                        "compile; it compiles --task=forward and grad");
     } else if (mlir::PassInfo::lookup(name)) {
       status.add(ErrorId::BadUsage,
                  "--" + name.str() +
@@ -283,10 +283,10 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                               : "more than one model given: '" + join(models, "', '") + "'");
   else
     options.model = models.front();
-  if (options.task != "forward")
+  if (options.task != "forward" && options.task != "grad")
     status.add(ErrorId::BadUsage,
                "--task=" + options.task +
-                   " is not compiled by this version; it compiles --task=forward");
+                   " is not compiled by this version; it compiles --task=forward and grad");
   if (options.compileTo && options.compileFrom && *options.compileTo < *options.compileFrom)
     status.add(ErrorId::BadUsage,
                std::string("--compile-to=") + phaseName(*options.compileTo) +

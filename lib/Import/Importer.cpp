@@ -76,8 +76,8 @@ static void checkShape(const ModelSpec &spec, const ImportOptions &options, Stat
                    (long long)*options.decSeq, spec.modelClass->name.c_str()));
   if (options.dtype != "f32" && options.dtype != "bf16")
     status.add(ErrorId::BadUsage, "--dtype=" + options.dtype + " must be f32 or bf16");
-  if (options.task != "forward")
-    status.add(ErrorId::BadUsage, "--task=" + options.task + " must be forward");
+  if (options.task != "forward" && options.task != "grad")
+    status.add(ErrorId::BadUsage, "--task=" + options.task + " must be forward or grad");
 }
 
 /// Operations that this model needs for sequences of this length and Moira lacks.

@@ -11,6 +11,7 @@
 #include "ShardingIR.h"
 #include "moira/Dialect/Moe/IR/RaggedRows.h"
 #include "moira/Transforms/Passes.h"
+#include "llvm/ADT/TypeSwitch.h"
 
 namespace moira {
 #define GEN_PASS_DEF_DISTLOWERDISPATCH
@@ -31,6 +32,7 @@ struct Lowered {
   moe::RaggedRows rows;
   int64_t shards = 1, segments = 1;
   Value counts, groups, pos;
+  llvm::DenseMap<Value, Value> back; // rows → slots, at home again
 };
 
 struct LowerDispatch : moira::impl::DistLowerDispatchBase<LowerDispatch> {
@@ -77,12 +79,16 @@ private:
       } else if (auto combine = dyn_cast<moe::CombineOp>(op)) {
         if (failed(lower(combine)))
           return failure();
+      } else if (auto dots = dyn_cast<moe::ChoiceDotsOp>(op)) {
+        if (failed(lower(dots)))
+          return failure();
       } else if (op.getNumOperands() && madeBy.count(op.getOperand(0))) {
         size_t index = madeBy.lookup(op.getOperand(0));
-        if (auto matmul = dyn_cast<moe::GroupedMatmulOp>(op))
-          matmul.getGroupsMutable().assign(lowered[index].groups);
-        else if (auto bias = dyn_cast<moe::GroupedBiasOp>(op))
-          bias.getGroupsMutable().assign(lowered[index].groups);
+        llvm::TypeSwitch<Operation *>(&op)
+            .Case<moe::GroupedMatmulOp, moe::GroupedBiasOp, moe::GroupedInputGradOp,
+                  moe::GroupedWeightGradOp, moe::GroupedBiasGradOp>([&](auto grouped) {
+              grouped.getGroupsMutable().assign(lowered[index].groups);
+            });
         for (Value result : op.getResults())
           madeBy[result] = index;
       }
@@ -175,7 +181,8 @@ private:
                              ShardingAttr::get(&getContext(), {cut(all), whole(), whole()}));
       auto pack =
           dist::PackOp::create(b, loc, slots, counts, tensorOf(posShape, i32(), pos),
-                               needType(needAxes), op.getX(), op.getRouting(), need, made.segments);
+                               needType(needAxes), op.getX(), op.getRouting(), need, made.segments,
+                               op.getWeighted());
       auto gotSlots = dist::withSharding(slots, slotSharding(made, out, /*sent=*/true));
       auto gotCounts = dist::withSharding(
           counts, ShardingAttr::get(&getContext(),
@@ -196,7 +203,8 @@ private:
       auto select = dist::SelectOp::create(
           b, loc, type, groupsType(made.shards, experts, made),
           tensorOf(posShape, i32(), pos.withPartial(made.rows.expertAxes, ReduceKind::max)),
-          needType(needAxes), op.getX(), op.getRouting(), need, dist::OffsetAttr());
+          needType(needAxes), op.getX(), op.getRouting(), need, dist::OffsetAttr(),
+          op.getWeighted());
       made.pos = select.getPos();
       made.groups = select.getGroups();
       need = select.getNeed();
@@ -231,30 +239,59 @@ private:
     return ShardingAttr::get(&getContext(), dims, rows.getPartialAxes(), rows.getPartialKind());
   }
 
-  LogicalResult lower(moe::CombineOp op) {
+  /// The dispatch that made the rows of `op`, which end here; null, with an error, if there is none.
+  template <typename Op> Lowered *dispatchOf(Op op) {
     auto it = madeBy.find(op.getRows());
-    if (it == madeBy.end())
-      return op.emitOpError("MOE-0601: its rows come from no dispatch");
-    const Lowered &made = lowered[it->second];
-    ShardingAttr rows = shardingOf(op.getRows());
-    auto type = cast<RankedTensorType>(op.getRows().getType());
+    if (it != madeBy.end())
+      return &lowered[it->second];
+    op.emitOpError("MOE-0601: its rows come from no dispatch");
+    return nullptr;
+  }
+
+  /// Rows in the slots that they left home in, where `made` puts them: exchanged once, however many
+  /// ops read them.
+  Value slotsAtHome(OpBuilder &b, Location loc, Value rows, Lowered &made) {
+    Value &back = made.back[rows];
+    if (back)
+      return back;
+    ShardingAttr sharding = shardingOf(rows);
+    auto type = cast<RankedTensorType>(rows.getType());
+    auto there = tensorOf({made.shards, mesh.sizeOf(made.rows.expertAxes),
+                           sharding.getDims()[0].getBound(), type.getDimSize(1)},
+                          type.getElementType(), slotSharding(made, sharding, /*sent=*/true));
+    Value slots = dist::UngroupOp::create(b, loc, there, rows, made.counts, made.segments);
+    return back = dist::AllToAllOp::create(
+               b, loc, dist::withSharding(there, slotSharding(made, sharding, /*sent=*/false)),
+               slots, 1, 0, axesAttr(made.rows.expertAxes));
+  }
+
+  LogicalResult lower(moe::CombineOp op) {
+    Lowered *made = dispatchOf(op);
+    if (!made)
+      return failure();
     OpBuilder b(op);
     Value result;
-    if (made.rows.exchange) {
-      auto there = tensorOf({made.shards, mesh.sizeOf(made.rows.expertAxes),
-                             rows.getDims()[0].getBound(), type.getDimSize(1)},
-                            type.getElementType(), slotSharding(made, rows, /*sent=*/true));
-      Value slots =
-          dist::UngroupOp::create(b, op.getLoc(), there, op.getRows(), made.counts, made.segments);
-      Value back = dist::AllToAllOp::create(
-          b, op.getLoc(), dist::withSharding(there, slotSharding(made, rows, /*sent=*/false)),
-          slots, 1, 0, axesAttr(made.rows.expertAxes));
-      result =
-          dist::UnpackOp::create(b, op.getLoc(), op.getType(), back, made.pos, op.getRouting());
-    } else {
-      result = dist::MergeOp::create(b, op.getLoc(), op.getType(), op.getRows(), made.pos,
-                                     op.getRouting());
-    }
+    if (made->rows.exchange)
+      result = dist::UnpackOp::create(b, op.getLoc(), op.getType(),
+                                      slotsAtHome(b, op.getLoc(), op.getRows(), *made), made->pos,
+                                      op.getRouting(), op.getUnit());
+    else
+      result = dist::MergeOp::create(b, op.getLoc(), op.getType(), op.getRows(), made->pos,
+                                     op.getRouting(), op.getUnit());
+    op.replaceAllUsesWith(result);
+    op.erase();
+    return success();
+  }
+
+  LogicalResult lower(moe::ChoiceDotsOp op) {
+    Lowered *made = dispatchOf(op);
+    if (!made)
+      return failure();
+    OpBuilder b(op);
+    Value rows = made->rows.exchange ? slotsAtHome(b, op.getLoc(), op.getRows(), *made)
+                                     : op.getRows();
+    Value result =
+        dist::ChoiceDotsOp::create(b, op.getLoc(), op.getType(), rows, op.getX(), made->pos);
     op.replaceAllUsesWith(result);
     op.erase();
     return success();

@@ -1,8 +1,8 @@
-//===- Pipelines.cpp - the phases shard, partition and localize -----------===//
+//===- Pipelines.cpp - the phases autodiff to localize --------------------===//
 //
-//   import ──▶ shard ──▶ partition ──▶ localize
-//              who holds    how it        what one
-//              what         moves         rank does
+//   import ──▶ autodiff ──▶ shard ──▶ partition ──▶ localize
+//              gradients    who holds    how it        what one
+//                           what         moves         rank does
 //
 // Global shapes until the last phase: every pass before it could be checked against the one-rank
 // program by someone with pencil and paper. Every phase ends with its verifier.
@@ -14,6 +14,12 @@
 
 using namespace mlir;
 using namespace moira;
+
+void moira::buildAutodiffPipeline(OpPassManager &pm) {
+  pm.addPass(createMoeAddLoss());
+  // On the global program, which has no collective: it need not know how one is differentiated.
+  pm.addPass(createMoeAutodiff());
+}
 
 void moira::buildShardPipeline(OpPassManager &pm, const PartitionOptions &options) {
   // The mesh is part of the program from here on.

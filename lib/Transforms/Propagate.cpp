@@ -31,14 +31,20 @@ struct Propagate : moira::impl::DistPropagateBase<Propagate> {
       if (!func.isExternal() && failed(sweep(func)))
         return signalPassFailure();
     for (moe::StateOp state : module.getOps<moe::StateOp>())
-      if (!states->getSharding(state)) // no program uses it
-        states->setSharding(
-            state, ShardingAttr::replicated(&getContext(), state.getTensorType().getRank()));
+      completeSharding(state);
     unifyBounds(module);
     reshards = made.size();
   }
 
 private:
+  /// That of a state which no program cuts.
+  ShardingAttr completeSharding(moe::StateOp state) {
+    if (!states->getSharding(state))
+      states->setSharding(
+          state, ShardingAttr::replicated(&getContext(), state.getTensorType().getRank()));
+    return states->getSharding(state);
+  }
+
   MeshInfo mesh;
   std::optional<StateTable> states;
   /// One reshard for each value and sharding: uses share it.
@@ -59,13 +65,22 @@ private:
       } else if (isa<func::ReturnOp>(op)) {
         for (OpOperand &operand : op.getOpOperands())
           if (ShardingAttr sharding = shardingOf(operand.get()))
-            reshard(operand, sharding.withPartial({}));
+            reshard(operand, resultSharding(func, operand, sharding));
       } else if (!isa<moe::ParamOp, dist::ReshardOp>(op)) {
         return op.emitOpError("MOE-0601: has no sharding rule");
       }
     }
     updateFunctionType(func);
     return success();
+  }
+
+  /// How a program leaves a result: complete, and a gradient as its state lies.
+  ShardingAttr resultSharding(func::FuncOp func, OpOperand &operand, ShardingAttr sharding) {
+    auto state = func.getResultAttrOfType<FlatSymbolRefAttr>(operand.getOperandNumber(),
+                                                             "moe.gradient_of");
+    if (!state)
+      return sharding.withPartial({});
+    return completeSharding(SymbolTable::lookupNearestSymbolFrom<moe::StateOp>(func, state));
   }
 
   LogicalResult visit(ShardingRuleInterface op) {

@@ -77,6 +77,10 @@ struct ShardData : moira::impl::DistShardDataBase<ShardData> {
       return &use == &attention.getKposMutable();
     if (auto bias = dyn_cast<moe::RelativeBiasOp>(use.getOwner()))
       return &use == &bias.getKposMutable();
+    if (auto attention = dyn_cast<moe::AttentionGradOp>(use.getOwner()))
+      return &use == &attention.getKposMutable();
+    if (auto bias = dyn_cast<moe::RelativeBiasGradOp>(use.getOwner()))
+      return &use == &bias.getKposMutable();
     return false;
   }
 

@@ -25,10 +25,9 @@ struct VerifyPartition : moira::impl::DistVerifyPartitionBase<VerifyPartition> {
     MeshInfo mesh = dist::getMesh(getOperation());
     bad = false;
     getOperation().walk([&](Operation *op) {
-      if (isa<dist::ReshardOp, moe::DispatchOp, moe::CombineOp>(op))
+      if (isa<dist::ReshardOp, moe::DispatchOp, moe::CombineOp, moe::ChoiceDotsOp>(op))
         error(op) << op->getName().getStringRef() << " is left";
-      if (auto matmul = dyn_cast<moe::GroupedMatmulOp>(op);
-          matmul && isa<moe::RoutingType>(matmul.getGroups().getType()))
+      if (isGrouped(op) && isa<moe::RoutingType>(op->getOperand(1).getType()))
         error(op) << "groups are still a routing";
       if (isa<dist::PackOp, dist::SelectOp>(op))
         checkEntry(op);
@@ -46,6 +45,12 @@ struct VerifyPartition : moira::impl::DistVerifyPartitionBase<VerifyPartition> {
 
 private:
   bool bad;
+
+  /// Ops on rows by expert, whose second operand are the groups.
+  static bool isGrouped(Operation *op) {
+    return isa<moe::GroupedMatmulOp, moe::GroupedBiasOp, moe::GroupedInputGradOp,
+               moe::GroupedWeightGradOp, moe::GroupedBiasGradOp>(op);
+  }
 
   /// At the location only: the operation may be a whole function.
   InFlightDiagnostic error(Operation *op) {

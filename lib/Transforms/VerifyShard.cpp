@@ -100,12 +100,18 @@ private:
         if (sharding && sharding.isPartial())
           error(op->getLoc()) << "result " << index << " of the program is partial";
     } else if (auto norm = dyn_cast<moe::RmsNormOp>(op)) {
-      for (DimShardingAttr dim : shardingOf(norm.getW()).getDims())
-        if (!dim.isReplicated())
-          error(op->getLoc()) << "a norm over a cut dimension; run --dist-expand-norms";
+      checkWhole(op, norm.getW());
+    } else if (auto grad = dyn_cast<moe::RmsNormGradOp>(op); grad && !grad.getSs()) {
+      checkWhole(op, grad.getW());
     }
     if (auto rule = dyn_cast<ShardingRuleInterface>(op))
       checkRule(rule);
+  }
+
+  void checkWhole(Operation *norm, Value weight) {
+    for (DimShardingAttr dim : shardingOf(weight).getDims())
+      if (!dim.isReplicated())
+        error(norm->getLoc()) << "a norm over a cut dimension; run --dist-expand-norms";
   }
 
   void checkRule(ShardingRuleInterface op) {
@@ -128,7 +134,7 @@ private:
                             << have << ", its rule gives " << want;
         return;
       }
-    if (isa<moe::GroupedMatmulOp, moe::GroupedBiasOp>(op.getOperation())) {
+    if (isa<moe::GroupedMatmulOp, moe::GroupedBiasOp, moe::GroupedInputGradOp>(op.getOperation())) {
       DimShardingAttr rows = operands[0].getDims()[0], experts = operands[2].getDims()[0];
       if (rows.getExpertAxes() != experts.getAxes())
         error(op->getLoc()) << "rows of experts split as " << rows

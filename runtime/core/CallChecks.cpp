@@ -3,101 +3,14 @@
 // and one function a call for what names alone do not say. What must hold for memory safety is
 // checked here; the values inside index tensors are the device's to check when it runs.
 //===----------------------------------------------------------------------===//
-#include "moira/rt/CallRegistry.h"
+#include "CallCheck.h"
 
 #include <algorithm>
 #include <cmath>
-#include <initializer_list>
-#include <limits>
-#include <map>
 
 namespace moira::rt {
-namespace {
 
-constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
-using Shape = std::vector<Dim>;
-using Wide = __int128; // products of two sizes or of a size and a count of ranks
-
-/// State of one check: the bindings found by unification, and the problems.
-class CallCheck {
-public:
-  CallCheck(const CallDesc &call, std::span<const CallOperand> inputs,
-            std::span<const CallOperand> outputs, std::span<const CallParam> params,
-            const CallEnv &env)
-      : call(call), inputs(inputs), outputs(outputs), params(params), env(env) {}
-
-  /// Parameters, counts, types and names. The extra checks may run only if this succeeds.
-  bool unify();
-
-  // What the extra checks see; only names that Calls.def has for this call may be asked for.
-  Dim dim(const char *name) const { return dims.at(name); }
-  const Shape &run(const char *name) const { return runs.at(name); }
-  int64_t integer(const char *name) const { return find(name)->integer; }
-  /// One of the call's operands, which are all there.
-  fb::DType inputType(size_t i) const { return inputs[i].dtype; }
-  fb::DType outputType(size_t i) const { return outputs[i].dtype; }
-  double real(const char *name) const { return find(name)->real; }
-  // Of optional parameters and operands.
-  bool has(const char *name) const { return find(name); }
-  std::span<const double> list(const char *name) const { return find(name)->reals; }
-  int64_t integerOr(const char *name, int64_t fallback) const {
-    const CallParam *param = find(name);
-    return param ? param->integer : fallback;
-  }
-  double realOr(const char *name, double fallback) const {
-    const CallParam *param = find(name);
-    return param ? param->real : fallback;
-  }
-  /// Empty if it is not given.
-  std::string_view text(const char *name) const {
-    const CallParam *param = find(name);
-    return param ? std::string_view(param->text) : std::string_view();
-  }
-  /// Whether this input is there.
-  bool hasInput(std::string_view role) const {
-    return std::any_of(read.begin(), read.end(),
-                       [&](const OperandDesc *desc) { return desc->role == role; });
-  }
-  OffsetRange offset(const char *name);
-
-  /// A dimension that may not depend on the bound; 0 (and a problem) if it does.
-  int64_t fixed(const char *name);
-  /// Product of a run's sizes that may not depend on the bound; 0 (and a problem) if it does.
-  int64_t fixedRun(const char *name);
-  void atLeast(const char *name, int64_t least);
-  void fitsInt32(Dim size, const char *what);
-  void oneOf(const char *name, std::initializer_list<std::string_view> values);
-  void fail(const std::string &message, ErrorId id = ErrorId::PlanShape) {
-    problems.add(id, "call " + call.name + ": " + message);
-  }
-  Status take() { return std::move(problems); }
-
-private:
-  const CallParam *find(std::string_view name) const {
-    for (const CallParam &param : params)
-      if (param.name == name)
-        return &param;
-    return nullptr;
-  }
-  void checkParams();
-  using Descs = std::vector<const OperandDesc *>;
-  Descs given(const std::vector<OperandDesc> &descs);
-  void checkTypes(const Descs &descs, std::span<const CallOperand> operands, const char *side);
-  bool bind(const OperandDesc &desc, const CallOperand &operand);
-
-  const CallDesc &call;
-  std::span<const CallOperand> inputs, outputs;
-  std::span<const CallParam> params;
-  const CallEnv &env;
-  Descs read; // one for each input
-  std::map<std::string, Dim, std::less<>> dims;
-  std::map<std::string, Shape, std::less<>> runs;
-  std::map<std::string, size_t, std::less<>> runLengths;
-  std::optional<fb::DType> anyType; // of all operands of any one type
-  Status problems;
-};
-
-std::string sizeText(Dim dim) { return std::to_string(dim.scale) + (dim.ragged ? "*B" : ""); }
+static std::string sizeText(Dim dim) { return std::to_string(dim.scale) + (dim.ragged ? "*B" : ""); }
 
 void CallCheck::checkParams() {
   for (const ParamDesc &desc : call.params) {
@@ -143,7 +56,9 @@ CallCheck::Descs CallCheck::given(const std::vector<OperandDesc> &descs) {
     if (taken)
       result.push_back(&desc);
   }
-  if (!rest.empty())
+  if (!rest.empty() && std::any_of(descs.begin(), descs.end(), [](const OperandDesc &desc) {
+        return desc.optional;
+      }))
     fail("with names an operand that is none of the optional ones, or not in their order");
   return result;
 }
@@ -245,9 +160,7 @@ bool CallCheck::unify() {
   if (!problems.ok())
     return false;
   read = given(call.inputs);
-  Descs written;
-  for (const OperandDesc &desc : call.outputs)
-    written.push_back(&desc);
+  Descs written = given(call.outputs);
   checkTypes(read, inputs, "inputs");
   checkTypes(written, outputs, "outputs");
   if (!problems.ok())
@@ -328,6 +241,8 @@ void CallCheck::oneOf(const char *name, std::initializer_list<std::string_view> 
   fail(std::string(name) + " is none of " + list);
 }
 
+namespace {
+
 //===----------------------------------------------------------------------===//
 // One function a call, named check_<call>
 //===----------------------------------------------------------------------===//
@@ -382,7 +297,9 @@ void check_sinusoid(CallCheck &c) {
     c.fail("offset leaves the range of i32");
 }
 
-void check_relative_bias(CallCheck &c) {
+} // namespace
+
+void checkRelativeBias(CallCheck &c) {
   int64_t buckets = c.fixed("N"), parts = c.integer("bidirectional") ? 4 : 2;
   c.fixed("H");
   c.fixed("Q");
@@ -395,6 +312,10 @@ void check_relative_bias(CallCheck &c) {
                   static_cast<long long>(c.integer("max_distance")),
                   static_cast<long long>(buckets / parts)));
 }
+
+namespace {
+
+void check_relative_bias(CallCheck &c) { checkRelativeBias(c); }
 
 void check_rope_table(CallCheck &c) {
   std::span<const double> frequencies = c.list("frequencies");
@@ -421,7 +342,9 @@ void check_head_linear(CallCheck &c) {
                   static_cast<long long>(c.dim("N").scale)));
 }
 
-void check_attention(CallCheck &c) {
+} // namespace
+
+void checkAttention(CallCheck &c) {
   int64_t heads = c.fixed("H"), kvHeads = c.fixedRun("G");
   if (c.run("G").size() > 1)
     return c.fail("k and v have more than four dimensions");
@@ -464,6 +387,10 @@ void checkEps(CallCheck &c) {
     c.fail("eps is not a number >= 0");
 }
 
+namespace {
+
+void check_attention(CallCheck &c) { checkAttention(c); }
+
 void check_rms_norm(CallCheck &c) {
   c.fixedRun("N");
   checkEps(c);
@@ -496,7 +423,9 @@ void check_scale(CallCheck &c) {
 
 void check_act(CallCheck &c) { c.oneOf("activation", {"silu", "gelu", "gelu_tanh", "relu"}); }
 
-void check_glu(CallCheck &c) {
+} // namespace
+
+void checkActivation(CallCheck &c) {
   c.oneOf("activation", {"silu", "gelu", "gelu_tanh", "relu"});
   if (!(c.realOr("limit", 1) > 0))
     c.fail("limit is not positive");
@@ -505,6 +434,10 @@ void check_glu(CallCheck &c) {
   if (c.has("alpha") && c.text("activation") != "silu")
     c.fail("alpha is for silu only");
 }
+
+namespace {
+
+void check_glu(CallCheck &c) { checkActivation(c); }
 
 void check_sigmoid_gate(CallCheck &) {}
 
@@ -522,10 +455,14 @@ void checkNotNegative(CallCheck &c, const char *name) {
     c.fail(std::string(name) + " is not a number >= 0");
 }
 
+} // namespace
+
 void checkRenormReals(CallCheck &c) {
   checkNotNegative(c, "renorm_epsilon");
   checkNotNegative(c, "renorm_clamp_min");
 }
+
+namespace {
 
 /// The optional fields of a gate, alone and together.
 void checkGate(CallCheck &c, int64_t experts, int64_t k) {

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <map>
 #include <unistd.h>
 
 namespace moira::rt {
@@ -219,10 +220,10 @@ void InputSet::store(size_t index, const MeshPosition &position, const TensorRef
 static std::vector<uint8_t> inFileType(const TensorRef &local, int64_t index, int64_t count,
                                        TensorType type) {
   const char *from = static_cast<const char *>(local.data) + index * bytesOf(local.dtype);
-  size_t size = type == TensorType::i64 ? sizeof(int64_t) : sizeof(int32_t);
+  size_t size = bytesOf(*planType(type));
   std::vector<uint8_t> bytes(static_cast<size_t>(count) * size);
-  if (type == TensorType::f32) {
-    convertRun(bytes.data(), fb::DType::f32, from, local.dtype, count);
+  if (type == TensorType::f32 || type == TensorType::f64) {
+    convertRun(bytes.data(), *planType(type), from, local.dtype, count);
     return bytes;
   }
   for (int64_t i = 0; i < count; ++i) {
@@ -234,11 +235,126 @@ static std::vector<uint8_t> inFileType(const TensorRef &local, int64_t index, in
   return bytes;
 }
 
+namespace {
+
+/// The tensors of the file that shards are written to. Several sources may name one.
+class FileTensors {
+public:
+  explicit FileTensors(std::span<const ShardToWrite> shards) {
+    for (const ShardToWrite &shard : shards) {
+      if (!shard.source) {
+        add(shard.spec);
+        continue;
+      }
+      std::vector<int64_t> disk = toVector(*shard.source->disk_shape());
+      for (const std::string &name : sourceNames(*shard.source, shard.spec.shape))
+        add({name, shard.spec.type, disk});
+    }
+  }
+  size_t operator[](const std::string &name) const { return numbers.at(name); }
+  const std::vector<TensorSpec> &specs() const { return list; }
+
+private:
+  void add(const TensorSpec &spec) {
+    if (numbers.emplace(spec.name, list.size()).second)
+      list.push_back(spec);
+  }
+  std::vector<TensorSpec> list;
+  std::map<std::string, size_t> numbers;
+};
+
+/// The piece as it lies in the file: a box there, and its elements in that order as offsets from
+/// the piece's first.
+struct PieceInFile {
+  Box box;
+  std::vector<int64_t> elements;
+};
+
+PieceInFile inFileOrder(const WeightPiece &piece) {
+  size_t rank = piece.permute.size();
+  std::vector<int64_t> stride(rank), strideInFile(rank);
+  int64_t step = 1, count = 1;
+  for (size_t i = rank; i-- > 0; step *= piece.inPiece.shape[i])
+    stride[i] = step;
+  PieceInFile result;
+  for (size_t i = 0; i < rank; ++i) {
+    size_t dim = piece.permute[i];
+    result.box.shape.push_back(piece.onDisk.shape[dim]);
+    result.box.start.push_back(piece.onDisk.start[dim]);
+    result.box.extent.push_back(piece.onDisk.extent[dim]);
+    strideInFile[i] = stride[dim];
+    count *= piece.onDisk.extent[dim];
+  }
+  result.elements.reserve(static_cast<size_t>(count));
+  for (int64_t n = 0; n < count; ++n) {
+    int64_t rest = n, offset = 0;
+    for (size_t i = rank; i-- > 0; rest /= result.box.extent[i])
+      offset += rest % result.box.extent[i] * strideInFile[i];
+    result.elements.push_back(offset);
+  }
+  return result;
+}
+
+/// Writes what this rank owns of one shard.
+class ShardWrite {
+public:
+  ShardWrite(const ShardToWrite &shard, const FileTensors &files, SafeTensorsWriter &writer)
+      : shard(shard), files(files), writer(writer), size(bytesOf(*planType(shard.spec.type))) {}
+
+  Status run() {
+    if (!shard.source) {
+      runs(files[shard.spec.name], shard.shard.inGlobal(), shard.shard.inLocal(), 0);
+      return std::move(status);
+    }
+    forEachPiece(*shard.source, shard.shard, nullptr, INT64_MAX, [&](const WeightPiece &piece) {
+      size_t tensor = files[piece.name];
+      if (piece.permute.empty())
+        runs(tensor, piece.onDisk, piece.inPiece, piece.offset);
+      else
+        permuted(tensor, piece);
+    });
+    return std::move(status);
+  }
+
+private:
+  void write(size_t tensor, int64_t element, std::span<const uint8_t> bytes) {
+    if (status)
+      status = writer.write(tensor, static_cast<uint64_t>(element) * size, bytes);
+  }
+
+  void runs(size_t tensor, const Box &inFile, const Box &inLocal, int64_t offset) {
+    forEachRun(inFile, inLocal, [&](int64_t g, int64_t l, int64_t n) {
+      write(tensor, g, inFileType(shard.local, offset + l, n, shard.spec.type));
+    });
+  }
+
+  void permuted(size_t tensor, const WeightPiece &piece) {
+    PieceInFile inFile = inFileOrder(piece);
+    std::vector<uint8_t> bytes(inFile.elements.size() * size);
+    for (size_t i = 0; i < inFile.elements.size(); ++i)
+      std::memcpy(&bytes[i * size],
+                  inFileType(shard.local, piece.offset + inFile.elements[i], 1, shard.spec.type)
+                      .data(),
+                  size);
+    forEachRun(inFile.box, Box::all(inFile.box.extent), [&](int64_t g, int64_t l, int64_t n) {
+      write(tensor, g,
+            std::span(bytes).subspan(static_cast<size_t>(l) * size, static_cast<size_t>(n) * size));
+    });
+  }
+
+  const ShardToWrite &shard;
+  const FileTensors &files;
+  SafeTensorsWriter &writer;
+  size_t size;
+  Status status;
+};
+
+} // namespace
+
 Status writeShards(const std::string &path, std::span<const ShardToWrite> shards,
                    Communicator &communicator) {
-  std::vector<TensorSpec> specs;
-  for (const ShardToWrite &tensor : shards)
-    specs.push_back(tensor.spec);
+  FileTensors files(shards);
+  const std::vector<TensorSpec> &specs = files.specs();
   // All ranks need rank 0's name for the temporary file.
   Group world = worldGroup(communicator);
   std::vector<uint64_t> tags(world.members.size());
@@ -264,16 +380,8 @@ Status writeShards(const std::string &path, std::span<const ShardToWrite> shards
     mine = openWith(SafeTensorsWriter::join);
 
   for (size_t i = 0; i < shards.size() && mine; ++i) {
-    const ShardToWrite &tensor = shards[i];
-    if (!tensor.shard.owner)
-      continue;
-    forEachRun(tensor.shard.inGlobal(), tensor.shard.inLocal(),
-               [&](int64_t g, int64_t l, int64_t n) {
-                 if (!mine)
-                   return;
-                 std::vector<uint8_t> bytes = inFileType(tensor.local, l, n, tensor.spec.type);
-                 mine = writer->write(i, static_cast<uint64_t>(g) * (bytes.size() / n), bytes);
-               });
+    if (shards[i].shard.owner)
+      mine = ShardWrite(shards[i], files, *writer).run();
   }
   if (mine && communicator.rank() != 0)
     mine = writer->sync();
@@ -290,10 +398,13 @@ Status writeOutputs(const std::string &path, const fb::Program &program,
   std::vector<ShardToWrite> shards;
   for (size_t i = 0; i < views.size(); ++i) {
     const fb::Output &output = *program.outputs()->Get(i);
-    TensorType type = isInteger(output.dtype()) ? TensorType::i64 : TensorType::f32;
+    TensorType type = isInteger(output.dtype())             ? TensorType::i64
+                      : views[i].dtype == fb::DType::f64 ? TensorType::f64
+                                                         : TensorType::f32;
     shards.push_back({{output.name()->str(), type, toVector(*output.shape())},
                       position.shard(*output.shape(), *output.dims()),
-                      views[i]});
+                      views[i],
+                      output.source()});
   }
   return writeShards(path, shards, communicator);
 }

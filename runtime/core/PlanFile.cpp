@@ -78,7 +78,7 @@ Status checkHeader(std::span<const uint8_t> bytes, uint64_t size) {
 /// tables may be shared, so a small file could ask for a quadratic walk. True if all those walks
 /// together are no longer than the buffer. Reads nothing that is not checked first.
 bool sourceNamesFit(const fb::Plan &plan, flatbuffers::Verifier &v, size_t size) {
-  using fb::Plan, fb::Program, fb::State, fb::Source;
+  using fb::Plan, fb::Program, fb::State, fb::Output, fb::Source;
   size_t budget = size / 4;
   // Checks a table's start and its one offset field; generated tables inherit Table privately.
   auto sound = [&](const void *table, flatbuffers::voffset_t field) {
@@ -87,25 +87,34 @@ bool sourceNamesFit(const fb::Plan &plan, flatbuffers::Verifier &v, size_t size)
     v.EndTable();
     return ok;
   };
+  auto fits = [&](const Source *source) {
+    if (!source)
+      return true;
+    if (!sound(source, Source::VT_NAMES) || !v.VerifyVector(source->names()))
+      return false;
+    size_t names = source->names() ? source->names()->size() : 0;
+    if (names > budget)
+      return false;
+    budget -= names;
+    return true;
+  };
   if (!sound(&plan, Plan::VT_PROGRAMS) || !v.VerifyVector(plan.programs()))
     return false;
   for (size_t p = 0; plan.programs() && p < plan.programs()->size(); ++p) {
     const Program *program = plan.programs()->Get(p);
     if (!sound(program, Program::VT_STATES) || !v.VerifyVector(program->states()))
       return false;
+    if (!sound(program, Program::VT_OUTPUTS) || !v.VerifyVector(program->outputs()))
+      return false;
     for (size_t s = 0; program->states() && s < program->states()->size(); ++s) {
       const State *state = program->states()->Get(s);
-      if (!sound(state, State::VT_SOURCE))
+      if (!sound(state, State::VT_SOURCE) || !fits(state->source()))
         return false;
-      const Source *source = state->source();
-      if (!source)
-        continue;
-      if (!sound(source, Source::VT_NAMES) || !v.VerifyVector(source->names()))
+    }
+    for (size_t o = 0; program->outputs() && o < program->outputs()->size(); ++o) {
+      const Output *output = program->outputs()->Get(o);
+      if (!sound(output, Output::VT_SOURCE) || !fits(output->source()))
         return false;
-      size_t names = source->names() ? source->names()->size() : 0;
-      if (names > budget)
-        return false;
-      budget -= names;
     }
   }
   return true;
@@ -128,7 +137,8 @@ bool wideVectorsAligned(const fb::Plan &plan) {
     for (const fb::Input *input : *program->inputs())
       ok &= aligned(input->shape());
     for (const fb::Output *output : *program->outputs())
-      ok &= aligned(output->shape());
+      ok &= aligned(output->shape()) &&
+            (!output->source() || aligned(output->source()->disk_shape()));
     for (size_t i = 0; program->traces() && i < program->traces()->size(); ++i)
       ok &= aligned(program->traces()->Get(i)->shape());
     for (const fb::State *state : *program->states())

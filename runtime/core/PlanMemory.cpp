@@ -186,9 +186,10 @@ std::optional<std::vector<Dim>> localShape(ProgramContext &ctx, const Sizes &sha
   return local;
 }
 
-void verifySource(ProgramContext &ctx, const fb::State &state, const std::string &where) {
-  const fb::Source &source = *state.source();
-  const Sizes &shape = *state.shape(), &disk = *source.disk_shape();
+/// Of a state or an output of this global shape.
+void verifySource(ProgramContext &ctx, const fb::Source &source, const Sizes &shape,
+                  const std::string &where) {
+  const Sizes &disk = *source.disk_shape();
   auto fail = [&](const std::string &message) {
     ctx.report.add(ErrorId::PlanShape, where + ": " + message);
   };
@@ -263,7 +264,7 @@ void verifyStates(ProgramContext &ctx) {
       ctx.report.add(ErrorId::PlanStructure, where + ": layer under -1");
     std::optional<std::vector<Dim>> local = localShape(ctx, *state->shape(), *state->dims(), where);
     if (local && state->source())
-      verifySource(ctx, *state, where);
+      verifySource(ctx, *state->source(), *state->shape(), where);
     if (state->arena() >= ctx.program.arenas()->size()) {
       ctx.report.add(ErrorId::PlanIndex, format("%s: arena %u of %u", where.c_str(), state->arena(),
                                                 ctx.program.arenas()->size()));
@@ -299,21 +300,21 @@ void verifyStates(ProgramContext &ctx) {
                             ranges[i - 1].state, ranges[i].state, ull(ranges[i].begin)));
 }
 
-/// What inputs, outputs and traces share.
+/// What inputs, outputs and traces share. Whether its shape is sound.
 template <typename T>
-void verifyPort(ProgramContext &ctx, const T &port, const std::string &where,
+bool verifyPort(ProgramContext &ctx, const T &port, const std::string &where,
                 std::unordered_set<std::string_view> &names) {
   if (checkName(port.name(), where, ctx.report) && !names.insert(port.name()->string_view()).second)
     ctx.report.add(ErrorId::PlanStructure, where + ": the name is used twice");
   if (port.view() >= ctx.views.size()) {
     ctx.report.add(ErrorId::PlanIndex,
                    format("%s: view %u of %zu", where.c_str(), port.view(), ctx.views.size()));
-    return;
+    return false;
   }
   const ViewInfo &view = ctx.views[port.view()];
   std::optional<std::vector<Dim>> local = localShape(ctx, *port.shape(), *port.dims(), where);
   if (!view.sound || !local)
-    return;
+    return local.has_value();
   std::vector<Dim> shape = ctx.shapeOf(port.view());
   if (port.dtype() != view.dtype || shape != *local)
     ctx.report.add(ErrorId::PlanShape,
@@ -323,6 +324,7 @@ void verifyPort(ProgramContext &ctx, const T &port, const std::string &where,
   if ((*ctx.program.arenas())[view.arena]->role() != fb::ArenaRole::activations)
     ctx.report.add(ErrorId::PlanStructure, format("%s: view %u is not in an activations arena",
                                                   where.c_str(), port.view()));
+  return true;
 }
 
 void verifyPorts(ProgramContext &ctx) {
@@ -337,9 +339,10 @@ void verifyPorts(ProgramContext &ctx) {
   }
   for (size_t i = 0; i < ctx.program.outputs()->size(); ++i) {
     const fb::Output *output = (*ctx.program.outputs())[i];
-    verifyPort(ctx, *output,
-               format("%s output %zu %s", ctx.where.c_str(), i, quoted(output->name()).c_str()),
-               outputs);
+    std::string where =
+        format("%s output %zu %s", ctx.where.c_str(), i, quoted(output->name()).c_str());
+    if (verifyPort(ctx, *output, where, outputs) && output->source())
+      verifySource(ctx, *output->source(), *output->shape(), where);
   }
   for (size_t i = 0; i < sizeOf(ctx.program.traces()); ++i) {
     const fb::Trace *trace = ctx.program.traces()->Get(i);

@@ -232,7 +232,7 @@ void verifyProgram(PlanContext &plan, const fb::Program &program, const std::str
                                     std::tuple(sizeOf(program.instrs()), kMaxItems, "instructions"),
                                     std::tuple(sizeOf(program.states()), kMaxItems, "states"),
                                     std::tuple(sizeOf(program.inputs()), kMaxFew, "inputs"),
-                                    std::tuple(sizeOf(program.outputs()), kMaxFew, "outputs"),
+                                    std::tuple(sizeOf(program.outputs()), kMaxItems, "outputs"),
                                     std::tuple(sizeOf(program.traces()), kMaxItems, "traces"),
                                     std::tuple(size_t(program.events()), kMaxItems, "events")})
     counted &= checkCount(count, limit, std::string(what) + " of " + where, ctx.report);

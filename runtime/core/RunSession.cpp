@@ -21,10 +21,11 @@ Expected<const fb::Program *> findProgram(const PlanFile &plan, const std::strin
                                           bool reference) {
   for (const fb::Program *program : *plan.plan().programs())
     if (program->reference() == reference &&
-        (reference || program->name()->string_view() == "forward"))
+        (reference || program->name()->string_view() == "forward" ||
+         program->name()->string_view() == "grad"))
       return program;
-  return Status(ErrorId::BadRun,
-                format("%s has no program %s", path.c_str(), reference ? "reference" : "forward"));
+  return Status(ErrorId::BadRun, format("%s has no program %s", path.c_str(),
+                                        reference ? "reference" : "forward or grad"));
 }
 
 std::string meshText(const fb::Plan &plan) {

@@ -14,12 +14,13 @@ struct Leading {
   int64_t experts = 1, names = 1;
   size_t dims = 0;
   bool perExpert = false, list = false;
-  explicit Leading(const fb::State &state) {
-    const fb::Source &source = *state.source();
+  Leading(const fb::Source &source, int64_t firstSize) {
     perExpert = source.per_expert();
     list = source.names()->size() > 1;
-    if (perExpert)
-      experts = state.shape()->Get(dims++);
+    if (perExpert) {
+      experts = firstSize;
+      ++dims;
+    }
     names = source.names()->size();
     dims += list;
   }
@@ -114,7 +115,7 @@ Status checkWeights(const fb::Program &program, const fb::ModelInfo &info,
     if (!state->source())
       continue;
     const fb::Source &source = *state->source();
-    Leading leading(*state);
+    Leading leading(source, state->shape()->size() ? state->shape()->Get(0) : 1);
     std::vector<int64_t> disk = toVector(*source.disk_shape());
     for (int64_t e = 0; e < leading.experts && !problems.enough(); ++e) {
       for (const flatbuffers::String *pattern : *source.names()) {
@@ -205,12 +206,24 @@ void WeightPiece::load(const Checkpoint &checkpoint, fb::DType type, void *to) c
   checkpoint.release(*entry);
 }
 
+std::vector<std::string> sourceNames(const fb::Source &source, std::span<const int64_t> shape) {
+  std::vector<std::string> names;
+  Leading leading(source, shape.empty() ? 1 : shape[0]);
+  for (int64_t e = 0; e < leading.experts; ++e)
+    for (const flatbuffers::String *pattern : *source.names())
+      names.push_back(sourceName(pattern->string_view(), e));
+  return names;
+}
+
 void forEachPiece(const fb::State &state, const Shard &shard, const Checkpoint *checkpoint,
                   int64_t most, const std::function<void(const WeightPiece &)> &fn) {
-  if (!state.source())
-    return;
-  const fb::Source &source = *state.source();
-  Leading leading(state);
+  if (state.source())
+    forEachPiece(*state.source(), shard, checkpoint, most, fn);
+}
+
+void forEachPiece(const fb::Source &source, const Shard &shard, const Checkpoint *checkpoint,
+                  int64_t most, const std::function<void(const WeightPiece &)> &fn) {
+  Leading leading(source, shard.global.empty() ? 1 : shard.global[0]);
   auto tail = [&](const std::vector<int64_t> &v) {
     return std::vector<int64_t>(v.begin() + leading.dims, v.end());
   };
@@ -243,9 +256,9 @@ void forEachPiece(const fb::State &state, const Shard &shard, const Checkpoint *
   for (int64_t e = 0; e < experts; ++e)
     for (int64_t j = 0; j < names; ++j) {
       std::string_view pattern = source.names()->Get(firstName + j)->string_view();
-      WeightPiece piece{nullptr, onDisk, inBlock, permute, 0};
+      WeightPiece piece{sourceName(pattern, firstExpert + e), nullptr, onDisk, inBlock, permute, 0};
       if (checkpoint)
-        piece.entry = checkpoint->find(sourceName(pattern, firstExpert + e));
+        piece.entry = checkpoint->find(piece.name);
       for (int64_t row = 0; row < rows; row += step) {
         piece.offset = (e * localNames + j) * blockElements + row * rowElements;
         if (!inBlock.shape.empty()) {

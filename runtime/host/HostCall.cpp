@@ -88,6 +88,14 @@ template <typename S> constexpr Fast fastOf(std::string_view name) {
     return {fast::grouped_matmul<S>, std::is_same_v<S, float>};
   if (name == "combine")
     return {fast::combine<S>, false};
+  if (name == "linear_input_grad")
+    return {fast::linear_input_grad<S>, true};
+  if (name == "linear_weight_grad")
+    return {fast::linear_weight_grad<S>, true};
+  if (name == "grouped_input_grad")
+    return {fast::grouped_input_grad<S>, true};
+  if (name == "grouped_weight_grad")
+    return {fast::grouped_weight_grad<S>, true};
   return {};
 }
 
@@ -105,7 +113,10 @@ constexpr Entry table[] = {
 };
 
 /// Calls that take f32 and bf16 side by side, whichever comes first: U is then each operand's own.
-constexpr bool mixes(std::string_view name) { return name == "rope"; }
+/// Gradients all do: the cotangents of tokens are f32 in a bf16 program.
+constexpr bool mixes(std::string_view name) {
+  return name == "rope" || name == "rms_sums" || name == "choice_dots" || name.ends_with("_grad");
+}
 
 /// Checks operands against a Calls.def list ("x:T[t..,D] ids:i32[t..,k]"): how many, and their
 /// dtypes. `scalar` is the type S of the implementation: that of the first float operand, or bf16

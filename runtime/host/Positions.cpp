@@ -1,4 +1,4 @@
-//===- Positions.cpp - reference token_positions, sinusoid, relative_bias ---===//
+//===- Positions.cpp - reference token_positions, sinusoid, relative_bias(_grad) -===//
 // What models make of positions, besides rotation (Dense.cpp has rope_table).
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>
+#include <vector>
 
 namespace moira::rt::host::ref {
 
@@ -105,6 +106,29 @@ template <typename T> Status relative_bias(const Call &call) {
   return {};
 }
 
+template <typename T> Status relative_bias_grad(const Call &call) {
+  using S = Accumulator<T>;
+  const S *dy = call.input<S>(0);
+  const int32_t *qpos = call.input<int32_t>(1), *kpos = call.input<int32_t>(2);
+  int64_t buckets = call.out[0].shape[0], heads = call.out[0].shape[1];
+  int64_t queries = call.in[1].elements(), keys = call.in[2].elements();
+  int64_t maxDistance = call.params.integer("max_distance");
+  bool bidirectional = call.params.integer("bidirectional") != 0;
+  int64_t exact = buckets / (bidirectional ? 4 : 2);
+  if (exact < 1 || maxDistance <= exact)
+    return badCall(call, format("%lld buckets for distances up to %lld", (long long)buckets,
+                                (long long)maxDistance));
+  std::vector<double> sums(size_t(buckets * heads), 0.0);
+  for (int64_t i = 0; i < queries; ++i)
+    for (int64_t j = 0; j < keys; ++j) {
+      int64_t bucket = bucketOf(int64_t(kpos[j]) - qpos[i], buckets, maxDistance, bidirectional);
+      for (int64_t h = 0; h < heads; ++h)
+        sums[size_t(bucket * heads + h)] += double(dy[(h * queries + i) * keys + j]);
+    }
+  std::transform(sums.begin(), sums.end(), call.output<S>(0), [](double v) { return S(v); });
+  return {};
+}
+
 #define INSTANTIATE(name)                                                                          \
   template Status name<float>(const Call &);                                                       \
   template Status name<double>(const Call &);                                                      \
@@ -112,5 +136,6 @@ template <typename T> Status relative_bias(const Call &call) {
 INSTANTIATE(token_positions)
 INSTANTIATE(sinusoid)
 INSTANTIATE(relative_bias)
+INSTANTIATE(relative_bias_grad)
 
 } // namespace moira::rt::host::ref

@@ -42,6 +42,10 @@ struct FactorRule {
   llvm::SmallVector<llvm::SmallVector<int>> operands;
   llvm::SmallVector<llvm::SmallVector<int>> results;
   Linearity linearity = Linearity::none;
+  /// Every result is a sum over the factors that do not stand in it, as the gradients of one
+  /// operation are: `rms_norm_grad … → dx[t..,N..], dw[N..]`, where dw is partial over what cuts
+  /// t.. .
+  bool sumsAbsent = false;
 
   int addFactor(FactorKind kind, int64_t size, int follows = -1) {
     factors.push_back({kind, size, follows});

@@ -42,6 +42,7 @@ struct WeightUse {
 ///                                                     experts, 1: expertWidth
 ///     relative_bias(w[N,H], …)                        w, 1: queryHeads
 ///     embedding(ids, w[V,D]), return linear(x, w[V,D])  w, 0: vocabulary
+///     row_max(linear(x, w[V,D]))                      w, 0: vocabulary
 std::vector<WeightUse> collectWeightUses(mlir::ModuleOp module);
 
 } // namespace moira

@@ -23,6 +23,8 @@ struct PartitionOptions {
   int64_t gatherRemarkBytes = 0; ///< remark on all_gathers from this size on; 0: none
 };
 
+/// import → autodiff, for --task=grad: a loss, and the gradient of every state.
+void buildAutodiffPipeline(mlir::OpPassManager &pm);
 /// import → shard. Fails with MOE-0103 or MOE-0104 diagnostics if the mesh is malformed or does not
 /// divide the model.
 void buildShardPipeline(mlir::OpPassManager &pm, const PartitionOptions &options);

@@ -24,6 +24,21 @@ def MoeLimitCapacity : Dist_Pass<"moe-limit-capacity"> {
   let statistics = [Statistic<"limits", "limits", "Capacities added">];
 }
 
+def MoeAddLoss : Dist_Pass<"moe-add-loss"> {
+  let summary = "Make a program that gives logits one that gives a loss";
+  let options = [Option<"program", "program", "std::string", "\"grad\"", "the program's new name">,
+                 Option<"smoothing", "label-smoothing", "double", "0", "label smoothing">];
+}
+
+def MoeAutodiff : Dist_Pass<"moe-autodiff"> {
+  let summary = "Add the gradient of the loss to the results of every program that has one, for each state";
+  let statistics = [Statistic<"gradients", "gradients", "Gradients added">];
+}
+
+def MoeVjp : Dist_Pass<"moe-vjp"> {
+  let summary = "Add the gradients of all results to the results, for each argument: cotangents of the results become arguments (for tests of single operations)";
+}
+
 //===----------------------------------------------------------------------===//
 // Phase shard
 //===----------------------------------------------------------------------===//

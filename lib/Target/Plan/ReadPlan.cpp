@@ -25,6 +25,7 @@ private:
   LogicalResult readProgram(const fb::Program &program);
 
   // --- one program
+  moe::SourceAttr sourceOf(const fb::Source *source);
   void readState(const fb::State &state);
   /// Creates all views up to this one, so that they keep their numbers, and returns it.
   Value view(uint32_t index);
@@ -108,26 +109,29 @@ void Reader::readKernel(const fb::Kernel &kernel) {
 // Programs
 //===----------------------------------------------------------------------===//
 
+/// Null for an absent source.
+moe::SourceAttr Reader::sourceOf(const fb::Source *source) {
+  if (!source)
+    return {};
+  SmallVector<Attribute> names;
+  for (const flatbuffers::String *name : *source->names())
+    names.push_back(text(name));
+  DenseI64ArrayAttr permute, slice;
+  if (source->permute())
+    permute = builder.getDenseI64ArrayAttr(
+        SmallVector<int64_t>(source->permute()->begin(), source->permute()->end()));
+  if (source->slice())
+    slice = builder.getDenseI64ArrayAttr(toVector(*source->slice()));
+  return moe::SourceAttr::get(
+      builder.getContext(), builder.getArrayAttr(names), source->per_expert(),
+      builder.getDenseI64ArrayAttr(toVector(*source->disk_shape())), permute, slice);
+}
+
 void Reader::readState(const fb::State &state) {
-  moe::SourceAttr from;
-  if (const fb::Source *source = state.source()) {
-    SmallVector<Attribute> names;
-    for (const flatbuffers::String *name : *source->names())
-      names.push_back(text(name));
-    DenseI64ArrayAttr permute, slice;
-    if (source->permute())
-      permute = builder.getDenseI64ArrayAttr(
-          SmallVector<int64_t>(source->permute()->begin(), source->permute()->end()));
-    if (source->slice())
-      slice = builder.getDenseI64ArrayAttr(toVector(*source->slice()));
-    from = moe::SourceAttr::get(
-        builder.getContext(), builder.getArrayAttr(names), source->per_expert(),
-        builder.getDenseI64ArrayAttr(toVector(*source->disk_shape())), permute, slice);
-  }
   StateOp::create(builder, loc, text(state.name()),
                   TypeAttr::get(globalType(state.dtype(), *state.shape(), *state.dims())),
                   text(program->arenas()->Get(state.arena())->name()),
-                  builder.getI64IntegerAttr(state.offset()), from, layer(state.layer()));
+                  builder.getI64IntegerAttr(state.offset()), sourceOf(state.source()), layer(state.layer()));
 }
 
 Value Reader::view(uint32_t index) {
@@ -278,7 +282,8 @@ LogicalResult Reader::readProgram(const fb::Program &table) {
       return failure();
   for (const fb::Output *output : *table.outputs())
     OutputOp::create(builder, loc, text(output->name()), view(output->view()),
-                     TypeAttr::get(globalType(output->dtype(), *output->shape(), *output->dims())));
+                     TypeAttr::get(globalType(output->dtype(), *output->shape(), *output->dims())),
+                     sourceOf(output->source()));
   for (size_t i = 0; table.traces() && i < table.traces()->size(); ++i) {
     const fb::Trace *trace = table.traces()->Get(i);
     TraceOp::create(builder, loc, text(trace->name()), view(trace->view()),

@@ -42,6 +42,7 @@ private:
 
   // --- one program; the tables that its instructions refer to are the members below
   void number(ProgramOp program);
+  Offset<fb::Source> writeSource(Attribute attribute);
   Offset<fb::State> writeState(StateOp state);
   Offset<fb::View> writeView(ViewOp view);
   Offset<fb::Input> writeInput(InputOp input);
@@ -146,24 +147,29 @@ void Writer::number(ProgramOp program) {
   }
 }
 
+/// None for a null attribute.
+Offset<fb::Source> Writer::writeSource(Attribute attribute) {
+  auto source = dyn_cast_if_present<moe::SourceAttr>(attribute);
+  if (!source)
+    return {};
+  std::vector<Offset<flatbuffers::String>> names;
+  for (auto name : source.getNames().getAsRange<StringAttr>())
+    names.push_back(text(name.getValue()));
+  auto list = out.CreateVector(names);
+  auto disk = sizes(source.getDiskShape().asArrayRef());
+  Offset<flatbuffers::Vector<uint8_t>> permute;
+  if (DenseI64ArrayAttr order = source.getPermute())
+    permute = out.CreateVector(
+        std::vector<uint8_t>(order.asArrayRef().begin(), order.asArrayRef().end()));
+  Offset<flatbuffers::Vector<int64_t>> slice;
+  if (DenseI64ArrayAttr part = source.getSlice())
+    slice = sizes(part.asArrayRef());
+  return fb::CreateSource(out, list, source.getPerExpert(), disk, permute, slice);
+}
+
 Offset<fb::State> Writer::writeState(StateOp state) {
   auto type = cast<RankedTensorType>(state.getType());
-  Offset<fb::Source> from;
-  if (auto source = dyn_cast_if_present<moe::SourceAttr>(state.getSourceAttr())) {
-    std::vector<Offset<flatbuffers::String>> names;
-    for (auto name : source.getNames().getAsRange<StringAttr>())
-      names.push_back(text(name.getValue()));
-    auto list = out.CreateVector(names);
-    auto disk = sizes(source.getDiskShape().asArrayRef());
-    Offset<flatbuffers::Vector<uint8_t>> permute;
-    if (DenseI64ArrayAttr order = source.getPermute())
-      permute = out.CreateVector(
-          std::vector<uint8_t>(order.asArrayRef().begin(), order.asArrayRef().end()));
-    Offset<flatbuffers::Vector<int64_t>> slice;
-    if (DenseI64ArrayAttr part = source.getSlice())
-      slice = sizes(part.asArrayRef());
-    from = fb::CreateSource(out, list, source.getPerExpert(), disk, permute, slice);
-  }
+  Offset<fb::Source> from = writeSource(state.getSourceAttr());
   auto name = text(state.getName());
   auto shape = sizes(type.getShape());
   auto cuts = dims(type);
@@ -285,8 +291,9 @@ Offset<fb::Output> Writer::writeOutput(OutputOp output) {
   auto name = text(output.getName());
   auto shape = sizes(type.getShape());
   auto cuts = dims(type);
+  auto source = writeSource(output.getSourceAttr());
   return fb::CreateOutput(out, name, toDType(type.getElementType()), shape, cuts,
-                          views.lookup(output.getView()));
+                          views.lookup(output.getView()), source);
 }
 
 Offset<fb::Trace> Writer::writeTrace(TraceOp trace) {

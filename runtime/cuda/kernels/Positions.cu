@@ -71,6 +71,24 @@ __global__ void fillBias(const float *table, const int32_t *qpos, const int32_t 
   }
 }
 
+/// A warp a bucket and head: the sum of dy over all pairs of that bucket.
+__global__ void sumByBucket(const float *dy, const int32_t *qpos, const int32_t *kpos, float *out,
+                            int64_t queries, int64_t keys, int64_t heads, int64_t buckets,
+                            float logMost, bool bidirectional) {
+  int64_t own = warpNumber(), pairs = queries * keys;
+  if (own >= buckets * heads)
+    return;
+  float sum = 0;
+  for (int64_t at = laneNumber(); at < pairs; at += 32) {
+    int64_t relative = int64_t(kpos[at % keys]) - qpos[at / keys];
+    if (bucketOf(relative, buckets, logMost, bidirectional) == own / heads)
+      sum += dy[own % heads * pairs + at];
+  }
+  sum = warpSum(sum);
+  if (laneNumber() == 0)
+    out[own] = sum;
+}
+
 template <typename Id> Status count(const Call &call) {
   int64_t batch = call.in[0].shape[0], columns = call.in[0].shape[1], wanted = call.out[0].shape[1],
           start = call.params.integer("start");
@@ -116,6 +134,24 @@ Status ops::relative_bias(const Call &call) {
   if (queries * keys * heads == 0)
     return {};
   fillBias<<<blocksOfThreads(queries * keys), kWarpBlock, 0, call.stream()>>>(
+      call.input<float>(0), call.input<int32_t>(1), call.input<int32_t>(2), call.output<float>(0),
+      queries, keys, heads, buckets, float(std::log(double(maxDistance) / double(exact))),
+      bidirectional);
+  return launched(call);
+}
+
+Status ops::relative_bias_grad(const Call &call) {
+  int64_t buckets = call.out[0].shape[0], heads = call.out[0].shape[1];
+  int64_t queries = call.in[1].elements(), keys = call.in[2].elements();
+  int64_t maxDistance = call.params.integer("max_distance");
+  bool bidirectional = call.params.integer("bidirectional") != 0;
+  int64_t exact = buckets / (bidirectional ? 4 : 2);
+  if (exact < 1 || maxDistance <= exact)
+    return badCall(call, format("%lld buckets for distances up to %lld", (long long)buckets,
+                                (long long)maxDistance));
+  if (buckets * heads == 0)
+    return {};
+  sumByBucket<<<blocksOfWarps(buckets * heads), kWarpBlock, 0, call.stream()>>>(
       call.input<float>(0), call.input<int32_t>(1), call.input<int32_t>(2), call.output<float>(0),
       queries, keys, heads, buckets, float(std::log(double(maxDistance) / double(exact))),
       bidirectional);

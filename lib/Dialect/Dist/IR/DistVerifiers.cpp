@@ -307,6 +307,17 @@ LogicalResult UnpackOp::verify() {
       "C1: shapes must be slots[G,P,B,D], pos[t..,k] → [t..,D]");
 }
 
+LogicalResult ChoiceDotsOp::verify() {
+  ArrayRef<int64_t> x = tensorOf(getX()).getShape(), pos = tensorOf(getPos()).getShape();
+  int64_t rank = tensorOf(getRows()).getRank();
+  return check(*this,
+               (rank == 2 || rank == 4) && !x.empty() && !pos.empty() &&
+                   tensorOf(getRows()).getShape().back() == x.back() &&
+                   x.drop_back() == pos.drop_back() &&
+                   tensorOf(getResult()).getShape() == pos,
+               "C1: shapes must be rows[R,D] or slots[G,P,B,D], x[t..,D], pos[t..,k] → [t..,k]");
+}
+
 LogicalResult SelectOp::verify() {
   moe::RoutingType routing = getRouting().getType();
   return check(*this,

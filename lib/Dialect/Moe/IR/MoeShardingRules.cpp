@@ -234,7 +234,7 @@ FactorRule RelativeBiasOp::getFactorRule() {
   return rule;
 }
 
-/// x[b,s,h..,d], cos[s,r], sin[s,r] → x
+/// x[b,s,h..,d], cos[s,r], sin[s,r] → x, linear in x.
 FactorRule RopeOp::getFactorRule() {
   FactorRule rule;
   Ids x = rule.addFactors(pass, shapeOf(getX()).drop_back());
@@ -242,6 +242,7 @@ FactorRule RopeOp::getFactorRule() {
       r = rule.addFactor(whole, shapeOf(getCos())[1]);
   rule.operands = {join(x, {d}), {x[1], r}, {x[1], r}};
   rule.results = {join(x, {d})};
+  rule.linearity = Linearity::first;
   return rule;
 }
 

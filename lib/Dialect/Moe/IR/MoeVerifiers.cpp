@@ -43,32 +43,33 @@ LogicalResult StateOp::verify() {
   if (!type || !type.hasStaticShape() ||
       (!isa<FloatType>(type.getElementType()) && !type.getElementType().isInteger(32)))
     return emitOpError("C1: the type must be a static ranked tensor of floats or of i32");
-  SourceAttr source = getSourceAttr();
-  if (!source)
-    return success();
+  return getSourceAttr() ? verifySource(*this, getSourceAttr(), type) : success();
+}
+
+LogicalResult moe::verifySource(Operation *op, SourceAttr source, RankedTensorType type) {
   int64_t block = 1, names = source.getNames().size(),
           leading = (source.getPerExpert() ? 1 : 0) + (names > 1 ? 1 : 0);
   for (int64_t size : source.getDiskShape().asArrayRef())
     block *= size;
   int64_t wanted = 1;
   if (type.getRank() < leading || (names > 1 && type.getDimSize(leading - 1) != names))
-    return emitOpError("C2: the leading dimensions must index ")
+    return op->emitOpError("C2: the leading dimensions must index ")
            << (source.getPerExpert() ? "the expert and " : "") << names << " names";
   SmallVector<int64_t> stored(type.getShape().drop_front(leading));
   if (DenseI64ArrayAttr slice = source.getSlice()) {
     int64_t dim = slice[0];
     if (dim >= int64_t(stored.size()) || stored[dim] > slice[2] - slice[1])
-      return emitOpError("C2: slice ") << slice << " is not within a block's dimensions";
+      return op->emitOpError("C2: slice ") << slice << " is not within a block's dimensions";
     stored[dim] = slice[2];
   }
   for (int64_t size : stored)
     wanted *= size;
   if (block != wanted)
-    return emitOpError("C2: a block has ")
+    return op->emitOpError("C2: a block has ")
            << wanted << " elements, the tensors in the file have " << block;
   if (DenseI64ArrayAttr permute = source.getPermute();
       permute && permute.size() != type.getRank() - leading)
-    return emitOpError("C2: permute orders ")
+    return op->emitOpError("C2: permute orders ")
            << permute.size() << " dimensions, a block has " << type.getRank() - leading;
   return success();
 }

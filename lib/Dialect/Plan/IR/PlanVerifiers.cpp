@@ -191,7 +191,16 @@ LogicalResult InputOp::verify() {
   return success();
 }
 
-LogicalResult OutputOp::verify() { return verifyShard(*this, getType(), getView().getType()); }
+LogicalResult OutputOp::verify() {
+  if (failed(verifyShard(*this, getType(), getView().getType())))
+    return failure();
+  if (!getSourceAttr())
+    return success();
+  auto source = dyn_cast<moe::SourceAttr>(getSourceAttr());
+  if (!source)
+    return emitOpError("C2: not a source: ") << getSourceAttr();
+  return moe::verifySource(*this, source, cast<RankedTensorType>(getType()));
+}
 
 LogicalResult TraceOp::verify() {
   if (failed(verifyShard(*this, getType(), getView().getType())))

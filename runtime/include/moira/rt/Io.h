@@ -49,11 +49,13 @@ private:
 std::string indexText(std::span<const int64_t> shape, int64_t flat);
 
 /// One rank's part of a tensor that all ranks write. The spec is the same on all of them: floats as
-/// F32, integers as I32 or I64, with the global shape; `local` has the shard's.
+/// F32 or F64, integers as I32 or I64, with the global shape; `local` has the shard's. With a
+/// `source` the tensor is written as those that the source names, not under its own name.
 struct ShardToWrite {
   TensorSpec spec;
   Shard shard;
   TensorRef local;
+  const fb::Source *source = nullptr;
 };
 
 /// Writes global tensors to `path`: all ranks call it, each writes the boxes that it owns. The file
@@ -68,7 +70,7 @@ struct GatheredOutput {
   std::vector<double> values;
 };
 
-/// writeShards for every output, floats as F32 and integers as I64. `views[i]` is output i of this
+/// writeShards for every output, floats as F32 (F64 from a program in f64) and integers as I64. `views[i]` is output i of this
 /// rank.
 Status writeOutputs(const std::string &path, const fb::Program &program,
                     const MeshPosition &position, std::span<const TensorRef> views,

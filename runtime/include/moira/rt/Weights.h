@@ -15,6 +15,9 @@ std::optional<fb::DType> planType(TensorType type);
 /// The checkpoint name that holds `expert`'s block: {e} replaced.
 std::string sourceName(std::string_view pattern, int64_t expert);
 
+/// The names of all tensors behind a source of this global shape, in order.
+std::vector<std::string> sourceNames(const fb::Source &source, std::span<const int64_t> shape);
+
 /// Checks that the checkpoint has every tensor that the program needs, with its shape and a type
 /// that converts, and no other but those that `info` names. Reports MissingTensor, TensorShape,
 /// TensorDType and ExtraTensor, all at once. Once a process.
@@ -28,6 +31,7 @@ void loadState(const fb::State &state, const Shard &shard, const Checkpoint &che
 
 /// A contiguous part of a state tensor's shard that one checkpoint tensor fills.
 struct WeightPiece {
+  std::string name;               // of the checkpoint tensor
   const Checkpoint::Entry *entry; // null only if no checkpoint was given
   Box onDisk, inPiece;            // of equal extents; inPiece.shape is the piece with its pads
   std::vector<uint8_t>
@@ -45,6 +49,9 @@ struct WeightPiece {
 
 /// Calls fn for the pieces of a shard in order, each of at most `most` elements as far as rows can
 /// be cut apart. What no piece covers is pad. `checkpoint` may be null to learn of the sizes only.
+void forEachPiece(const fb::Source &source, const Shard &shard, const Checkpoint *checkpoint,
+                  int64_t most, const std::function<void(const WeightPiece &)> &fn);
+/// The same; a state without a source has no pieces.
 void forEachPiece(const fb::State &state, const Shard &shard, const Checkpoint *checkpoint,
                   int64_t most, const std::function<void(const WeightPiece &)> &fn);
 

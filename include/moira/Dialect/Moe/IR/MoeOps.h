@@ -4,14 +4,24 @@
 
 #include "mlir/Bytecode/BytecodeOpInterface.h"
 #include "mlir/IR/Builders.h"
+#include "mlir/IR/BuiltinOps.h"
 #include "mlir/IR/ImplicitLocOpBuilder.h"
 #include "mlir/IR/SymbolTable.h"
 #include "mlir/Interfaces/SideEffectInterfaces.h"
 #include "moira/Analysis/FactorRule.h"
 #include "moira/Dialect/Moe/IR/MoeDialect.h"
 
+#include "Moe/DifferentiableOpInterface.h.inc"
 #include "Moe/ShardingRuleInterface.h.inc"
 #define GET_OP_CLASSES
 #include "Moe/MoeOps.h.inc"
+
+namespace moira::moe {
+
+/// C2 of moe.state for anything with a source: its blocks are the tensor.
+llvm::LogicalResult verifySource(mlir::Operation *op, SourceAttr source,
+                                 mlir::RankedTensorType type);
+
+} // namespace moira::moe
 
 #endif // MOIRA_DIALECT_MOE_MOEOPS_H

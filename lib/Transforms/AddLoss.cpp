@@ -1,0 +1,93 @@
+//===- AddLoss.cpp - --moe-add-loss ---------------------------------------===//
+// A program that gives logits becomes one that gives a loss: mean cross-entropy over the tokens that
+// count, with a normaliser that is global. A decoder's labels are its own next tokens unless it is
+// given others, at the places of the tokens that they are for; an encoder-decoder's are given, at the
+// places of the logits.
+//===----------------------------------------------------------------------===//
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "moira/Dialect/Dist/IR/DistOps.h"
+#include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "moira/Transforms/Passes.h"
+
+namespace moira {
+#define GEN_PASS_DEF_MOEADDLOSS
+#include "moira/Transforms/Passes.h.inc"
+} // namespace moira
+
+using namespace mlir;
+using namespace moira;
+
+namespace {
+struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
+  using MoeAddLossBase::MoeAddLossBase;
+
+  void runOnOperation() override {
+    for (func::FuncOp func : getOperation().getOps<func::FuncOp>())
+      if (!func.isExternal() && func.getName() == "forward" && failed(addLoss(func)))
+        return signalPassFailure();
+  }
+
+  static std::optional<unsigned> named(unsigned count, StringRef wanted,
+                                       llvm::function_ref<Attribute(unsigned)> nameOf) {
+    for (unsigned i = 0; i < count; ++i)
+      if (auto name = dyn_cast_if_present<StringAttr>(nameOf(i)); name && name == wanted)
+        return i;
+    return std::nullopt;
+  }
+  static std::optional<unsigned> argument(func::FuncOp func, StringRef name) {
+    return named(func.getNumArguments(), name,
+                 [&](unsigned i) { return func.getArgAttr(i, "moe.name"); });
+  }
+  static std::optional<unsigned> result(func::FuncOp func, StringRef name) {
+    return named(func.getNumResults(), name,
+                 [&](unsigned i) { return func.getResultAttr(i, "moe.name"); });
+  }
+
+  LogicalResult addLoss(func::FuncOp func) {
+    std::optional<unsigned> index = result(func, "logits"), ids = argument(func, "input_ids");
+    if (!index || !ids)
+      return func.emitError("MOE-0601: a loss needs a result `logits` and an argument `input_ids`");
+    Operation *end = func.front().getTerminator();
+    Value logits = end->getOperand(*index);
+    auto type = cast<RankedTensorType>(logits.getType());
+    ArrayRef<int64_t> tokens = type.getShape().drop_back();
+    int64_t classes = type.getShape().back();
+    OpBuilder b(end);
+    Location loc = func.getLoc();
+    auto f32 = [&](ArrayRef<int64_t> shape) {
+      return RankedTensorType::get(shape, b.getF32Type());
+    };
+    auto i32 = RankedTensorType::get(tokens, b.getI32Type());
+
+    // Labels of a decoder are optional: what stands for them is no label.
+    bool shifted = !argument(func, "decoder_input_ids");
+    SmallVector<NamedAttribute> attributes{
+        b.getNamedAttr("moe.name", b.getStringAttr("labels")),
+        b.getNamedAttr("moe.range", b.getDenseI64ArrayAttr({-100, classes - 1}))};
+    if (shifted)
+      attributes.append({b.getNamedAttr("moe.optional", b.getUnitAttr()),
+                         b.getNamedAttr("moe.fill", b.getF64FloatAttr(INT32_MIN))});
+    unsigned at = func.getNumArguments();
+    (void)func.insertArgument(at, i32, b.getDictionaryAttr(attributes), loc);
+    Value labels = func.getArgument(at);
+    if (shifted)
+      labels = moe::NextTokensOp::create(b, loc, i32, func.getArgument(*ids), labels);
+
+    Value max = moe::RowMaxOp::create(b, loc, f32(tokens), logits, classes, Attribute());
+    SmallVector<int64_t> three(tokens);
+    three.push_back(3);
+    Value stats = moe::CrossEntropyStatsOp::create(b, loc, f32(three), logits, max, labels, classes,
+                                                   Attribute());
+    auto sums = moe::CrossEntropyOp::create(b, loc, f32({1}), f32({1}), stats, labels, classes,
+                                            llvm::APFloat(double(smoothing)));
+    Value loss = moe::RatioOp::create(b, loc, f32({1}), sums.getSum(), sums.getCount());
+
+    end->setOperand(*index, loss);
+    func.setResultAttrs(*index, {b.getNamedAttr("moe.name", b.getStringAttr("loss"))});
+    SmallVector<Type> results(end->getOperandTypes());
+    func.setFunctionType(b.getFunctionType(func.getArgumentTypes(), results));
+    func.setName(program);
+    return success();
+  }
+};
+} // namespace

@@ -1,0 +1,150 @@
+//===- GradCallChecks.cpp - the contracts of GradCalls.def ------*- C++ -*-===//
+// One function a call, as in CallChecks.cpp.
+//===----------------------------------------------------------------------===//
+#include "CallCheck.h"
+
+#include <cmath>
+
+namespace moira::rt {
+
+void check_embedding_grad(CallCheck &c) {
+  c.fixed("v");
+  c.fixed("D");
+  if (c.offset("row_offset").least < 0)
+    c.fail("row_offset is negative on some rank");
+}
+
+void check_linear_input_grad(CallCheck &c) { c.fixedRun("N"); }
+
+void check_linear_weight_grad(CallCheck &c) {
+  c.fixedRun("N");
+  c.fixedRun("K");
+}
+
+void check_head_weight_grad(CallCheck &c) {
+  c.fixed("H");
+  c.fixed("N");
+  c.fixed("K");
+}
+
+void check_sum_rows(CallCheck &c) { c.fixedRun("N"); }
+
+void check_rms_sums(CallCheck &c) { c.fixedRun("N"); }
+
+void check_rms_norm_grad(CallCheck &c) {
+  c.fixedRun("N");
+  c.atLeast("count", 1);
+  checkEps(c);
+  if (c.hasInput("ss") != c.hasInput("dot"))
+    c.fail("ss and dot are given together or not at all");
+}
+
+void check_layer_norm_grad(CallCheck &c) {
+  c.fixedRun("N");
+  checkEps(c);
+}
+
+void check_clamp_grad(CallCheck &c) {
+  if (c.real("min") > c.real("max"))
+    c.fail("min is over max");
+}
+
+void check_act_grad(CallCheck &c) {
+  c.oneOf("activation", {"silu", "gelu", "gelu_tanh", "relu"});
+}
+
+void check_glu_grad(CallCheck &c) { checkActivation(c); }
+
+void check_sigmoid_gate_grad(CallCheck &) {}
+
+void check_relative_bias_grad(CallCheck &c) { checkRelativeBias(c); }
+
+void check_attention_grad(CallCheck &c) {
+  for (const char *name : {"B", "Sq", "Sk", "d", "e"})
+    c.fixed(name);
+  checkAttention(c);
+}
+
+void check_route_grad(CallCheck &c) {
+  int64_t k = c.fixed("k"), experts = c.fixed("E");
+  if (k > experts)
+    c.fail(format("k = %lld choices of %lld experts", static_cast<long long>(k),
+                  static_cast<long long>(experts)));
+  c.fitsInt32({experts}, "experts");
+  c.oneOf("score", {"softmax", "sigmoid", "sqrt_softplus", "sparsemixer"});
+  c.oneOf("order", {"score_topk", "topk_score"});
+  c.oneOf("renorm", {"none", "sum"});
+  checkRenormReals(c);
+  if (std::isinf(c.real("scale")) || !(c.real("jitter_eps") >= 0))
+    c.fail("scale is infinite or jitter_eps is negative");
+  if (c.text("score") == "sparsemixer" &&
+      (c.text("order") != "score_topk" || c.text("renorm") != "none"))
+    c.fail("a sparsemixer has order score_topk and renorm none");
+}
+
+void check_limit_grad(CallCheck &c) {
+  c.fixed("k");
+  c.oneOf("renorm", {"none", "before", "after"});
+  checkRenormReals(c);
+  if (std::isinf(c.real("scale")))
+    c.fail("scale is infinite");
+}
+
+void check_choice_dots(CallCheck &c) {
+  c.fixed("k");
+  int64_t scale = 1;
+  bool ragged = false;
+  for (const Dim &d : c.run("Q")) {
+    scale *= d.scale;
+    ragged |= d.ragged;
+  }
+  c.fitsInt32({scale, ragged}, "rows");
+}
+
+/// Rows by group, of sizes that do not depend on the bound but for their number.
+static void checkGrouped(CallCheck &c) {
+  c.fixed("n");
+  c.fixedRun("N");
+  c.fitsInt32(c.dim("R"), "rows");
+}
+
+void check_grouped_input_grad(CallCheck &c) {
+  checkGrouped(c);
+  c.fixedRun("K");
+}
+
+void check_grouped_weight_grad(CallCheck &c) {
+  checkGrouped(c);
+  c.fixedRun("K");
+}
+
+void check_grouped_bias_grad(CallCheck &c) { checkGrouped(c); }
+
+void check_next_tokens(CallCheck &c) { c.fixed("S"); }
+
+/// Columns of a vocabulary: as many as there are classes, or a part of them and pads.
+static void checkVocabulary(CallCheck &c) {
+  c.fixed("V");
+  c.atLeast("classes", 1);
+  if (c.integer("classes") > kInt32Max)
+    c.fail("classes are more than an i32 can count");
+  if (c.offset("column_offset").least < 0)
+    c.fail("column_offset is negative on some rank");
+}
+
+void check_row_max(CallCheck &c) { checkVocabulary(c); }
+void check_cross_entropy_stats(CallCheck &c) { checkVocabulary(c); }
+void check_cross_entropy_stats_grad(CallCheck &c) { checkVocabulary(c); }
+
+static void checkSmoothing(CallCheck &c) {
+  c.atLeast("classes", 1);
+  if (!(c.real("smoothing") >= 0) || !(c.real("smoothing") < 1))
+    c.fail("smoothing is not at least 0 and less than 1");
+}
+
+void check_cross_entropy(CallCheck &c) { checkSmoothing(c); }
+void check_cross_entropy_grad(CallCheck &c) { checkSmoothing(c); }
+
+void check_ratio(CallCheck &) {}
+
+} // namespace moira::rt

@@ -1,0 +1,200 @@
+//===- Losses.cu - losses and their gradients --------------------------------===//
+// next_tokens, row_max, cross_entropy_stats, cross_entropy, ratio and gradients. One warp a row of
+// logits; the sum over tokens is made by one block in one order.
+//===----------------------------------------------------------------------===//
+#include "GradTools.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace moira::rt::cuda {
+namespace {
+
+constexpr int32_t kNoLabel = -100, kNotGiven = INT32_MIN;
+
+template <typename Id>
+__global__ void shiftTokens(const void *ids, const int32_t *labels, int32_t *out, int64_t n,
+                            int64_t columns) {
+  for (int64_t i = threadNumber(); i < n; i += threadCount()) {
+    if ((i + 1) % columns == 0)
+      out[i] = kNoLabel;
+    else
+      out[i] = labels && labels[i + 1] != kNotGiven ? labels[i + 1]
+                                                    : int32_t(idAt<Id>(ids, i + 1));
+  }
+}
+
+/// The columns of logits [rows, width] that are classes here.
+struct Columns {
+  int64_t width, first, count;
+  Columns(const Call &call, const TensorRef &logits)
+      : width(trailing(logits, 1)), first(call.params.integer("column_offset")),
+        count(std::clamp<int64_t>(call.params.integer("classes") - first, 0, width)) {}
+  __device__ int64_t of(int32_t label) const {
+    int64_t at = int64_t(label) - first;
+    return label >= 0 && at >= 0 && at < count ? at : -1;
+  }
+};
+
+__global__ void largest(const float *x, float *out, int64_t rows, Columns columns) {
+  int64_t t = warpNumber();
+  if (t >= rows)
+    return;
+  float most = -INFINITY;
+  for (int64_t c = laneNumber(); c < columns.count; c += 32)
+    most = fmaxf(most, x[t * columns.width + c]);
+  for (int step = 16; step > 0; step /= 2)
+    most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, step));
+  if (laneNumber() == 0)
+    out[t] = most;
+}
+
+__global__ void statistics(const float *x, const float *max, const int32_t *labels, float *out,
+                           int64_t rows, Columns columns) {
+  int64_t t = warpNumber();
+  if (t >= rows)
+    return;
+  x += t * columns.width;
+  float exponentials = 0, sum = 0;
+  for (int64_t c = laneNumber(); c < columns.count; c += 32) {
+    exponentials += expf(x[c] - max[t]);
+    sum += x[c] - max[t];
+  }
+  exponentials = warpSum(exponentials);
+  sum = warpSum(sum);
+  if (laneNumber() != 0)
+    return;
+  int64_t label = columns.of(labels[t]);
+  out[3 * t] = exponentials;
+  out[3 * t + 1] = label < 0 ? 0.0f : x[label] - max[t];
+  out[3 * t + 2] = sum;
+}
+
+__global__ void statisticsBack(const float *dy, const float *x, const float *max,
+                               const int32_t *labels, float *out, int64_t rows, Columns columns) {
+  int64_t t = warpNumber();
+  if (t >= rows)
+    return;
+  int64_t label = columns.of(labels[t]);
+  for (int64_t c = laneNumber(); c < columns.width; c += 32) {
+    int64_t at = t * columns.width + c;
+    float grad = c < columns.count ? dy[3 * t] * expf(x[at] - max[t]) + dy[3 * t + 2] : 0.0f;
+    out[at] = c == label ? grad + dy[3 * t + 1] : grad;
+  }
+}
+
+/// One block. Sums in double, as a mean over very many tokens wants.
+__global__ void sumLosses(const float *stats, const int32_t *labels, float *sum, float *count,
+                          int64_t tokens, float smoothing, float classes) {
+  __shared__ double sums[kWarpBlock], counts[kWarpBlock];
+  double own = 0, counted = 0;
+  for (int64_t t = threadIdx.x; t < tokens; t += blockDim.x) {
+    if (labels[t] == kNoLabel)
+      continue;
+    float log = logf(stats[3 * t]);
+    own += (1 - smoothing) * (log - stats[3 * t + 1]);
+    if (smoothing > 0)
+      own += smoothing * (log - stats[3 * t + 2] / classes);
+    counted += 1;
+  }
+  sums[threadIdx.x] = own;
+  counts[threadIdx.x] = counted;
+  __syncthreads();
+  if (threadIdx.x != 0)
+    return;
+  own = counted = 0;
+  for (int i = 0; i < kWarpBlock; ++i) {
+    own += sums[i];
+    counted += counts[i];
+  }
+  *sum = float(own);
+  *count = float(counted);
+}
+
+__global__ void lossBack(const float *dy, const float *stats, const int32_t *labels, float *out,
+                         int64_t tokens, float smoothing, float classes) {
+  for (int64_t t = threadNumber(); t < tokens; t += threadCount()) {
+    bool counts = labels[t] != kNoLabel;
+    out[3 * t] = counts ? *dy / stats[3 * t] : 0.0f;
+    out[3 * t + 1] = counts ? -(1 - smoothing) * *dy : 0.0f;
+    out[3 * t + 2] = counts ? -smoothing / classes * *dy : 0.0f;
+  }
+}
+
+__global__ void divideAll(const float *a, const float *b, float *out, int64_t n) {
+  for (int64_t i = threadNumber(); i < n; i += threadCount())
+    out[i] = b[i] == 0 ? 0.0f : a[i] / b[i];
+}
+
+} // namespace
+
+Status ops::next_tokens(const Call &call) {
+  int64_t n = call.in[0].elements();
+  if (n == 0)
+    return {};
+  const int32_t *labels = call.in.size() > 1 ? call.input<int32_t>(1) : nullptr;
+  auto run = [&]<typename Id>(Id) {
+    shiftTokens<Id><<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
+        call.in[0].data, labels, call.output<int32_t>(0), n, call.in[0].shape[1]);
+    return launched(call);
+  };
+  return call.in[0].dtype == fb::DType::i64 ? run(int64_t()) : run(int32_t());
+}
+
+Status ops::row_max(const Call &call) {
+  int64_t rows = call.out[0].elements();
+  if (rows == 0)
+    return {};
+  largest<<<blocksOfWarps(rows), kWarpBlock, 0, call.stream()>>>(
+      call.input<float>(0), call.output<float>(0), rows, Columns(call, call.in[0]));
+  return launched(call);
+}
+
+Status ops::cross_entropy_stats(const Call &call) {
+  int64_t rows = call.in[1].elements();
+  if (rows == 0)
+    return {};
+  statistics<<<blocksOfWarps(rows), kWarpBlock, 0, call.stream()>>>(
+      call.input<float>(0), call.input<float>(1), call.input<int32_t>(2), call.output<float>(0),
+      rows, Columns(call, call.in[0]));
+  return launched(call);
+}
+
+Status ops::cross_entropy_stats_grad(const Call &call) {
+  int64_t rows = call.in[2].elements();
+  if (rows == 0)
+    return {};
+  statisticsBack<<<blocksOfWarps(rows), kWarpBlock, 0, call.stream()>>>(
+      call.input<float>(0), call.input<float>(1), call.input<float>(2), call.input<int32_t>(3),
+      call.output<float>(0), rows, Columns(call, call.in[1]));
+  return launched(call);
+}
+
+Status ops::cross_entropy(const Call &call) {
+  sumLosses<<<1, kWarpBlock, 0, call.stream()>>>(
+      call.input<float>(0), call.input<int32_t>(1), call.output<float>(0), call.output<float>(1),
+      call.in[1].elements(), float(call.params.real("smoothing")),
+      float(call.params.integer("classes")));
+  return launched(call);
+}
+
+Status ops::cross_entropy_grad(const Call &call) {
+  int64_t tokens = call.in[2].elements();
+  if (tokens == 0)
+    return {};
+  lossBack<<<blocksOfThreads(tokens), kWarpBlock, 0, call.stream()>>>(
+      call.input<float>(0), call.input<float>(1), call.input<int32_t>(2), call.output<float>(0),
+      tokens, float(call.params.real("smoothing")), float(call.params.integer("classes")));
+  return launched(call);
+}
+
+Status ops::ratio(const Call &call) {
+  int64_t n = call.in[0].elements();
+  if (n == 0)
+    return {};
+  divideAll<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
+      call.input<float>(0), call.input<float>(1), call.output<float>(0), n);
+  return launched(call);
+}
+
+} // namespace moira::rt::cuda
