@@ -99,4 +99,76 @@ def Moe_CrossEntropyStatsGradOp : Moe_VocabularyOp<"cross_entropy_stats_grad"> {
   let assemblyFormat = "$d `,` $x `,` $max `,` $labels `classes` $classes attr-dict `:` functional-type(operands, results)";
 }
 
+def Moe_ExpertLoadOp : Moe_RuleOp<"expert_load"> {
+  let summary = "how many choices every expert got";
+  let description = [{
+    routing → [E], f32; a dropped choice is none. Partial where the tokens are split. No gradient: a choice has none.
+
+        %load = moe.expert_load %r : (!moe.routing<2x24, experts = 8, k = 2>) -> tensor<8xf32>
+
+    Constraints: (C1) the result is [E].
+  }];
+  let arguments = (ins Moe_RoutingType:$routing);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$routing attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_ExpertProbsOp : Moe_DiffOp<"expert_probs"> {
+  let summary = "the softmax of every token's logits, added up over the tokens";
+  let description = [{ logits[t..,E] → [E], f32. Partial where the tokens are split. Constraints: (C1) the result is [E]. }];
+  let arguments = (ins Moe_Tensor:$logits);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$logits attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_ExpertProbsGradOp : Moe_RuleOp<"expert_probs_grad"> {
+  let summary = "the gradient of expert_probs";
+  let description = [{ d[E], logits[t..,E] → [t..,E]: p·(d − Σ p·d) with p the token's softmax. Constraints: (C1) d is [E]; (C2) the result has the shape of logits. }];
+  let arguments = (ins Moe_F32Tensor:$d, Moe_Tensor:$logits);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$d `,` $logits attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_BalanceOp : Moe_DiffOp<"balance"> {
+  let summary = "the load-balancing loss of one layer";
+  let description = [{
+    load[E], probs[E] → [1]: E · Σ_e (load_e / tokens) · (probs_e / tokens), as GShard and Switch have it; k where all experts are alike. Linear in probs.
+
+        %aux = moe.balance %load, %probs tokens 48 : (tensor<8xf32>, tensor<8xf32>) -> tensor<1xf32>
+
+    Constraints: (C1) load and probs have one shape [E]; (C2) the result is [1]; (C3) tokens ≥ 1.
+  }];
+  let arguments = (ins Moe_F32Tensor:$load, Moe_F32Tensor:$probs, I64Attr:$tokens);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$load `,` $probs `tokens` $tokens attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_BalanceGradOp : Moe_RuleOp<"balance_grad"> {
+  let summary = "the gradient of balance to the probabilities";
+  let description = [{ d[1], load[E] → [E]: d · E · load / tokens². Constraints: (C1) d is [1]; (C2) the result has load's shape [E]; (C3) tokens ≥ 1. }];
+  let arguments = (ins Moe_F32Tensor:$d, Moe_F32Tensor:$load, I64Attr:$tokens);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$d `,` $load `tokens` $tokens attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_RouterZOp : Moe_DiffOp<"router_z"> {
+  let summary = "the mean over all tokens of the squared logarithm of the router's normaliser";
+  let description = [{
+    logits[t..,E] → [1]: Σ_t (ln Σ_e exp logits)² / tokens, `tokens` being the global number. Partial where the tokens are split.
+
+    Constraints: (C1) the result is [1]; (C2) tokens ≥ 1.
+  }];
+  let arguments = (ins Moe_Tensor:$logits, I64Attr:$tokens);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$logits `tokens` $tokens attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_RouterZGradOp : Moe_RuleOp<"router_z_grad"> {
+  let summary = "the gradient of router_z";
+  let description = [{ d[1], logits[t..,E] → [t..,E]: d · 2 · z · softmax / tokens with z the logarithm. Constraints: (C1) d is [1]; (C2) the result has the shape of logits; (C3) tokens ≥ 1. }];
+  let arguments = (ins Moe_F32Tensor:$d, Moe_Tensor:$logits, I64Attr:$tokens);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$d `,` $logits `tokens` $tokens attr-dict `:` functional-type(operands, results)";
+}
+
 #endif // MOIRA_MOE_LOSS_OPS

@@ -195,6 +195,39 @@ void LoweringTable::addLosses() {
             b.real("smoothing", toDouble(op.getSmoothing()))});
     return success();
   });
+  add<moe::ExpertLoadOp>(+[](moe::ExpertLoadOp op, B &b) {
+    b.call("expert_load", {b.routing(op.getRouting()).ids}, {b.define(op.getResult())}, {});
+    return success();
+  });
+  add<moe::ExpertProbsOp>(+[](moe::ExpertProbsOp op, B &b) {
+    b.call("expert_probs", {b.view(op.getLogits())}, {b.define(op.getResult())}, {});
+    return success();
+  });
+  add<moe::ExpertProbsGradOp>(+[](moe::ExpertProbsGradOp op, B &b) {
+    b.call("expert_probs_grad", {b.view(op.getD()), b.view(op.getLogits())},
+           {b.define(op.getResult())}, {});
+    return success();
+  });
+  add<moe::BalanceOp>(+[](moe::BalanceOp op, B &b) {
+    b.call("balance", {b.view(op.getLoad()), b.view(op.getProbs())}, {b.define(op.getResult())},
+           {b.integer("tokens", op.getTokens())});
+    return success();
+  });
+  add<moe::BalanceGradOp>(+[](moe::BalanceGradOp op, B &b) {
+    b.call("balance_grad", {b.view(op.getD()), b.view(op.getLoad())}, {b.define(op.getResult())},
+           {b.integer("tokens", op.getTokens())});
+    return success();
+  });
+  add<moe::RouterZOp>(+[](moe::RouterZOp op, B &b) {
+    b.call("router_z", {b.view(op.getLogits())}, {b.define(op.getResult())},
+           {b.integer("tokens", op.getTokens())});
+    return success();
+  });
+  add<moe::RouterZGradOp>(+[](moe::RouterZGradOp op, B &b) {
+    b.call("router_z_grad", {b.view(op.getD()), b.view(op.getLogits())},
+           {b.define(op.getResult())}, {b.integer("tokens", op.getTokens())});
+    return success();
+  });
   add<moe::RatioOp>(+[](moe::RatioOp op, B &b) {
     b.call("ratio", {b.view(op.getA()), b.view(op.getB())}, {b.define(op.getResult())}, {});
     return success();

@@ -119,7 +119,8 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
       {"dtype", Phase::import},         {"mesh", Phase::shard},
       {"ragged-bound", Phase::shard},   {"capacity-factor", Phase::autodiff},
       {"drop-policy", Phase::autodiff}, {"min-capacity", Phase::autodiff},
-      {"drop-seed", Phase::autodiff},   {"target", Phase::plan},
+      {"drop-seed", Phase::autodiff},   {"aux-loss", Phase::autodiff},
+      {"z-loss", Phase::autodiff},   {"target", Phase::plan},
       {"host-cpu", Phase::plan}};
   Status status;
   for (auto [option, phase] : kDecidedBy)
@@ -191,7 +192,10 @@ Status Compilation::differentiate() {
   auto info = (*module)->getAttrOfType<plan::InfoAttr>("plan.info");
   if (!info || info.getTask() != "grad")
     return {};
-  return runPasses([](OpPassManager &passes) { buildAutodiffPipeline(passes); });
+  LossOptions loss;
+  loss.balance = options.auxLoss.value_or(0);
+  loss.z = options.zLoss.value_or(0);
+  return runPasses([&](OpPassManager &passes) { buildAutodiffPipeline(passes, loss); });
 }
 
 Status Compilation::buildPlanModule() {

@@ -128,6 +128,9 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeInteger([&o](int64_t n) { o.minCapacity = n; }, 0)},
       {"drop-seed", "N", "seed of --drop-policy=random (default 0)",
        takeInteger([&o](int64_t n) { o.dropSeed = n; }, 0)},
+      {"aux-loss", "F", "grad: share of the routers' load-balancing losses (default 0)",
+       takeFactor(o.auxLoss)},
+      {"z-loss", "F", "grad: share of the routers' z-losses (default 0)", takeFactor(o.zLoss)},
       {"memory-limit", "BYTES", "refuse a plan that needs more on a rank (K, M, G, T allowed)",
        takeBytes(o.memoryLimit)},
       {"compile-to", "PHASE",
@@ -145,7 +148,7 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 /// name, not as unknown words.
 constexpr StringRef kLaterOptions[] = {
     "max-seq", "micro-batches", "zero",      "offload",  "optimizer", "lr",     "betas",
-    "eps",     "weight-decay",  "clip-norm", "schedule", "aux-loss",  "z-loss", "router-noise"};
+    "eps",     "weight-decay",  "clip-norm", "schedule",  "router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";
@@ -287,6 +290,9 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     status.add(ErrorId::BadUsage,
                "--task=" + options.task +
                    " is not compiled by this version; it compiles --task=forward and grad");
+  for (auto [name, value] : {std::pair("aux-loss", options.auxLoss), {"z-loss", options.zLoss}})
+    if (value && options.task != "grad")
+      status.add(ErrorId::BadUsage, std::string("--") + name + " is for --task=grad");
   if (options.compileTo && options.compileFrom && *options.compileTo < *options.compileFrom)
     status.add(ErrorId::BadUsage,
                std::string("--compile-to=") + phaseName(*options.compileTo) +

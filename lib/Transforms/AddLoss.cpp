@@ -2,7 +2,8 @@
 // A program that gives logits becomes one that gives a loss: mean cross-entropy over the tokens that
 // count, with a normaliser that is global. A decoder's labels are its own next tokens unless it is
 // given others, at the places of the tokens that they are for; an encoder-decoder's are given, at the
-// places of the logits.
+// places of the logits. Routers' losses are results of their own; what is differentiated is the sum
+// of all, each times its `moe.loss_weight`.
 //===----------------------------------------------------------------------===//
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
@@ -83,11 +84,50 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
     Value loss = moe::RatioOp::create(b, loc, f32({1}), sums.getSum(), sums.getCount());
 
     end->setOperand(*index, loss);
-    func.setResultAttrs(*index, {b.getNamedAttr("moe.name", b.getStringAttr("loss"))});
+    func.setResultAttrs(*index, lossAttrs(b, "loss", 1));
     SmallVector<Type> results(end->getOperandTypes());
     func.setFunctionType(b.getFunctionType(func.getArgumentTypes(), results));
     func.setName(program);
+    addRouterLosses(func, *index + 1);
     return success();
+  }
+
+  /// A loss and its share in what is differentiated.
+  static SmallVector<NamedAttribute> lossAttrs(OpBuilder &b, StringRef name, double weight) {
+    return {b.getNamedAttr("moe.name", b.getStringAttr(name)),
+            b.getNamedAttr("moe.loss_weight", b.getF64FloatAttr(weight))};
+  }
+
+  /// The losses of all routers, each kind added up over the layers, as results of their own.
+  void addRouterLosses(func::FuncOp func, unsigned at) {
+    Operation *end = func.front().getTerminator();
+    OpBuilder b(end);
+    auto one = RankedTensorType::get({1}, b.getF32Type());
+    auto add = [&](StringRef name, double weight, auto lossOf) {
+      Value sum;
+      for (auto route : func.getOps<moe::RouteOp>()) {
+        Value loss = lossOf(route);
+        sum = sum ? moe::AddOp::create(b, route.getLoc(), one, sum, loss).getResult() : loss;
+      }
+      if (!sum || weight == 0)
+        return;
+      (void)func.insertResult(at, one, b.getDictionaryAttr(lossAttrs(b, name, weight)));
+      end->insertOperands(at++, sum);
+    };
+    if (balance != 0)
+      add("aux_loss", balance, [&](moe::RouteOp route) -> Value {
+        auto load = RankedTensorType::get({route.getType().getExperts()}, b.getF32Type());
+        Location loc = route.getLoc();
+        return moe::BalanceOp::create(
+            b, loc, one, moe::ExpertLoadOp::create(b, loc, load, route.getResult()),
+            moe::ExpertProbsOp::create(b, loc, load, route.getLogits()),
+            route.getType().numTokens());
+      });
+    if (z != 0)
+      add("z_loss", z, [&](moe::RouteOp route) -> Value {
+        return moe::RouterZOp::create(b, route.getLoc(), one, route.getLogits(),
+                                      route.getType().numTokens());
+      });
   }
 };
 } // namespace

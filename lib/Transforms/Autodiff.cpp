@@ -126,18 +126,25 @@ struct Autodiff : moira::impl::MoeAutodiffBase<Autodiff> {
   void runOnOperation() override {
     ModuleOp module = getOperation();
     for (func::FuncOp func : module.getOps<func::FuncOp>())
-      for (unsigned i = 0; i < func.getNumResults(); ++i)
-        if (!func.isExternal() && nameOfResult(func, i) == "loss" &&
-            failed(differentiate(module, func, i)))
-          return signalPassFailure();
+      if (!func.isExternal() && failed(differentiate(module, func)))
+        return signalPassFailure();
   }
 
-  /// Appends the gradient of every state to the results.
-  LogicalResult differentiate(ModuleOp module, func::FuncOp func, unsigned lossIndex) {
+  /// Appends the gradient of every state to the results, if some of them are losses.
+  LogicalResult differentiate(ModuleOp module, func::FuncOp func) {
     Builder attributes(&getContext());
-    Value loss = func.front().getTerminator()->getOperand(lossIndex);
     Differentiator gradients(func);
     OpBuilder &b = gradients.getBuilder();
+    bool any = false;
+    for (unsigned i = 0; i < func.getNumResults(); ++i)
+      if (auto weight = func.getResultAttrOfType<FloatAttr>(i, "moe.loss_weight")) {
+        Value loss = func.front().getTerminator()->getOperand(i);
+        gradients.give(loss, moe::FullOp::create(b, func.getLoc(), cotangentType(loss.getType()),
+                                                 weight.getValue()));
+        any = true;
+      }
+    if (!any)
+      return success();
     llvm::MapVector<Attribute, SmallVector<Value>> params;
     for (auto param : func.getOps<moe::ParamOp>()) {
       if (!isDifferentiable(param.getType()))
@@ -145,8 +152,6 @@ struct Autodiff : moira::impl::MoeAutodiffBase<Autodiff> {
       params[param.getStateAttr()].push_back(param.getResult());
       gradients.want(param.getResult());
     }
-    gradients.give(loss, moe::FullOp::create(b, func.getLoc(), cotangentType(loss.getType()),
-                                             llvm::APFloat(1.0)));
     if (failed(gradients.run()))
       return failure();
     SmallVector<std::pair<moe::StateOp, Value>> found;

@@ -15,8 +15,11 @@
 using namespace mlir;
 using namespace moira;
 
-void moira::buildAutodiffPipeline(OpPassManager &pm) {
-  pm.addPass(createMoeAddLoss());
+void moira::buildAutodiffPipeline(OpPassManager &pm, const LossOptions &options) {
+  MoeAddLossOptions loss;
+  loss.balance = options.balance;
+  loss.z = options.z;
+  pm.addPass(createMoeAddLoss(loss));
   // On the global program, which has no collective: it need not know how one is differentiated.
   pm.addPass(createMoeAutodiff());
 }

@@ -228,6 +228,23 @@ def cross_entropy(rng, smoothing):
     )
 
 
+def router_losses(rng):
+    b, s, experts, k = 2, 4, 5, 2
+    R = f"!moe.routing<{b}x{s}, experts = {experts}, k = {k}>"
+    e = f"tensor<{experts}xf32>"
+    return Case(
+        {"logits": normal(rng, b, s, experts)},
+        [
+            f"%r = moe.route #moe.router<k = {k}> of %logits : ({{logits}}) -> {R}",
+            f"%load = moe.expert_load %r : ({R}) -> {e}",
+            f"%probs = moe.expert_probs %logits : ({{logits}}) -> {e}",
+            f"%aux = moe.balance %load, %probs tokens {b * s} : ({e}, {e}) -> {{aux}}",
+            f"%z = moe.router_z %logits tokens {b * s} : ({{logits}}) -> {{z}}",
+        ],
+        {"aux": (1,), "z": (1,)},
+    )
+
+
 CASES = {
     "embedding": embedding,
     "linear-1": lambda rng: linear(rng, 1),
@@ -274,6 +291,7 @@ CASES = {
     "limit-before": lambda rng: limited(rng, ", renorm = before"),
     "limit-after": lambda rng: limited(rng, ", renorm = after, renorm_epsilon = 1.0e-3 : f64"),
     "redirect": lambda rng: limited(rng, ", renorm = after, renorm_clamp_min = 1.0e-7 : f64", redirected=True),
+    "router_losses": router_losses,
     "cross_entropy": lambda rng: cross_entropy(rng, 0.0),
     "cross_entropy-smoothing": lambda rng: cross_entropy(rng, 0.1),
 }

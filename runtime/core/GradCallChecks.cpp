@@ -147,4 +147,21 @@ void check_cross_entropy_grad(CallCheck &c) { checkSmoothing(c); }
 
 void check_ratio(CallCheck &) {}
 
+void check_expert_load(CallCheck &c) {
+  c.fixed("k");
+  c.fitsInt32({c.fixed("E")}, "experts");
+}
+void check_expert_probs(CallCheck &c) { c.fixed("E"); }
+void check_expert_probs_grad(CallCheck &c) { c.fixed("E"); }
+
+static void checkTokens(CallCheck &c) {
+  c.fixed("E");
+  c.atLeast("tokens", 1);
+}
+
+void check_balance(CallCheck &c) { checkTokens(c); }
+void check_balance_grad(CallCheck &c) { checkTokens(c); }
+void check_router_z(CallCheck &c) { checkTokens(c); }
+void check_router_z_grad(CallCheck &c) { checkTokens(c); }
+
 } // namespace moira::rt

@@ -185,6 +185,13 @@ std::vector<Example> examples() {
        {f({2, 8, 3})},
        {integer("classes", 97), real("smoothing", 0.1)}},
       {"ratio", {f({1}), f({1})}, {f({1})}, {}},
+      {"expert_load", {i({2, 8, 4})}, {f({16})}, {}},
+      {"expert_probs", {f({2, 8, 16})}, {f({16})}, {}},
+      {"expert_probs_grad", {f({16}), f({2, 8, 16})}, {f({2, 8, 16})}, {}},
+      {"balance", {f({16}), f({16})}, {f({1})}, {integer("tokens", 16)}},
+      {"balance_grad", {f({1}), f({16})}, {f({16})}, {integer("tokens", 16)}},
+      {"router_z", {f({2, 8, 16})}, {f({1})}, {integer("tokens", 16)}},
+      {"router_z_grad", {f({1}), f({2, 8, 16})}, {f({2, 8, 16})}, {integer("tokens", 16)}},
   };
 }
 

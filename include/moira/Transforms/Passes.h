@@ -23,8 +23,14 @@ struct PartitionOptions {
   int64_t gatherRemarkBytes = 0; ///< remark on all_gathers from this size on; 0: none
 };
 
+/// What is added to the cross-entropy, and how much of it.
+struct LossOptions {
+  double balance = 0; ///< of the routers' load-balancing losses
+  double z = 0;       ///< of the routers' z-losses
+};
+
 /// import → autodiff, for --task=grad: a loss, and the gradient of every state.
-void buildAutodiffPipeline(mlir::OpPassManager &pm);
+void buildAutodiffPipeline(mlir::OpPassManager &pm, const LossOptions &options);
 /// import → shard. Fails with MOE-0103 or MOE-0104 diagnostics if the mesh is malformed or does not
 /// divide the model.
 void buildShardPipeline(mlir::OpPassManager &pm, const PartitionOptions &options);

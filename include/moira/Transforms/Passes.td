@@ -27,11 +27,13 @@ def MoeLimitCapacity : Dist_Pass<"moe-limit-capacity"> {
 def MoeAddLoss : Dist_Pass<"moe-add-loss"> {
   let summary = "Make a program that gives logits one that gives a loss";
   let options = [Option<"program", "program", "std::string", "\"grad\"", "the program's new name">,
-                 Option<"smoothing", "label-smoothing", "double", "0", "label smoothing">];
+                 Option<"smoothing", "label-smoothing", "double", "0", "label smoothing">,
+                 Option<"balance", "aux-loss", "double", "0", "share of the routers' load-balancing losses">,
+                 Option<"z", "z-loss", "double", "0", "share of the routers' z-losses">];
 }
 
 def MoeAutodiff : Dist_Pass<"moe-autodiff"> {
-  let summary = "Add the gradient of the loss to the results of every program that has one, for each state";
+  let summary = "Add the gradients of its losses to the results of every program that has some, for each state";
   let statistics = [Statistic<"gradients", "gradients", "Gradients added">];
 }
 

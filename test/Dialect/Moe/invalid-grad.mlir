@@ -595,6 +595,141 @@ func.func @f(%d: tensor<1xf32>, %s: tensor<2x6x3xf32>, %l: tensor<2x6xi32>) {
 
 // -----
 
+// ExpertLoadOp C1
+func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C1: the result must be [E]}}
+  %0 = moe.expert_load %r : (!moe.routing<2x6, experts = 4, k = 2>) -> tensor<5xf32>
+  return
+}
+
+// -----
+
+// ExpertProbsOp C1
+func.func @f(%l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C1: the result must be [E]}}
+  %0 = moe.expert_probs %l : (tensor<2x6x4xf32>) -> tensor<5xf32>
+  return
+}
+
+// -----
+
+// ExpertProbsGradOp C1
+func.func @f(%d: tensor<5xf32>, %l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C1: d must be [E]}}
+  %0 = moe.expert_probs_grad %d, %l : (tensor<5xf32>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  return
+}
+
+// -----
+
+// ExpertProbsGradOp C2
+func.func @f(%d: tensor<4xf32>, %l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C2: the result must have the shape of logits}}
+  %0 = moe.expert_probs_grad %d, %l : (tensor<4xf32>, tensor<2x6x4xf32>) -> tensor<2x6x5xf32>
+  return
+}
+
+// -----
+
+// BalanceOp C1
+func.func @f(%l: tensor<4xf32>, %p: tensor<5xf32>) {
+  // expected-error @+1 {{C1: load and probs must have one shape [E]}}
+  %0 = moe.balance %l, %p tokens 12 : (tensor<4xf32>, tensor<5xf32>) -> tensor<1xf32>
+  return
+}
+
+// -----
+
+// BalanceOp C2
+func.func @f(%l: tensor<4xf32>, %p: tensor<4xf32>) {
+  // expected-error @+1 {{C2: the result must be [1]}}
+  %0 = moe.balance %l, %p tokens 12 : (tensor<4xf32>, tensor<4xf32>) -> tensor<2xf32>
+  return
+}
+
+// -----
+
+// BalanceOp C3
+func.func @f(%l: tensor<4xf32>, %p: tensor<4xf32>) {
+  // expected-error @+1 {{C3: tokens must be at least 1}}
+  %0 = moe.balance %l, %p tokens 0 : (tensor<4xf32>, tensor<4xf32>) -> tensor<1xf32>
+  return
+}
+
+// -----
+
+// BalanceGradOp C1
+func.func @f(%d: tensor<4xf32>, %l: tensor<4xf32>) {
+  // expected-error @+1 {{C1: d must be [1]}}
+  %0 = moe.balance_grad %d, %l tokens 12 : (tensor<4xf32>, tensor<4xf32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
+// BalanceGradOp C2
+func.func @f(%d: tensor<1xf32>, %l: tensor<4xf32>) {
+  // expected-error @+1 {{C2: the result must have load's shape [E]}}
+  %0 = moe.balance_grad %d, %l tokens 12 : (tensor<1xf32>, tensor<4xf32>) -> tensor<5xf32>
+  return
+}
+
+// -----
+
+// BalanceGradOp C3
+func.func @f(%d: tensor<1xf32>, %l: tensor<4xf32>) {
+  // expected-error @+1 {{C3: tokens must be at least 1}}
+  %0 = moe.balance_grad %d, %l tokens 0 : (tensor<1xf32>, tensor<4xf32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
+// RouterZOp C1
+func.func @f(%l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C1: the result must be [1]}}
+  %0 = moe.router_z %l tokens 12 : (tensor<2x6x4xf32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
+// RouterZOp C2
+func.func @f(%l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C2: tokens must be at least 1}}
+  %0 = moe.router_z %l tokens 0 : (tensor<2x6x4xf32>) -> tensor<1xf32>
+  return
+}
+
+// -----
+
+// RouterZGradOp C1
+func.func @f(%d: tensor<4xf32>, %l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C1: d must be [1]}}
+  %0 = moe.router_z_grad %d, %l tokens 12 : (tensor<4xf32>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  return
+}
+
+// -----
+
+// RouterZGradOp C2
+func.func @f(%d: tensor<1xf32>, %l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C2: the result must have the shape of logits}}
+  %0 = moe.router_z_grad %d, %l tokens 12 : (tensor<1xf32>, tensor<2x6x4xf32>) -> tensor<2x6x5xf32>
+  return
+}
+
+// -----
+
+// RouterZGradOp C3
+func.func @f(%d: tensor<1xf32>, %l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C3: tokens must be at least 1}}
+  %0 = moe.router_z_grad %d, %l tokens 0 : (tensor<1xf32>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  return
+}
+
+// -----
+
 // RatioOp C1
 func.func @f(%a: tensor<1xf32>, %b: tensor<2xf32>) {
   // expected-error @+1 {{C1: a, b and the result must have one shape}}

@@ -167,3 +167,38 @@ func.func @f32(%a: tensor<1xf32>, %b: tensor<1xf32>) {
   %0 = moe.ratio %a over %b : (tensor<1xf32>, tensor<1xf32>) -> tensor<1xf32>
   return
 }
+func.func @f33(%r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // CHECK: moe.expert_load %{{.*}} : (!moe.routing<2x6, experts = 4, k = 2>) -> tensor<4xf32>
+  %0 = moe.expert_load %r : (!moe.routing<2x6, experts = 4, k = 2>) -> tensor<4xf32>
+  return
+}
+func.func @f34(%l: tensor<2x6x4xf32>) {
+  // CHECK: moe.expert_probs %{{.*}} : (tensor<2x6x4xf32>) -> tensor<4xf32>
+  %0 = moe.expert_probs %l : (tensor<2x6x4xf32>) -> tensor<4xf32>
+  return
+}
+func.func @f35(%d: tensor<4xf32>, %l: tensor<2x6x4xf32>) {
+  // CHECK: moe.expert_probs_grad %{{.*}}, %{{.*}} : (tensor<4xf32>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  %0 = moe.expert_probs_grad %d, %l : (tensor<4xf32>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  return
+}
+func.func @f36(%l: tensor<4xf32>, %p: tensor<4xf32>) {
+  // CHECK: moe.balance %{{.*}}, %{{.*}} tokens 12 : (tensor<4xf32>, tensor<4xf32>) -> tensor<1xf32>
+  %0 = moe.balance %l, %p tokens 12 : (tensor<4xf32>, tensor<4xf32>) -> tensor<1xf32>
+  return
+}
+func.func @f37(%d: tensor<1xf32>, %l: tensor<4xf32>) {
+  // CHECK: moe.balance_grad %{{.*}}, %{{.*}} tokens 12 : (tensor<1xf32>, tensor<4xf32>) -> tensor<4xf32>
+  %0 = moe.balance_grad %d, %l tokens 12 : (tensor<1xf32>, tensor<4xf32>) -> tensor<4xf32>
+  return
+}
+func.func @f38(%l: tensor<2x6x4xf32>) {
+  // CHECK: moe.router_z %{{.*}} tokens 12 : (tensor<2x6x4xf32>) -> tensor<1xf32>
+  %0 = moe.router_z %l tokens 12 : (tensor<2x6x4xf32>) -> tensor<1xf32>
+  return
+}
+func.func @f39(%d: tensor<1xf32>, %l: tensor<2x6x4xf32>) {
+  // CHECK: moe.router_z_grad %{{.*}}, %{{.*}} tokens 12 : (tensor<1xf32>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  %0 = moe.router_z_grad %d, %l tokens 12 : (tensor<1xf32>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  return
+}

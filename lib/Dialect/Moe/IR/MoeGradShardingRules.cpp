@@ -428,6 +428,73 @@ FactorRule CrossEntropyGradOp::getFactorRule() {
   return rule;
 }
 
+/// routing[t..] → [e]
+FactorRule ExpertLoadOp::getFactorRule() {
+  FactorRule rule;
+  RoutingType routing = getRouting().getType();
+  rule.operands = {rule.addFactors(reduce, routing.getTokens())};
+  rule.results = {{rule.addFactor(whole, routing.getExperts())}};
+  return rule;
+}
+
+/// logits[t..,e] → [e]
+FactorRule ExpertProbsOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(reduce, shapeOf(getLogits()).drop_back());
+  int e = rule.addFactor(whole, shapeOf(getLogits()).back());
+  rule.operands = {join(t, {e})};
+  rule.results = {{e}};
+  return rule;
+}
+
+/// d[e], logits[t..,e] → [t..,e]
+FactorRule ExpertProbsGradOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(pass, shapeOf(getLogits()).drop_back());
+  int e = rule.addFactor(whole, shapeOf(getLogits()).back());
+  rule.operands = {{e}, join(t, {e})};
+  rule.results = {join(t, {e})};
+  return rule;
+}
+
+/// load[e], probs[e] → [1]
+FactorRule BalanceOp::getFactorRule() {
+  FactorRule rule;
+  int e = rule.addFactor(whole, shapeOf(getLoad())[0]), one = rule.addFactor(whole, 1);
+  rule.operands = {{e}, {e}};
+  rule.results = {{one}};
+  return rule;
+}
+
+/// d[1], load[e] → [e]
+FactorRule BalanceGradOp::getFactorRule() {
+  FactorRule rule;
+  int e = rule.addFactor(whole, shapeOf(getLoad())[0]), one = rule.addFactor(whole, 1);
+  rule.operands = {{one}, {e}};
+  rule.results = {{e}};
+  return rule;
+}
+
+/// logits[t..,e] → [1]
+FactorRule RouterZOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(reduce, shapeOf(getLogits()).drop_back());
+  int e = rule.addFactor(whole, shapeOf(getLogits()).back()), one = rule.addFactor(whole, 1);
+  rule.operands = {join(t, {e})};
+  rule.results = {{one}};
+  return rule;
+}
+
+/// d[1], logits[t..,e] → [t..,e]
+FactorRule RouterZGradOp::getFactorRule() {
+  FactorRule rule;
+  Ids t = rule.addFactors(pass, shapeOf(getLogits()).drop_back());
+  int e = rule.addFactor(whole, shapeOf(getLogits()).back()), one = rule.addFactor(whole, 1);
+  rule.operands = {{one}, join(t, {e})};
+  rule.results = {join(t, {e})};
+  return rule;
+}
+
 /// a, b → a / b, linear in a.
 FactorRule RatioOp::getFactorRule() { return elementwiseRule(getA()); }
 

@@ -341,3 +341,61 @@ LogicalResult RatioOp::verify() {
              ? success()
              : emitOpError("C1: a, b and the result must have one shape");
 }
+
+//===----------------------------------------------------------------------===//
+// Router losses
+//===----------------------------------------------------------------------===//
+
+static LogicalResult verifyTokens(Operation *op, int64_t tokens, const char *constraint) {
+  return tokens >= 1 ? success() : op->emitOpError(constraint) << ": tokens must be at least 1";
+}
+
+LogicalResult ExpertLoadOp::verify() {
+  return is(getResult(), {getRouting().getType().getExperts()})
+             ? success()
+             : emitOpError("C1: the result must be [E]");
+}
+
+LogicalResult ExpertProbsOp::verify() {
+  return rankOf(getLogits()) >= 1 && is(getResult(), {shapeOf(getLogits()).back()})
+             ? success()
+             : emitOpError("C1: the result must be [E]");
+}
+
+LogicalResult ExpertProbsGradOp::verify() {
+  if (rankOf(getLogits()) < 1 || !is(getD(), {shapeOf(getLogits()).back()}))
+    return emitOpError("C1: d must be [E]");
+  return shapeOf(getResult()) == shapeOf(getLogits())
+             ? success()
+             : emitOpError("C2: the result must have the shape of logits");
+}
+
+LogicalResult BalanceOp::verify() {
+  if (rankOf(getLoad()) != 1 || shapeOf(getLoad()) != shapeOf(getProbs()))
+    return emitOpError("C1: load and probs must have one shape [E]");
+  if (!is(getResult(), {1}))
+    return emitOpError("C2: the result must be [1]");
+  return verifyTokens(*this, getTokens(), "C3");
+}
+
+LogicalResult BalanceGradOp::verify() {
+  if (!is(getD(), {1}))
+    return emitOpError("C1: d must be [1]");
+  if (rankOf(getLoad()) != 1 || shapeOf(getLoad()) != shapeOf(getResult()))
+    return emitOpError("C2: the result must have load's shape [E]");
+  return verifyTokens(*this, getTokens(), "C3");
+}
+
+LogicalResult RouterZOp::verify() {
+  if (!is(getResult(), {1}))
+    return emitOpError("C1: the result must be [1]");
+  return verifyTokens(*this, getTokens(), "C2");
+}
+
+LogicalResult RouterZGradOp::verify() {
+  if (!is(getD(), {1}))
+    return emitOpError("C1: d must be [1]");
+  if (shapeOf(getResult()) != shapeOf(getLogits()))
+    return emitOpError("C2: the result must have the shape of logits");
+  return verifyTokens(*this, getTokens(), "C3");
+}

@@ -170,3 +170,21 @@ LogicalResult RatioOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
   operands[0] = RatioOp::create(b, getLoc(), dy[0].getType(), dy[0], getB());
   return success();
 }
+
+LogicalResult ExpertProbsOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
+  operands[0] =
+      ExpertProbsGradOp::create(b, getLoc(), cotangentType(getLogits()), dy[0], getLogits());
+  return success();
+}
+
+LogicalResult BalanceOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
+  operands[1] = BalanceGradOp::create(b, getLoc(), cotangentType(getProbs()), dy[0], getLoad(),
+                                      getTokensAttr());
+  return success();
+}
+
+LogicalResult RouterZOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
+  operands[0] = RouterZGradOp::create(b, getLoc(), cotangentType(getLogits()), dy[0], getLogits(),
+                                      getTokensAttr());
+  return success();
+}

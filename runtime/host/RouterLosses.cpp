@@ -1,0 +1,135 @@
+//===- RouterLosses.cpp - reference losses of routers and their gradients -===//
+// expert_load, expert_probs, balance, router_z and gradients. Sums are made in double.
+//===----------------------------------------------------------------------===//
+#include "Widened.h"
+
+#include <algorithm>
+#include <cmath>
+#include <vector>
+
+namespace moira::rt::host::ref {
+
+namespace {
+
+/// The softmax of one row, and the logarithm of its normaliser.
+template <typename A> double softmax(const A *logits, std::vector<double> &shares) {
+  double largest = double(*std::max_element(logits, logits + shares.size())), total = 0;
+  for (size_t e = 0; e < shares.size(); ++e)
+    total += shares[e] = std::exp(double(logits[e]) - largest);
+  for (double &share : shares)
+    share /= total;
+  return largest + std::log(total);
+}
+
+} // namespace
+
+template <typename S> Status expert_load(const Call &call) {
+  using A = Accumulator<S>;
+  int64_t experts = call.out[0].elements();
+  std::vector<int64_t> counts(static_cast<size_t>(experts));
+  for (int64_t i = 0, n = call.in[0].elements(); i < n; ++i) {
+    int32_t id = call.input<int32_t>(0)[i];
+    if (id < -1 || id >= experts)
+      return badCall(call, format("choice %lld is expert %d of 0..%lld", (long long)i, id,
+                                  (long long)experts - 1));
+    if (id >= 0)
+      ++counts[size_t(id)];
+  }
+  std::transform(counts.begin(), counts.end(), call.output<A>(0), [](int64_t n) { return A(n); });
+  return {};
+}
+
+template <typename S> Status expert_probs(const Call &call) {
+  using A = Accumulator<S>;
+  Widened<A> logits(call.in[0]);
+  int64_t experts = call.out[0].elements(), tokens = leading(call.in[0], 1);
+  std::vector<double> shares(static_cast<size_t>(experts)), sums(shares.size());
+  for (int64_t t = 0; t < tokens; ++t) {
+    softmax(logits.data() + t * experts, shares);
+    for (size_t e = 0; e < shares.size(); ++e)
+      sums[e] += shares[e];
+  }
+  std::transform(sums.begin(), sums.end(), call.output<A>(0), [](double v) { return A(v); });
+  return {};
+}
+
+template <typename S> Status expert_probs_grad(const Call &call) {
+  using A = Accumulator<S>;
+  Widened<A> logits(call.in[1]);
+  const A *dy = call.input<A>(0);
+  int64_t experts = call.in[0].elements(), tokens = leading(call.in[1], 1);
+  std::vector<double> shares(static_cast<size_t>(experts));
+  for (int64_t t = 0; t < tokens; ++t) {
+    softmax(logits.data() + t * experts, shares);
+    double mean = 0;
+    for (size_t e = 0; e < shares.size(); ++e)
+      mean += shares[e] * double(dy[e]);
+    for (size_t e = 0; e < shares.size(); ++e)
+      call.output<A>(0)[t * experts + int64_t(e)] = A(shares[e] * (double(dy[e]) - mean));
+  }
+  return {};
+}
+
+template <typename S> Status balance(const Call &call) {
+  using A = Accumulator<S>;
+  const A *load = call.input<A>(0), *probs = call.input<A>(1);
+  int64_t experts = call.in[0].elements();
+  double tokens = double(call.params.integer("tokens")), sum = 0;
+  for (int64_t e = 0; e < experts; ++e)
+    sum += double(load[e]) / tokens * (double(probs[e]) / tokens);
+  *call.output<A>(0) = A(sum * double(experts));
+  return {};
+}
+
+template <typename S> Status balance_grad(const Call &call) {
+  using A = Accumulator<S>;
+  const A *load = call.input<A>(1);
+  int64_t experts = call.in[1].elements();
+  double tokens = double(call.params.integer("tokens"));
+  double factor = double(*call.input<A>(0)) * double(experts) / (tokens * tokens);
+  for (int64_t e = 0; e < experts; ++e)
+    call.output<A>(0)[e] = A(factor * double(load[e]));
+  return {};
+}
+
+template <typename S> Status router_z(const Call &call) {
+  using A = Accumulator<S>;
+  Widened<A> logits(call.in[0]);
+  int64_t experts = trailing(call.in[0], 1), tokens = leading(call.in[0], 1);
+  std::vector<double> shares(static_cast<size_t>(experts));
+  double sum = 0;
+  for (int64_t t = 0; t < tokens; ++t) {
+    double z = softmax(logits.data() + t * experts, shares);
+    sum += z * z;
+  }
+  *call.output<A>(0) = A(sum / double(call.params.integer("tokens")));
+  return {};
+}
+
+template <typename S> Status router_z_grad(const Call &call) {
+  using A = Accumulator<S>;
+  Widened<A> logits(call.in[1]);
+  int64_t experts = trailing(call.in[1], 1), tokens = leading(call.in[1], 1);
+  std::vector<double> shares(static_cast<size_t>(experts));
+  double factor = 2 * double(*call.input<A>(0)) / double(call.params.integer("tokens"));
+  for (int64_t t = 0; t < tokens; ++t) {
+    double z = softmax(logits.data() + t * experts, shares);
+    for (size_t e = 0; e < shares.size(); ++e)
+      call.output<A>(0)[t * experts + int64_t(e)] = A(factor * z * shares[e]);
+  }
+  return {};
+}
+
+#define INSTANTIATE(name)                                                                          \
+  template Status name<float>(const Call &);                                                       \
+  template Status name<double>(const Call &);                                                      \
+  template Status name<Bf16>(const Call &);
+INSTANTIATE(expert_load)
+INSTANTIATE(expert_probs)
+INSTANTIATE(expert_probs_grad)
+INSTANTIATE(balance)
+INSTANTIATE(balance_grad)
+INSTANTIATE(router_z)
+INSTANTIATE(router_z_grad)
+
+} // namespace moira::rt::host::ref

@@ -1,0 +1,200 @@
+//===- CudaGradTest.cpp - losses and gradients on the GPU -------------------===//
+// Every call of GradCalls.def against the host's reference in double, operands f32 and bf16.
+//===----------------------------------------------------------------------===//
+#include "CudaTesting.h"
+
+using namespace moira::rt;
+namespace fb = moira::fb;
+using namespace moira::rt::testing;
+
+namespace {
+
+class CudaGrad : public CudaTest {
+protected:
+  Operand t(Shape shape) { return T(random.normal<float>(std::move(shape))); }
+  Operand a(Shape shape) { return A(random.normal<float>(std::move(shape))); }
+  Tensor<float> positive(Shape shape) {
+    Tensor<float> values = random.normal<float>(std::move(shape));
+    for (float &v : values.values)
+      v = 0.1f + std::abs(v);
+    return values;
+  }
+};
+
+/// Sums of many rounded terms in f32.
+Mode summing(Mode mode) {
+  mode.f32Error = 3e-5;
+  return mode;
+}
+
+TEST_F(CudaGrad, Products) {
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    for (auto [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {70, 33, 65}, {5, 128, 7}}) {
+      CallParams one = params({{"contract", 1}}), two = params({{"contract", 2}});
+      expectAgrees(*gpu, "linear_input_grad", {a({m, n}), t({n, k})}, {A(Shape{m, k})}, one, mode);
+      expectAgrees(*gpu, "linear_input_grad", {a({2, m, n}), t({n, 3, k})}, {A(Shape{2, m, 3, k})},
+                   two, mode);
+      expectAgrees(*gpu, "linear_weight_grad", {a({2, m, n}), t({2, m, 3, k})},
+                   {A(Shape{n, 3, k})}, two, mode);
+      expectAgrees(*gpu, "head_weight_grad", {a({m, 3, n}), t({m, 3, k})}, {A(Shape{3, n, k})}, {},
+                   mode);
+      expectAgrees(*gpu, "sum_rows", {a({m, n, k})}, {A(Shape{k})}, {}, mode);
+      expectAgrees(*gpu, "embedding_grad", {I(random.ids({m}, 0, 2 * n)), a({m, k})},
+                   {A(Shape{n, k})}, params({{"row_offset", n / 2}}), mode);
+    }
+  }
+}
+
+TEST_F(CudaGrad, GroupedProducts) {
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    Tensor<int32_t> groups({1, 5}, {3, 0, 41, 1, 60});
+    CallParams one = params({{"contract", 1}});
+    for (int64_t rows : {105, 130}) {
+      expectAgrees(*gpu, "grouped_input_grad", {t({rows, 2, 20}), I(groups), t({5, 2, 20, 37})},
+                   {T(Shape{rows, 37})}, one, mode);
+      expectAgrees(*gpu, "grouped_weight_grad", {t({rows, 2, 20}), I(groups), t({rows, 37})},
+                   {A(Shape{5, 2, 20, 37})}, one, mode);
+      expectAgrees(*gpu, "grouped_bias_grad", {t({rows, 2, 20}), I(groups)}, {A(Shape{5, 2, 20})},
+                   {}, mode);
+    }
+  }
+}
+
+TEST_F(CudaGrad, RowsAndElements) {
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    for (int64_t width : {1, 31, 200}) {
+      CallParams norm = params({{"count", width}, {"norm_dims", 1}}, {{"eps", 1e-2}});
+      expectAgrees(*gpu, "rms_sums", {a({40, width}), t({40, width}), a({width})},
+                   {A(Shape{40}), A(Shape{40})}, params({{"norm_dims", 1}}), mode);
+      expectAgrees(*gpu, "rms_norm_grad", {a({40, width}), t({40, width}), a({width})},
+                   {A(Shape{40, width}), A(Shape{width})}, norm, mode);
+      if (width > 1) // of one element there is no variance
+        expectAgrees(*gpu, "layer_norm_grad", {a({40, width}), t({40, width}), a({width})},
+                     {A(Shape{40, width}), A(Shape{width}), A(Shape{width})}, norm, mode);
+      expectAgrees(*gpu, "clamp_grad", {a({40, width}), t({40, width})}, {A(Shape{40, width})},
+                   params({}, {{"min", -0.5}, {"max", 1}}), mode);
+      expectAgrees(*gpu, "sigmoid_gate_grad", {t({40, width}), a({40, width}), a({40, 1})},
+                   {A(Shape{40, 1})}, {}, mode);
+      for (const char *act : {"silu", "gelu", "gelu_tanh", "relu"}) {
+        expectAgrees(*gpu, "act_grad", {a({40, width}), t({40, width})}, {A(Shape{40, width})},
+                     params({}, {}, {{"activation", act}}), mode);
+        expectAgrees(*gpu, "glu_grad", {t({40, width}), t({40, 2, width})},
+                     {T(Shape{40, 2, width})}, params({}, {}, {{"activation", act}}), mode);
+      }
+      expectAgrees(*gpu, "glu_grad", {t({40, width}), t({40, 2, width})}, {T(Shape{40, 2, width})},
+                   params({}, {{"limit", 0.7}, {"alpha", 1.702}, {"up_shift", 1}},
+                          {{"activation", "silu"}}),
+                   mode);
+    }
+  }
+}
+
+TEST_F(CudaGrad, Attention) {
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    for (bool causal : {false, true}) {
+      CallParams p = params({{"window", causal ? 5 : 0},
+                             {"causal", causal},
+                             {"q_heads", 4},
+                             {"kv_heads", 2}},
+                            {{"scale", 0.3}}, {{"with", "q2 k2 bias sinks"}});
+      Tensor<int32_t> q({9}), k({12});
+      for (int i = 0; i < 12; ++i)
+        k.values[size_t(i)] = i;
+      for (int i = 0; i < 9; ++i)
+        q.values[size_t(i)] = i + 3;
+      expectAgrees(*gpu, "attention_grad",
+                   {a({2, 9, 4, 300}), t({2, 9, 4, 20}), t({2, 12, 2, 20}), t({2, 12, 2, 300}),
+                    I(q), I(k), I(random.ids({2, 12}, 0, 1)), t({2, 9, 4, 6}), t({2, 12, 6}),
+                    a({4, 9, 12}), a({4})},
+                   {A(Shape{2, 9, 4, 20}), A(Shape{2, 12, 2, 20}), A(Shape{2, 12, 2, 300}),
+                    A(Shape{2, 9, 4, 6}), A(Shape{2, 12, 6}), A(Shape{4, 9, 12}), A(Shape{4})},
+                   p, mode);
+    }
+    expectAgrees(*gpu, "relative_bias_grad",
+                 {a({3, 20, 30}), I(random.ids({20}, 0, 40)), I(random.ids({30}, 0, 40))},
+                 {A(Shape{16, 3})}, params({{"max_distance", 30}, {"bidirectional", 1}}), mode);
+  }
+}
+
+TEST_F(CudaGrad, Routing) {
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    Tensor<int32_t> ids({30, 2});
+    for (int32_t i = 0; i < 30; ++i) {
+      ids.values[size_t(2 * i)] = i % 7;
+      ids.values[size_t(2 * i + 1)] = (i + 1 + i % 5) % 7;
+    }
+    for (const char *score : {"softmax", "sigmoid", "sqrt_softplus", "sparsemixer"})
+      for (const char *order : {"score_topk", "topk_score"})
+        for (const char *renorm : {"none", "sum"}) {
+          bool sparse = std::string_view(score) == "sparsemixer";
+          if (sparse && (std::string_view(order) != "score_topk" || *renorm != 'n'))
+            continue;
+          // A sparsemixer's choices must be near the largest.
+          expectAgrees(*gpu, "route_grad", {a({30, 2}), a({30, 7}), I(ids)}, {A(Shape{30, 7})},
+                       params({}, {{"scale", 1.5}, {"renorm_epsilon", 1e-3}, {"renorm_clamp_min", 0},
+                                   {"jitter_eps", sparse ? 1e6 : 0}},
+                              {{"score", score}, {"order", order}, {"renorm", renorm}}),
+                       mode);
+        }
+    Tensor<int32_t> kept = ids;
+    for (size_t i = 0; i < kept.values.size(); i += 3)
+      kept.values[i] = -1;
+    for (const char *renorm : {"none", "before", "after"})
+      expectAgrees(*gpu, "limit_grad", {a({30, 2}), A(positive({30, 2})), I(kept)},
+                   {A(Shape{30, 2})},
+                   params({}, {{"scale", 1.5}, {"renorm_epsilon", 1e-2}, {"renorm_clamp_min", 0.3}},
+                          {{"renorm", renorm}}),
+                   mode);
+    expectAgrees(*gpu, "choice_dots", {t({50, 70}), a({30, 70}), I(random.ids({30, 2}, -1, 49))},
+                 {A(Shape{30, 2})}, {}, mode);
+  }
+}
+
+TEST_F(CudaGrad, Losses) {
+  Mode mode = summing(Mode());
+  CallParams columns = params({{"classes", 97}, {"column_offset", 40}});
+  Tensor<int32_t> labels = random.ids({3, 11}, 0, 96);
+  labels.values[4] = -100;
+  Tensor<float> logits = random.normal<float>({3, 11, 60}), stats({3, 11, 3});
+  for (size_t i = 0; i < stats.values.size(); ++i)
+    stats.values[i] = 1 + float(i % 5);
+  expectAgrees(*gpu, "row_max", {A(logits)}, {A(Shape{3, 11})}, columns, mode);
+  expectAgrees(*gpu, "cross_entropy_stats", {A(logits), a({3, 11}), I(labels)},
+               {A(Shape{3, 11, 3})}, columns, mode);
+  expectAgrees(*gpu, "cross_entropy_stats_grad",
+               {a({3, 11, 3}), A(logits), a({3, 11}), I(labels)}, {A(Shape{3, 11, 60})}, columns,
+               mode);
+  CallParams smooth = params({{"classes", 97}}, {{"smoothing", 0.1}});
+  expectAgrees(*gpu, "cross_entropy", {A(stats), I(labels)}, {A(Shape{1}), A(Shape{1})}, smooth,
+               mode);
+  expectAgrees(*gpu, "cross_entropy_grad", {a({1}), A(stats), I(labels)}, {A(Shape{3, 11, 3})},
+               smooth, mode);
+  expectAgrees(*gpu, "ratio", {A(Tensor<float>({2}, {3, 1})), A(Tensor<float>({2}, {4, 0}))},
+               {A(Shape{2})}, {}, mode);
+  for (int64_t experts : {3, 70}) {
+    CallParams tokens = params({{"tokens", 100}});
+    expectAgrees(*gpu, "expert_load", {I(random.ids({50, 2}, -1, experts - 1))},
+                 {A(Shape{experts})}, {}, mode);
+    expectAgrees(*gpu, "expert_probs", {a({50, experts})}, {A(Shape{experts})}, {}, mode);
+    expectAgrees(*gpu, "expert_probs_grad", {a({experts}), a({50, experts})},
+                 {A(Shape{50, experts})}, {}, mode);
+    expectAgrees(*gpu, "balance", {A(positive({experts})), A(positive({experts}))},
+                 {A(Shape{1})}, tokens, mode);
+    expectAgrees(*gpu, "balance_grad", {a({1}), a({experts})}, {A(Shape{experts})}, tokens, mode);
+    expectAgrees(*gpu, "router_z", {a({50, experts})}, {A(Shape{1})}, tokens, mode);
+    expectAgrees(*gpu, "router_z_grad", {a({1}), a({50, experts})}, {A(Shape{50, experts})},
+                 tokens, mode);
+  }
+  Tensor<int32_t> given({3, 11});
+  for (size_t i = 0; i < given.values.size(); ++i)
+    given.values[i] = i % 2 ? INT32_MIN : int32_t(i);
+  expectAgrees(*gpu, "next_tokens", {I(random.ids({3, 11}, 0, 96)), I(given)}, {I(Shape{3, 11})},
+               {}, mode);
+}
+
+} // namespace
