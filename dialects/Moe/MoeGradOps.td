@@ -37,7 +37,7 @@ def Moe_LinearInputGradOp : Moe_RuleOp<"linear_input_grad"> {
 def Moe_LinearWeightGradOp : Moe_RuleOp<"linear_weight_grad"> {
   let summary = "dyᵀ times x: the gradient of a linear op's weight";
   let description = [{
-    dy[t..,N..], x[t..,K..] → [N..,K..], K.. being the trailing `contract` dimensions of x; summed over t...
+    dy[t..,N..], x[t..,K..] → [N..,K..], K.. being the trailing `contract` dimensions of x; summed over t... Linear in dy.
 
         %0 = moe.linear_weight_grad %dy, %x contract 1 : (tensor<2x24x4x16xf32>, tensor<2x24x64xf32>) -> tensor<4x16x64xf32>
 
@@ -51,7 +51,7 @@ def Moe_LinearWeightGradOp : Moe_RuleOp<"linear_weight_grad"> {
 def Moe_HeadWeightGradOp : Moe_RuleOp<"head_weight_grad"> {
   let summary = "each head's dyᵀ times x: the gradient of a head_linear op's weight";
   let description = [{
-    dy[t..,H,N], x[t..,H,K] → [H,N,K], summed over t...
+    dy[t..,H,N], x[t..,H,K] → [H,N,K], summed over t... Linear in dy.
 
     Constraints: (C1) dy and x have the same t.. and H; (C2) the result is [H,N,K] and f32.
   }];

@@ -74,6 +74,8 @@ FactorRule LinearWeightGradOp::getFactorRule() {
       inner = rule.addFactors(pass, shapeOf(getX()).take_back(k));
   rule.operands = {join(t, outer), join(t, inner)};
   rule.results = {join(outer, inner)};
+  // A partial dy makes the gradient partial over one axis more: it is reduced once, at the end.
+  rule.linearity = Linearity::first;
   return rule;
 }
 
@@ -86,6 +88,7 @@ FactorRule HeadWeightGradOp::getFactorRule() {
       k = rule.addFactor(pass, result[2]);
   rule.operands = {join(t, {h, n}), join(t, {h, k})};
   rule.results = {{h, n, k}};
+  rule.linearity = Linearity::first;
   return rule;
 }
 
