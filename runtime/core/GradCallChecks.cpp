@@ -27,7 +27,10 @@ void check_head_weight_grad(CallCheck &c) {
   c.fixed("K");
 }
 
-void check_sum_rows(CallCheck &c) { c.fixedRun("N"); }
+void check_sum_rows(CallCheck &c) {
+  c.fixedRun("t");
+  c.fixedRun("N");
+}
 
 void check_rms_sums(CallCheck &c) { c.fixedRun("N"); }
 
@@ -148,10 +151,16 @@ void check_cross_entropy_grad(CallCheck &c) { checkSmoothing(c); }
 void check_ratio(CallCheck &) {}
 
 void check_expert_load(CallCheck &c) {
+  c.fixedRun("t");
   c.fixed("k");
   c.fitsInt32({c.fixed("E")}, "experts");
 }
-void check_expert_probs(CallCheck &c) { c.fixed("E"); }
+
+void check_expert_probs(CallCheck &c) {
+  c.fixedRun("t");
+  c.fixed("E");
+}
+
 void check_expert_probs_grad(CallCheck &c) { c.fixed("E"); }
 
 static void checkTokens(CallCheck &c) {
@@ -161,7 +170,10 @@ static void checkTokens(CallCheck &c) {
 
 void check_balance(CallCheck &c) { checkTokens(c); }
 void check_balance_grad(CallCheck &c) { checkTokens(c); }
-void check_router_z(CallCheck &c) { checkTokens(c); }
+void check_router_z(CallCheck &c) {
+  c.fixedRun("t");
+  checkTokens(c);
+}
 void check_router_z_grad(CallCheck &c) { checkTokens(c); }
 
 } // namespace moira::rt

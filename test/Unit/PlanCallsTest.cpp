@@ -52,10 +52,18 @@ TEST(CallRegistry, EveryDimensionIsTied) {
       "embedding input 1 dim 0", "positions output 0 dim 0",  "token_positions input 0 dim 1",
       "sinusoid output 0 dim 2", "sum_squares input 0 dim 2", "sum_squares input 0 dim 3",
       "route input 0 dim 2",     "route_to input 0 dim 2",    "lookup input 1 dim 0",
-      "combine input 0 dim 0",   "combine input 0 dim 1",     "combine input 0 dim 2"};
+      "combine input 0 dim 0",   "combine input 0 dim 1",     "combine input 0 dim 2",
+      "embedding_grad output 0 dim 0", "sum_rows input 0 dim 0", "sum_rows input 0 dim 1",
+      "choice_dots input 0 dim 0", "choice_dots input 0 dim 1", "choice_dots input 0 dim 2",
+      "grouped_bias_grad input 0 dim 0", "row_max input 0 dim 2",
+      "cross_entropy_stats input 0 dim 2", "expert_load input 0 dim 0",
+      "expert_load input 0 dim 1", "expert_load input 0 dim 2", "expert_load output 0 dim 0",
+      "expert_probs input 0 dim 0", "expert_probs input 0 dim 1", "router_z input 0 dim 0",
+      "router_z input 0 dim 1", "router_z input 0 dim 2"};
   // A slot may have a fixed number of rows.
   const std::set<std::string> freeRagged = {"select output 0 dim 0", "pack output 0 dim 2",
-                                            "combine input 0 dim 2"};
+                                            "combine input 0 dim 2", "choice_dots input 0 dim 2",
+                                            "grouped_bias_grad input 0 dim 0"};
   for (const Example &e : examples())
     for (bool output : {false, true})
       for (size_t o = 0; o < (output ? e.outputs : e.inputs).size(); ++o)
