@@ -155,7 +155,8 @@ void LoweringTable::addExpertGradients() {
 
 /// classes and column_offset.
 template <typename Op> static SmallVector<NamedAttribute> vocabulary(B &b, Op op) {
-  return {b.integer("classes", op.getClasses()), b.offset("column_offset", op.getColumnOffsetAttr())};
+  return {b.integer("classes", op.getClasses()),
+          b.offset("column_offset", op.getColumnOffsetAttr())};
 }
 
 void LoweringTable::addLosses() {
@@ -182,17 +183,17 @@ void LoweringTable::addLosses() {
     return success();
   });
   add<moe::CrossEntropyOp>(+[](moe::CrossEntropyOp op, B &b) {
-    b.call("cross_entropy", {b.view(op.getStats()), b.view(op.getLabels())},
-           {b.define(op.getSum()), b.define(op.getCount())},
-           {b.integer("classes", op.getClasses()),
-            b.real("smoothing", toDouble(op.getSmoothing()))});
+    b.call(
+        "cross_entropy", {b.view(op.getStats()), b.view(op.getLabels())},
+        {b.define(op.getSum()), b.define(op.getCount())},
+        {b.integer("classes", op.getClasses()), b.real("smoothing", toDouble(op.getSmoothing()))});
     return success();
   });
   add<moe::CrossEntropyGradOp>(+[](moe::CrossEntropyGradOp op, B &b) {
-    b.call("cross_entropy_grad", {b.view(op.getD()), b.view(op.getStats()), b.view(op.getLabels())},
-           {b.define(op.getResult())},
-           {b.integer("classes", op.getClasses()),
-            b.real("smoothing", toDouble(op.getSmoothing()))});
+    b.call(
+        "cross_entropy_grad", {b.view(op.getD()), b.view(op.getStats()), b.view(op.getLabels())},
+        {b.define(op.getResult())},
+        {b.integer("classes", op.getClasses()), b.real("smoothing", toDouble(op.getSmoothing()))});
     return success();
   });
   add<moe::ExpertLoadOp>(+[](moe::ExpertLoadOp op, B &b) {
@@ -224,8 +225,8 @@ void LoweringTable::addLosses() {
     return success();
   });
   add<moe::RouterZGradOp>(+[](moe::RouterZGradOp op, B &b) {
-    b.call("router_z_grad", {b.view(op.getD()), b.view(op.getLogits())},
-           {b.define(op.getResult())}, {b.integer("tokens", op.getTokens())});
+    b.call("router_z_grad", {b.view(op.getD()), b.view(op.getLogits())}, {b.define(op.getResult())},
+           {b.integer("tokens", op.getTokens())});
     return success();
   });
   add<moe::RatioOp>(+[](moe::RatioOp op, B &b) {

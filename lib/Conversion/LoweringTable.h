@@ -38,7 +38,8 @@ private:
   void addExpertGradients();
   void addLosses();
 
-  llvm::StringMap<std::function<llvm::LogicalResult(mlir::Operation *, ProgramBuilder &)>> functions;
+  llvm::StringMap<std::function<llvm::LogicalResult(mlir::Operation *, ProgramBuilder &)>>
+      functions;
 };
 
 inline int64_t rankOf(mlir::Value v) {
@@ -50,11 +51,11 @@ inline double toDouble(const llvm::APFloat &value) { return value.convertToDoubl
 mlir::Value countsOf(mlir::Operation *op, mlir::Value groups, ProgramBuilder &b);
 
 /// What every gate has.
-llvm::SmallVector<mlir::NamedAttribute> gateParams(ProgramBuilder &b, const moe::RouterFields &gate);
+llvm::SmallVector<mlir::NamedAttribute> gateParams(ProgramBuilder &b,
+                                                   const moe::RouterFields &gate);
 
 /// Of a glu and its gradient.
-template <typename Op>
-llvm::SmallVector<mlir::NamedAttribute> gluParams(ProgramBuilder &b, Op op) {
+template <typename Op> llvm::SmallVector<mlir::NamedAttribute> gluParams(ProgramBuilder &b, Op op) {
   llvm::SmallVector<mlir::NamedAttribute> params{
       b.text("activation", moe::stringifyActivation(op.getActivation()))};
   auto optional = [&](llvm::StringRef name, std::optional<llvm::APFloat> value) {
@@ -70,13 +71,11 @@ llvm::SmallVector<mlir::NamedAttribute> gluParams(ProgramBuilder &b, Op op) {
 /// Of attention and its gradient.
 template <typename Op>
 llvm::SmallVector<mlir::NamedAttribute> attentionParams(ProgramBuilder &b, Op op) {
-  llvm::SmallVector<mlir::NamedAttribute> params{b.real("scale", toDouble(op.getScale())),
-                                                 b.integer("window", op.getWindow()),
-                                                 b.integer("causal", !op.getBidirectional()),
-                                                 b.integer("q_heads", op.getQHeads()),
-                                                 b.integer("kv_heads", op.getKvHeads()),
-                                                 b.offset("head_offset", op.getHeadOffsetAttr()),
-                                                 b.offset("kv_offset", op.getKvOffsetAttr())};
+  llvm::SmallVector<mlir::NamedAttribute> params{
+      b.real("scale", toDouble(op.getScale())),    b.integer("window", op.getWindow()),
+      b.integer("causal", !op.getBidirectional()), b.integer("q_heads", op.getQHeads()),
+      b.integer("kv_heads", op.getKvHeads()),      b.offset("head_offset", op.getHeadOffsetAttr()),
+      b.offset("kv_offset", op.getKvOffsetAttr())};
   llvm::SmallVector<llvm::StringRef> with;
   for (auto [role, given] : {std::pair<llvm::StringRef, bool>("q2", bool(op.getQ2())),
                              {"k2", bool(op.getK2())},

@@ -1,6 +1,6 @@
 //===- OpLowerings.cpp - which op becomes which instruction ---------------===//
-// One function an op, in a table; those of gradients and losses are in GradLowerings.cpp. Operand orders and parameters are those of
-// runtime/include/moira/rt/Calls.def.
+// One function an op, in a table; those of gradients and losses are in GradLowerings.cpp. Operand
+// orders and parameters are those of runtime/include/moira/rt/Calls.def.
 //===----------------------------------------------------------------------===//
 #include "LoweringTable.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
@@ -314,8 +314,7 @@ void LoweringTable::addExperts() {
     if (!routing.pos)
       return LogicalResult(
           op.emitOpError("MOE-0601: no moe.dispatch before it has sorted rows by this routing"));
-    b.call("combine",
-           {b.view(op.getRows()), routing.pos, combineWeights(b, routing, op.getUnit())},
+    b.call("combine", {b.view(op.getRows()), routing.pos, combineWeights(b, routing, op.getUnit())},
            {b.define(op.getResult())}, {});
     return LogicalResult(success());
   });

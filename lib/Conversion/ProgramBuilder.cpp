@@ -233,8 +233,8 @@ LogicalResult ProgramBuilder::addInputs() {
   return success();
 }
 
-/// How the gradient of a state is written: as the state is read, every name behind `grad.`. Null for
-/// other results.
+/// How the gradient of a state is written: as the state is read, every name behind `grad.`. Null
+/// for other results.
 static Attribute gradientSource(func::FuncOp func, unsigned result) {
   auto of = func.getResultAttrOfType<FlatSymbolRefAttr>(result, "moe.gradient_of");
   auto state = of ? SymbolTable::lookupNearestSymbolFrom<moe::StateOp>(func, of) : moe::StateOp();

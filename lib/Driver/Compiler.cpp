@@ -120,7 +120,7 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
       {"ragged-bound", Phase::shard},   {"capacity-factor", Phase::autodiff},
       {"drop-policy", Phase::autodiff}, {"min-capacity", Phase::autodiff},
       {"drop-seed", Phase::autodiff},   {"aux-loss", Phase::autodiff},
-      {"z-loss", Phase::autodiff},   {"target", Phase::plan},
+      {"z-loss", Phase::autodiff},      {"target", Phase::plan},
       {"host-cpu", Phase::plan}};
   Status status;
   for (auto [option, phase] : kDecidedBy)

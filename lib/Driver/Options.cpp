@@ -147,8 +147,8 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 /// Options of the contract that belong to tasks this version does not compile yet are refused by
 /// name, not as unknown words.
 constexpr StringRef kLaterOptions[] = {
-    "max-seq", "micro-batches", "zero",      "offload",  "optimizer", "lr",     "betas",
-    "eps",     "weight-decay",  "clip-norm", "schedule",  "router-noise"};
+    "max-seq", "micro-batches", "zero",         "offload",   "optimizer", "lr",
+    "betas",   "eps",           "weight-decay", "clip-norm", "schedule",  "router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";

@@ -1,9 +1,9 @@
 //===- AddLoss.cpp - --moe-add-loss ---------------------------------------===//
-// A program that gives logits becomes one that gives a loss: mean cross-entropy over the tokens that
-// count, with a normaliser that is global. A decoder's labels are its own next tokens unless it is
-// given others, at the places of the tokens that they are for; an encoder-decoder's are given, at the
-// places of the logits. Routers' losses are results of their own; what is differentiated is the sum
-// of all, each times its `moe.loss_weight`.
+// A program that gives logits becomes one that gives a loss: mean cross-entropy over the tokens
+// that count, with a normaliser that is global. A decoder's labels are its own next tokens unless
+// it is given others, at the places of the tokens that they are for; an encoder-decoder's are
+// given, at the places of the logits. Routers' losses are results of their own; what is
+// differentiated is the sum of all, each times its `moe.loss_weight`.
 //===----------------------------------------------------------------------===//
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
@@ -118,10 +118,10 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
       add("aux_loss", balance, [&](moe::RouteOp route) -> Value {
         auto load = RankedTensorType::get({route.getType().getExperts()}, b.getF32Type());
         Location loc = route.getLoc();
-        return moe::BalanceOp::create(
-            b, loc, one, moe::ExpertLoadOp::create(b, loc, load, route.getResult()),
-            moe::ExpertProbsOp::create(b, loc, load, route.getLogits()),
-            route.getType().numTokens());
+        return moe::BalanceOp::create(b, loc, one,
+                                      moe::ExpertLoadOp::create(b, loc, load, route.getResult()),
+                                      moe::ExpertProbsOp::create(b, loc, load, route.getLogits()),
+                                      route.getType().numTokens());
       });
     if (z != 0)
       add("z_loss", z, [&](moe::RouteOp route) -> Value {

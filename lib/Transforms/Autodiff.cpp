@@ -172,8 +172,8 @@ struct Autodiff : moira::impl::MoeAutodiffBase<Autodiff> {
       appendResult(func, grad,
                    {attributes.getNamedAttr("moe.gradient_of",
                                             FlatSymbolRefAttr::get(state.getSymNameAttr())),
-                    attributes.getNamedAttr("moe.name",
-                                            attributes.getStringAttr("grad." + state.getSymName()))});
+                    attributes.getNamedAttr(
+                        "moe.name", attributes.getStringAttr("grad." + state.getSymName()))});
     gradients.removeUnused();
     this->gradients += found.size();
     return success();
@@ -196,8 +196,8 @@ struct Vjp : moira::impl::MoeVjpBase<Vjp> {
     for (auto [i, result] : llvm::enumerate(results)) {
       if (!isDifferentiable(result.getType()))
         continue;
-      auto name = attributes.getNamedAttr(
-          "moe.name", attributes.getStringAttr("d." + nameOfResult(func, i)));
+      auto name = attributes.getNamedAttr("moe.name",
+                                          attributes.getStringAttr("d." + nameOfResult(func, i)));
       unsigned index = func.getNumArguments();
       (void)func.insertArgument(index, cotangentType(result.getType()),
                                 attributes.getDictionaryAttr(name), result.getLoc());
@@ -218,8 +218,8 @@ struct Vjp : moira::impl::MoeVjpBase<Vjp> {
       auto name = func.getArgAttrOfType<StringAttr>(i, "moe.name");
       appendResult(func, grad,
                    attributes.getNamedAttr(
-                       "moe.name", attributes.getStringAttr(
-                                       "grad." + (name ? name.getValue() : StringRef()))));
+                       "moe.name",
+                       attributes.getStringAttr("grad." + (name ? name.getValue() : StringRef()))));
     }
     gradients.removeUnused();
     return success();

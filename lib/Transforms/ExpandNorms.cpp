@@ -68,9 +68,9 @@ struct ExpandNorms : moira::impl::DistExpandNormsBase<ExpandNorms> {
     OpBuilder b(op);
     Value squares =
         moe::SumSquaresOp::create(b, op.getLoc(), sums.partial, op.getX(), sums.normDims);
-    auto apply = moe::RmsApplyOp::create(b, op.getLoc(), op.getType(), op.getX(),
-                                         reduced(b, squares, sums), op.getW(), op.getEpsAttr(),
-                                         b.getI64IntegerAttr(sums.count));
+    auto apply =
+        moe::RmsApplyOp::create(b, op.getLoc(), op.getType(), op.getX(), reduced(b, squares, sums),
+                                op.getW(), op.getEpsAttr(), b.getI64IntegerAttr(sums.count));
     op.replaceAllUsesWith(apply.getResult());
     op.erase();
     ++expanded;

@@ -86,9 +86,8 @@ private:
         size_t index = madeBy.lookup(op.getOperand(0));
         llvm::TypeSwitch<Operation *>(&op)
             .Case<moe::GroupedMatmulOp, moe::GroupedBiasOp, moe::GroupedInputGradOp,
-                  moe::GroupedWeightGradOp, moe::GroupedBiasGradOp>([&](auto grouped) {
-              grouped.getGroupsMutable().assign(lowered[index].groups);
-            });
+                  moe::GroupedWeightGradOp, moe::GroupedBiasGradOp>(
+                [&](auto grouped) { grouped.getGroupsMutable().assign(lowered[index].groups); });
         for (Value result : op.getResults())
           madeBy[result] = index;
       }
@@ -179,10 +178,9 @@ private:
                             type.getElementType(), slotSharding(made, out, /*sent=*/false));
       auto counts = tensorOf({made.shards, parts, width}, i32(),
                              ShardingAttr::get(&getContext(), {cut(all), whole(), whole()}));
-      auto pack =
-          dist::PackOp::create(b, loc, slots, counts, tensorOf(posShape, i32(), pos),
-                               needType(needAxes), op.getX(), op.getRouting(), need, made.segments,
-                               op.getWeighted());
+      auto pack = dist::PackOp::create(b, loc, slots, counts, tensorOf(posShape, i32(), pos),
+                                       needType(needAxes), op.getX(), op.getRouting(), need,
+                                       made.segments, op.getWeighted());
       auto gotSlots = dist::withSharding(slots, slotSharding(made, out, /*sent=*/true));
       auto gotCounts = dist::withSharding(
           counts, ShardingAttr::get(&getContext(),
@@ -239,7 +237,8 @@ private:
     return ShardingAttr::get(&getContext(), dims, rows.getPartialAxes(), rows.getPartialKind());
   }
 
-  /// The dispatch that made the rows of `op`, which end here; null, with an error, if there is none.
+  /// The dispatch that made the rows of `op`, which end here; null, with an error, if there is
+  /// none.
   template <typename Op> Lowered *dispatchOf(Op op) {
     auto it = madeBy.find(op.getRows());
     if (it != madeBy.end())
@@ -288,8 +287,8 @@ private:
     if (!made)
       return failure();
     OpBuilder b(op);
-    Value rows = made->rows.exchange ? slotsAtHome(b, op.getLoc(), op.getRows(), *made)
-                                     : op.getRows();
+    Value rows =
+        made->rows.exchange ? slotsAtHome(b, op.getLoc(), op.getRows(), *made) : op.getRows();
     Value result =
         dist::ChoiceDotsOp::create(b, op.getLoc(), op.getType(), rows, op.getX(), made->pos);
     op.replaceAllUsesWith(result);

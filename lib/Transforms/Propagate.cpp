@@ -40,8 +40,8 @@ private:
   /// That of a state which no program cuts.
   ShardingAttr completeSharding(moe::StateOp state) {
     if (!states->getSharding(state))
-      states->setSharding(
-          state, ShardingAttr::replicated(&getContext(), state.getTensorType().getRank()));
+      states->setSharding(state,
+                          ShardingAttr::replicated(&getContext(), state.getTensorType().getRank()));
     return states->getSharding(state);
   }
 
@@ -76,8 +76,8 @@ private:
 
   /// How a program leaves a result: complete, and a gradient as its state lies.
   ShardingAttr resultSharding(func::FuncOp func, OpOperand &operand, ShardingAttr sharding) {
-    auto state = func.getResultAttrOfType<FlatSymbolRefAttr>(operand.getOperandNumber(),
-                                                             "moe.gradient_of");
+    auto state =
+        func.getResultAttrOfType<FlatSymbolRefAttr>(operand.getOperandNumber(), "moe.gradient_of");
     if (!state)
       return sharding.withPartial({});
     return completeSharding(SymbolTable::lookupNearestSymbolFrom<moe::StateOp>(func, state));

@@ -14,17 +14,22 @@ MESHES = ("ep=2", "dp=2", "dp=2,ep=2", "tp=2", "ep=2,tp=2", "dp=2,ep=2,tp=2")
 PAIRS = [(kind, mesh) for kind in GOLDEN_CLASSES for mesh in MESHES if "ep=" not in mesh or has_experts(kind)]
 
 
-def gradients(kind, mesh, folder, *options):
-    """-> (loss, {checkpoint tensor: gradient}, stderr)"""
+def outputs(kind, mesh, folder, compiler=(), runner=()):
+    """Everything that a run of the golden model's gradients writes."""
     plan, out = folder / "grad.moeplan", folder / "grad.safetensors"
     mesh_option = [f"--mesh={mesh}"] if mesh else []
-    compile_plan(GOLDEN / kind, plan, "--task=grad", *golden_options(kind), *mesh_option, "--report=none")
-    done = run_plan(plan, GOLDEN / kind, GOLDEN / kind / "io.safetensors", out, *options)
-    tensors = checkpoint.read(out)
+    compile_plan(GOLDEN / kind, plan, "--task=grad", *golden_options(kind), *mesh_option, *compiler, "--report=none")
+    run_plan(plan, GOLDEN / kind, GOLDEN / kind / "io.safetensors", out, *runner)
+    return checkpoint.read(out)
+
+
+def gradients(kind, mesh, folder, *runner):
+    """-> (loss, {checkpoint tensor: gradient})"""
+    tensors = outputs(kind, mesh, folder, runner=runner)
     loss = float(tensors.pop("loss")[0])
     tensors.pop("dropped_choices", None)
     assert all(name.startswith("grad.") for name in tensors)
-    return loss, {name.removeprefix("grad."): value for name, value in tensors.items()}, done.err
+    return loss, {name.removeprefix("grad."): value for name, value in tensors.items()}
 
 
 def norm(arrays):
@@ -50,6 +55,14 @@ def check_golden(kind, loss, grads):
         assert abs(np.sqrt(mine) - np.sqrt(squares)) <= 1e-4 * np.sqrt(squares) + 1e-6 * total, layer
 
 
+def check_equal(got, want):
+    """Every tensor within 1e-5 of its largest value; what is nothing but rounding, within 1e-7 of the largest of all."""
+    assert set(got) == set(want)
+    largest = max(np.abs(value).max() for value in want.values())
+    for name, value in want.items():
+        assert np.abs(got[name] - value).max() <= 1e-5 * np.abs(value).max() + 1e-7 * largest, name
+
+
 def squares_by_layer(squares):
     sums = {}
     for name, value in squares.items():
@@ -69,35 +82,32 @@ def check_layout(kind, grads):
 
 @pytest.mark.parametrize("kind", GOLDEN_CLASSES)
 def test_golden_gradients(kind, tmp_path):
-    loss, grads, _ = gradients(kind, "", tmp_path)
+    loss, grads = gradients(kind, "", tmp_path)
     check_layout(kind, grads)
     check_golden(kind, loss, grads)
 
 
 @pytest.mark.parametrize("kind", GOLDEN_CLASSES)
 def test_reference_gradients(kind, tmp_path):
-    loss, grads, _ = gradients(kind, "", tmp_path, "--reference=f64")
+    loss, grads = gradients(kind, "", tmp_path, "--reference=f64")
     check_golden(kind, loss, grads)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0]}-{pair[1]}")
 def test_every_mesh_gives_the_gradients_of_one_rank(pair, tmp_path):
     kind, mesh = pair
-    loss, grads, _ = gradients(kind, mesh, tmp_path)
+    loss, grads = gradients(kind, mesh, tmp_path)
     check_golden(kind, loss, grads)
     (tmp_path / "one").mkdir()
-    one_loss, one, _ = gradients(kind, "", tmp_path / "one")
+    one_loss, one = gradients(kind, "", tmp_path / "one")
     assert abs(loss - one_loss) <= 1e-6 * abs(one_loss)
-    largest = max(np.abs(g).max() for g in one.values())
-    for name, want in one.items():
-        difference = np.abs(grads[name] - want).max()
-        assert difference <= 1e-5 * np.abs(want).max() + 1e-7 * largest, name
+    check_equal(grads, one)
 
 
 def test_labels_are_optional_for_a_decoder(tmp_path):
     """The ids as labels give the same loss; an ignored label is left out of the mean."""
     kind = "olmoe"
-    loss, _, _ = gradients(kind, "", tmp_path)
+    loss, _ = gradients(kind, "", tmp_path)
     given = checkpoint.read(GOLDEN / kind / "io.safetensors")
     ids = given["input_ids"]
 
@@ -114,3 +124,36 @@ def test_labels_are_optional_for_a_decoder(tmp_path):
     losses = (log_z - np.take_along_axis(logits, np.maximum(np.roll(labels, -1, 1), 0)[..., None], 2)[..., 0])[:, :-1]
     want = losses[labels[:, 1:] != -100].mean()
     assert abs(loss_with(labels) - want) <= 1e-5 * want
+
+
+ROUTER_LOSSES = ("--aux-loss=0.02", "--z-loss=0.003")
+
+
+@pytest.mark.parametrize("mesh", ("dp=2,ep=2", "ep=2,tp=2", "dp=2,ep=2,tp=2"))
+def test_router_losses_are_reported_apart_and_the_same_on_every_mesh(mesh, tmp_path):
+    plain = outputs("olmoe", "", tmp_path)
+    one = outputs("olmoe", "", tmp_path, ROUTER_LOSSES)
+    assert one["loss"] == plain["loss"]
+    # 2 layers: each balanced loss is at least k = 4, the more so the less even the load is.
+    assert one["aux_loss"][0] > 8 and one["z_loss"][0] > 0
+    router = "grad.model.layers.0.mlp.gate.weight"
+    assert np.abs(one[router] - plain[router]).max() > 1e-4 * np.abs(plain[router]).max()
+    check_equal(outputs("olmoe", mesh, tmp_path, ROUTER_LOSSES), one)
+
+
+def test_gradients_with_a_capacity(tmp_path):
+    """Dropped choices and the sum that weights are divided by, on every mesh."""
+    options = ("--capacity-factor=0.5", "--min-capacity=1")
+    one = outputs("mixtral", "", tmp_path, options)
+    assert one["dropped_choices"][0] > 0
+    reference = outputs("mixtral", "", tmp_path, options, ("--reference=f64",))
+    check_equal(one, reference)
+    for mesh in ("ep=2", "dp=2,ep=2,tp=2"):
+        check_equal(outputs("mixtral", mesh, tmp_path, options), one)
+
+
+def test_a_small_ragged_bound_changes_nothing(tmp_path):
+    first = outputs("mixtral", "dp=2,ep=2", tmp_path)
+    again = outputs("mixtral", "dp=2,ep=2", tmp_path, ("--ragged-bound=1",))
+    for name, value in first.items():
+        assert np.array_equal(value, again[name]), name

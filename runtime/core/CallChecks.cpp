@@ -10,7 +10,9 @@
 
 namespace moira::rt {
 
-static std::string sizeText(Dim dim) { return std::to_string(dim.scale) + (dim.ragged ? "*B" : ""); }
+static std::string sizeText(Dim dim) {
+  return std::to_string(dim.scale) + (dim.ragged ? "*B" : "");
+}
 
 void CallCheck::checkParams() {
   for (const ParamDesc &desc : call.params) {
@@ -56,9 +58,8 @@ CallCheck::Descs CallCheck::given(const std::vector<OperandDesc> &descs) {
     if (taken)
       result.push_back(&desc);
   }
-  if (!rest.empty() && std::any_of(descs.begin(), descs.end(), [](const OperandDesc &desc) {
-        return desc.optional;
-      }))
+  if (!rest.empty() && std::any_of(descs.begin(), descs.end(),
+                                   [](const OperandDesc &desc) { return desc.optional; }))
     fail("with names an operand that is none of the optional ones, or not in their order");
   return result;
 }

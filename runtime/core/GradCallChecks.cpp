@@ -52,9 +52,7 @@ void check_clamp_grad(CallCheck &c) {
     c.fail("min is over max");
 }
 
-void check_act_grad(CallCheck &c) {
-  c.oneOf("activation", {"silu", "gelu", "gelu_tanh", "relu"});
-}
+void check_act_grad(CallCheck &c) { c.oneOf("activation", {"silu", "gelu", "gelu_tanh", "relu"}); }
 
 void check_glu_grad(CallCheck &c) { checkActivation(c); }
 

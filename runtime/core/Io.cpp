@@ -332,10 +332,10 @@ private:
     PieceInFile inFile = inFileOrder(piece);
     std::vector<uint8_t> bytes(inFile.elements.size() * size);
     for (size_t i = 0; i < inFile.elements.size(); ++i)
-      std::memcpy(&bytes[i * size],
-                  inFileType(shard.local, piece.offset + inFile.elements[i], 1, shard.spec.type)
-                      .data(),
-                  size);
+      std::memcpy(
+          &bytes[i * size],
+          inFileType(shard.local, piece.offset + inFile.elements[i], 1, shard.spec.type).data(),
+          size);
     forEachRun(inFile.box, Box::all(inFile.box.extent), [&](int64_t g, int64_t l, int64_t n) {
       write(tensor, g,
             std::span(bytes).subspan(static_cast<size_t>(l) * size, static_cast<size_t>(n) * size));
@@ -398,7 +398,7 @@ Status writeOutputs(const std::string &path, const fb::Program &program,
   std::vector<ShardToWrite> shards;
   for (size_t i = 0; i < views.size(); ++i) {
     const fb::Output &output = *program.outputs()->Get(i);
-    TensorType type = isInteger(output.dtype())             ? TensorType::i64
+    TensorType type = isInteger(output.dtype())          ? TensorType::i64
                       : views[i].dtype == fb::DType::f64 ? TensorType::f64
                                                          : TensorType::f32;
     shards.push_back({{output.name()->str(), type, toVector(*output.shape())},

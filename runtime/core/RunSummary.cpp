@@ -121,12 +121,18 @@ std::string summarize(const RunOptions &options, const LaunchInfo &launch, const
                byteText(figures[0].context).c_str(),
                session.device.shared ? " (of all ranks on the device)" : "",
                byteText(figures[0].libraries).c_str(), figures[0].graphs, program.instrs()->size());
+  unsigned stored = 0;
   for (const fb::Output *output : *program.outputs())
-    if (!options.outputs.empty()) {
+    if (output->source()) {
+      ++stored; // of a weight: as many as the model has
+    } else if (!options.outputs.empty()) {
       std::vector<int64_t> shape(output->shape()->begin(), output->shape()->end());
       text += format("%s %s written to %s\n", output->name()->c_str(), shapeText(shape).c_str(),
                      options.outputs.c_str());
     }
+  if (stored && !options.outputs.empty())
+    text += format("%u results in the checkpoint's layout written to %s\n", stored,
+                   options.outputs.c_str());
   if (!options.dumpRouting.empty())
     text += format("choices of %zu router%s written to %s\n", session.routes->routers(),
                    session.routes->routers() == 1 ? "" : "s", options.dumpRouting.c_str());

@@ -43,8 +43,7 @@ public:
       : output(output), values(output ? size_t(output->elements()) : 0, 0.0) {}
   double *at(int64_t i) { return values.data() + i; }
   template <typename A> void store() const {
-    std::transform(values.begin(), values.end(),
-                   static_cast<A *>(output ? output->data : nullptr),
+    std::transform(values.begin(), values.end(), static_cast<A *>(output ? output->data : nullptr),
                    [](double v) { return A(v); });
   }
 
@@ -102,7 +101,7 @@ template <typename S> Status attention_grad(const Call &call) {
           if (visible(j))
             total += weight[size_t(j)] = std::exp(weight[size_t(j)] - largest);
         if (total == 0)
-          continue; // sees nothing
+          continue;      // sees nothing
         double mean = 0; // of what flows back, by the weights
         for (int64_t j = 0; j < a.keys; ++j) {
           if (!visible(j))

@@ -201,7 +201,8 @@ template <typename S> Status head_weight_grad(const Call &call) {
 template <typename S> Status sum_rows(const Call &call) {
   using A = Accumulator<S>;
   Widened<A> x(call.in[0]);
-  int64_t width = call.out[0].elements(), rows = call.in[0].elements() / std::max<int64_t>(width, 1);
+  int64_t width = call.out[0].elements(),
+          rows = call.in[0].elements() / std::max<int64_t>(width, 1);
   std::vector<double> sums(size_t(width), 0.0);
   for (int64_t t = 0; t < rows; ++t)
     for (int64_t i = 0; i < width; ++i)

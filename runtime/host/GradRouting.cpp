@@ -77,9 +77,7 @@ private:
     double s = sigmoid(x);
     return gate.score == GateScore::sigmoid ? s * (1 - s) : s / (2 * std::sqrt(softplus(x)));
   }
-  static double softplus(double x) {
-    return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x)));
-  }
+  static double softplus(double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }
 
   /// Weight j is the share of expert ids[j] among those for which `among` holds.
   template <typename Among> void softmax(size_t j, Among among) {
@@ -113,8 +111,7 @@ private:
     softmaxOver([](size_t) { return true; });
   }
   void softmaxOfChosen() {
-    softmaxOver(
-        [&](size_t e) { return std::find(ids, ids + gate.k, int32_t(e)) != ids + gate.k; });
+    softmaxOver([&](size_t e) { return std::find(ids, ids + gate.k, int32_t(e)) != ids + gate.k; });
   }
 
   /// Each choice's softmax over the experts near the largest that is left, as the gate takes it.

@@ -128,8 +128,8 @@ template <typename S> Status layer_norm_grad(const Call &call) {
       db[size_t(i)] += double(g[i]);
     }
     for (int64_t i = 0; i < width; ++i)
-      dx[t * width + i] = A(r * (double(g[i]) * double(w[i]) - meanGrad -
-                                 (double(row[i]) - mean) * r * meanProduct));
+      dx[t * width + i] = A(
+          r * (double(g[i]) * double(w[i]) - meanGrad - (double(row[i]) - mean) * r * meanProduct));
   }
   store(dw, call.output<A>(1));
   store(db, call.output<A>(2));

@@ -115,8 +115,7 @@ constexpr Entry table[] = {
 /// Calls that take f32 and bf16 side by side, whichever comes first: U is then each operand's own.
 /// Gradients all do: the cotangents of tokens are f32 in a bf16 program.
 constexpr bool mixes(std::string_view name) {
-  return name == "rope" || name == "rms_sums" || name == "choice_dots" ||
-         name.ends_with("_grad");
+  return name == "rope" || name == "rms_sums" || name == "choice_dots" || name.ends_with("_grad");
 }
 
 /// Checks operands against a Calls.def list ("x:T[t..,D] ids:i32[t..,k]"): how many, and their

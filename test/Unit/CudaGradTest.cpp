@@ -30,13 +30,14 @@ Mode summing(Mode mode) {
 TEST_F(CudaGrad, Products) {
   for (Mode mode : allModes()) {
     mode = summing(mode);
-    for (auto [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {70, 33, 65}, {5, 128, 7}}) {
+    for (auto [m, n, k] :
+         {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {70, 33, 65}, {5, 128, 7}}) {
       CallParams one = params({{"contract", 1}}), two = params({{"contract", 2}});
       expectAgrees(*gpu, "linear_input_grad", {a({m, n}), t({n, k})}, {A(Shape{m, k})}, one, mode);
       expectAgrees(*gpu, "linear_input_grad", {a({2, m, n}), t({n, 3, k})}, {A(Shape{2, m, 3, k})},
                    two, mode);
-      expectAgrees(*gpu, "linear_weight_grad", {a({2, m, n}), t({2, m, 3, k})},
-                   {A(Shape{n, 3, k})}, two, mode);
+      expectAgrees(*gpu, "linear_weight_grad", {a({2, m, n}), t({2, m, 3, k})}, {A(Shape{n, 3, k})},
+                   two, mode);
       expectAgrees(*gpu, "head_weight_grad", {a({m, 3, n}), t({m, 3, k})}, {A(Shape{3, n, k})}, {},
                    mode);
       expectAgrees(*gpu, "sum_rows", {a({m, n, k})}, {A(Shape{k})}, {}, mode);
@@ -84,10 +85,10 @@ TEST_F(CudaGrad, RowsAndElements) {
         expectAgrees(*gpu, "glu_grad", {t({40, width}), t({40, 2, width})},
                      {T(Shape{40, 2, width})}, params({}, {}, {{"activation", act}}), mode);
       }
-      expectAgrees(*gpu, "glu_grad", {t({40, width}), t({40, 2, width})}, {T(Shape{40, 2, width})},
-                   params({}, {{"limit", 0.7}, {"alpha", 1.702}, {"up_shift", 1}},
-                          {{"activation", "silu"}}),
-                   mode);
+      expectAgrees(
+          *gpu, "glu_grad", {t({40, width}), t({40, 2, width})}, {T(Shape{40, 2, width})},
+          params({}, {{"limit", 0.7}, {"alpha", 1.702}, {"up_shift", 1}}, {{"activation", "silu"}}),
+          mode);
     }
   }
 }
@@ -96,11 +97,9 @@ TEST_F(CudaGrad, Attention) {
   for (Mode mode : allModes()) {
     mode = summing(mode);
     for (bool causal : {false, true}) {
-      CallParams p = params({{"window", causal ? 5 : 0},
-                             {"causal", causal},
-                             {"q_heads", 4},
-                             {"kv_heads", 2}},
-                            {{"scale", 0.3}}, {{"with", "q2 k2 bias sinks"}});
+      CallParams p =
+          params({{"window", causal ? 5 : 0}, {"causal", causal}, {"q_heads", 4}, {"kv_heads", 2}},
+                 {{"scale", 0.3}}, {{"with", "q2 k2 bias sinks"}});
       Tensor<int32_t> q({9}), k({12});
       for (int i = 0; i < 12; ++i)
         k.values[size_t(i)] = i;
@@ -136,8 +135,11 @@ TEST_F(CudaGrad, Routing) {
             continue;
           // A sparsemixer's choices must be near the largest.
           expectAgrees(*gpu, "route_grad", {a({30, 2}), a({30, 7}), I(ids)}, {A(Shape{30, 7})},
-                       params({}, {{"scale", 1.5}, {"renorm_epsilon", 1e-3}, {"renorm_clamp_min", 0},
-                                   {"jitter_eps", sparse ? 1e6 : 0}},
+                       params({},
+                              {{"scale", 1.5},
+                               {"renorm_epsilon", 1e-3},
+                               {"renorm_clamp_min", 0},
+                               {"jitter_eps", sparse ? 1e6 : 0}},
                               {{"score", score}, {"order", order}, {"renorm", renorm}}),
                        mode);
         }
@@ -166,9 +168,8 @@ TEST_F(CudaGrad, Losses) {
   expectAgrees(*gpu, "row_max", {A(logits)}, {A(Shape{3, 11})}, columns, mode);
   expectAgrees(*gpu, "cross_entropy_stats", {A(logits), a({3, 11}), I(labels)},
                {A(Shape{3, 11, 3})}, columns, mode);
-  expectAgrees(*gpu, "cross_entropy_stats_grad",
-               {a({3, 11, 3}), A(logits), a({3, 11}), I(labels)}, {A(Shape{3, 11, 60})}, columns,
-               mode);
+  expectAgrees(*gpu, "cross_entropy_stats_grad", {a({3, 11, 3}), A(logits), a({3, 11}), I(labels)},
+               {A(Shape{3, 11, 60})}, columns, mode);
   CallParams smooth = params({{"classes", 97}}, {{"smoothing", 0.1}});
   expectAgrees(*gpu, "cross_entropy", {A(stats), I(labels)}, {A(Shape{1}), A(Shape{1})}, smooth,
                mode);
@@ -183,12 +184,12 @@ TEST_F(CudaGrad, Losses) {
     expectAgrees(*gpu, "expert_probs", {a({50, experts})}, {A(Shape{experts})}, {}, mode);
     expectAgrees(*gpu, "expert_probs_grad", {a({experts}), a({50, experts})},
                  {A(Shape{50, experts})}, {}, mode);
-    expectAgrees(*gpu, "balance", {A(positive({experts})), A(positive({experts}))},
-                 {A(Shape{1})}, tokens, mode);
+    expectAgrees(*gpu, "balance", {A(positive({experts})), A(positive({experts}))}, {A(Shape{1})},
+                 tokens, mode);
     expectAgrees(*gpu, "balance_grad", {a({1}), a({experts})}, {A(Shape{experts})}, tokens, mode);
     expectAgrees(*gpu, "router_z", {a({50, experts})}, {A(Shape{1})}, tokens, mode);
-    expectAgrees(*gpu, "router_z_grad", {a({1}), a({50, experts})}, {A(Shape{50, experts})},
-                 tokens, mode);
+    expectAgrees(*gpu, "router_z_grad", {a({1}), a({50, experts})}, {A(Shape{50, experts})}, tokens,
+                 mode);
   }
   Tensor<int32_t> given({3, 11});
   for (size_t i = 0; i < given.values.size(); ++i)

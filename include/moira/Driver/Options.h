@@ -35,7 +35,7 @@ struct CompilerOptions {
   std::string dropPolicy; // none, position, probs, random, priority; empty: the model's
   int64_t minCapacity = 4, dropSeed = 0;
   std::optional<double> auxLoss, zLoss; // shares of the routers' losses; without: none
-  std::optional<uint64_t> memoryLimit; // bytes a rank
+  std::optional<uint64_t> memoryLimit;  // bytes a rank
   std::optional<Phase> compileTo, compileFrom;
   std::string dumpPhasesTo;
   std::string report = "text"; // text (stderr), json (stdout) or none

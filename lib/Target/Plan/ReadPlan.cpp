@@ -131,7 +131,8 @@ void Reader::readState(const fb::State &state) {
   StateOp::create(builder, loc, text(state.name()),
                   TypeAttr::get(globalType(state.dtype(), *state.shape(), *state.dims())),
                   text(program->arenas()->Get(state.arena())->name()),
-                  builder.getI64IntegerAttr(state.offset()), sourceOf(state.source()), layer(state.layer()));
+                  builder.getI64IntegerAttr(state.offset()), sourceOf(state.source()),
+                  layer(state.layer()));
 }
 
 Value Reader::view(uint32_t index) {

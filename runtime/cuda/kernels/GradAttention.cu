@@ -87,8 +87,7 @@ __global__ void summarise(GradArgs g) {
 }
 
 /// out[row, column] = Σ over what `terms` calls add(factor, reader, first element) with. By a warp.
-template <typename Terms>
-__device__ void sumRow(float *out, int32_t width, Terms terms) {
+template <typename Terms> __device__ void sumRow(float *out, int32_t width, Terms terms) {
   for (int32_t column0 = 0; column0 < width; column0 += kColumns) {
     float sum[kColumns / 32] = {};
     terms([&](float factor, Reader x, int64_t first) {
@@ -249,8 +248,8 @@ Status ops::attention_grad(const Call &call) {
   a.causal = call.params.integer("causal", 1) != 0;
   a.scale = float(call.params.real("scale", 1));
   if (a.allHeads < 1 || a.allKvHeads < 1 || a.allKvHeads > a.allHeads)
-    return badCall(call, format("%lld query heads over %lld", (long long)a.allHeads,
-                                (long long)a.allKvHeads));
+    return badCall(
+        call, format("%lld query heads over %lld", (long long)a.allHeads, (long long)a.allKvHeads));
   for (int64_t h = 0; h < a.heads; ++h) {
     int64_t kv = (a.headOffset + h) * a.allKvHeads / a.allHeads - a.kvOffset;
     if (kv < 0 || kv >= a.kvHeads)

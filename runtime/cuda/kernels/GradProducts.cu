@@ -10,8 +10,8 @@ namespace {
 
 constexpr int kTile = 32;
 
-/// out[z][r,c] = Σ_i a[z][i,r] · b[z][i,c]. Strides count elements: of i and r in a, of i and c in b,
-/// and of one z in each.
+/// out[z][r,c] = Σ_i a[z][i,r] · b[z][i,c]. Strides count elements: of i and r in a, of i and c in
+/// b, and of one z in each.
 struct Product {
   Reader a, b;
   Writer out;
@@ -54,9 +54,9 @@ __global__ void multiply(Product p, int32_t *flag) {
   for (int64_t i0 = 0; i0 < inner; i0 += kTile) {
     for (int j = y; j < kTile; j += 8) {
       int64_t i = i0 + j, r = row0 + x, c = column0 + x;
-      aTile[j][x] = i < inner && r < rows ? p.a[z * p.aNext + (firstInner + i) * p.aInner +
-                                                (firstRow + r) * p.aRow]
-                                          : 0.0f;
+      aTile[j][x] = i < inner && r < rows
+                        ? p.a[z * p.aNext + (firstInner + i) * p.aInner + (firstRow + r) * p.aRow]
+                        : 0.0f;
       bTile[j][x] = i < inner && c < p.columns
                         ? p.b[z * p.bNext + (firstInner + i) * p.bInner + c * p.bColumn]
                         : 0.0f;
@@ -94,8 +94,8 @@ Status zero(const Call &call, const TensorRef &tensor) {
 }
 
 /// out[j] = Σ of x[i · width + j] over i, one thread a column; with groups, one run of i for each.
-__global__ void sumColumns(Reader x, float *out, int64_t rows, int64_t width,
-                           const int32_t *groups, int64_t count, int32_t *flag) {
+__global__ void sumColumns(Reader x, float *out, int64_t rows, int64_t width, const int32_t *groups,
+                           int64_t count, int32_t *flag) {
   for (int64_t at = threadNumber(); at < count * width; at += threadCount()) {
     int64_t first = 0, size = rows;
     if (groups)

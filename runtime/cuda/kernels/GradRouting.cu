@@ -108,8 +108,8 @@ struct TokenGrad {
         if (!isChosen(e, j))
           most = fmaxf(most, logit(e));
       auto among = [&](int64_t e) {
-        return !isChosen(e, j) && !((most - logit(e)) / fmaxf(fabsf(logit(e)), most) >
-                                    2 * gate.jitterEps);
+        return !isChosen(e, j) &&
+               !((most - logit(e)) / fmaxf(fabsf(logit(e)), most) > 2 * gate.jitterEps);
       };
       largestAndTotal(among, largest, total);
       float weight = expf(logit(ids[j]) - largest) / total, grad = given[j] * gate.renorm.scale;
@@ -208,8 +208,8 @@ Status ops::route_grad(const Call &call) {
                 {gate.renorm, false, float(gate.renormEpsilon), float(gate.renormClampMin),
                  float(gate.scale)}};
   routeBack<<<blocksOfThreads(tokens), kWarpBlock, 0, call.stream()>>>(
-      Reader(call.in[0]), Reader(call.in[1]), call.input<int32_t>(2), call.output<float>(0),
-      tokens, args, call.context.errorFlag);
+      Reader(call.in[0]), Reader(call.in[1]), call.input<int32_t>(2), call.output<float>(0), tokens,
+      args, call.context.errorFlag);
   return launched(call);
 }
 
@@ -221,8 +221,8 @@ Status ops::limit_grad(const Call &call) {
     return {};
   std::string_view renorm = call.params.text("renorm");
   limitBack<<<blocksOfThreads(tokens), kWarpBlock, 0, call.stream()>>>(
-      Reader(call.in[0]), Reader(call.in[1]), call.input<int32_t>(2), call.output<float>(0),
-      tokens, k,
+      Reader(call.in[0]), Reader(call.in[1]), call.input<int32_t>(2), call.output<float>(0), tokens,
+      k,
       {renorm != "none", renorm == "after", float(call.params.real("renorm_epsilon")),
        float(call.params.real("renorm_clamp_min")), float(call.params.real("scale", 1))});
   return launched(call);

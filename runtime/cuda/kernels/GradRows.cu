@@ -1,7 +1,7 @@
 //===- GradRows.cu - gradients of row-wise and element-wise calls -----------===//
-// rms_sums, rms_norm_grad, layer_norm_grad, clamp_grad, act_grad, glu_grad, sigmoid_gate_grad. A row
-// is a warp's work; the gradient of a weight is summed over the rows by one thread a column, from
-// what the rows leave in the workspace.
+// rms_sums, rms_norm_grad, layer_norm_grad, clamp_grad, act_grad, glu_grad, sigmoid_gate_grad. A
+// row is a warp's work; the gradient of a weight is summed over the rows by one thread a column,
+// from what the rows leave in the workspace.
 //===----------------------------------------------------------------------===//
 #include "GradTools.h"
 
@@ -42,8 +42,7 @@ __device__ void activate(Act act, float alpha, float x, float &value, float &slo
   case Act::geluTanh: {
     float t = tanhf(0.79788456f * (x + 0.044715f * x * x * x));
     value = 0.5f * x * (1 + t);
-    slope = 0.5f * (1 + t) +
-            0.5f * x * (1 - t * t) * 0.79788456f * (1 + 3 * 0.044715f * x * x);
+    slope = 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.79788456f * (1 + 3 * 0.044715f * x * x);
     return;
   }
   case Act::relu:
@@ -119,8 +118,7 @@ __global__ void layerRows(Reader dy, Reader x, Reader w, Writer dx, float *facto
   grad = warpSum(grad) / n;
   product = warpSum(product) / n;
   for (int64_t i = laneNumber(); i < width; i += 32)
-    dx.set(first + i,
-           r * (dy[first + i] * w[i] - grad - (x[first + i] - mean) * r * product));
+    dx.set(first + i, r * (dy[first + i] * w[i] - grad - (x[first + i] - mean) * r * product));
   if (laneNumber() == 0)
     factors[2 * t] = mean, factors[2 * t + 1] = r;
 }
@@ -169,8 +167,7 @@ __global__ void gluBack(Reader dy, Reader x, Writer dx, int64_t n, int64_t width
   }
 }
 
-__global__ void gateBack(Reader x, Reader dy, Reader gate, Writer dg, int64_t rows,
-                         int64_t width) {
+__global__ void gateBack(Reader x, Reader dy, Reader gate, Writer dg, int64_t rows, int64_t width) {
   int64_t t = warpNumber();
   if (t >= rows)
     return;

@@ -1,6 +1,6 @@
 //===- GradTools.h - what gradient kernels share ----------------*- C++ -*-===//
-// Operands that are f32 or bf16 each for itself: cotangents of tokens are f32 in a bf16 program, too.
-// Plain kernels: one thread or warp an element, sums in one order.
+// Operands that are f32 or bf16 each for itself: cotangents of tokens are f32 in a bf16 program,
+// too. Plain kernels: one thread or warp an element, sums in one order.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_CUDA_KERNELS_GRADTOOLS_H
 #define MOIRA_RT_CUDA_KERNELS_GRADTOOLS_H
@@ -16,7 +16,8 @@ struct Reader {
   explicit Reader(const TensorRef &tensor)
       : data(tensor.data), isBf16(tensor.dtype == fb::DType::bf16) {}
   __device__ float operator[](int64_t i) const {
-    return isBf16 ? toFloat(static_cast<const bf16 *>(data)[i]) : static_cast<const float *>(data)[i];
+    return isBf16 ? toFloat(static_cast<const bf16 *>(data)[i])
+                  : static_cast<const float *>(data)[i];
   }
 };
 

@@ -19,8 +19,7 @@ __global__ void shiftTokens(const void *ids, const int32_t *labels, int32_t *out
     if ((i + 1) % columns == 0)
       out[i] = kNoLabel;
     else
-      out[i] = labels && labels[i + 1] != kNotGiven ? labels[i + 1]
-                                                    : int32_t(idAt<Id>(ids, i + 1));
+      out[i] = labels && labels[i + 1] != kNotGiven ? labels[i + 1] : int32_t(idAt<Id>(ids, i + 1));
   }
 }
 

@@ -313,8 +313,7 @@ LogicalResult ChoiceDotsOp::verify() {
   return check(*this,
                (rank == 2 || rank == 4) && !x.empty() && !pos.empty() &&
                    tensorOf(getRows()).getShape().back() == x.back() &&
-                   x.drop_back() == pos.drop_back() &&
-                   tensorOf(getResult()).getShape() == pos,
+                   x.drop_back() == pos.drop_back() && tensorOf(getResult()).getShape() == pos,
                "C1: shapes must be rows[R,D] or slots[G,P,B,D], x[t..,D], pos[t..,k] → [t..,k]");
 }
 

@@ -32,7 +32,8 @@ static bool oneShape(Value a, Value b, Value c) {
 //===----------------------------------------------------------------------===//
 
 LogicalResult EmbeddingGradOp::verify() {
-  if (rankOf(getTable()) != 2 || !is(getDy(), concat(shapeOf(getIds()), shapeOf(getTable()).back())))
+  if (rankOf(getTable()) != 2 ||
+      !is(getDy(), concat(shapeOf(getIds()), shapeOf(getTable()).back())))
     return emitOpError("C1: dy must have the shape of ids followed by the table's last dimension");
   if (shapeOf(getResult()) != shapeOf(getTable()))
     return emitOpError("C2: the result must have the table's shape");
@@ -142,7 +143,8 @@ LogicalResult SigmoidGateGradOp::verify() {
     return emitOpError("C1: x and dy must have one shape");
   SmallVector<int64_t> gate = concat(shapeOf(getX()).drop_back(), 1);
   if (!is(getG(), gate) || !is(getResult(), gate))
-    return emitOpError("C2: g and the result must have x's leading shape and a last dimension of 1");
+    return emitOpError(
+        "C2: g and the result must have x's leading shape and a last dimension of 1");
   return success();
 }
 
@@ -178,9 +180,9 @@ LogicalResult AttentionGradOp::verify() {
     if (shapeOf(value) != shapeOf(grad))
       return emitOpError("C2: ") << grad.getType() << " is no gradient of " << value.getType();
   int64_t heads = getQHeads(), kvHeads = getKvHeads();
-  if (heads < 1 || kvHeads < 1 || heads % kvHeads != 0 ||
-      static_cast<int64_t>(getWindow()) < 0 || !getScale().isFinite() ||
-      bool(getQ2()) != bool(getK2()) || (getBidirectional() && getWindow() != 0))
+  if (heads < 1 || kvHeads < 1 || heads % kvHeads != 0 || static_cast<int64_t>(getWindow()) < 0 ||
+      !getScale().isFinite() || bool(getQ2()) != bool(getK2()) ||
+      (getBidirectional() && getWindow() != 0))
     return emitOpError("C3: its heads, window, scale or optional operands are no attention's");
   return success();
 }
@@ -284,8 +286,7 @@ LogicalResult NextTokensOp::verify() {
 template <typename Op> static LogicalResult verifyVocabulary(Op op) {
   int64_t classes = op.getClasses(), columns = shapeOf(op.getX()).back();
   if (classes < 1 || (!op.getColumnOffset() && classes != columns))
-    return op.emitOpError("C2: classes = ")
-           << classes << " do not fit " << columns << " columns";
+    return op.emitOpError("C2: classes = ") << classes << " do not fit " << columns << " columns";
   return success();
 }
 

@@ -1,6 +1,6 @@
 //===- MoeVJPDense.cpp - gradients of dense ops, attention and losses -----===//
-// One buildVJP an op. Which ops need none of their own kind is worth a look: a rotation is undone by
-// the opposite one, a gate's x by the gate, a bias by a sum.
+// One buildVJP an op. Which ops need none of their own kind is worth a look: a rotation is undone
+// by the opposite one, a gate's x by the gate, a bias by a sum.
 //===----------------------------------------------------------------------===//
 #include "MoeVJP.h"
 
@@ -88,8 +88,7 @@ LogicalResult ClampOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
 }
 
 LogicalResult ActOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
-  operands[0] =
-      ActGradOp::create(b, getLoc(), dy[0].getType(), dy[0], getX(), getActivationAttr());
+  operands[0] = ActGradOp::create(b, getLoc(), dy[0].getType(), dy[0], getX(), getActivationAttr());
   return success();
 }
 
@@ -118,14 +117,14 @@ LogicalResult WholeOp::buildVJP(OpBuilder &, ValueRange dy, Grads operands) {
 
 LogicalResult RopeOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
   Value back = ScaleOp::create(b, getLoc(), getSin().getType(), getSin(), llvm::APFloat(-1.0));
-  operands[0] = RopeOp::create(b, getLoc(), dy[0].getType(), dy[0], getCos(), back,
-                               getInterleavedAttr());
+  operands[0] =
+      RopeOp::create(b, getLoc(), dy[0].getType(), dy[0], getCos(), back, getInterleavedAttr());
   return success();
 }
 
 LogicalResult RelativeBiasOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
-  operands[0] = RelativeBiasGradOp::create(b, getLoc(), cotangentType(getTable()), dy[0],
-                                           getQpos(), getKpos(), getTable(), getMaxDistanceAttr(),
+  operands[0] = RelativeBiasGradOp::create(b, getLoc(), cotangentType(getTable()), dy[0], getQpos(),
+                                           getKpos(), getTable(), getMaxDistanceAttr(),
                                            getBidirectionalAttr());
   return success();
 }
@@ -152,9 +151,9 @@ LogicalResult AttentionOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands)
 //===----------------------------------------------------------------------===//
 
 LogicalResult CrossEntropyStatsOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
-  operands[0] = CrossEntropyStatsGradOp::create(b, getLoc(), cotangentType(getX()), dy[0], getX(),
-                                                getMax(), getLabels(), getClassesAttr(),
-                                                Attribute());
+  operands[0] =
+      CrossEntropyStatsGradOp::create(b, getLoc(), cotangentType(getX()), dy[0], getX(), getMax(),
+                                      getLabels(), getClassesAttr(), Attribute());
   return success();
 }
 

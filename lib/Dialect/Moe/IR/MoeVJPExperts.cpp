@@ -93,7 +93,6 @@ LogicalResult GroupedMatmulOp::buildVJP(OpBuilder &b, ValueRange dy, Grads opera
 
 LogicalResult GroupedBiasOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
   operands[0] = dy[0];
-  operands[2] =
-      GroupedBiasGradOp::create(b, getLoc(), cotangentType(getB()), dy[0], getGroups());
+  operands[2] = GroupedBiasGradOp::create(b, getLoc(), cotangentType(getB()), dy[0], getGroups());
   return success();
 }

@@ -70,8 +70,8 @@ struct GatheredOutput {
   std::vector<double> values;
 };
 
-/// writeShards for every output, floats as F32 (F64 from a program in f64) and integers as I64. `views[i]` is output i of this
-/// rank.
+/// writeShards for every output, floats as F32 (F64 from a program in f64) and integers as I64.
+/// `views[i]` is output i of this rank.
 Status writeOutputs(const std::string &path, const fb::Program &program,
                     const MeshPosition &position, std::span<const TensorRef> views,
                     Communicator &communicator);
