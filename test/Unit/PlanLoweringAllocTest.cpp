@@ -89,7 +89,7 @@ public:
                    IntegerAttr());
     RequireBoundOp::create(builder, loc, need, queue(), StringAttr(), IntegerAttr());
     OutputOp::create(builder, loc, builder.getStringAttr("y"), values[0].back(),
-                     TypeAttr::get(type));
+                     TypeAttr::get(type), Attribute());
     return module;
   }
 
