@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 import oracle
 from capacity_oracle import philox
-from common import GOLDEN, GOLDEN_CLASSES, golden_options, relative_error
+from common import GOLDEN, GOLDEN_CLASSES, ROOT, golden_options, relative_error
 from errors import assert_refused
 from moira import checkpoint, compile_plan, run_plan, run_tool
 from moira.tools import program
@@ -506,3 +506,15 @@ def test_memory_is_bounded(tmp_path):
     ended = subprocess.run(command, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert raw(tmp_path / "t")["big"][2] == bytes(200_000_000)
+
+
+@pytest.mark.parametrize("kind", sorted(p.stem for p in (ROOT / "lib" / "Import" / "classes").glob("*.json")))
+def test_every_class_is_known(kind, tmp_path):
+    """The class files are the importer's; moe-ckpt reads each of them, and those that only others include are no classes."""
+    name = json.loads((ROOT / "lib" / "Import" / "classes" / f"{kind}.json").read_text()).get("model_type")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name or kind}))
+    checkpoint.write(tmp_path / "model.safetensors", {"a": np.zeros(2, np.float32)})
+    if name:
+        assert f"{name} without experts" in done("verify", tmp_path).out
+    else:
+        assert_refused(ckpt("verify", tmp_path), "UnknownModelClass", [kind, "mixtral"])
