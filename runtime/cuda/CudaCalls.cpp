@@ -60,13 +60,6 @@ Status checkTrailing(const Call &call, std::string_view name,
   return {};
 }
 
-Status launchProduct(const Call &call, const GroupedProduct &product) {
-  if (product.m == 0 || product.n == 0)
-    return {};
-  return product.inType == fb::DType::bf16 ? launchProductBf16(call, product)
-                                           : launchProductF32(call, product);
-}
-
 std::string describeErrorFlag(int32_t code) {
   switch (static_cast<Fault>(code)) {
   case Fault::none:

@@ -31,6 +31,8 @@ struct CallContext {
   /// id, count or row out of range) sets a code here instead of using it as an address; the results
   /// of that call are then without meaning. See describeErrorFlag.
   int32_t *errorFlag = nullptr;
+  /// Whether kernels may be launched before the ones that they wait for have ended.
+  bool early = true;
   /// For `route`, optional, both on the device: expert ids [tokens·k] to use instead of the gate's
   /// choice, and per token the selection score of choice k minus that of choice k+1.
   const int32_t *forcedIds = nullptr;

@@ -110,6 +110,85 @@ TEST_F(CudaAttention, KeysWithoutHeadsAreOneHead) {
                    mode);
 }
 
+TEST_F(CudaAttention, FewQueriesOverManyKeys) {
+  for (Mode mode : allModes()) {
+    for (int64_t d : {64, 80, 128, 256})
+      for (auto [heads, kvHeads] : {std::pair<int64_t, int64_t>{8, 1}, {8, 2}, {3, 3}, {40, 2}})
+        check(*gpu, random,
+              {.keyDim = d,
+               .valueDim = d,
+               .queries = 1,
+               .keys = random.between(1, 2000),
+               .heads = heads,
+               .kvHeads = kvHeads,
+               .window = random.between(0, 1) * 300,
+               .sinks = random.between(0, 1) == 1},
+              mode);
+    for (int64_t queries : {2, 3, 4})
+      check(*gpu, random,
+            {.keyDim = 128,
+             .valueDim = 96,
+             .sharedDim = queries == 3 ? 64 : 0,
+             .queries = queries,
+             .keys = 1000,
+             .heads = 8,
+             .kvHeads = 2,
+             .bias = true,
+             .causal = queries != 2},
+            mode);
+  }
+}
+
+TEST_F(CudaAttention, ManyQueriesOverManyKeys) {
+  Mode bf16{.dtype = fb::DType::bf16};
+  for (auto [keys, shared, values] : {std::array<int64_t, 3>{128, 0, 128},
+                                      {64, 0, 64},
+                                      {128, 64, 128},
+                                      {64, 24, 40},
+                                      {96, 0, 80},
+                                      {192, 0, 64}})
+    for (bool causal : {true, false})
+      check(*gpu, random,
+            {.keyDim = keys,
+             .valueDim = values,
+             .sharedDim = shared,
+             .queries = random.between(250, 400),
+             .keys = random.between(500, 700),
+             .heads = 6,
+             .kvHeads = 2,
+             .window = random.between(0, 1) * 200,
+             .sinks = random.between(0, 1) == 1,
+             .causal = causal},
+            bf16);
+}
+
+TEST_F(CudaAttention, WhatNoQuerySeesIsNotRead) {
+  // Few queries: what lies behind the filled part of a cache may be anything.
+  Tensor<float> k = random.normal<float>({2, 600, 2, 64}),
+                v = random.normal<float>({2, 600, 2, 64});
+  Tensor<int32_t> kpos({600}), mask({2, 600});
+  for (int32_t j = 0; j < 600; ++j)
+    kpos.values[size_t(j)] = j;
+  for (int64_t b = 0; b < 2; ++b)
+    for (int64_t j = 0; j < 600; ++j)
+      mask.values[size_t(b * 600 + j)] = j >= 100 * b && j % 7 != 3;
+  std::vector<Operand> in{T(random.normal<float>({2, 1, 8, 64})), T(k),    T(v),
+                          I(Tensor<int32_t>({1}, {300})),         I(kpos), I(mask)};
+  for (Operand &o : in)
+    o = rounded(std::move(o), fb::DType::bf16);
+  CallParams p = params({{"window", 0}, {"q_heads", 8}, {"kv_heads", 2}}, {{"scale", 0.125}});
+  std::vector<std::vector<double>> expected;
+  ASSERT_TRUE(runOnHost<double>("attention", in, {T(Shape{2, 1, 8, 64})}, p, expected).ok());
+  for (size_t operand : {1, 2})
+    for (int64_t at = 0; at < 2 * 600; ++at)
+      if (at % 600 > 300 || !mask.values[size_t(at)])
+        for (int64_t d = 0; d < 128; ++d)
+          std::get<Tensor<float>>(in[operand].tensor).values[size_t(at * 128 + d)] = NAN;
+  std::vector<Operand> got =
+      runOnGpu(*gpu, "attention", in, {T(Shape{2, 1, 8, 64})}, p, {.dtype = fb::DType::bf16});
+  EXPECT_LE(normError(got[0].floats(), expected[0]), 1e-2);
+}
+
 TEST_F(CudaAttention, HeadProducts) {
   for (Mode mode : allModes())
     for (bool transposed : {false, true})

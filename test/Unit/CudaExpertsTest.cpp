@@ -343,6 +343,7 @@ TEST_F(CudaExperts, FillsAndReduces) {
   for (double value : {0.0, 1.5, -3.0}) {
     OnDevice floats(T(Shape{300}), fb::DType::f32, true),
         halves(T(Shape{300}), fb::DType::bf16, true), ints(I(Shape{300}), fb::DType::f32, true);
+    mustWork(cudaDeviceSynchronize()); // what is there has arrived
     for (OnDevice *o : {&floats, &halves, &ints})
       ASSERT_TRUE(cuda::runCudaFill(o->ref(), value, gpu->context).ok());
     EXPECT_EQ(gpu->finish(), 0);
@@ -398,6 +399,8 @@ TEST_F(CudaExperts, CapturedCallsReplay) {
         params({{"experts", experts}, {"expert_offset", 0}}));
     run("grouped_matmul", {rows.ref(), groups.ref(), w.ref()}, {made.ref()},
         params({{"contract", 1}}));
+    // What the next kernel waits for may be something else than a kernel.
+    mustWork(cudaMemsetAsync(out.ref().data, 0, size_t(tokens * d) * 2, gpu->context.stream));
     run("combine", {made.ref(), pos.ref(), weights.ref()}, {out.ref()}, {});
   };
   layer();

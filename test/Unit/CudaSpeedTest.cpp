@@ -1,9 +1,12 @@
 //===- CudaSpeedTest.cpp - how fast the CUDA calls are ----------------------===//
-// A program, not a test: prints milliseconds, TFLOP/s and GB/s of each call at the sizes of a layer
-// of OLMoE-1B-7B with 4 × 2048 tokens (the median of 20 calls on random data). Bytes are those that
-// must move: each input and output once.
+// A program, not a test. Its arguments say what is measured, all if there are none:
+//   layer     each call at the sizes of a layer of OLMoE-1B-7B with 4 × 2048 tokens: milliseconds,
+//             TFLOP/s and GB/s of the bytes that must move, each input and output once
+//   products  CudaSpeedProducts.cpp
+//   decode    CudaSpeedDecode.cpp
+//   decode-late  the same with no kernel launched before the one before it has ended
 //===----------------------------------------------------------------------===//
-#include "CudaTesting.h"
+#include "CudaSpeed.h"
 
 using namespace moira::rt;
 using namespace moira::rt::testing;
@@ -11,59 +14,11 @@ namespace fb = moira::fb;
 
 namespace {
 
-/// Device memory full of random values in (-1, 1), or of given integers.
-class Big {
-public:
-  Big(Shape shape, fb::DType dtype) : dtype(dtype), shape(std::move(shape)) {
-    size_t element = dtype == fb::DType::bf16 ? 2 : 4, total = size_t(ref().elements()) * element;
-    mustWork(cudaMalloc(&data, total + 1));
-    std::vector<uint8_t> some(std::min<size_t>(total, size_t(8) << 20));
-    static std::mt19937 engine(1);
-    for (size_t i = 0; i + element <= some.size(); i += element) {
-      float v = float(engine()) / 2147483648.0f - 1;
-      uint16_t bits = bf16Bits(v);
-      std::memcpy(some.data() + i, element == 2 ? static_cast<void *>(&bits) : &v, element);
-    }
-    for (size_t at = 0; at < total; at += some.size())
-      mustWork(cudaMemcpy(static_cast<uint8_t *>(data) + at, some.data(),
-                          std::min(some.size(), total - at), cudaMemcpyHostToDevice));
-  }
-  Big(Shape shape, std::vector<int32_t> values) : dtype(fb::DType::i32), shape(std::move(shape)) {
-    mustWork(cudaMalloc(&data, values.size() * 4));
-    mustWork(cudaMemcpy(data, values.data(), values.size() * 4, cudaMemcpyHostToDevice));
-  }
-  Big(const Big &) = delete;
-  ~Big() { cudaFree(data); }
-  TensorRef ref() const { return {data, dtype, shape}; }
-
-private:
-  fb::DType dtype;
-  Shape shape;
-  void *data = nullptr;
-};
-
 void measure(Gpu &gpu, const char *label, std::string_view name, std::vector<TensorRef> in,
              std::vector<TensorRef> out, const CallParams &p, double operations, double bytes) {
-  constexpr int runs = 20;
-  cudaEvent_t events[runs + 1];
-  for (cudaEvent_t &e : events)
-    mustWork(cudaEventCreate(&e));
-  for (int i = -3; i <= runs; ++i) {
-    if (i >= 0)
-      mustWork(cudaEventRecord(events[i], gpu.context.stream));
-    if (Status s = cuda::runCudaCall(name, in, out, p, gpu.context); !s)
-      throw std::runtime_error(s.str());
-  }
-  int32_t fault = gpu.finish();
-  std::vector<float> times(runs);
-  for (int i = 0; i < runs; ++i)
-    mustWork(cudaEventElapsedTime(&times[size_t(i)], events[i], events[i + 1]));
-  for (cudaEvent_t e : events)
-    cudaEventDestroy(e);
-  std::nth_element(times.begin(), times.begin() + runs / 2, times.end());
-  double ms = times[runs / 2];
-  std::printf("%-34s %9.3f ms %8.1f TFLOP/s %8.0f GB/s%s\n", label, ms, operations / ms / 1e9,
-              bytes / ms / 1e6, fault ? "  FAULT" : "");
+  double ms = millisecondsOf(gpu, 20, 3, [&] { mustRun(gpu, name, in, out, p); });
+  std::printf("%-34s %9.3f ms %8.1f TFLOP/s %8.0f GB/s\n", label, ms, operations / ms / 1e9,
+              bytes / ms / 1e6);
 }
 
 void layer(Gpu &gpu, fb::DType type) {
@@ -145,12 +100,29 @@ void layer(Gpu &gpu, fb::DType type) {
 
 } // namespace
 
-int main() {
+int main(int argc, char **argv) {
   if (!Gpu::present()) {
     std::printf("no CUDA device here\n");
     return 0;
   }
+  cudaDeviceProp device{};
+  mustWork(cudaGetDeviceProperties(&device, 0));
+  std::printf("%s, %d multiprocessors\n", device.name, device.multiProcessorCount);
   Gpu gpu;
-  layer(gpu, fb::DType::bf16);
-  layer(gpu, fb::DType::f32);
+  std::vector<std::string_view> parts(argv + 1, argv + argc);
+  auto wanted = [&](std::string_view part) {
+    return parts.empty() || std::find(parts.begin(), parts.end(), part) != parts.end();
+  };
+  if (wanted("layer")) {
+    layer(gpu, fb::DType::bf16);
+    layer(gpu, fb::DType::f32);
+  }
+  if (wanted("products"))
+    measureProducts(gpu);
+  if (wanted("decode"))
+    measureDecode(gpu);
+  if (wanted("decode-late")) {
+    gpu.context.early = false;
+    measureDecode(gpu);
+  }
 }

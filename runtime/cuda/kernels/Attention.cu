@@ -1,6 +1,6 @@
 //===- Attention.cu - the attention call, and its plain kernel --------------===//
 // Checks and choice of a kernel. The plain kernel takes any head dimension, one warp a query and
-// 256 result columns; the tiled ones are in AttentionBf16.cu and AttentionF32.cu.
+// 256 result columns; the others are in the files Attention*.cu.
 //===----------------------------------------------------------------------===//
 #include "AttentionTools.h"
 
@@ -140,7 +140,13 @@ Status ops::attention(const Call &call) {
     return {};
   if (!fitsTiles(a, type))
     return withFloat(type, [&]<typename T>(T) { return launchAttentionPlain<T>(call, a); });
-  return type == fb::DType::bf16 ? launchAttentionBf16(call, a) : launchAttentionF32(call, a);
+  if (type == fb::DType::f32)
+    return launchAttentionF32(call, a);
+  if (hasFewQueries(a))
+    return launchAttentionFew(call, a);
+  constexpr int64_t many = 32; // queries that are worth a tile of 128
+  return a.queries > many && attentionFitsWgmma(a) && isHopper() ? launchAttentionWgmma(call, a)
+                                                                 : launchAttentionBf16(call, a);
 }
 
 } // namespace moira::rt::cuda

@@ -20,7 +20,7 @@ __device__ inline int64_t kvHeadOf(const AttentionArgs &a, int64_t head) {
   return (a.headOffset + head) * a.allKvHeads / a.allHeads - a.kvOffset;
 }
 
-/// Least and greatest position of `count` (at most 64) queries from `first` on. By one warp.
+/// Least and greatest position of `count` queries from `first` on. By one warp.
 __device__ inline void queryRange(const AttentionArgs &a, int64_t first, int32_t count,
                                   int32_t &least, int32_t &greatest) {
   int32_t low = INT32_MAX, high = INT32_MIN;
@@ -33,11 +33,23 @@ __device__ inline void queryRange(const AttentionArgs &a, int64_t first, int32_t
   greatest = __reduce_max_sync(kAllLanes, high);
 }
 
+/// none: no query sees any key; all: the tile is full and every query sees every key.
 enum class Sight { none, some, all };
 
-/// What queries at positions [least, greatest] see of keys [first, first + count), count at most
-/// 64, `wanted` keys making a full tile: `none` if no query sees any, `all` if the tile is full and
-/// every query sees every key. By one warp.
+/// What queries at positions [least, greatest] see of keys whose positions, as far as they are not
+/// masked, are in [low, high]. `unmasked`: none is masked, and they make a full tile.
+__device__ inline Sight sightOfRange(const AttentionArgs &a, int32_t low, int32_t high,
+                                     bool unmasked, int32_t least, int32_t greatest) {
+  if (low > high || (a.causal && low > greatest) ||
+      (a.window > 0 && int64_t(least) - high >= a.window))
+    return Sight::none;
+  return unmasked && (!a.causal || high <= least) &&
+                 (a.window <= 0 || int64_t(greatest) - low < a.window)
+             ? Sight::all
+             : Sight::some;
+}
+
+/// The same of keys [first, first + count), `wanted` keys making a full tile. By one warp.
 __device__ inline Sight sightOf(const AttentionArgs &a, int64_t batch, int64_t first, int32_t count,
                                 int32_t wanted, int32_t least, int32_t greatest) {
   int32_t low = INT32_MAX, high = INT32_MIN;
@@ -51,16 +63,8 @@ __device__ inline Sight sightOf(const AttentionArgs &a, int64_t batch, int64_t f
     low = min(low, position);
     high = max(high, position);
   }
-  low = __reduce_min_sync(kAllLanes, low);
-  high = __reduce_max_sync(kAllLanes, high);
-  unmasked = __all_sync(kAllLanes, unmasked);
-  if (low > high || (a.causal && low > greatest) ||
-      (a.window > 0 && int64_t(least) - high >= a.window))
-    return Sight::none;
-  return unmasked && (!a.causal || high <= least) &&
-                 (a.window <= 0 || int64_t(greatest) - low < a.window)
-             ? Sight::all
-             : Sight::some;
+  return sightOfRange(a, __reduce_min_sync(kAllLanes, low), __reduce_max_sync(kAllLanes, high),
+                      __all_sync(kAllLanes, unmasked), least, greatest);
 }
 
 } // namespace moira::rt::cuda

@@ -13,26 +13,44 @@ template <typename T, int n> struct alignas(sizeof(T) * n) Pack {
   T v[n];
 };
 
-constexpr int kCombineBlock = 128;
+/// Rows whose parts a thread has under way together.
+constexpr int kAtOnce = 8;
 
-/// One block a token; width is a multiple of `n`.
+/// A thread makes `n` neighbours of a token's result; width is a multiple of `n`.
 template <int n, typename T, typename Out>
-__global__ void combineRows(const T *rows, const int32_t *pos, const float *weights, Out *out,
-                            int64_t k, int64_t width, int64_t available, int32_t *flag) {
-  int64_t t = blockIdx.x;
-  for (int64_t d = int64_t(threadIdx.x) * n; d < width; d += kCombineBlock * n) {
+__global__ void __launch_bounds__(kWarpBlock, 2)
+    combineRows(const T *rows, const int32_t *pos, const float *weights, Out *out, int64_t tokens,
+                int32_t k, int64_t width, int64_t available, int32_t *flag) {
+  awaitPrevious();
+  const int64_t parts = width / n;
+  for (int64_t at = threadNumber(); at < tokens * parts; at += threadCount()) {
+    int64_t t, d;
+    divide(at, parts, t, d);
+    d *= n;
     float sum[n] = {};
-    for (int64_t j = t * k; j < (t + 1) * k; ++j) {
-      int32_t row = pos[j];
-      if (row < -1 || row >= available)
-        raise(flag, Fault::row);
-      if (row < 0 || row >= available)
-        continue;
-      float weight = weights[j];
-      auto part = *reinterpret_cast<const Pack<T, n> *>(rows + row * width + d);
+    for (int32_t j = 0; j < k; j += kAtOnce) {
+      Pack<T, n> part[kAtOnce];
+      float weight[kAtOnce];
+      bool there[kAtOnce], bad = false;
 #pragma unroll
-      for (int i = 0; i < n; ++i)
-        sum[i] += weight * toFloat(part.v[i]);
+      for (int u = 0; u < kAtOnce; ++u) {
+        const bool chosen = j + u < k;
+        const int32_t row = chosen ? pos[t * k + j + u] : -1;
+        weight[u] = chosen ? weights[t * k + j + u] : 0.0f;
+        bad |= row < -1 || row >= available;
+        there[u] = row >= 0 && row < available;
+        if (there[u])
+          part[u] = *reinterpret_cast<const Pack<T, n> *>(rows + row * width + d);
+      }
+      if (bad)
+        raise(flag, Fault::row);
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u)
+        if (there[u]) {
+#pragma unroll
+          for (int i = 0; i < n; ++i)
+            sum[i] += weight[u] * toFloat(part[u].v[i]);
+        }
     }
     Pack<Out, n> result;
 #pragma unroll
@@ -53,10 +71,10 @@ Status ops::combine(const Call &call) {
   return withFloat(rows.dtype, [&]<typename T>(T) {
     return withFloat(out.dtype, [&]<typename Out>(Out) {
       auto launch = [&]<int n>(std::integral_constant<int, n>) {
-        combineRows<n><<<unsigned(tokens), kCombineBlock, 0, call.stream()>>>(
-            call.input<T>(0), call.input<int32_t>(1), call.input<float>(2), call.output<Out>(0), k,
-            width, available, call.context.errorFlag);
-        return launched(call);
+        return launchEarly(call, combineRows<n, T, Out>, blocksOfThreads(tokens * width / n),
+                           kWarpBlock, 0, call.input<T>(0), call.input<int32_t>(1),
+                           call.input<float>(2), call.output<Out>(0), tokens, k, width, available,
+                           call.context.errorFlag);
       };
       constexpr int wide = 16 / std::max(sizeof(T), sizeof(Out));
       bool aligned = width % wide == 0 && addressOf(rows.data) % (wide * sizeof(T)) == 0 &&

@@ -135,8 +135,21 @@ struct GroupedProduct {
   int64_t groupCount, m, n, k;
 };
 Status launchProduct(const Call &call, const GroupedProduct &product);
+/// Whether the current device runs code for sm_90a, which no other generation does.
+bool isHopper();
 Status launchProductBf16(const Call &call, const GroupedProduct &product);
 Status launchProductF32(const Call &call, const GroupedProduct &product);
+/// Whether launchProductWgmma, which needs a Hopper GPU, takes it: bf16, aligned to 16 bytes.
+bool fitsWgmma(const GroupedProduct &product);
+Status launchProductWgmma(const Call &call, const GroupedProduct &product);
+/// Whether launchProductFewRows takes it: bf16, aligned, and groups of few rows on average, so that
+/// reading the weights is what takes time.
+bool hasFewRows(const GroupedProduct &product);
+Status launchProductFewRows(const Call &call, const GroupedProduct &product);
+
+/// Whether a select has so few rows that one launch does it, and that launch.
+bool selectsFewRows(const Call &call);
+Status launchSelectFew(const Call &call);
 
 /// Sizes of one attention call, and the numbers that say who sees what.
 struct AttentionArgs {
@@ -160,6 +173,14 @@ struct AttentionArgs {
 inline constexpr int64_t kTiledKeyDim = 256, kTiledValueDim = 256;
 Status launchAttentionBf16(const Call &call, const AttentionArgs &args);
 Status launchAttentionF32(const Call &call, const AttentionArgs &args);
+/// Whether launchAttentionWgmma, which needs a Hopper GPU, takes it, of what is bf16 and fits
+/// tiles.
+bool attentionFitsWgmma(const AttentionArgs &args);
+Status launchAttentionWgmma(const Call &call, const AttentionArgs &args);
+/// Whether launchAttentionFew takes it, of what is bf16 and fits tiles: aligned operands, and so
+/// few queries that reading the keys is what takes time.
+bool hasFewQueries(const AttentionArgs &args);
+Status launchAttentionFew(const Call &call, const AttentionArgs &args);
 /// Any head dimension, one warp a query: for what the tiled kernels do not take.
 template <typename T> Status launchAttentionPlain(const Call &call, const AttentionArgs &args);
 

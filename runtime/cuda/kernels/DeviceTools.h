@@ -29,6 +29,17 @@ __device__ inline int64_t threadCount() { return int64_t(gridDim.x) * blockDim.x
 __device__ inline int64_t warpNumber() { return threadNumber() / 32; }
 __device__ inline int laneNumber() { return int(threadIdx.x & 31); }
 
+/// i / width and i % width, in 32 bits where they do.
+__device__ inline void divide(int64_t i, int64_t width, int64_t &quotient, int64_t &remainder) {
+  if ((i | width) >> 32 == 0) {
+    quotient = uint32_t(i) / uint32_t(width);
+    remainder = uint32_t(i) - uint32_t(quotient) * uint32_t(width);
+  } else {
+    quotient = i / width;
+    remainder = i % width;
+  }
+}
+
 __device__ inline float warpSum(float v) {
   for (int step = 16; step > 0; step /= 2)
     v += __shfl_xor_sync(kAllLanes, v, step);
@@ -101,6 +112,31 @@ template <typename V> __device__ void warpMove(V *dst, const V *src, int64_t cou
   }
   for (; at < count; at += 32)
     dst[at] = src[at];
+}
+
+/// Waits until the kernel before this one on the stream, and so all before it, has ended and its
+/// results are there; then lets the next kernel start, which waits likewise. A kernel that
+/// launchEarly launches calls this in every thread, before it reads what another one wrote and
+/// before it writes.
+__device__ inline void awaitPrevious() {
+  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;\n" ::: "memory");
+}
+
+/// Launches a kernel that calls awaitPrevious, and so may start while the one before it ends.
+template <typename... Params, typename... Args>
+Status launchEarly(const Call &call, void (*kernel)(Params...), dim3 blocks, dim3 threads,
+                   size_t sharedBytes, Args... args) {
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = blocks;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = sharedBytes;
+  config.stream = call.stream();
+  config.attrs = &attribute;
+  config.numAttrs = call.context.early ? 1 : 0;
+  return checked(call.name, cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }
 
 /// Threads of the blocks that work by warps, and the blocks for so many warps.

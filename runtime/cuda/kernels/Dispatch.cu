@@ -1,15 +1,16 @@
 //===- Dispatch.cu - tokens to expert rows: select and pack -----------------===//
 // A stable counting sort of rows (one for each token and choice) into slots of bins, without
 // atomics, so that equal inputs give equal bits. The order of rows is the contract of
-// docs/architecture.md, section 2. Its inverse is in Combine.cu, the exchange between ranks in
-// Exchange.cu.
+// docs/architecture.md, section 2. Few rows are selected in SelectFew.cu. The inverse is in
+// Combine.cu, the exchange between ranks in Exchange.cu.
 //
 //   rankRows     a warp a run of rows: per row how many before it in the run are of its bin, and
 //   the
 //                counts [bin, run]
 //   scanRuns     a warp a bin: counts become the rows of the bin before each run; totals [bin]
 //   scanBins     a block a slot: where each bin starts in its slot; counts placed, need
-//   placeRows    a warp a row: position, and the copy; a warp a place past its slot's count: zeros
+//   placeRows    a warp a token: positions, and the copies of its row; a warp a place past its
+//   slot's count: zeros
 //===----------------------------------------------------------------------===//
 #include "DeviceTools.h"
 
@@ -119,41 +120,55 @@ __global__ void scanBins(Sort sort) {
   }
 }
 
-/// A warp writes a row of x, multiplied by `weight`.
-template <typename T> __device__ void warpScale(T *dst, const T *src, int64_t count, float weight) {
-  for (int64_t at = laneNumber(); at < count; at += 32)
-    dst[at] = fromFloat<T>(toFloat(src[at]) * weight);
+/// Where row `row` goes, among all slots' rows; -1: nowhere.
+__device__ int64_t targetOf(const Sort &sort, int64_t row) {
+  bool bad = false;
+  int32_t bin = binOf(sort.rule, row, bad);
+  if (bin < 0)
+    return -1;
+  int64_t place = int64_t(sort.starts[bin]) + sort.runCounts[bin * sort.runs + row / sort.runRows] +
+                  sort.pos[row];
+  return place < sort.capacity ? bin / sort.binsPerSlot * sort.capacity + place : -1;
 }
 
 /// Rows of x (one a token, k rows each) of `units` units to their places. With `weights`, one a
 /// row, units are numbers and rows are multiplied by them.
 template <typename V, bool weighed>
-__global__ void placeRows(Sort sort, const V *x, const float *weights, V *out, int64_t k,
-                          int64_t units) {
-  int64_t work = warpNumber();
-  if (work >= sort.rows) {
-    int64_t target = work - sort.rows;
+__global__ void placeRows(Sort sort, const V *x, const float *weights, V *out, int64_t tokens,
+                          int64_t k, int64_t units) {
+  const int64_t work = warpNumber();
+  if (work >= tokens) {
+    int64_t target = work - tokens;
     if (target < sort.slots * sort.capacity &&
         target % sort.capacity >= sort.filled[target / sort.capacity])
       warpMove<V>(out + target * units, nullptr, units);
     return;
   }
-  bool bad = false;
-  int32_t bin = binOf(sort.rule, work, bad);
-  if (bin < 0)
-    return; // rankRows wrote -1
-  int64_t place = int64_t(sort.starts[bin]) +
-                  sort.runCounts[bin * sort.runs + work / sort.runRows] + sort.pos[work];
-  int64_t target = place < sort.capacity ? bin / sort.binsPerSlot * sort.capacity + place : -1;
-  __syncwarp(); // every lane has read the rank
-  if (laneNumber() == 0)
-    sort.pos[work] = int32_t(target);
-  if (target < 0)
-    return;
-  if constexpr (weighed)
-    warpScale(out + target * units, x + work / k * units, units, weights[work]);
-  else
-    warpMove(out + target * units, x + work / k * units, units);
+  // Up to 32 of the token's rows at a time, one a lane; x is read once for all of them.
+  for (int64_t first = 0; first < k; first += 32) {
+    const int64_t row = work * k + first + laneNumber();
+    const int count = int(min(int64_t(32), k - first));
+    int64_t target = -1;
+    float weight = 0;
+    if (laneNumber() < count) {
+      target = targetOf(sort, row);
+      sort.pos[row] = int32_t(target);
+      if constexpr (weighed)
+        weight = weights[row];
+    }
+    for (int64_t base = 0; base < units; base += 32) {
+      const int64_t at = base + laneNumber();
+      const V value = at < units ? x[work * units + at] : V{};
+      for (int j = 0; j < count; ++j) {
+        const int64_t to = __shfl_sync(kAllLanes, target, j);
+        V result = value;
+        if constexpr (weighed)
+          result = fromFloat<V>(toFloat(value) * __shfl_sync(kAllLanes, weight, j));
+        if (to >= 0 && at < units)
+          out[to * units + at] = result;
+      }
+    }
+  }
 }
 
 /// Fills in the scratch parts and runs the four kernels.
@@ -197,7 +212,7 @@ Status runSort(const Call &call, Sort sort, int64_t k) {
     if (Status s = launched(call); !s)
       return s;
   }
-  int64_t work = sort.rows + sort.slots * sort.capacity;
+  int64_t tokens = sort.rows / k, work = tokens + sort.slots * sort.capacity;
   if (work == 0)
     return {};
   const TensorRef &x = call.in[0], &out = call.out[0];
@@ -206,13 +221,15 @@ Status runSort(const Call &call, Sort sort, int64_t k) {
   if (call.in.size() > 3)
     return withFloat(x.dtype, [&]<typename T>(T) {
       placeRows<T, true><<<blocksOfWarps(work), kWarpBlock, 0, call.stream()>>>(
-          sort, call.input<T>(0), call.input<float>(3), call.output<T>(0), k, trailing(x, 1));
+          sort, call.input<T>(0), call.input<float>(3), call.output<T>(0), tokens, k,
+          trailing(x, 1));
       return launched(call);
     });
   size_t rowBytes = size_t(trailing(x, 1)) * elementBytes(x.dtype);
   return withUnit(commonUnit(rowBytes, addressOf(x.data), addressOf(out.data)), [&]<typename V>(V) {
     placeRows<V, false><<<blocksOfWarps(work), kWarpBlock, 0, call.stream()>>>(
-        sort, call.input<V>(0), nullptr, call.output<V>(0), k, int64_t(rowBytes / sizeof(V)));
+        sort, call.input<V>(0), nullptr, call.output<V>(0), tokens, k,
+        int64_t(rowBytes / sizeof(V)));
     return launched(call);
   });
 }
@@ -220,6 +237,8 @@ Status runSort(const Call &call, Sort sort, int64_t k) {
 } // namespace
 
 Status ops::select(const Call &call) {
+  if (selectsFewRows(call))
+    return launchSelectFew(call);
   const TensorRef &ids = call.in[1];
   int64_t k = std::max<int64_t>(trailing(ids, 1), 1);
   Sort sort{};

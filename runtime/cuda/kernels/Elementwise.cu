@@ -36,6 +36,7 @@ template <bool wholeBlock, typename X, typename W, typename Out>
 __global__ void normRows(const X *x, const W *w, const float *sums, Out *out, float *sumsOut,
                          int64_t rows, int64_t width, float count, float eps) {
   __shared__ float partial[32];
+  awaitPrevious();
   int64_t row = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
   if (row >= rows)
     return;
@@ -59,12 +60,10 @@ Status launchNorm(const Call &call, const X *x, const W *w, const float *sums, O
     return {};
   float eps = float(call.params.real("eps"));
   if (width > 1024)
-    normRows<true><<<unsigned(rows), 256, 0, call.stream()>>>(x, w, sums, out, sumsOut, rows, width,
-                                                              count, eps);
-  else
-    normRows<false><<<unsigned(ceilDiv(rows, 8)), dim3(32, 8), 0, call.stream()>>>(
-        x, w, sums, out, sumsOut, rows, width, count, eps);
-  return launched(call);
+    return launchEarly(call, normRows<true, X, W, Out>, unsigned(rows), 256, 0, x, w, sums, out,
+                       sumsOut, rows, width, count, eps);
+  return launchEarly(call, normRows<false, X, W, Out>, unsigned(ceilDiv(rows, 8)), dim3(32, 8), 0,
+                     x, w, sums, out, sumsOut, rows, width, count, eps);
 }
 
 /// Blocks as in normRows.
@@ -87,19 +86,9 @@ __global__ void layerNormRows(const X *x, const W *w, const W *bias, Out *out, i
   }
 }
 
-/// i / width and i % width, in 32 bits where they do.
-__device__ void divide(int64_t i, int64_t width, int64_t &quotient, int64_t &remainder) {
-  if ((i | width) >> 32 == 0) {
-    quotient = uint32_t(i) / uint32_t(width);
-    remainder = uint32_t(i) - uint32_t(quotient) * uint32_t(width);
-  } else {
-    quotient = i / width;
-    remainder = i % width;
-  }
-}
-
 template <typename A, typename B, typename Out>
 __global__ void addRows(const A *a, const B *b, Out *out, int64_t n, int64_t width) {
+  awaitPrevious();
   for (int64_t i = threadNumber(); i < n; i += threadCount()) {
     int64_t row, column;
     divide(i, width, row, column);
@@ -152,6 +141,7 @@ struct GluForm {
 
 template <typename X, typename Out>
 __global__ void gluAll(const X *x, Out *out, int64_t n, int64_t width, GluForm form) {
+  awaitPrevious();
   for (int64_t i = threadNumber(); i < n; i += threadCount()) {
     int64_t row, column;
     divide(i, width, row, column);
@@ -196,6 +186,7 @@ template <typename X, typename Out>
 __global__ void rotate(const X *x, const float *cosines, const float *sines, Out *out, int64_t rows,
                        int64_t sequence, int64_t heads, int64_t width, int64_t r,
                        bool interleaved) {
+  awaitPrevious();
   int64_t work = width - r;
   for (int64_t at = threadNumber(); at < rows * work; at += threadCount()) {
     int64_t row, i;
@@ -289,9 +280,8 @@ Status ops::add(const Call &call) {
   return withFloat(call.in[0].dtype, [&]<typename A>(A) {
     return withFloat(call.in[1].dtype, [&]<typename B>(B) {
       return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
-        addRows<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
-            call.input<A>(0), call.input<B>(1), call.output<Out>(0), n, width);
-        return launched(call);
+        return launchEarly(call, addRows<A, B, Out>, blocksOfThreads(n), kWarpBlock, 0,
+                           call.input<A>(0), call.input<B>(1), call.output<Out>(0), n, width);
       });
     });
   });
@@ -353,9 +343,8 @@ Status ops::glu(const Call &call) {
     return {};
   return withFloat(call.in[0].dtype, [&]<typename X>(X) {
     return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
-      gluAll<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
-          call.input<X>(0), call.output<Out>(0), n, width, form);
-      return launched(call);
+      return launchEarly(call, gluAll<X, Out>, blocksOfThreads(n), kWarpBlock, 0, call.input<X>(0),
+                         call.output<Out>(0), n, width, form);
     });
   });
 }
@@ -386,10 +375,10 @@ Status ops::rope(const Call &call) {
     return {};
   return withFloat(call.in[0].dtype, [&]<typename X>(X) {
     return withFloat(call.out[0].dtype, [&]<typename Out>(Out) {
-      rotate<<<blocksOfThreads(rows * (width - r)), kWarpBlock, 0, call.stream()>>>(
-          call.input<X>(0), call.input<float>(1), call.input<float>(2), call.output<Out>(0), rows,
-          shape[1], heads, width, r, call.params.integer("interleaved") != 0);
-      return launched(call);
+      return launchEarly(call, rotate<X, Out>, blocksOfThreads(rows * (width - r)), kWarpBlock, 0,
+                         call.input<X>(0), call.input<float>(1), call.input<float>(2),
+                         call.output<Out>(0), rows, shape[1], heads, width, r,
+                         call.params.integer("interleaved") != 0);
     });
   });
 }

@@ -196,7 +196,7 @@ Status ops::linear(const Call &call) {
   if (Status s = productOf(call, 1, nullptr, 1, p); !s)
     return s;
   const CallContext &context = call.context;
-  if (!context.blaslt || p.m == 0 || p.n == 0 || p.k == 0)
+  if (!context.blaslt || p.m == 0 || p.n == 0 || p.k == 0 || hasFewRows(p))
     return launchProduct(call, p); // which makes zeros of k = 0
   Problem problem{context.blaslt,
                   p.m,

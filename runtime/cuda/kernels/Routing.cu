@@ -52,15 +52,25 @@ __device__ void applyScore(GateScore score, float (&v)[registers], int count) {
       largest = fmaxf(largest, v[c]);
   for (int step = 16; step > 0; step /= 2)
     largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, step));
-  float total = 0;
+  // Summed in the order of the values, by every lane.
+  __shared__ float4 shared[kWarpBlock / 32][registers * 8];
+  float4 *fours = shared[threadIdx.x / 32];
+  __syncwarp(); // what was there is read
 #pragma unroll
   for (int c = 0; c < registers; ++c) {
+    const int i = c * 32 + laneNumber();
     v[c] = expOnce(v[c] - largest);
-    for (int l = 0; l < 32; ++l) { // in the order of the values
-      float one = __shfl_sync(kAllLanes, v[c], l);
-      if (c * 32 + l < count)
-        total += one;
-    }
+    reinterpret_cast<float *>(fours)[i] = i < count ? v[c] : 0.0f;
+  }
+  __syncwarp();
+  float total = 0;
+#pragma unroll 4
+  for (int i = 0; i < (count + 3) / 4; ++i) {
+    const float4 four = fours[i];
+    total += four.x;
+    total += four.y;
+    total += four.z;
+    total += four.w;
   }
 #pragma unroll
   for (int c = 0; c < registers; ++c)
@@ -107,6 +117,41 @@ __device__ Best bestOf(const float (&keys)[registers], uint32_t taken, int first
       mine = {e, keys[c]};
   }
   return bestOfLanes(mine);
+}
+
+/// Unsigned numbers in the order of `before`, of the values up to `end` that are not taken; 0 for
+/// the others.
+template <int registers>
+__device__ void rankKeys(const float (&keys)[registers], uint32_t taken, int end,
+                         uint32_t (&ranks)[registers]) {
+#pragma unroll
+  for (int c = 0; c < registers; ++c) {
+    const uint32_t bits = __float_as_uint(keys[c] + 0.0f); // -0 is 0
+    const uint32_t rank = keys[c] != keys[c] ? 1 : bits >> 31 ? ~bits : bits | 0x80000000u;
+    ranks[c] = c * 32 + laneNumber() < end && !(taken >> c & 1) ? rank : 0;
+  }
+}
+
+/// Takes the best value out of `ranks` and returns its index, -1 if none is left.
+template <int registers> __device__ int takeBest(uint32_t (&ranks)[registers]) {
+  uint32_t mine = 0;
+#pragma unroll
+  for (int c = 0; c < registers; ++c)
+    mine = max(mine, ranks[c]);
+  const uint32_t best = __reduce_max_sync(kAllLanes, mine);
+  if (best == 0)
+    return -1;
+  int index = INT32_MAX;
+#pragma unroll
+  for (int c = registers - 1; c >= 0; --c)
+    if (ranks[c] == best)
+      index = c * 32 + laneNumber();
+  index = __reduce_min_sync(kAllLanes, index);
+#pragma unroll
+  for (int c = 0; c < registers; ++c)
+    if (c * 32 + laneNumber() == index)
+      ranks[c] = 0;
+  return index;
 }
 
 /// `taken` with the value `index` in it.
@@ -223,6 +268,7 @@ template <int registers, typename T>
 __global__ void routeTokens(const T *logits, const float *bias, int32_t *ids, float *weights,
                             const int32_t *forced, Fault badForced, float *gaps, int64_t tokens,
                             DeviceGate gate, int32_t *flag) {
+  awaitPrevious();
   int64_t t = warpNumber();
   if (t >= tokens)
     return;
@@ -232,16 +278,17 @@ __global__ void routeTokens(const T *logits, const float *bias, int32_t *ids, fl
 
   float margin = INFINITY;
   uint32_t taken = gate.groups > 1 ? leaveGroups(gate, choiceKeys, margin) : 0;
-  int chosen = 0;
-  Best last{-1, 0};
+  uint32_t ranks[registers];
+  rankKeys(choiceKeys, taken, experts, ranks);
+  int chosen = 0, last = -1;
   for (int j = 0; j < k; ++j) {
-    last = bestOf(choiceKeys, taken, 0, experts);
-    taken = with(taken, last.index);
+    last = takeBest(ranks);
     if (j == lane)
-      chosen = last.index;
+      chosen = last;
   }
   if (gaps) {
-    margin = fminf(margin, marginOf(last, bestOf(choiceKeys, taken, 0, experts)));
+    auto bestAt = [&](int index) { return Best{index, valueAt(choiceKeys, max(index, 0))}; };
+    margin = fminf(margin, marginOf(bestAt(last), bestAt(takeBest(ranks))));
     if (lane == 0)
       gaps[t] = margin;
   }
@@ -278,6 +325,7 @@ template <int registers, typename T>
 __global__ void routeMany(const T *logits, const float *bias, int32_t *ids, float *weights,
                           const int32_t *forced, Fault badForced, float *gaps, int64_t tokens,
                           DeviceGate gate, int32_t *flag) {
+  awaitPrevious();
   int64_t t = warpNumber();
   if (t >= tokens)
     return;
@@ -379,10 +427,9 @@ Status runGate(const Call &call, const float *bias, const int32_t *forced, Fault
   return withFloat(call.in[0].dtype, [&]<typename T>(T) {
     auto launch = [&]<int registers>(std::integral_constant<int, registers>) {
       auto *kernel = many ? routeMany<registers, T> : routeTokens<registers, T>;
-      kernel<<<blocksOfWarps(tokens), kWarpBlock, 0, call.stream()>>>(
-          call.input<T>(0), bias, call.output<int32_t>(0), call.output<float>(1), forced, badForced,
-          gaps, tokens, gate, call.context.errorFlag);
-      return launched(call);
+      return launchEarly(call, kernel, blocksOfWarps(tokens), kWarpBlock, 0, call.input<T>(0), bias,
+                         call.output<int32_t>(0), call.output<float>(1), forced, badForced, gaps,
+                         tokens, gate, call.context.errorFlag);
     };
     if (experts <= 32)
       return launch(std::integral_constant<int, 1>());

@@ -1,0 +1,112 @@
+//===- CudaProductsTest.cpp - the kernels behind products, on a GPU ---------===//
+// Sizes at which each kernel of a product is chosen: weights streamed for few rows a group,
+// warpgroup tiles for many, with groups that end anywhere, tails of every dimension, and more tiles
+// than a device has multiprocessors. Small products of all kinds are in CudaCallsTest.cpp and
+// CudaExpertsTest.cpp.
+//===----------------------------------------------------------------------===//
+#include "CudaTesting.h"
+
+using namespace moira::rt;
+namespace fb = moira::fb;
+using namespace moira::rt::testing;
+
+namespace {
+
+class CudaProducts : public CudaTest {
+protected:
+  /// bf16 rows by groups, into bf16 and f32.
+  void check(const Tensor<int32_t> &groups, int64_t rows, int64_t wide, int64_t inner) {
+    Mode mode{.dtype = fb::DType::bf16};
+    Operand x = rounded(T(random.normal<float>({rows, inner})), mode.dtype),
+            w = rounded(T(random.normal<float>({groups.shape[1], wide, inner})), mode.dtype);
+    CallParams p = params({{"contract", 1}});
+    SCOPED_TRACE(format("%lld rows in %lld groups, %lld by %lld", (long long)rows,
+                        (long long)groups.shape[1], (long long)wide, (long long)inner));
+    expectAgrees(*gpu, "grouped_matmul", {x, I(groups), w}, {T(Shape{rows, wide})}, p, mode);
+    expectAgrees(*gpu, "grouped_matmul", {x, I(groups), w}, {A(Shape{rows, wide})}, p, mode);
+  }
+  Tensor<int32_t> none(int64_t n) { return {{1, n}, std::vector<int32_t>(static_cast<size_t>(n))}; }
+  /// n groups with `rows` rows in all, less `left`, of random sizes.
+  Tensor<int32_t> split(int64_t n, int64_t rows, int64_t left) {
+    Tensor<int32_t> groups = none(n);
+    for (int64_t i = 0; i < rows - left; ++i)
+      ++groups.values[size_t(random.between(0, n - 1))];
+    return groups;
+  }
+};
+
+TEST_F(CudaProducts, FewRowsInEveryGroup) {
+  for (int64_t rows : {1, 2, 7, 8, 9, 16, 31, 100, 300})
+    for (int64_t n : {10, 64, 130})
+      for (auto [wide, inner] : {std::pair<int64_t, int64_t>{40, 8}, {136, 200}, {7, 1032}}) {
+        check(split(n, rows, 0), rows, wide, inner);
+        check(split(n, rows, rows / 3), rows, wide, inner); // and rows past the groups
+      }
+}
+
+TEST_F(CudaProducts, FewRowsOfManyColumns) {
+  check(split(4, 20, 0), 20, 3000, 64); // enough blocks to make them small
+  check(split(4, 60, 3), 60, 3000, 264);
+  check(split(3, 90, 0), 90, 5512, 328);
+}
+
+TEST_F(CudaProducts, FewRowsAllInOneGroup) {
+  for (int64_t rows : {5, 33, 250}) {
+    Tensor<int32_t> groups = none(9);
+    groups.values[6] = int32_t(rows);
+    check(groups, rows, 72, 136);
+  }
+}
+
+TEST_F(CudaProducts, ManyRowsInEveryGroup) {
+  for (auto [n, rows] :
+       {std::pair<int64_t, int64_t>{1, 33}, {1, 128}, {2, 129}, {3, 500}, {7, 900}})
+    for (auto [wide, inner] :
+         {std::pair<int64_t, int64_t>{8, 8}, {256, 64}, {264, 72}, {512, 200}, {760, 520}}) {
+      check(split(n, rows, 0), rows, wide, inner);
+      check(split(n, rows, rows / 4), rows, wide, inner);
+    }
+}
+
+TEST_F(CudaProducts, MoreTilesThanMultiprocessors) {
+  check(split(5, 3000, 100), 3000, 2048, 72);
+  check(split(2, 6000, 0), 6000, 768, 40);
+}
+
+TEST_F(CudaProducts, ManyRowsInSomeGroups) {
+  Tensor<int32_t> groups = none(40);
+  groups.values[0] = 700;
+  groups.values[17] = 1;
+  groups.values[18] = 900;
+  groups.values[39] = 130;
+  check(groups, 1731, 296, 136);
+  check(groups, 2000, 296, 136);
+}
+
+TEST_F(CudaProducts, GroupsThatLieAreReported) {
+  for (int64_t rows : {20, 2000}) {
+    Tensor<int32_t> groups({1, 2}, {int32_t(rows), 1});
+    for (int i = 0; i < 2; ++i) {
+      runOnGpu(
+          *gpu, "grouped_matmul",
+          {T(random.normal<float>({rows, 16})), I(groups), T(random.normal<float>({2, 24, 16}))},
+          {T(Shape{rows, 24})}, params({{"contract", 1}}), {.dtype = fb::DType::bf16, .fault = 4});
+      groups.values = {-1, 3};
+    }
+  }
+}
+
+TEST_F(CudaProducts, LinearOfFewAndManyRows) {
+  Gpu own(false);
+  Mode mode{.dtype = fb::DType::bf16};
+  for (int64_t rows : {1, 3, 16, 32, 33, 70, 300})
+    for (auto [wide, inner] : {std::pair<int64_t, int64_t>{24, 2048}, {2050, 512}, {9000, 64}})
+      for (Gpu *device : {gpu.get(), &own}) {
+        std::vector<Operand> in{T(random.normal<float>({rows, inner})),
+                                T(random.normal<float>({wide, inner}))};
+        expectAgrees(*device, "linear", in, {T(Shape{rows, wide})}, params({{"contract", 1}}),
+                     mode);
+      }
+}
+
+} // namespace

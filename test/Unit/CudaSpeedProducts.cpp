@@ -1,0 +1,138 @@
+//===- CudaSpeedProducts.cpp - how fast large grouped products are ----------===//
+// The two products of a SwiGLU layer's experts at the sizes of well-known models, with random
+// choices of experts, each beside cuBLASLt's dense product of 8192 x 8192 x 8192 in the same
+// rounds, and what stands around them: gate, select, combine, attention.
+//===----------------------------------------------------------------------===//
+#include "CudaSpeed.h"
+
+namespace moira::rt::testing {
+namespace {
+
+struct LayerShape {
+  const char *name;
+  int64_t tokens, d, f, experts, k;
+};
+constexpr LayerShape kShapes[] = {
+    {"B1 Mixtral", 8192, 4096, 14336, 8, 2},      {"B2 Qwen3-30B", 16384, 2048, 768, 128, 8},
+    {"B3 OLMoE", 16384, 2048, 1024, 64, 8},       {"B4 DeepSeek-V3", 8192, 7168, 2048, 32, 8},
+    {"B5 SonicMoE's", 32768, 4096, 1024, 128, 8}, {"Z  Z-code M3", 16384, 1024, 4096, 64, 1},
+};
+
+constexpr auto kBf16 = fb::DType::bf16;
+const CallParams kContract = params({{"contract", 1}});
+
+std::vector<int32_t> randomGroups(Random &random, const LayerShape &s) {
+  std::vector<int32_t> groups(static_cast<size_t>(s.experts));
+  for (int32_t id : random.choices(s.tokens, s.k, s.experts).values)
+    ++groups[size_t(id)];
+  return groups;
+}
+
+/// Interleaved rounds of the dense product, up and down; medians.
+void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &square, Big &result) {
+  const int64_t rows = s.tokens * s.k;
+  Big x({rows, s.d}, kBf16), mid({rows, 2 * s.f}, kBf16), w13({s.experts, 2 * s.f, s.d}, kBf16),
+      w2({s.experts, s.d, s.f}, kBf16), groups({1, s.experts}, randomGroups(random, s));
+  auto dense = [&] {
+    mustRun(gpu, "linear", {square.ref(), square.ref()}, {result.ref()}, kContract);
+  };
+  auto up = [&] {
+    mustRun(gpu, "grouped_matmul", {x.ref(), groups.ref(), w13.ref()}, {mid.ref()}, kContract);
+  };
+  auto down = [&] {
+    mustRun(gpu, "grouped_matmul", {mid.slice({rows, s.f}, 0), groups.ref(), w2.ref()}, {x.ref()},
+            kContract);
+  };
+  std::vector<double> denseTimes, upTimes, downTimes;
+  for (int round = 0; round < 5; ++round) {
+    denseTimes.push_back(millisecondsOf(gpu, 3, 1, dense));
+    upTimes.push_back(millisecondsOf(gpu, 3, 1, up));
+    downTimes.push_back(millisecondsOf(gpu, 3, 1, down));
+  }
+  const double full = 2.0 * 8192 * 8192 * 8192 / medianOf(denseTimes) / 1e9,
+               upRate = 4.0 * double(rows * s.d * s.f) / medianOf(upTimes) / 1e9,
+               downRate = 2.0 * double(rows * s.d * s.f) / medianOf(downTimes) / 1e9;
+  std::printf("%-16s dense %5.0f | up %8.3f ms %5.0f TF (%.2f) | down %8.3f ms %5.0f TF (%.2f)\n",
+              s.name, full, medianOf(upTimes), upRate, upRate / full, medianOf(downTimes), downRate,
+              downRate / full);
+}
+
+/// Routing and data movement of B2, beside copy bandwidth.
+void measureAround(Gpu &gpu, Random &random) {
+  const LayerShape &s = kShapes[1];
+  const int64_t rows = s.tokens * s.k;
+  const double copy = copyRate(gpu);
+  Big x({s.tokens, s.d}, kBf16), large({rows, s.d}, kBf16);
+  Big logits({s.tokens, s.experts}, fb::DType::f32), weights({s.tokens, s.k}, fb::DType::f32),
+      ids({s.tokens, s.k}, random.choices(s.tokens, s.k, s.experts).values),
+      chosen({s.tokens, s.k}, std::vector<int32_t>(size_t(rows))),
+      pos({s.tokens, s.k}, std::vector<int32_t>(size_t(rows))),
+      groups({1, s.experts}, std::vector<int32_t>(size_t(s.experts))), need({1}, {0}),
+      needOut({1}, {0});
+  auto report = [&](const char *what, double ms, double bytes) {
+    std::printf("%-34s %9.1f us %6.2f TB/s (%.2f of copy)\n", what, ms * 1e3, bytes / ms / 1e9,
+                bytes / ms / 1e9 / copy);
+  };
+  report("route 16384 x 128, k 8",
+         millisecondsOf(
+             gpu, 20, 3,
+             [&] {
+               mustRun(gpu, "route", {logits.ref()}, {chosen.ref(), weights.ref()},
+                       params({}, {{"scale", 1}},
+                              {{"score", "softmax"}, {"order", "score_topk"}, {"renorm", "sum"}}));
+             }),
+         4.0 * double(s.tokens * (s.experts + 2 * s.k)));
+  report("select B2",
+         millisecondsOf(gpu, 20, 3,
+                        [&] {
+                          mustRun(gpu, "select", {x.ref(), ids.ref(), need.ref()},
+                                  {large.ref(), groups.ref(), pos.ref(), needOut.ref()},
+                                  params({{"experts", s.experts}, {"expert_offset", 0}}));
+                        }),
+         2.0 * double((s.tokens + rows) * s.d));
+  report("combine B2",
+         millisecondsOf(gpu, 20, 3,
+                        [&] {
+                          mustRun(gpu, "combine", {large.ref(), pos.ref(), weights.ref()},
+                                  {x.ref()}, {});
+                        }),
+         2.0 * double((s.tokens + rows) * s.d));
+
+  const int64_t sequence = 8192, heads = 64, kvHeads = 8, dim = 128;
+  Big q({1, sequence, heads, dim}, kBf16), kv({1, sequence, kvHeads, dim}, kBf16),
+      out({1, sequence, heads, dim}, kBf16);
+  std::vector<int32_t> order(static_cast<size_t>(sequence));
+  for (size_t i = 0; i < order.size(); ++i)
+    order[i] = int32_t(i);
+  Big positions({sequence}, order), mask({1, sequence}, std::vector<int32_t>(order.size(), 1));
+  const double ms = millisecondsOf(gpu, 5, 1, [&] {
+    mustRun(gpu, "attention",
+            {q.ref(), kv.ref(), kv.ref(), positions.ref(), positions.ref(), mask.ref()},
+            {out.ref()},
+            params({{"window", 0}, {"q_heads", heads}, {"kv_heads", kvHeads}}, {{"scale", 0.088}}));
+  });
+  std::printf("attention causal d128 64/8 8k: %.3f ms, %.0f TFLOP/s\n", ms,
+              2.0 * double(sequence * sequence * heads * dim) / ms / 1e9);
+}
+
+} // namespace
+
+double copyRate(Gpu &gpu) {
+  const int64_t n = int64_t(1) << 29;
+  Big from({n}, kBf16), to({n}, kBf16);
+  const double ms = millisecondsOf(gpu, 10, 2, [&] {
+    mustWork(cudaMemcpyAsync(to.ref().data, from.ref().data, size_t(n) * 2,
+                             cudaMemcpyDeviceToDevice, gpu.context.stream));
+  });
+  return 4.0 * double(n) / ms / 1e9;
+}
+
+void measureProducts(Gpu &gpu) {
+  Random random(5);
+  Big square({8192, 8192}, kBf16), result({8192, 8192}, kBf16);
+  for (const LayerShape &s : kShapes)
+    measureLayer(gpu, random, s, square, result);
+  measureAround(gpu, random);
+}
+
+} // namespace moira::rt::testing
