@@ -1,10 +1,10 @@
 //===- MeshCheck.cpp - does a model fit a mesh? ---------------------------===//
 #include "moira/Analysis/MeshCheck.h"
 #include "moira/Analysis/WeightUses.h"
+#include "moira/Support/LayersText.h"
 #include "llvm/ADT/StringExtras.h"
 #include <cmath>
 #include <numeric>
-#include <tuple>
 
 using namespace mlir;
 using namespace moira;
@@ -56,20 +56,6 @@ std::vector<MeshConstraint> moira::collectMeshConstraints(ModuleOp module) {
             field ? "config.json: " + field.str() : "", layer, state.getLoc());
       }
   return constraints;
-}
-
-/// {1,2,3,7} → "layers 1-3, 7".
-static std::string layersText(const std::set<int64_t> &layers) {
-  std::string text;
-  for (auto it = layers.begin(); it != layers.end();) {
-    int64_t first = *it, last = first;
-    while (++it != layers.end() && *it == last + 1)
-      last = *it;
-    text += (text.empty() ? "" : ", ") + std::to_string(first);
-    if (last != first)
-      text += "-" + std::to_string(last);
-  }
-  return (layers.size() == 1 ? "layer " : "layers ") + text;
 }
 
 static std::vector<int64_t> divisorsOf(int64_t n) {

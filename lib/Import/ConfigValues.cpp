@@ -1,6 +1,7 @@
 //===- ConfigValues.cpp - the fields of one config ------------------------===//
 #include "moira/Import/ConfigValues.h"
 #include "moira/Import/ConfigJson.h"
+#include "moira/Support/LayersText.h"
 #include "moira/rt/Suggest.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringExtras.h"
@@ -177,6 +178,23 @@ private:
   }
 };
 
+/// Where this config's model needs an operation that its class lacks.
+std::string layersOf(const LackedOperation &lacked, const json::Object &config) {
+  std::set<int64_t> layers;
+  if (const json::Array *words = lacked.field.empty() ? nullptr : config.getArray(lacked.field))
+    for (auto [l, word] : enumerate(*words))
+      if (is_contained(lacked.words, word.getAsString().value_or("")))
+        layers.insert(l);
+  return layers.empty() ? lacked.layers : layersText(layers);
+}
+
+/// A name with its digits left out: deepseek_v4 is no slip of the pen for deepseek_v3.
+std::string withoutDigits(StringRef name) {
+  std::string out;
+  copy_if(name, std::back_inserter(out), [](char c) { return !isDigit(c); });
+  return out;
+}
+
 } // namespace
 
 StringRef ConfigValues::shown(StringRef field) const {
@@ -206,10 +224,20 @@ const ModelClass *moira::classOf(const json::Object &config, StringRef fileName,
     for (const ModelClass *c : allModelClasses())
       names.push_back(c->name);
     std::string nearest = rt::nearestWord(name->str(), names);
+    if (withoutDigits(nearest) == withoutDigits(*name))
+      nearest.clear();
     status.add(ErrorId::UnknownModelClass,
                "unknown model class " + nameText(*name) + " in " + fileName.str() + "; " +
                    (nearest.empty() ? "" : "did you mean " + nearest + "? ") + "known: " + known);
+    return nullptr;
   }
+  for (const LackedOperation &lacked : found->lacks)
+    status.add(ErrorId::UnsupportedConfig,
+               fileName.str() + ": model_type=" + jsonText(*type) +
+                   " needs an operation that Moira lacks: " + lacked.operation + ", in " +
+                   layersOf(lacked, config));
+  if (!found->lacks.empty())
+    return nullptr;
   return found;
 }
 

@@ -4,6 +4,7 @@
 //===----------------------------------------------------------------------===//
 #include "Meanings.h"
 #include "moira/Import/ConfigJson.h"
+#include "moira/Support/LayersText.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringExtras.h"
 
@@ -60,7 +61,7 @@ private:
       return fail(ErrorId::BadConfigValue, fieldOf("rotated_layers") + " has " +
                                                Twine(flags->size()) + " entries, the model has " +
                                                Twine(spec.layers.size()) + " layers");
-    SmallVector<int64_t> chunked, plain;
+    std::set<int64_t> chunked, plain;
     const json::Array *types = isNull("chunk") ? nullptr : get("layer_types").getAsArray();
     for (auto [l, layer] : enumerate(spec.layers)) {
       if (flags && !flags->empty())
@@ -69,9 +70,9 @@ private:
         layer.rotated = (l + 1) % interval != 0;
       bool full = types && l < types->size() && (*types)[l].getAsString() == "full_attention";
       if (types ? !full : layer.rotated)
-        chunked.push_back(l);
+        chunked.insert(l);
       if (!layer.rotated)
-        plain.push_back(l);
+        plain.insert(l);
     }
     if (types && types->size() != spec.layers.size())
       return fail(ErrorId::BadConfigValue, fieldOf("layer_types") + " has " + Twine(types->size()) +
@@ -85,12 +86,11 @@ private:
   }
 
   void needWhenLong(int64_t tokens, StringRef meaning, StringRef operation,
-                    ArrayRef<int64_t> layers) {
-    std::string list = join(map_range(layers, [](int64_t l) { return std::to_string(l); }), ", ");
+                    const std::set<int64_t> &layers) {
     std::string problem =
         (fileName + ": " + shown(meaning, get(meaning).getAsInteger().value_or(0)) +
          " needs an operation that Moira lacks for more than " + Twine(tokens) +
-         " tokens: " + operation + ", in layers " + list)
+         " tokens: " + operation + ", in " + layersText(layers))
             .str();
     spec.longNeeds.push_back({tokens, problem});
   }

@@ -119,6 +119,8 @@ public:
         forEach(value, key, [&](StringRef name, const json::Value &v) { tensor(name, v); });
       else if (key == "layouts")
         layouts(value);
+      else if (key == "lacks")
+        lacks(value);
       else if (key == "unused_tensors")
         result.unusedTensors = strings(value, key);
       else
@@ -148,6 +150,8 @@ public:
   void check() {
     if (result.name.empty())
       fail("model_type is missing");
+    if (!result.lacks.empty())
+      return;
     if (result.layouts.empty())
       fail("layouts are missing");
     for (int i = 0; i < static_cast<int>(kFirstRareRole); ++i)
@@ -262,6 +266,30 @@ private:
     result.tensors[*role] = std::move(names);
   }
 
+  void lacks(const json::Value &value) {
+    const json::Array *array = value.getAsArray();
+    if (!array)
+      return fail("lacks must be a list");
+    for (const json::Value &element : *array) {
+      LackedOperation lacked;
+      forEach(element, "lacks", [&](StringRef key, const json::Value &v) {
+        if (key == "operation")
+          lacked.operation = text(v, key);
+        else if (key == "layers")
+          lacked.layers = text(v, key);
+        else if (key == "field")
+          lacked.field = text(v, key);
+        else if (key == "words")
+          lacked.words = strings(v, key);
+        else
+          fail("lacks: unknown key " + key);
+      });
+      if (lacked.operation.empty() || lacked.layers.empty())
+        fail("lacks needs an operation and layers");
+      result.lacks.push_back(std::move(lacked));
+    }
+  }
+
   void layouts(const json::Value &value) {
     const json::Array *array = value.getAsArray();
     if (!array)
@@ -365,6 +393,7 @@ const ModelClass *moira::findModelClass(StringRef modelType) {
 std::vector<const ModelClass *> moira::allModelClasses() {
   std::vector<const ModelClass *> out;
   for (const auto &[name, modelClass] : registry())
-    out.push_back(&modelClass);
+    if (modelClass.lacks.empty())
+      out.push_back(&modelClass);
   return out;
 }

@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 logging.disable_progress_bar()
 # Meshes that every drawn model fits: heads, widths and experts are multiples of 4, the batch of 2.
-MESHES = ("ep=2", "ep=4", "dp=2", "tp=2", "tp=4", "dp=2,ep=2", "ep=2,tp=2")
+MESHES = ("ep=2", "ep=4", "ep=8", "dp=2", "tp=2", "tp=4", "dp=2,ep=2", "ep=2,tp=2", "ep=2,tp=4", "dp=2,ep=2,tp=2")
 DENSE_MESHES = ("dp=2", "dp=4", "tp=2", "tp=4", "dp=2,tp=2")
 
 
@@ -442,7 +442,8 @@ def as_version_4(path):
         if "partial_rotary_factor" in rope:
             config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
         kind = rope.pop("rope_type")
-        config["rope_scaling"] = None if kind == "default" else {"type": kind, **rope}
+        plain = kind == "default" and config["model_type"] != "gpt_oss"  # where nothing is said, gpt_oss is scaled
+        config["rope_scaling"] = None if plain else {"type": kind, **rope}
     config["torch_dtype"] = config.pop("dtype")
     path.write_text(json.dumps(config))
 

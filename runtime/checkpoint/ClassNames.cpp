@@ -28,7 +28,7 @@ std::vector<json> filesOf(const std::string &modelType) {
     all[std::string(file.name)] = json::parse(file.text);
   std::vector<json> chain;
   for (const auto &[name, file] : all)
-    if (file.value("model_type", "") == modelType)
+    if (file.value("model_type", "") == modelType && !file.contains("lacks"))
       chain = {file};
   while (!chain.empty() && chain.front().contains("include"))
     chain.insert(chain.begin(), json(all.at(chain.front().at("include"))));
@@ -38,8 +38,9 @@ std::vector<json> filesOf(const std::string &modelType) {
 std::vector<std::string> knownClasses() {
   std::vector<std::string> out;
   for (const EmbeddedClass &file : embeddedClasses())
-    if (std::string name = json::parse(file.text).value("model_type", ""); !name.empty())
-      out.push_back(name);
+    if (json parsed = json::parse(file.text);
+        parsed.contains("model_type") && !parsed.contains("lacks"))
+      out.push_back(parsed.at("model_type"));
   return out;
 }
 

@@ -167,7 +167,11 @@ Expected<Checkpoint> Checkpoint::open(const std::string &path, SafeTensorsOption
       names.push_back(path + "/" + shard);
   } else {
     return Status(ErrorId::FileNotFound,
-                  path + ": neither model.safetensors nor model.safetensors.index.json is there");
+                  path + ": neither model.safetensors nor model.safetensors.index.json is there" +
+                      (stat((path + "/pytorch_model.bin").c_str(), &info) == 0
+                           ? "; pytorch_model.bin is not read, as unpickling runs code: load it "
+                             "with transformers and save_pretrained() it"
+                           : ""));
   }
 
   size_t tensors = 0;

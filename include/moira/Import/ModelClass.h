@@ -129,8 +129,19 @@ struct ExpertLayout {
   std::map<WeightRole, std::vector<std::string>> from;
 };
 
+/// An operation that a class needs and Moira lacks.
+struct LackedOperation {
+  std::string operation;
+  std::string layers; // that need it, where the config does not have `field`
+  /// A field with one word a layer: those with one of `words` need it. Empty: `layers` do.
+  std::string field;
+  std::vector<std::string> words;
+};
+
 struct ModelClass {
   std::string name; // model_type
+  /// If there are any, nothing else of the class is known.
+  std::vector<LackedOperation> lacks;
   std::map<std::string, FieldSpec> fields;
   std::map<std::string, std::string> aliases; // other spelling → field
   /// Meaning → constant, or "$field".
@@ -147,7 +158,7 @@ struct ModelClass {
 /// parseModelClass.
 const ModelClass *findModelClass(llvm::StringRef modelType);
 
-/// All classes, sorted by name.
+/// All classes that lack nothing, sorted by name.
 std::vector<const ModelClass *> allModelClasses();
 
 /// A class from its file's text, with the texts of the files that it includes, the innermost first.
