@@ -426,7 +426,8 @@ Expected<std::vector<GatheredOutput>> gatherOutputs(const fb::Plan &plan,
       return s;
     if (communicator.rank() != 0)
       continue;
-    GatheredOutput gathered{output.name()->str(), toVector(*output.shape()), {}};
+    GatheredOutput gathered{
+        output.name()->str(), toVector(*output.shape()), {}, output.source() != nullptr};
     gathered.values.resize(product(gathered.shape));
     for (int rank : world.members) {
       Shard shard = MeshPosition(plan, program, rank).shard(*output.shape(), *output.dims());

@@ -215,6 +215,12 @@ TEST(HostilePlan, Memory) {
        PlanStructure, "2 instructions write view 2"},
       {"output of another type", [](auto &p) { p.forward().outputs[0].dtype = fb::DType::bf16; },
        PlanShape, "output 0 \"hidden\""},
+      {"output whose source has other elements",
+       [](auto &p) {
+         p.forward().outputs[0].sources = {"a"};
+         p.forward().outputs[0].diskShape = {4, 65};
+       },
+       PlanShape, "output 0 \"hidden\": its source's disk shape [4, 65]"},
       {"output with an impossible range", [](auto &p) { p.forward().inputs[0].minimum = 40; },
        PlanStructure, "minimum"},
   });

@@ -60,8 +60,12 @@ Offset<fb::Program> programOf(FlatBufferBuilder &b, const ProgramSpec &p) {
                            dimsOf(b, i.dims), i.view, false, 0, i.minimum, i.maximum);
   });
   auto outputs = all(b, p.outputs, [&](const PortSpec &o) {
+    Offset<fb::Source> source = 0;
+    if (!o.sources.empty())
+      source = fb::CreateSource(b, b.CreateVectorOfStrings(o.sources), false,
+                                b.CreateVector(o.diskShape));
     return fb::CreateOutput(b, b.CreateString(o.name), o.dtype, b.CreateVector(o.shape),
-                            dimsOf(b, o.dims), o.view);
+                            dimsOf(b, o.dims), o.view, source);
   });
   auto states = all(b, p.states, [&](const StateSpec &s) { return stateOf(b, s); });
   auto arenas = all(b, p.arenas, [&](const ArenaSpec &a) {

@@ -56,6 +56,8 @@ struct PortSpec {
   std::vector<DimSpec> dims{};
   uint32_t view = 0;
   int64_t minimum = 0, maximum = 0;
+  std::vector<std::string> sources{}; // of an output; empty: no source
+  std::vector<int64_t> diskShape{};
 };
 struct StateSpec {
   std::string name{};

@@ -311,3 +311,12 @@ func.func @f(%s: tensor<24x8xf32>, %p: tensor<2x6x2xi32>, %r: !moe.routing<2x6, 
   %0 = dist.merge %s, %p, %r : (tensor<24x8xf32>, tensor<2x6x2xi32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x7xf32>
   return
 }
+
+// -----
+
+// ChoiceDotsOp C1
+func.func @f(%s: tensor<24x8xf32>, %x: tensor<2x6x7xf32>, %p: tensor<2x6x2xi32>) {
+  // expected-error @+1 {{C1: shapes must be rows[R,D] or slots[G,P,B,D], x}}
+  %0 = dist.choice_dots %s, %x, %p : (tensor<24x8xf32>, tensor<2x6x7xf32>, tensor<2x6x2xi32>) -> tensor<2x6x2xf32>
+  return
+}

@@ -53,6 +53,18 @@ func.func @exchange(%x: tensor<2x6x8xf32>, %r: !moe.routing<2x6, experts = 4, k 
     -> (tensor<7x8xf32, #dist.rows<0, 1>>, tensor<1x2xi32>, tensor<2x6x2xi32>, tensor<1xi32>)
   // CHECK: dist.merge
   %z = dist.merge %rows2, %pos2, %r : (tensor<7x8xf32, #dist.rows<0, 1>>, tensor<2x6x2xi32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x8xf32>
+  // CHECK: dist.merge %{{.*}}, %{{.*}}, %{{.*}} unit :
+  %z2 = dist.merge %rows2, %pos2, %r unit : (tensor<7x8xf32, #dist.rows<0, 1>>, tensor<2x6x2xi32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x8xf32>
+  // CHECK: dist.unpack %{{.*}}, %{{.*}}, %{{.*}} unit :
+  %y2 = dist.unpack %back, %pos, %r unit : (tensor<1x2x5x8xf32, #dist.rows<2, 1>>, tensor<2x6x2xi32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x8xf32>
+  // CHECK: dist.pack %{{.*}}, %{{.*}} weighted need
+  %slots3, %counts3, %pos3, %need3 = dist.pack %x, %r weighted need %need segments 1 : (tensor<2x6x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<1xi32>)
+    -> (tensor<1x2x5x8xf32, #dist.rows<2, 1>>, tensor<1x2x2xi32>, tensor<2x6x2xi32>, tensor<1xi32>)
+  // CHECK: dist.select %{{.*}}, %{{.*}} weighted need
+  %rows4, %groups4, %pos4, %need4 = dist.select %x, %r weighted need %need : (tensor<2x6x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<1xi32>)
+    -> (tensor<7x8xf32, #dist.rows<0, 1>>, tensor<1x2xi32>, tensor<2x6x2xi32>, tensor<1xi32>)
+  // CHECK: dist.choice_dots
+  %dots = dist.choice_dots %back, %x, %pos : (tensor<1x2x5x8xf32, #dist.rows<2, 1>>, tensor<2x6x8xf32>, tensor<2x6x2xi32>) -> tensor<2x6x2xf32>
   // CHECK: dist.require_bound %{{.*}} initial 7 worst 24 : tensor<1xi32>
   dist.require_bound %need2 initial 7 worst 24 : tensor<1xi32>
   return

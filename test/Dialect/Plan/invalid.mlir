@@ -412,6 +412,22 @@ plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
 
 // -----
 
+// OutputOp C2
+#info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
+plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
+  plan.program @p ranks 2 queues ["a", "b"] bound [1, 4] {
+    plan.arena "s" state on device bytes 256 per_bound 0
+    plan.arena "m" activations on device bytes 4096 per_bound 0
+    plan.arena "r" ragged on device bytes 0 per_bound 1024
+    %v = plan.view "m" : !plan.view<4xf32>
+    // expected-error @+1 {{C2: a block has 4 elements, the tensors in the file have 5}}
+    plan.output "x" %v : tensor<4xf32> : !plan.view<4xf32> as #moe.source<names = ["a"], disk_shape = [5]>
+  }
+}
+
+
+// -----
+
 // TraceOp C1
 #info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
 plan.plan "host" mesh ["tp"] = [2] by "t" info #info {

@@ -54,6 +54,8 @@ plan.plan "host" mesh ["dp", "ep"] = [2, 2] by "moira" info #plan.info<model_cla
     plan.require_bound %n on "compute" : !plan.view<1xi32>
     // CHECK: plan.output "y" %{{.*}} : tensor<4x12x64xf32, #dist.sharding<[{dp}, {ep}, {}]>> : <2x6x64xf32>
     plan.output "y" %y : tensor<4x12x64xf32, #dist.sharding<[{dp}, {ep}, {}]>> : !plan.view<2x6x64xf32>
+    // CHECK: plan.output "grad.y" %{{.*}} : tensor<4x12x64xf32, #dist.sharding<[{dp}, {ep}, {}]>> : <2x6x64xf32> as #moe.source<names = ["grad.y"], disk_shape = [48, 64]>
+    plan.output "grad.y" %y : tensor<4x12x64xf32, #dist.sharding<[{dp}, {ep}, {}]>> : !plan.view<2x6x64xf32> as #moe.source<names = ["grad.y"], disk_shape = [48, 64]>
     // CHECK: plan.trace "inside" %{{.*}} : tensor<4x12x64xf32, #dist.sharding<[{dp}, {ep}, {}]>> : <2x6x64xf32>
     plan.trace "inside" %z : tensor<4x12x64xf32, #dist.sharding<[{dp}, {ep}, {}]>> : !plan.view<2x6x64xf32>
   }

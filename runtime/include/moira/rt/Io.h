@@ -68,6 +68,7 @@ struct GatheredOutput {
   std::string name;
   std::vector<int64_t> shape;
   std::vector<double> values;
+  bool ofWeight = false; ///< stored in the checkpoint's layout
 };
 
 /// writeShards for every output, floats as F32 (F64 from a program in f64) and integers as I64.
