@@ -107,17 +107,40 @@ __global__ void sumColumns(Reader x, float *out, int64_t rows, int64_t width, co
   }
 }
 
-/// One thread an element of the table's shard, which looks through all tokens.
+/// One block a token. The first token with an id adds up those of all tokens that have it, in order;
+/// the others have nothing to do. `out` is zero to begin with.
 template <typename Id>
 __global__ void sumById(const void *ids, Reader dy, float *out, int64_t tokens, int64_t rows,
                         int64_t width, int64_t first) {
-  for (int64_t at = threadNumber(); at < rows * width; at += threadCount()) {
-    int64_t row = first + at / width;
-    float sum = 0;
-    for (int64_t t = 0; t < tokens; ++t)
-      if (idAt<Id>(ids, t) == row)
-        sum += dy[t * width + at % width];
-    out[at] = sum;
+  __shared__ int64_t found[kWarpBlock];
+  __shared__ int count;
+  int64_t own = blockIdx.x, id = idAt<Id>(ids, own);
+  if (id < first || id - first >= rows)
+    return;
+  int earlier = 0;
+  for (int64_t t = threadIdx.x; t < own; t += blockDim.x)
+    earlier |= idAt<Id>(ids, t) == id;
+  if (__syncthreads_or(earlier))
+    return;
+  float *target = out + (id - first) * width;
+  for (int64_t from = own; from < tokens; from += blockDim.x) {
+    int64_t t = from + threadIdx.x;
+    if (!__syncthreads_or(t < tokens && idAt<Id>(ids, t) == id))
+      continue;
+    if (threadIdx.x == 0) {
+      count = 0;
+      for (int64_t other = from; other < tokens && other < from + blockDim.x; ++other)
+        if (idAt<Id>(ids, other) == id)
+          found[count++] = other;
+    }
+    __syncthreads();
+    for (int64_t d = threadIdx.x; d < width; d += blockDim.x) {
+      float sum = target[d];
+      for (int i = 0; i < count; ++i)
+        sum += dy[found[i] * width + d];
+      target[d] = sum;
+    }
+    __syncthreads();
   }
 }
 
@@ -203,10 +226,10 @@ Status ops::sum_rows(const Call &call) {
 Status ops::embedding_grad(const Call &call) {
   int64_t rows = call.out[0].shape[0], width = call.out[0].shape[1];
   int64_t tokens = call.in[0].elements(), first = call.params.integer("row_offset");
-  if (rows * width == 0)
-    return {};
+  if (Status s = zero(call, call.out[0]); !s || tokens * width == 0)
+    return s;
   auto run = [&]<typename Id>(Id) {
-    sumById<Id><<<blocksOfThreads(rows * width), kWarpBlock, 0, call.stream()>>>(
+    sumById<Id><<<unsigned(tokens), kWarpBlock, 0, call.stream()>>>(
         call.in[0].data, Reader(call.in[1]), call.output<float>(0), tokens, rows, width, first);
     return launched(call);
   };
