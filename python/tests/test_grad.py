@@ -157,3 +157,14 @@ def test_a_small_ragged_bound_changes_nothing(tmp_path):
     again = outputs("mixtral", "dp=2,ep=2", tmp_path, ("--ragged-bound=1",))
     for name, value in first.items():
         assert np.array_equal(value, again[name]), name
+
+
+@pytest.mark.parametrize("mesh", ("", "tp=2"))
+@pytest.mark.parametrize("kind", ("olmoe", "gpt_oss", "deepseek_v3", "qwen2_moe", "nllb_moe", "mt5"))
+def test_bf16_gradients_are_near_those_of_f32(kind, mesh, tmp_path):
+    got = outputs(kind, mesh, tmp_path, ("--dtype=bf16",))
+    want = float(checkpoint.read(GOLDEN / kind / "io.safetensors")["loss"].reshape(-1)[0])
+    assert abs(got["loss"][0] - want) <= 5e-3 * want
+    norms = json.loads((GOLDEN / kind / "grad_norms.json").read_text())
+    total = float(np.sqrt(sum(value**2 for value, _ in norms.values())))
+    assert abs(norm(value for name, value in got.items() if name.startswith("grad.")) - total) <= 1e-2 * total
