@@ -107,8 +107,8 @@ __global__ void sumColumns(Reader x, float *out, int64_t rows, int64_t width, co
   }
 }
 
-/// One block a token. The first token with an id adds up those of all tokens that have it, in order;
-/// the others have nothing to do. `out` is zero to begin with.
+/// One block a token. The first token with an id adds up those of all tokens that have it, in
+/// order; the others have nothing to do. `out` is zero to begin with.
 template <typename Id>
 __global__ void sumById(const void *ids, Reader dy, float *out, int64_t tokens, int64_t rows,
                         int64_t width, int64_t first) {
