@@ -52,7 +52,7 @@ def Dist_AllReduceOp : Dist_CollectiveOp<"all_reduce"> {
 def Dist_AllGatherOp : Dist_CollectiveOp<"all_gather"> {
   let summary = "split → replicated";
   let description = [{
-    Constraints: (C1) dimension `dim` of x ends in `axes`, the result's does not; (C2) nothing else differs; (C3) a padded dimension loses no axis (pads are gathered by nobody).
+    Constraints: (C1) dimension `dim` of x ends in `axes`, the result's does not; (C2) nothing else differs; (C3) a padded dimension loses all of its axes at once, and its pads with them.
   }];
   let arguments = (ins Dist_Movable:$x, I64Attr:$dim, StrArrayAttr:$axes);
   let results = (outs Dist_Movable:$result);

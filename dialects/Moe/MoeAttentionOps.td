@@ -21,8 +21,8 @@ def Moe_WholeOp : Moe_DiffOp<"whole"> {
 
     Constraints: (C1) dims are dimensions of x, each once; (C2) result and x have one type up to sharding.
   }];
-  let arguments = (ins Moe_Tensor:$x, DenseI64ArrayAttr:$dims);
-  let results = (outs Moe_Tensor:$result);
+  let arguments = (ins Moe_StateTensor:$x, DenseI64ArrayAttr:$dims);
+  let results = (outs Moe_StateTensor:$result);
   let assemblyFormat = "$x `dims` $dims attr-dict `:` functional-type(operands, results)";
 }
 

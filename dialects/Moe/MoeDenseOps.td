@@ -39,7 +39,7 @@ def Moe_FullOp : Moe_RuleOp<"full"> {
     Constraints: (C1) the value is finite.
   }];
   let arguments = (ins F64Attr:$value);
-  let results = (outs Moe_Tensor:$result);
+  let results = (outs Moe_StateTensor:$result);
   let assemblyFormat = "$value attr-dict `:` type($result)";
 }
 

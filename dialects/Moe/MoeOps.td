@@ -1,5 +1,6 @@
 //===- MoeOps.td - all operations of the moe dialect --------------------------*- tablegen -*-===//
 include "Moe/MoeStateOps.td"
+include "Moe/MoeCacheOps.td"
 include "Moe/MoeDenseOps.td"
 include "Moe/MoeAttentionOps.td"
 include "Moe/MoePositionOps.td"

@@ -8,12 +8,13 @@ include "Plan/PlanDialect.td"
 def Plan_PlanOp : Plan_Op<"plan", [SymbolTable, IsolatedFromAbove, NoTerminator, SingleBlock, NoRegionArguments]> {
   let summary = "one plan file";
   let description = [{
-    Axes are major to minor; a rank's number is the row-major index of its coordinates. The body holds sections, kernels and programs, in that order.
+    Axes are major to minor; a rank's number is the row-major index of its coordinates. The body holds sections, kernels, states and programs, in that order. All programs but
+    a reference share the states, and their arenas: the i-th one of each is the same memory.
 
         plan.plan "host" mesh ["dp", "ep"] = [2, 2] by "moira 0.1.0" info #plan.info<…> { … }
 
-    Constraints: (C1) as many axis names as sizes; (C2) names are unique and not empty; (C3) sizes are at least 1; (C4) the body holds only sections, kernels and
-    programs; (C5) a module holds one plan.
+    Constraints: (C1) as many axis names as sizes; (C2) names are unique and not empty; (C3) sizes are at least 1; (C4) the body holds only sections, kernels, states
+    and programs; (C5) a module holds one plan.
   }];
   let arguments = (ins StrAttr:$target, StrArrayAttr:$axes, DenseI64ArrayAttr:$sizes, StrAttr:$producer, Plan_InfoAttr:$info);
   let regions = (region SizedRegion<1>:$body);
@@ -90,14 +91,16 @@ def Plan_ArenaOp : Plan_Op<"arena", [HasParent<"ProgramOp">]> {
   let hasVerifier = 1;
 }
 
-def Plan_StateOp : Plan_Op<"state", [HasParent<"ProgramOp">]> {
-  let summary = "a weight: where it lies and which checkpoint tensors fill it";
+def Plan_StateOp : Plan_Op<"state", [ParentOneOf<["PlanOp", "ProgramOp"]>]> {
+  let summary = "a weight or a cache: where it lies and which checkpoint tensors fill it";
   let description = [{
-    The type is global and carries the sharding (none: replicated). Without a source it starts as zeros.
+    The type is global and carries the sharding (none: replicated). Without a source it starts as zeros. In a plan: for all of its mesh programs, in an arena of theirs; in a
+    program: of this reference program.
 
         plan.state "model.norm.weight" : tensor<64xf32> in "state" at 4096 from #moe.source<names = ["model.norm.weight"], disk_shape = [64]>
 
-    Constraints: (C1) the arena exists and has the role state; (C2) the offset is a multiple of 64; (C3) the sharding divides the shape; (C4) the shard lies in the arena.
+    Constraints: (C1) the arena exists and has the role state; (C2) the offset is a multiple of 64; (C3) the sharding divides the shape; (C4) the shard lies in the arena;
+    (C5) only reference programs have states of their own.
   }];
   let arguments = (ins StrAttr:$name, TypeAttr:$type, StrAttr:$arena, I64Attr:$offset, OptionalAttr<AnyAttr>:$source, OptionalAttr<I64Attr>:$layer);
   let assemblyFormat = "$name `:` $type `in` $arena `at` $offset (`from` $source^)? (`layer` $layer^)? attr-dict";

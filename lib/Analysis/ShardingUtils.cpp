@@ -217,7 +217,8 @@ private:
     if (current.getDims().size() != to.getDims().size())
       return false;
     for (auto [a, b] : llvm::zip(current.getDims(), to.getDims()))
-      if (a != b && (a.isRagged() || b.isRagged() || a.getPad() || b.getPad()))
+      if (a != b &&
+          (a.isRagged() || b.isRagged() || (a.getPad() && !b.getAxes().empty()) || b.getPad()))
         return false;
     return llvm::all_of(to.getPartialAxes(), [&](StringAttr axis) {
       return contains(current.getPartialAxes(), axis) &&
@@ -286,7 +287,7 @@ private:
         for (size_t source = 0; source < rank(); ++source) {
           ArrayRef<StringAttr> axes = now(source);
           if (source == dim || axes.size() < length || axes.take_back(length) != run ||
-              isPrefix(axes, wanted(source)))
+              isPrefix(axes, wanted(source)) || current.getDims()[source].getPad())
             continue;
           ShardingAttr result = withAxes(current, source, axes.drop_back(length));
           return emit(ReshardKind::allToAll, source, dim, run, appended(result, dim, run));
@@ -312,9 +313,11 @@ private:
         ++common;
       if (common == now(dim).size())
         continue;
-      // Not further than to an axis that an all_to_all can move elsewhere.
+      // Not further than to an axis that an all_to_all can move elsewhere, but pads go with the
+      // last of their axes, so these go at once.
       size_t keep = now(dim).size() - 1;
-      while (keep > common && !isWantedElsewhere(now(dim)[keep - 1], dim))
+      while (keep > common &&
+             (current.getDims()[dim].getPad() || !isWantedElsewhere(now(dim)[keep - 1], dim)))
         --keep;
       return emit(ReshardKind::allGather, dim, -1, now(dim).drop_front(keep),
                   withAxes(current, dim, now(dim).take_front(keep)));

@@ -7,11 +7,11 @@ using namespace mlir;
 using namespace moira;
 
 /// The operation that made a projection: walks back over what keeps its dimensions (bias, norm,
-/// clamp, scale, rotation).
+/// clamp, scale, rotation, a cache that its rows go into).
 static Operation *projectionOf(Value value) {
   while (Operation *op = value.getDefiningOp()) {
     if (!isa<moe::AddOp, moe::GroupedBiasOp, moe::RmsNormOp, moe::LayerNormOp, moe::ClampOp,
-             moe::ScaleOp, moe::RopeOp>(op))
+             moe::ScaleOp, moe::RopeOp, moe::WriteRowsOp>(op))
       return op;
     value = op->getOperand(0);
   }
@@ -34,14 +34,11 @@ public:
           .Case([&](moe::EmbeddingOp embedding) {
             add(embedding.getTable(), 0, DimMeaning::vocabulary);
           })
-          .Case([&](moe::RowMaxOp logits) {
-            if (auto head = dyn_cast_or_null<moe::LinearOp>(projectionOf(logits.getX())))
-              add(head.getW(), 0, DimMeaning::vocabulary);
-          })
+          .Case([&](moe::RowMaxOp logits) { visitLogits(logits.getX()); })
+          .Case([&](moe::SampleOp sample) { visitLogits(sample.getLogits()); })
           .Case([&](func::ReturnOp ret) {
             for (Value value : ret.getOperands())
-              if (auto head = dyn_cast_or_null<moe::LinearOp>(projectionOf(value)))
-                add(head.getW(), 0, DimMeaning::vocabulary);
+              visitLogits(value);
           });
     });
     return std::move(uses);
@@ -68,6 +65,11 @@ private:
     if (attention.getSinks())
       add(attention.getSinks(), 0, DimMeaning::queryHeads);
     visitResult(attention.getResult());
+  }
+
+  void visitLogits(Value logits) {
+    if (auto head = dyn_cast_or_null<moe::LinearOp>(projectionOf(logits)))
+      add(head.getW(), 0, DimMeaning::vocabulary);
   }
 
   /// What is made of attention's heads.

@@ -91,8 +91,13 @@ void LowerPass::runOnOperation() {
   builder.createBlock(&plan.getBody());
   kernels::KernelTable kernels;
   SmallVector<func::FuncOp> functions(module.getOps<func::FuncOp>());
+  StatePlaces shared;
+  if (!reference) {
+    OpBuilder inPlan = OpBuilder::atBlockEnd(&plan.getBody().front());
+    shared = addStates(module, plan, false, [](moe::StateOp) { return true; }, inPlan);
+  }
   for (func::FuncOp function : functions)
-    if (failed(ProgramBuilder(plan, function, reference, kernels).build()))
+    if (failed(ProgramBuilder(plan, function, reference ? nullptr : &shared, kernels).build()))
       return signalPassFailure();
   addKernels(plan, kernels);
   for (Operation &op : llvm::make_early_inc_range(*module.getBody()))

@@ -32,6 +32,7 @@ private:
   void addRowWise();
   void addAttention();
   void addExperts();
+  void addGeneration();
   void addExchange();
   void addCollectives();
   void addDenseGradients();

@@ -16,6 +16,7 @@ LoweringTable::LoweringTable() {
   addRowWise();
   addAttention();
   addExperts();
+  addGeneration();
   addExchange();
   addCollectives();
   addDenseGradients();
@@ -320,6 +321,34 @@ void LoweringTable::addExperts() {
   });
 }
 
+void LoweringTable::addGeneration() {
+  add<moe::WriteRowsOp>(+[](moe::WriteRowsOp op, B &b) {
+    // The state's own memory is the result's.
+    Value state = b.view(op.getCache());
+    SmallVector<Value> inputs{b.view(op.getRows())};
+    if (op.getAt())
+      inputs.push_back(b.view(op.getAt()));
+    b.call("write_rows", inputs, {state}, {});
+    b.alias(op.getResult(), state);
+    return success();
+  });
+  add<moe::SlotOp>(+[](moe::SlotOp op, B &b) {
+    SmallVector<Value> inputs{b.view(op.getX())};
+    if (op.getAt())
+      inputs.push_back(b.view(op.getAt()));
+    int64_t last = cast<RankedTensorType>(op.getX().getType()).getDimSize(1) - 1;
+    b.call("slot", inputs, {b.define(op.getResult())},
+           {b.integer("index", op.getIndex().value_or(op.getAt() ? 0 : last)),
+            b.offset("start", op.getStartAttr())});
+    return success();
+  });
+  add<moe::SampleOp>(+[](moe::SampleOp op, B &b) {
+    b.call("sample", {b.view(op.getLogits()), b.view(op.getSampling()), b.view(op.getDraw())},
+           {b.define(op.getResult())}, {b.offset("row_offset", op.getRowOffsetAttr())});
+    return success();
+  });
+}
+
 /// Rows of experts that are split over ranks.
 void LoweringTable::addExchange() {
   add<dist::ZeroNeedOp>(+[](dist::ZeroNeedOp op, B &b) {
@@ -442,6 +471,13 @@ void LoweringTable::addCollectives() {
   add<dist::AllGatherOp>(+[](dist::AllGatherOp op, B &b) {
     forEachView(b, op.getX(), op.getResult(), [&](Value in, Value out) {
       int64_t dim = op.getDim();
+      // Pads are gathered with the rest and left behind.
+      SmallVector<int64_t> gathered(cast<ViewType>(in.getType()).getShape());
+      gathered[dim] *= b.groupSize(op.getAxes());
+      Value kept = out;
+      bool padded = gathered[dim] != cast<ViewType>(out.getType()).getShape()[dim];
+      if (padded)
+        out = b.define(b.viewType(gathered, cast<ViewType>(out.getType()).getElementType()));
       auto whole = cast<ViewType>(out.getType());
       auto gather = [&](Value to, int64_t along) {
         b.collective(plan::CollectiveKind::all_gather, in, to, op.getAxes(),
@@ -452,6 +488,8 @@ void LoweringTable::addCollectives() {
       else
         joinBlocks(b, out, whole.getShape()[dim] / cast<ViewType>(in.getType()).getShape()[dim],
                    dim, [&](Value parts) { gather(parts, 0); });
+      if (padded)
+        b.copy(out, kept, dim, {});
     });
     return success();
   });

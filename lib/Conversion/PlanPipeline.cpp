@@ -21,6 +21,15 @@ static void addPlanPasses(OpPassManager &passes) {
   plans.addPass(createPlanAllocatePass());
 }
 
+/// Where functions say that they are the reference's (moe.reference), the others are not.
+static void keepReference(ModuleOp module) {
+  auto isMarked = [](func::FuncOp function) { return function->hasAttr("moe.reference"); };
+  if (llvm::any_of(module.getOps<func::FuncOp>(), isMarked))
+    for (auto function : llvm::make_early_inc_range(module.getOps<func::FuncOp>()))
+      if (!isMarked(function))
+        function.erase();
+}
+
 /// Runs the passes that `build` adds on a clone of `module`; null if one fails.
 static OwningOpRef<ModuleOp> runOnClone(ModuleOp module,
                                         llvm::function_ref<void(OpPassManager &)> build) {
@@ -50,7 +59,9 @@ LogicalResult moira::buildPlan(ModuleOp localized, ModuleOp global, const PlanOp
   if (!global)
     return success();
   // No fusion: the reference is library calls only, so that it checks the kernels too.
-  OwningOpRef<ModuleOp> reference = runOnClone(global, [&](OpPassManager &passes) {
+  OwningOpRef<ModuleOp> source = global.clone();
+  keepReference(*source);
+  OwningOpRef<ModuleOp> reference = runOnClone(*source, [&](OpPassManager &passes) {
     passes.addPass(createPlanLowerPass(options, /*reference=*/true));
     addPlanPasses(passes);
   });

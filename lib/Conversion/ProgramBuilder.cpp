@@ -1,6 +1,7 @@
 //===- ProgramBuilder.cpp - emitting one plan.program ---------------------===//
 #include "ProgramBuilder.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
+#include "llvm/ADT/StringSet.h"
 
 using namespace mlir;
 using namespace moira;
@@ -26,10 +27,10 @@ static StringRef placeOf(Location loc) {
   return {};
 }
 
-ProgramBuilder::ProgramBuilder(PlanOp plan, func::FuncOp source, bool reference,
+ProgramBuilder::ProgramBuilder(PlanOp plan, func::FuncOp source, const StatePlaces *shared,
                                kernels::KernelTable &kernels)
-    : plan(plan), source(source), reference(reference), kernels(kernels),
-      builder(plan.getContext()), loc(source.getLoc()) {
+    : plan(plan), source(source), reference(!shared), kernels(kernels), builder(plan.getContext()),
+      shared(shared), loc(source.getLoc()) {
   builder.setInsertionPointToEnd(&plan.getBody().front());
   SmallVector<StringRef> queues{kComputeQueue};
   if (!reference && plan.numRanks() > 1)
@@ -68,6 +69,13 @@ Value ProgramBuilder::define(ViewType type) {
 
 Value ProgramBuilder::define(Value tensor) {
   return views[tensor] = define(viewType(tensor.getType()));
+}
+
+int64_t ProgramBuilder::groupSize(ArrayAttr axes) {
+  int64_t ranks = 1;
+  for (auto axis : axes.getAsRange<StringAttr>())
+    ranks *= plan.getSizes()[plan.indexOfAxis(axis.getValue())];
+  return ranks;
 }
 
 Value ProgramBuilder::zeroNeed() {
@@ -179,28 +187,33 @@ static RankedTensorType globalType(RankedTensorType type, bool reference) {
   return RankedTensorType::get(type.getShape(), element, sharding);
 }
 
-void ProgramBuilder::addStates() {
+StatePlaces moira::addStates(ModuleOp module, PlanOp plan, bool reference,
+                             llvm::function_ref<bool(moe::StateOp)> wanted, OpBuilder &builder) {
   MeshInfo mesh = getMesh(plan);
-  SmallVector<StateOp> states;
-  for (auto state : source->getParentOfType<ModuleOp>().getOps<moe::StateOp>()) {
+  StatePlaces places;
+  for (auto state : module.getOps<moe::StateOp>()) {
+    if (!wanted(state))
+      continue;
     RankedTensorType type = globalType(state.getTensorType(), reference);
     int64_t number = layerOf(state.getSymName());
     IntegerAttr stateLayer = state.getLayerAttr();
     if (!stateLayer && number >= 0)
       stateLayer = builder.getI64IntegerAttr(number);
-    StateOp::create(builder, state.getLoc(), state.getSymName(), type, kStateArena, stateBytes,
+    StateOp::create(builder, state.getLoc(), state.getSymName(), type, kStateArena, places.bytes,
                     state.getSourceAttr(), stateLayer);
-    stateOffsets[state.getSymName()] = stateBytes;
+    places.offsets[state.getSymName()] = places.bytes;
     uint64_t bytes = elementBytes(type.getElementType());
     for (int64_t size : shardShape(type, mesh))
       bytes *= size;
-    stateBytes += alignUp(bytes);
+    places.bytes += alignUp(bytes);
   }
+  return places;
 }
 
 LogicalResult ProgramBuilder::defineParam(moe::ParamOp param) {
-  auto offset = stateOffsets.find(param.getState());
-  if (offset == stateOffsets.end())
+  const StatePlaces &places = shared ? *shared : own;
+  auto offset = places.offsets.find(param.getState());
+  if (offset == places.offsets.end())
     return param.emitOpError("MOE-0601: reads a state that the module does not have");
   Value &view = stateViews[param.getState()];
   if (!view)
@@ -336,7 +349,14 @@ LogicalResult ProgramBuilder::build() {
     return source.emitError("MOE-0601: a program has one block");
   if (failed(checkTypes()))
     return failure();
-  addStates();
+  if (reference) {
+    llvm::StringSet<> read;
+    source.walk([&](moe::ParamOp param) { read.insert(param.getState()); });
+    own = addStates(
+        source->getParentOfType<ModuleOp>(), plan, true,
+        [&](moe::StateOp state) { return state.getSource() || read.contains(state.getSymName()); },
+        builder);
+  }
   if (failed(addInputs()))
     return failure();
   for (Operation &op : source.getBody().front().without_terminator()) {
@@ -354,7 +374,7 @@ LogicalResult ProgramBuilder::build() {
   auto arena = [&](StringRef name, ArenaRole role, uint64_t bytes) {
     ArenaOp::create(builder, source.getLoc(), name, role, Space::device, bytes, 0);
   };
-  arena(kStateArena, ArenaRole::state, stateBytes);
+  arena(kStateArena, ArenaRole::state, shared ? shared->bytes : own.bytes);
   arena(kActivationArena, ArenaRole::activations, 0);
   if (program.getBound())
     arena(kRaggedArena, ArenaRole::ragged, 0);

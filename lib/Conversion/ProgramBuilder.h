@@ -23,11 +23,23 @@ inline constexpr llvm::StringLiteral kStateArena = "state", kActivationArena = "
                                      kRaggedArena = "ragged", kComputeQueue = "compute",
                                      kCommQueue = "comm";
 
+/// Where state tensors lie in the state arena.
+struct StatePlaces {
+  llvm::StringMap<uint64_t> offsets;
+  uint64_t bytes = 0;
+};
+
+/// Adds a plan.state at `builder` for each state of the module that `wanted` accepts. `reference`:
+/// whole tensors, in f32.
+StatePlaces addStates(mlir::ModuleOp module, plan::PlanOp plan, bool reference,
+                      llvm::function_ref<bool(moe::StateOp)> wanted, mlir::OpBuilder &builder);
+
 class ProgramBuilder {
 public:
-  /// Builds into `plan`, at its end. `reference`: one rank, f32, no kernels; `kernels` is not used
-  /// then.
-  ProgramBuilder(plan::PlanOp plan, mlir::func::FuncOp source, bool reference,
+  /// Builds into `plan`, at its end. A mesh program uses the `shared` states of the plan; null
+  /// means a reference program: one rank, f32, states of its own, and no kernels (`kernels` is not
+  /// used then).
+  ProgramBuilder(plan::PlanOp plan, mlir::func::FuncOp source, const StatePlaces *shared,
                  kernels::KernelTable &kernels);
 
   /// All of the function. Errors are emitted at its ops.
@@ -46,6 +58,8 @@ public:
                           int64_t bound = -1) const;
   /// The view type of a local tensor: sharding encodings dropped, #dist.rows a bound.
   plan::ViewType viewType(mlir::Type tensor) const;
+  /// How many ranks a collective over these axes joins.
+  int64_t groupSize(mlir::ArrayAttr axes);
   /// A view of one i32 that is 0, written once at the program's start.
   mlir::Value zeroNeed();
 
@@ -73,7 +87,6 @@ public:
 
 private:
   llvm::LogicalResult checkTypes();
-  void addStates();
   llvm::LogicalResult addInputs();
   llvm::LogicalResult addOutputs();
   void addTraces();
@@ -95,9 +108,9 @@ private:
   mlir::OpBuilder builder; // instructions and views
   llvm::DenseMap<mlir::Value, mlir::Value> views;
   llvm::DenseMap<mlir::Value, RoutingViews> routings;
-  llvm::StringMap<uint64_t> stateOffsets;
+  const StatePlaces *shared;
+  StatePlaces own; // of a reference program
   llvm::StringMap<mlir::Value> stateViews;
-  uint64_t stateBytes = 0;
   llvm::SmallVector<TracedRoute> routes;
   mlir::Value zero;
   mlir::Location loc;

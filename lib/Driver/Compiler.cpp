@@ -5,6 +5,7 @@
 #include "moira/Driver/Compiler.h"
 #include "DiagnosticCollector.h"
 #include "Files.h"
+#include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/AsmState.h"
 #include "mlir/IR/Verifier.h"
 #include "mlir/Parser/Parser.h"
@@ -70,6 +71,13 @@ private:
   std::vector<std::string> standIns; // operations that are only planned (--memory-only)
 };
 
+/// The functions that only the reference program comes from are not for the mesh.
+void keepMeshPrograms(ModuleOp module) {
+  for (auto function : llvm::make_early_inc_range(module.getOps<func::FuncOp>()))
+    if (function->hasAttr("moe.reference"))
+      function.erase();
+}
+
 /// What is wrong, or an internal error if a step failed without saying why.
 Status problemsOf(DiagnosticCollector &diagnostics, const char *step) {
   Status status = diagnostics.take();
@@ -99,6 +107,7 @@ Status Compilation::load() {
   import.batch = options.batch;
   import.seq = options.seq;
   import.decSeq = options.decSeq;
+  import.maxSeq = options.maxSeq;
   import.task = options.task;
   import.dtype = options.dtype;
   import.memoryOnly = options.memoryOnly;
@@ -113,15 +122,22 @@ Status Compilation::load() {
 
 /// Options that were decided before `reached` would be ignored: an error for each.
 static Status checkDecided(const CompilerOptions &options, Phase reached) {
-  constexpr std::pair<const char *, Phase> kDecidedBy[] = {
-      {"task", Phase::import},          {"batch", Phase::import},
-      {"seq", Phase::import},           {"dec-seq", Phase::import},
-      {"dtype", Phase::import},         {"mesh", Phase::shard},
-      {"ragged-bound", Phase::shard},   {"capacity-factor", Phase::autodiff},
-      {"drop-policy", Phase::autodiff}, {"min-capacity", Phase::autodiff},
-      {"drop-seed", Phase::autodiff},   {"aux-loss", Phase::autodiff},
-      {"z-loss", Phase::autodiff},      {"target", Phase::plan},
-      {"host-cpu", Phase::plan}};
+  constexpr std::pair<const char *, Phase> kDecidedBy[] = {{"task", Phase::import},
+                                                           {"batch", Phase::import},
+                                                           {"seq", Phase::import},
+                                                           {"dec-seq", Phase::import},
+                                                           {"max-seq", Phase::import},
+                                                           {"dtype", Phase::import},
+                                                           {"mesh", Phase::shard},
+                                                           {"ragged-bound", Phase::shard},
+                                                           {"capacity-factor", Phase::autodiff},
+                                                           {"drop-policy", Phase::autodiff},
+                                                           {"min-capacity", Phase::autodiff},
+                                                           {"drop-seed", Phase::autodiff},
+                                                           {"aux-loss", Phase::autodiff},
+                                                           {"z-loss", Phase::autodiff},
+                                                           {"target", Phase::plan},
+                                                           {"host-cpu", Phase::plan}};
   Status status;
   for (auto [option, phase] : kDecidedBy)
     if (phase <= reached && llvm::is_contained(options.given, option))
@@ -176,6 +192,7 @@ Status Compilation::runPhase(Phase phase) {
     return differentiate();
   case Phase::shard:
     global = module->clone();
+    keepMeshPrograms(*module);
     return runPasses([&](OpPassManager &passes) { buildShardPipeline(passes, sharding); });
   case Phase::partition:
     return runPasses([&](OpPassManager &passes) { buildPartitionPipeline(passes, sharding); });

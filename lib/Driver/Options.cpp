@@ -101,13 +101,16 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
     return [&store](StringRef text) { return store = text.str(), std::string(); };
   };
   return {
-      {"task", "NAME", "forward (default) or grad",
+      {"task", "NAME", "forward (default), grad or generate",
        takeOneOf(o.task, {"forward", "grad", "train", "generate"})},
       {"batch", "N", "global batch size (default 1)",
        takeInteger([&o](int64_t n) { o.batch = n; }, 1)},
       {"seq", "N", "sequence length (default 128)", takeInteger([&o](int64_t n) { o.seq = n; }, 1)},
-      {"dec-seq", "N", "sequence length of an encoder-decoder's decoder (default: --seq)",
+      {"dec-seq", "N",
+       "sequence length of an encoder-decoder's decoder (default: --seq; generate: its prompt, 1)",
        takeInteger([&o](int64_t n) { o.decSeq = n; }, 1)},
+      {"max-seq", "N", "generate: tokens of a row at most, prompt and new (default: prompt + 128)",
+       takeInteger([&o](int64_t n) { o.maxSeq = n; }, 1)},
       {"mesh", "AXES", "e.g. dp=2,ep=4,tp=2 (default: one rank)", takeText(o.mesh)},
       {"dtype", "TYPE", "compute type: f32 (default) or bf16", takeOneOf(o.dtype, {"f32", "bf16"})},
       {"target", "TARGET", "host (default) or sm_90", takeOneOf(o.target, {"host", "sm_90"})},
@@ -147,8 +150,8 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 /// Options of the contract that belong to tasks this version does not compile yet are refused by
 /// name, not as unknown words.
 constexpr StringRef kLaterOptions[] = {
-    "max-seq", "micro-batches", "zero",         "offload",   "optimizer", "lr",
-    "betas",   "eps",           "weight-decay", "clip-norm", "schedule",  "router-noise"};
+    "micro-batches", "zero",         "offload",   "optimizer", "lr",          "betas",
+    "eps",           "weight-decay", "clip-norm", "schedule",  "router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";
@@ -265,7 +268,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     } else if (is_contained(kLaterOptions, name)) {
       status.add(ErrorId::BadUsage, "--" + name.str() +
                                         " belongs to a task that this version of moe-opt does not "
-                                        "compile; it compiles --task=forward and grad");
+                                        "compile; it compiles --task=forward, grad and generate");
     } else if (mlir::PassInfo::lookup(name)) {
       status.add(ErrorId::BadUsage,
                  "--" + name.str() +
@@ -286,10 +289,11 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                               : "more than one model given: '" + join(models, "', '") + "'");
   else
     options.model = models.front();
-  if (options.task != "forward" && options.task != "grad")
-    status.add(ErrorId::BadUsage,
-               "--task=" + options.task +
-                   " is not compiled by this version; it compiles --task=forward and grad");
+  if (options.task != "forward" && options.task != "grad" && options.task != "generate")
+    status.add(
+        ErrorId::BadUsage,
+        "--task=" + options.task +
+            " is not compiled by this version; it compiles --task=forward, grad and generate");
   for (auto [name, value] : {std::pair("aux-loss", options.auxLoss), {"z-loss", options.zLoss}})
     if (value && options.task != "grad")
       status.add(ErrorId::BadUsage, std::string("--") + name + " is for --task=grad");

@@ -6,12 +6,12 @@ using namespace moira;
 using llvm::APFloat;
 using R = WeightRole;
 
-/// positions, cos and sin of `length` tokens that follow one another.
-void BlockBuilder::rotary(int64_t length) {
+/// positions, cos and sin of `tokens` tokens that follow one another.
+void BlockBuilder::rotary(int64_t tokens) {
   loc = named("model.rotary_emb");
-  positions = moe::PositionsOp::create(b, loc, tensor({length}, b.getI32Type()), Attribute());
-  RopeSpec::Table rope = spec.rope.table(length);
-  auto half = tensor({length, int64_t(rope.frequencies.size())}, f32);
+  positions = ownPositions(tokens);
+  RopeSpec::Table rope = spec.rope.table(span(tokens));
+  auto half = tensor({tokens, int64_t(rope.frequencies.size())}, f32);
   auto table = moe::RopeTableOp::create(b, loc, half, half, positions,
                                         b.getF64ArrayAttr(rope.frequencies), APFloat(rope.factor));
   cos = table.getCos();

@@ -151,17 +151,25 @@ Value BlockBuilder::startStack(Value ids) {
     return h;
   }
   loc = parent(at(WeightRole::final_norm));
-  positions = moe::PositionsOp::create(b, loc, tensor({S}, b.getI32Type()), Attribute());
+  positions = ownPositions(S);
   if (spec.positions == PositionKind::relative)
     return h;
-  Value places = positions;
-  if (spec.positions == PositionKind::token_sinusoid)
-    places = moe::TokenPositionsOp::create(b, loc, tensor({B, S}, b.getI32Type()), ids, Value(),
-                                           spec.padId, Attribute());
+  Value places = sinusoidPlaces(ids);
   SmallVector<int64_t> shape(shapeOf(places));
   shape.push_back(spec.hidden);
-  return add(h, moe::SinusoidOp::create(b, loc, tensor(shape, f32), places, spec.positionOffset,
-                                        spec.padId));
+  return add(
+      h, moe::SinusoidOp::create(b, loc, tensor(shape, f32), places, sinusoidOffset(), spec.padId));
+}
+
+Value BlockBuilder::ownPositions(int64_t tokens) {
+  return moe::PositionsOp::create(b, loc, tensor({tokens}, b.getI32Type()), Attribute());
+}
+
+Value BlockBuilder::sinusoidPlaces(Value ids) {
+  if (spec.positions == PositionKind::sinusoid)
+    return positions;
+  return moe::TokenPositionsOp::create(b, loc, as(ids, b.getI32Type()), ids, Value(), spec.padId,
+                                       Attribute());
 }
 
 Value BlockBuilder::finalNorm(Value h) {

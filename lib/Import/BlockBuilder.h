@@ -71,6 +71,15 @@ protected:
   /// The residual stream of tokens ids [B,S]: their embeddings, scaled, with what their positions
   /// add. Sets `positions` and what follows from them.
   mlir::Value startStack(mlir::Value ids);
+  /// Positions [S] of so many tokens that the program is given: 0, 1, 2, …. A program with a cache
+  /// says where they stand.
+  virtual mlir::Value ownPositions(int64_t tokens);
+  /// How many tokens a row may come to have: some rotary scalings go by it.
+  virtual int64_t span(int64_t tokens) { return tokens; }
+  /// The places that sinusoids encode, [S] or [B,S].
+  virtual mlir::Value sinusoidPlaces(mlir::Value ids);
+  /// What is added to them.
+  virtual int64_t sinusoidOffset() { return spec.positionOffset; }
   /// The norm behind the last layer; an activation.
   mlir::Value finalNorm(mlir::Value h);
   /// Logits f32 [B,S,V] of what finalNorm gave.
@@ -142,7 +151,7 @@ protected:
 
 private:
   mlir::Value embedding(mlir::Value ids);
-  void rotary(int64_t length);
+  void rotary(int64_t tokens);
   /// x with its positions' rotation.
   mlir::Value rotate(mlir::Value x, mlir::Type result = {});
   mlir::Value headAttention(mlir::Value x);

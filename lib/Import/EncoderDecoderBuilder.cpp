@@ -3,7 +3,7 @@
 // encoder gives. The blocks are BlockBuilder's.
 //===----------------------------------------------------------------------===//
 #include "moira/Import/EncoderDecoderBuilder.h"
-#include "BlockBuilder.h"
+#include "Encoder.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 
 using namespace mlir;
@@ -11,36 +11,13 @@ using namespace moira;
 
 namespace {
 
-/// What cross-attention reads: x [B,S,D], and positions [S] and mask [B,S] of its tokens.
-struct Encoded {
-  Value x, positions, mask;
-};
-
-class Encoder : BlockBuilder {
-public:
-  Encoder(MLIRContext &context, const ModelSpec &spec, const WeightTable &weights,
-          const ProgramShape &shape)
-      : BlockBuilder(context, spec, weights, shape.batch, shape.bf16, /*ofEncoder=*/true) {}
-
-  /// Adds the stack at the end of `body`.
-  Encoded build(Block *body, Value ids, Value attentionMask) {
-    b.setInsertionPointToEnd(body);
-    mask = attentionMask;
-    Value h = startStack(ids);
-    for (layer = 0; layer < int64_t(spec.layers.size()); ++layer) {
-      h = attentionBlock(h);
-      h = feedForwardBlock(h);
-    }
-    return {finalNorm(h), positions, mask};
-  }
-};
-
 class EncoderDecoderBuilder : BlockBuilder {
 public:
   EncoderDecoderBuilder(MLIRContext &context, const ModelSpec &spec, const WeightTable &weights,
                         const ProgramShape &shape)
       : BlockBuilder(context, spec, weights, shape.batch, shape.bf16),
-        encoder(context, *spec.encoder, weights, shape), S(shape.seq), T(shape.decSeq) {}
+        encoder(context, *spec.encoder, weights, shape.batch, shape.bf16), S(shape.seq),
+        T(shape.decSeq) {}
 
   OwningOpRef<ModuleOp> build() {
     OwningOpRef<ModuleOp> module = startModule();

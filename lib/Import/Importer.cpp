@@ -7,6 +7,7 @@
 #include "moira/Dialect/Plan/IR/PlanOps.h"
 #include "moira/Import/ConfigJson.h"
 #include "moira/Import/EncoderDecoderBuilder.h"
+#include "moira/Import/GenerateBuilder.h"
 #include "moira/rt/Checkpoint.h"
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/Path.h"
@@ -54,6 +55,14 @@ static void decideByTensors(ModelSpec &spec, ArrayRef<StoredTensor> stored) {
   spec.encoder = std::move(encoder);
 }
 
+/// Tokens of the decoder's prompt, and of a row at most, of --task=generate.
+static int64_t promptOf(const ModelSpec &spec, const ImportOptions &options) {
+  return spec.encoder ? options.decSeq.value_or(1) : options.seq;
+}
+static int64_t maxSeqOf(const ModelSpec &spec, const ImportOptions &options) {
+  return options.maxSeq.value_or(promptOf(spec, options) + 128);
+}
+
 /// Values of the program are counted in int64 bytes.
 static void checkShape(const ModelSpec &spec, const ImportOptions &options, Status &status) {
   auto check = [&](const char *option, int64_t seq) {
@@ -76,15 +85,29 @@ static void checkShape(const ModelSpec &spec, const ImportOptions &options, Stat
                    (long long)*options.decSeq, spec.modelClass->name.c_str()));
   if (options.dtype != "f32" && options.dtype != "bf16")
     status.add(ErrorId::BadUsage, "--dtype=" + options.dtype + " must be f32 or bf16");
-  if (options.task != "forward" && options.task != "grad")
-    status.add(ErrorId::BadUsage, "--task=" + options.task + " must be forward or grad");
+  bool generates = options.task == "generate";
+  if (options.task != "forward" && options.task != "grad" && !generates)
+    status.add(ErrorId::BadUsage, "--task=" + options.task + " must be forward, grad or generate");
+  if (options.maxSeq && !generates)
+    status.add(ErrorId::BadUsage,
+               rt::format("--max-seq=%lld is for --task=generate", (long long)*options.maxSeq));
+  if (!generates)
+    return;
+  int64_t most = maxSeqOf(spec, options);
+  check("max-seq", most);
+  if (most <= promptOf(spec, options))
+    status.add(ErrorId::BadUsage,
+               rt::format("--max-seq=%lld leaves no room for new tokens: the prompt has %lld%s",
+                          (long long)most, (long long)promptOf(spec, options),
+                          spec.encoder ? " (--dec-seq)" : " (--seq)"));
 }
 
 /// Operations that this model needs for sequences of this length and Moira lacks.
 static std::vector<std::string> lackingFor(const ModelSpec &spec, const ImportOptions &options) {
   std::vector<std::string> lacking = spec.lacking;
+  int64_t length = options.task == "generate" ? maxSeqOf(spec, options) : options.seq;
   for (const ModelSpec::LongNeed &need : spec.longNeeds)
-    if (options.seq > need.tokens)
+    if (length > need.tokens)
       lacking.push_back(need.problem);
   return lacking;
 }
@@ -164,8 +187,15 @@ OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
   shape.seq = options.seq;
   shape.decSeq = options.decSeq.value_or(options.seq);
   shape.bf16 = options.dtype == "bf16";
-  OwningOpRef<ModuleOp> module = spec->encoder ? buildEncoderDecoder(context, *spec, table, shape)
-                                               : buildDecoder(context, *spec, table, shape);
+  OwningOpRef<ModuleOp> module;
+  if (options.task == "generate") {
+    shape.decSeq = promptOf(*spec, options);
+    shape.maxSeq = maxSeqOf(*spec, options);
+    module = buildGenerate(context, *spec, table, shape);
+  } else {
+    module = spec->encoder ? buildEncoderDecoder(context, *spec, table, shape)
+                           : buildDecoder(context, *spec, table, shape);
+  }
   setConfigFields(*module, *spec);
   setInfo(*module, options, summary);
   if (failed(verify(*module))) {

@@ -32,7 +32,8 @@ struct Propagate : moira::impl::DistPropagateBase<Propagate> {
         return signalPassFailure();
     for (moe::StateOp state : module.getOps<moe::StateOp>())
       completeSharding(state);
-    unifyBounds(module);
+    for (func::FuncOp func : module.getOps<func::FuncOp>())
+      unifyBounds(func);
     reshards = made.size();
   }
 
@@ -156,10 +157,10 @@ private:
   }
 
   /// A program has one B: the largest that any of its dispatches asks for.
-  static void unifyBounds(ModuleOp module) {
+  static void unifyBounds(func::FuncOp func) {
     int64_t bound = 0;
     auto values = [&](llvm::function_ref<void(Value)> visit) {
-      module.walk([&](Operation *op) {
+      func.walk([&](Operation *op) {
         for (Value result : op->getResults())
           visit(result);
       });

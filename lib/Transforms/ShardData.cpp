@@ -63,7 +63,8 @@ struct ShardData : moira::impl::DistShardDataBase<ShardData> {
       if (isShardable(argument.getType()) && !shardingOf(argument)) {
         ArrayRef<int64_t> shape = shardableShape(argument.getType());
         ShardingAttr sharding = ShardingAttr::replicated(&getContext(), shape.size());
-        if (!shape.empty() && shape[0] == batch)
+        // What has one dimension is a setting, not a value a row.
+        if (shape.size() > 1 && shape[0] == batch)
           sharding = sharding.withDim(0, cut(axisIfPresent(mesh, kDataAxis)));
         seed(argument, sharding);
       }

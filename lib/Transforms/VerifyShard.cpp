@@ -23,12 +23,12 @@ struct VerifyShard : moira::impl::DistVerifyShardBase<VerifyShard> {
     ModuleOp module = getOperation();
     mesh = dist::getMesh(module);
     bad = false;
-    bound = 0;
     for (moe::StateOp state : module.getOps<moe::StateOp>())
       checkType(state.getTensorType(), state.getLoc(), "state @" + state.getSymName());
     for (func::FuncOp func : module.getOps<func::FuncOp>()) {
       if (func.isExternal())
         continue;
+      bound = 0;
       bool whole = true;
       for (BlockArgument argument : func.getArguments())
         whole &= checkType(argument.getType(), func.getLoc(),
@@ -50,7 +50,7 @@ struct VerifyShard : moira::impl::DistVerifyShardBase<VerifyShard> {
 private:
   MeshInfo mesh;
   bool bad;
-  int64_t bound;
+  int64_t bound = 0; // of the function at hand
 
   InFlightDiagnostic error(Location loc) {
     bad = true;

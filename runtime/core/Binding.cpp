@@ -8,6 +8,7 @@
 #include "moira/rt/SafeTensors.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace moira::rt {
 namespace {
@@ -24,7 +25,7 @@ uint64_t scaleOf(const fb::Program &program, bool f64) {
   };
   for (const fb::View *view : *program.views())
     look(view->dtype());
-  for (const fb::State *state : *program.states())
+  for (const fb::State *state : *program.states()) // a reference program's own
     look(state->dtype());
   return 8 / smallest;
 }
@@ -65,11 +66,15 @@ CallParams resolveParams(const fb::Instr &instr, const MeshPosition &place) {
 
 } // namespace
 
-uint64_t plannedBytes(const fb::Program &program, uint64_t bound, bool f64) {
-  uint64_t total = 0, scale = scaleOf(program, f64);
-  for (const fb::Arena *arena : *program.arenas())
-    total += arenaBytes(*arena, bound, scale);
-  return total;
+uint64_t plannedBytes(std::span<const fb::Program *const> programs, bool f64) {
+  std::vector<uint64_t> arenas;
+  for (const fb::Program *program : programs) {
+    arenas.resize(std::max<size_t>(arenas.size(), program->arenas()->size()));
+    for (size_t i = 0; i < program->arenas()->size(); ++i)
+      arenas[i] = std::max(arenas[i], arenaBytes(*program->arenas()->Get(i),
+                                                 program->bound_initial(), scaleOf(*program, f64)));
+  }
+  return std::accumulate(arenas.begin(), arenas.end(), uint64_t(0));
 }
 
 Binding::Binding(const fb::Plan &plan, const fb::Program &program, int rank, bool f64)
@@ -81,11 +86,10 @@ uint64_t Binding::arenaBytes(size_t arena) const {
   return rt::arenaBytes(*program.arenas()->Get(arena), boundNow, scale);
 }
 
-std::vector<uint64_t> Binding::arenaSizes() const {
-  std::vector<uint64_t> sizes;
-  for (size_t i = 0; i < bases.size(); ++i)
-    sizes.push_back(arenaBytes(i));
-  return sizes;
+void mergeArenaSizes(const Binding &binding, std::vector<uint64_t> &sizes) {
+  sizes.resize(std::max(sizes.size(), binding.arenaCount()));
+  for (size_t i = 0; i < binding.arenaCount(); ++i)
+    sizes[i] = std::max(sizes[i], binding.arenaBytes(i));
 }
 
 std::string Binding::arenaText(size_t arena) const {

@@ -644,6 +644,35 @@ void check_combine(CallCheck &c) {
   c.fitsInt32({scale, ragged}, "rows");
 }
 
+void check_write_rows(CallCheck &c) {
+  int64_t rows = c.fixed("S"), all = c.fixed("N");
+  if (rows > all)
+    c.fail(format("%lld rows do not fit into %lld", static_cast<long long>(rows),
+                  static_cast<long long>(all)));
+  c.fixed("B");
+  c.fixedRun("X");
+  c.fitsInt32({all}, "rows of the state");
+}
+
+void check_slot(CallCheck &c) {
+  c.fixed("S");
+  if (c.inputType(0) != c.outputType(0))
+    c.fail("x and out have one type");
+  c.atLeast("index", 0);
+  c.fitsInt32({c.integer("index")}, "slots");
+  OffsetRange start = c.offset("start");
+  if (start.least < 0 || start.most > kInt32Max)
+    c.fail("start must be 0 to 2^31-1");
+}
+
+void check_sample(CallCheck &c) {
+  c.fitsInt32({c.fixed("V")}, "tokens of the vocabulary");
+  int64_t rows = c.fixed("B");
+  OffsetRange first = c.offset("row_offset");
+  if (first.least < 0 || Wide(first.most) + rows > kInt32Max)
+    c.fail("the rows' numbers leave the range of i32 on some rank");
+}
+
 /// `whole` is cut into blocks along dim, `parts` has them along dimension 0.
 void checkBlocks(CallCheck &c, const Shape &whole, const Shape &parts) {
   int64_t blocks = c.integer("blocks"), dim = c.integer("dim");

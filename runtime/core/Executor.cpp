@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 namespace moira::rt {
@@ -54,58 +55,78 @@ void fillTensor(const TensorRef &out, double value) {
 
 } // namespace
 
+Executor::Entry::Entry(const ExecutorSetup &setup, const fb::Program &program, uint32_t number)
+    : program(program), number(number),
+      binding(setup.plan->plan(), program, setup.communicator->rank(), setup.f64) {}
+
 Executor::Executor(const ExecutorSetup &setup)
-    : setup(setup), program(*setup.program),
-      binding(setup.plan->plan(), program, setup.communicator->rank(), setup.f64),
-      counter(std::make_unique<MemoryCounter>()), arenas(binding.arenaCount()) {}
+    : setup(setup), counter(std::make_unique<MemoryCounter>()) {
+  for (const fb::Program *program : setup.programs)
+    entries.push_back(
+        std::make_unique<Entry>(setup, *program, static_cast<uint32_t>(entries.size())));
+}
 
 Expected<std::unique_ptr<ProgramRunner>> Executor::create(const ExecutorSetup &setup) {
   std::string_view target = setup.plan->plan().target()->string_view();
-  if (!setup.program->reference() && target != "host")
+  if (!setup.programs[0]->reference() && target != "host")
     return Status(ErrorId::PlanTarget,
                   format("the plan's target is %s, this device is host; compile with "
                          "--target=host, or run with --reference",
                          quoteName(target).c_str()));
   std::unique_ptr<Executor> executor(new Executor(setup));
-  if (Status status = executor->allocate(false); !status)
-    return status;
-  if (Status status = executor->bind(); !status)
+  if (Status status = executor->allocate(); !status)
     return status;
   return std::unique_ptr<ProgramRunner>(std::move(executor));
 }
 
-Status Executor::allocate(bool raggedOnly) {
+Status Executor::allocate() {
+  std::vector<uint64_t> wanted = arenaSizes();
+  arenas.resize(wanted.size());
   for (size_t i = 0; i < arenas.size(); ++i) {
-    if (raggedOnly && !binding.grows(i))
+    if (arenas[i].data() && arenas[i].bytes() == wanted[i])
       continue;
     arenas[i].release(); // before the larger one, so that the peak is what was planned
-    Expected<Block> block = Block::allocate(binding.arenaBytes(i), binding.arenaText(i), *counter);
+    const Entry *largest = nullptr;
+    for (const auto &entry : entries)
+      if (i < entry->binding.arenaCount() && entry->binding.arenaBytes(i) == wanted[i])
+        largest = entry.get();
+    Expected<Block> block = Block::allocate(wanted[i], largest->binding.arenaText(i), *counter);
     if (!block)
       return block.takeStatus();
     arenas[i] = std::move(*block);
-    binding.placeArena(i, arenas[i].data());
   }
-  return {};
+  Status problems;
+  for (const auto &entry : entries) {
+    for (size_t i = 0; i < entry->binding.arenaCount(); ++i)
+      entry->binding.placeArena(i, arenas[i].data());
+    problems.append(entry->binding.bind(
+        [&](uint32_t kernel) { return setup.images ? setup.images->kernel(kernel) : nullptr; },
+        entry->instrs));
+  }
+  return problems;
 }
 
-Status Executor::bind() {
-  return binding.bind(
-      [&](uint32_t kernel) { return setup.images ? setup.images->kernel(kernel) : nullptr; },
-      instrs);
+std::vector<uint64_t> Executor::arenaSizes() const {
+  std::vector<uint64_t> sizes;
+  for (const auto &entry : entries)
+    mergeArenaSizes(entry->binding, sizes);
+  return sizes;
 }
 
-Expected<std::vector<TensorRef>> Executor::outputs() {
+Expected<std::vector<TensorRef>> Executor::outputs(size_t program) {
+  const Entry &entry = *entries[program];
   std::vector<TensorRef> refs;
-  for (size_t i = 0; i < program.outputs()->size(); ++i)
-    refs.push_back(binding.output(i));
+  for (size_t i = 0; i < entry.program.outputs()->size(); ++i)
+    refs.push_back(entry.binding.output(i));
   return refs;
 }
 
 RankFigures Executor::figures() const {
-  return {plannedBytes(program, binding.bound(), setup.f64),
+  std::vector<uint64_t> sizes = arenaSizes();
+  return {std::accumulate(sizes.begin(), sizes.end(), uint64_t(0)),
           counter->peak(),
           staging.bytes(),
-          binding.bound(),
+          entries[0]->binding.bound(),
           retryCount,
           0,
           0,
@@ -113,43 +134,46 @@ RankFigures Executor::figures() const {
 }
 
 Status Executor::loadWeights(const Checkpoint *checkpoint) {
+  const Entry &first = *entries[0]; // the states are the same for all
   if (checkpoint)
-    for (const fb::State *state : *program.states())
-      loadState(*state, position().shard(*state->shape(), *state->dims()), *checkpoint,
-                binding.stateType(*state), binding.stateData(*state));
+    for (const fb::State *state : statesOf(setup.plan->plan(), first.program))
+      if (state->source())
+        loadState(*state, position().shard(*state->shape(), *state->dims()), *checkpoint,
+                  first.binding.stateType(*state), first.binding.stateData(*state));
   return {};
 }
 
-Status Executor::step(const InputSet &inputs) {
+Status Executor::step(const InputSet &inputs, size_t number) {
+  Entry &entry = *entries[number];
   for (uint32_t attempt = 0;; ++attempt) {
     // Activations share memory, so every attempt needs its inputs anew.
-    for (size_t i = 0; i < program.inputs()->size(); ++i)
-      inputs.store(i, position(), binding.input(i));
+    for (size_t i = 0; i < entry.program.inputs()->size(); ++i)
+      inputs.store(i, position(), entry.binding.input(i));
     needed = 0;
     // The list is a valid linear order of the plan's queues and events. The host has one thread for
     // each rank, so it runs the list in that order and the events need no action.
-    for (size_t i = 0; i < instrs.size(); ++i) {
-      at.store(i, std::memory_order_relaxed);
+    for (size_t i = 0; i < entry.instrs.size(); ++i) {
+      at.store(uint64_t(number) << 32 | i, std::memory_order_relaxed);
       if (!setup.profile) {
-        if (Status status = run(i, instrs[i]); !status)
+        if (Status status = run(entry, i); !status)
           return status;
         continue;
       }
       auto begin = std::chrono::steady_clock::now();
-      Status status = run(i, instrs[i]);
+      Status status = run(entry, i);
       std::chrono::duration<double, std::micro> start = begin - setup.epoch;
       std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - begin;
       setup.profile->events.push_back(
-          {static_cast<uint32_t>(i), attempt, start.count(), took.count()});
+          {entry.number, static_cast<uint32_t>(i), attempt, start.count(), took.count()});
       if (!status)
         return status;
     }
-    if (needed <= static_cast<int64_t>(binding.bound())) {
+    if (needed <= static_cast<int64_t>(entry.binding.bound())) {
       at.store(kNowhere, std::memory_order_relaxed);
       return {};
     }
     // Every rank comes here with the same need, since plans reduce it over the mesh.
-    Status grown = agree(grow(), *setup.communicator, "growing the ragged arena");
+    Status grown = agree(grow(entry), *setup.communicator, "growing the ragged arena");
     if (!grown) {
       together = grown.diagnostics().front().id != ErrorId::RankFailed;
       return grown;
@@ -159,19 +183,18 @@ Status Executor::step(const InputSet &inputs) {
 }
 
 std::string Executor::where() const {
-  size_t instr = at.load(std::memory_order_relaxed);
-  return instr == kNowhere ? "" : binding.describe(instr);
+  uint64_t place = at.load(std::memory_order_relaxed);
+  return place == kNowhere ? "" : entries[place >> 32]->binding.describe(uint32_t(place));
 }
 
-Status Executor::grow() {
-  if (Status status = binding.grow(needed); !status)
+Status Executor::grow(Entry &entry) {
+  if (Status status = entry.binding.grow(needed); !status)
     return status;
-  if (Status status = allocate(true); !status)
-    return status;
-  return bind();
+  return allocate();
 }
 
-Status Executor::run(size_t index, const BoundInstr &instr) {
+Status Executor::run(const Entry &entry, size_t index) {
+  const BoundInstr &instr = entry.instrs[index];
   switch (instr.kind) {
   case fb::InstrKind::launch:
     callKernel(instr.kernel, instr.operands, instr.rows);
@@ -181,7 +204,7 @@ Status Executor::run(size_t index, const BoundInstr &instr) {
     bool hooked = instr.isRoute && setup.routes;
     if (hooked)
       hooks = setup.routes->before(index);
-    CallFlavor flavor = program.reference() ? CallFlavor::reference : CallFlavor::fast;
+    CallFlavor flavor = entry.program.reference() ? CallFlavor::reference : CallFlavor::fast;
     Status status = runHostCall(instr.call, flavor, instr.in, instr.out, instr.params,
                                 hooked ? &hooks : nullptr);
     if (hooked && status)
@@ -190,12 +213,12 @@ Status Executor::run(size_t index, const BoundInstr &instr) {
       return {};
     Status located;
     for (const Diagnostic &d : status.diagnostics())
-      located.add(d.id, binding.describe(index) + ": " + d.message);
+      located.add(d.id, entry.binding.describe(index) + ": " + d.message);
     return located;
   }
   case fb::InstrKind::collective:
     return runCollective(instr.collective, *instr.group, *setup.communicator, instr.in[0],
-                         instr.out[0], staging, binding.describe(index));
+                         instr.out[0], staging, entry.binding.describe(index));
   case fb::InstrKind::copy:
     copyBox(Box::all(instr.out[0].shape), instr.out[0].data, instr.box, instr.in[0].data,
             bytesOf(instr.in[0].dtype));

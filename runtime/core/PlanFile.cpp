@@ -98,19 +98,25 @@ bool sourceNamesFit(const fb::Plan &plan, flatbuffers::Verifier &v, size_t size)
     budget -= names;
     return true;
   };
-  if (!sound(&plan, Plan::VT_PROGRAMS) || !v.VerifyVector(plan.programs()))
-    return false;
-  for (size_t p = 0; plan.programs() && p < plan.programs()->size(); ++p) {
-    const Program *program = plan.programs()->Get(p);
-    if (!sound(program, Program::VT_STATES) || !v.VerifyVector(program->states()))
-      return false;
-    if (!sound(program, Program::VT_OUTPUTS) || !v.VerifyVector(program->outputs()))
-      return false;
-    for (size_t s = 0; program->states() && s < program->states()->size(); ++s) {
-      const State *state = program->states()->Get(s);
+  auto statesFit = [&](const flatbuffers::Vector<flatbuffers::Offset<State>> *states) {
+    for (size_t s = 0; states && s < states->size(); ++s) {
+      const State *state = states->Get(s);
       if (!sound(state, State::VT_SOURCE) || !fits(state->source()))
         return false;
     }
+    return true;
+  };
+  if (!sound(&plan, Plan::VT_STATES) || !v.VerifyVector(plan.states()) ||
+      !statesFit(plan.states()) || !sound(&plan, Plan::VT_PROGRAMS) ||
+      !v.VerifyVector(plan.programs()))
+    return false;
+  for (size_t p = 0; plan.programs() && p < plan.programs()->size(); ++p) {
+    const Program *program = plan.programs()->Get(p);
+    if (!sound(program, Program::VT_STATES) || !v.VerifyVector(program->states()) ||
+        !statesFit(program->states()))
+      return false;
+    if (!sound(program, Program::VT_OUTPUTS) || !v.VerifyVector(program->outputs()))
+      return false;
     for (size_t o = 0; program->outputs() && o < program->outputs()->size(); ++o) {
       const Output *output = program->outputs()->Get(o);
       if (!sound(output, Output::VT_SOURCE) || !fits(output->source()))
@@ -128,6 +134,13 @@ bool wideVectorsAligned(const fb::Plan &plan) {
            reinterpret_cast<uintptr_t>(vector->Data()) % alignof(int64_t) == 0;
   };
   bool ok = true;
+  auto statesAligned = [&](const flatbuffers::Vector<flatbuffers::Offset<fb::State>> &states) {
+    for (const fb::State *state : states)
+      ok &= aligned(state->shape()) &&
+            (!state->source() ||
+             (aligned(state->source()->disk_shape()) && aligned(state->source()->slice())));
+  };
+  statesAligned(*plan.states());
   for (const fb::Kernel *kernel : *plan.kernels())
     for (const fb::KernelOperand *operand : *kernel->operands())
       ok &= aligned(operand->inner());
@@ -141,8 +154,7 @@ bool wideVectorsAligned(const fb::Plan &plan) {
             (!output->source() || aligned(output->source()->disk_shape()));
     for (size_t i = 0; program->traces() && i < program->traces()->size(); ++i)
       ok &= aligned(program->traces()->Get(i)->shape());
-    for (const fb::State *state : *program->states())
-      ok &= aligned(state->shape()) && (!state->source() || aligned(state->source()->disk_shape()));
+    statesAligned(*program->states());
     for (const fb::Instr *instr : *program->instrs())
       for (size_t i = 0; instr->params() && i < instr->params()->size(); ++i)
         ok &= aligned(instr->params()->Get(i)->ints());

@@ -29,6 +29,15 @@ std::string ProgramContext::describe(size_t index) const {
   return text + ")";
 }
 
+bool ProgramContext::isState(size_t view) const {
+  return (*program.arenas())[views[view].arena]->role() == fb::ArenaRole::state;
+}
+
+bool ProgramContext::updatesState(const fb::Instr &instr) const {
+  return instr.kind() == fb::InstrKind::call && instr.target() < parent.calls.size() &&
+         parent.calls[instr.target()] && parent.calls[instr.target()]->name == "write_rows";
+}
+
 namespace {
 
 using Params = flatbuffers::Vector<flatbuffers::Offset<fb::Param>>;
@@ -87,8 +96,7 @@ bool InstrCheck::checkViews(const flatbuffers::Vector<uint32_t> *views, const ch
       continue;
     }
     sound &= ctx.views[view].sound; // what is wrong with it is reported already
-    if (written && ctx.views[view].sound &&
-        (*ctx.program.arenas())[ctx.views[view].arena]->role() == fb::ArenaRole::state) {
+    if (written && ctx.views[view].sound && ctx.isState(view) && !ctx.updatesState(instr)) {
       fail(ErrorId::PlanStructure,
            format("%s %zu writes to the state arena; a repeated step would see it", side, i));
       sound = false;

@@ -81,6 +81,22 @@ void verifyArenas(ProgramContext &ctx) {
   }
 }
 
+/// Arena i of a mesh program is the memory that arena i of every other one is.
+void verifySharedArenas(ProgramContext &ctx) {
+  const auto &first = *ctx.parent.firstOfMesh->arenas(), &mine = *ctx.program.arenas();
+  for (size_t i = 0; i < std::min(first.size(), mine.size()); ++i) {
+    const fb::Arena *a = first[i], *b = mine[i];
+    bool state = a->role() == fb::ArenaRole::state;
+    if (a->name()->string_view() != b->name()->string_view() || a->space() != b->space() ||
+        a->role() != b->role() || (state && a->bytes() != b->bytes()))
+      ctx.report.add(ErrorId::PlanStructure,
+                     format("%s arena %zu %s is another one than %s of program %s; they share it",
+                            ctx.where.c_str(), i, quoted(b->name()).c_str(),
+                            quoted(a->name()).c_str(),
+                            quoted(ctx.parent.firstOfMesh->name()).c_str()));
+  }
+}
+
 void verifyView(ProgramContext &ctx, size_t index, ViewInfo &info) {
   const fb::View *view = (*ctx.program.views())[index];
   auto fail = [&](ErrorId id, const std::string &message) {
@@ -243,6 +259,8 @@ void verifySource(ProgramContext &ctx, const fb::Source &source, const Sizes &sh
                 block.size()));
 }
 
+/// Those of a reference program, or those that the mesh programs share, where the first of these
+/// has its arenas.
 void verifyStates(ProgramContext &ctx) {
   struct Range {
     uint64_t begin, end;
@@ -251,8 +269,8 @@ void verifyStates(ProgramContext &ctx) {
   };
   std::vector<Range> ranges;
   std::unordered_set<std::string_view> names;
-  for (size_t i = 0; i < ctx.program.states()->size(); ++i) {
-    const fb::State *state = (*ctx.program.states())[i];
+  for (size_t i = 0; i < ctx.states().size(); ++i) {
+    const fb::State *state = ctx.states()[i];
     std::string where =
         format("%s state %zu %s", ctx.where.c_str(), i, quoted(state->name()).c_str());
     if (checkName(state->name(), where, ctx.report) &&
@@ -359,7 +377,26 @@ void verifyMemory(ProgramContext &ctx) {
   ctx.views.resize(ctx.program.views()->size());
   for (size_t i = 0; i < ctx.views.size(); ++i)
     verifyView(ctx, i, ctx.views[i]);
-  verifyStates(ctx);
+  size_t before = ctx.report.count();
+  if (ctx.program.reference()) {
+    verifyStates(ctx);
+  } else {
+    if (ctx.program.states()->size() != 0)
+      ctx.report.add(ErrorId::PlanStructure,
+                     ctx.where + ": has states of its own; a mesh program has the plan's");
+    if (&ctx.program == ctx.parent.firstOfMesh)
+      verifyStates(ctx);
+    else
+      verifySharedArenas(ctx);
+    // A state may lie where only the first program has an arena.
+    for (const fb::State *state : ctx.states())
+      if (state->arena() >= ctx.program.arenas()->size()) {
+        ctx.report.add(ErrorId::PlanStructure,
+                       ctx.where + ": lacks an arena in which states of the plan lie");
+        break;
+      }
+    ctx.parent.statesSound &= ctx.report.count() == before;
+  }
   verifyPorts(ctx);
 }
 

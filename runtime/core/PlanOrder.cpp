@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <array>
+#include <unordered_map>
 
 namespace moira::rt::verify {
 namespace {
@@ -77,6 +78,7 @@ private:
   bool cutMemory();
   void step(size_t index);
   void checkOverlap(size_t index, const fb::Instr &instr);
+  void checkUpdate(size_t index, const fb::Instr &instr);
   bool mayBeInPlace(const fb::Instr &instr, size_t input, size_t output) const;
   void read(size_t index, size_t queue, uint32_t view);
   void write(size_t index, size_t queue, uint32_t view);
@@ -93,7 +95,8 @@ private:
   uint64_t budget; // visits of segments
   bool exhausted = false;
   std::vector<Segment> segments;
-  std::vector<Range> ranges; // per view
+  std::vector<Range> ranges;                                                // per view
+  std::unordered_map<uint32_t, std::pair<Range, const fb::State *>> states; // by their begin
   std::array<Clock, kMaxQueues> clocks{};
   std::vector<std::pair<bool, Clock>> events = std::vector<std::pair<bool, Clock>>(
       ctx.program.events()); // recorded, and what was done by then
@@ -107,10 +110,10 @@ bool OrderCheck::cutMemory() {
   std::vector<std::vector<size_t>> viewsOf(ctx.program.arenas()->size()), statesOf = viewsOf;
   for (size_t i = 0; i < ctx.views.size(); ++i)
     viewsOf[ctx.views[i].arena].push_back(i);
-  for (size_t i = 0; i < ctx.program.states()->size(); ++i)
-    statesOf[(*ctx.program.states())[i]->arena()].push_back(i);
+  for (size_t i = 0; i < ctx.states().size(); ++i)
+    statesOf[ctx.states()[i]->arena()].push_back(i);
   auto stateRange = [&](size_t index) {
-    const fb::State *state = (*ctx.program.states())[index];
+    const fb::State *state = ctx.states()[index];
     uint64_t bytes = dtypeBytes(state->dtype());
     for (size_t d = 0; d < state->shape()->size(); ++d) {
       uint64_t parts = 1;
@@ -157,8 +160,10 @@ bool OrderCheck::cutMemory() {
                    find({ctx.views[i].endAtOne, ctx.views[i].endAtMax})};
     for (size_t i : statesOf[arena]) {
       auto [begin, end] = stateRange(i);
-      for (uint32_t s = find(begin), last = find(end); s < last; ++s)
+      Range range{find(begin), find(end)};
+      for (uint32_t s = range.begin; s < range.end; ++s)
         segments[s].writer = 0;
+      states[range.begin] = {range, ctx.states()[i]};
     }
   }
   return true;
@@ -194,6 +199,32 @@ void OrderCheck::checkOverlap(size_t index, const fb::Instr &instr) {
         fail(index, format("output %zu overlaps input %zu", o, i));
     }
   }
+}
+
+/// A step may be repeated because the bound was too small, and must then find what it found at
+/// first. So rows of a state may be written only where nothing of the program has read or written
+/// the state before (then every attempt writes the rows anew before anybody reads them), at a place
+/// that no instruction computes (then every attempt writes the same rows), and never over what a
+/// checkpoint has filled.
+void OrderCheck::checkUpdate(size_t index, const fb::Instr &instr) {
+  Range written = viewRange(instr.outputs()->Get(0));
+  auto found = states.find(written.begin);
+  if (!ctx.isState(instr.outputs()->Get(0)) || found == states.end() ||
+      found->second.first != written || found->second.second->source())
+    return fail(index, "its output is not the whole of one state without a source");
+  if (!spend(written.end - written.begin))
+    return;
+  for (uint32_t s = written.begin; s < written.end; ++s)
+    if (segments[s].writer != 0 || segments[s].readers != Clock{})
+      return fail(index, "the state has been read or written before; a repeated step would read "
+                         "what the first attempt has left");
+  if (sizeOf(instr.inputs()) < 2)
+    return;
+  Range place = viewRange(instr.inputs()->Get(1));
+  for (uint32_t s = place.begin; s < place.end && spend(1); ++s)
+    if (segments[s].writer != 0)
+      return fail(index, "its position is not as the program was given it; a repeated step could "
+                         "write other rows");
 }
 
 void OrderCheck::read(size_t index, size_t queue, uint32_t view) {
@@ -266,6 +297,8 @@ void OrderCheck::step(size_t index) {
     collectiveIndex = index;
   }
   checkOverlap(index, instr);
+  if (ctx.updatesState(instr))
+    checkUpdate(index, instr);
   for (size_t i = 0; i < sizeOf(instr.inputs()); ++i)
     read(index, queue, instr.inputs()->Get(i));
   for (size_t i = 0; i < sizeOf(instr.outputs()); ++i)

@@ -230,7 +230,7 @@ void verifyProgram(PlanContext &plan, const fb::Program &program, const std::str
                                     std::tuple(sizeOf(program.arenas()), kMaxArenas, "arenas"),
                                     std::tuple(sizeOf(program.views()), kMaxItems, "views"),
                                     std::tuple(sizeOf(program.instrs()), kMaxItems, "instructions"),
-                                    std::tuple(sizeOf(program.states()), kMaxItems, "states"),
+                                    std::tuple(sizeOf(&ctx.states()), kMaxItems, "states"),
                                     std::tuple(sizeOf(program.inputs()), kMaxFew, "inputs"),
                                     std::tuple(sizeOf(program.outputs()), kMaxItems, "outputs"),
                                     std::tuple(sizeOf(program.traces()), kMaxItems, "traces"),
@@ -247,7 +247,7 @@ void verifyProgram(PlanContext &plan, const fb::Program &program, const std::str
   }
   verifyMemory(ctx);
   verifyInstructions(ctx);
-  if (ctx.report.count() == before)
+  if (ctx.report.count() == before && (program.reference() || plan.statesSound))
     verifyOrder(ctx);
 }
 
@@ -274,6 +274,11 @@ Status verifyPlan(const fb::Plan &plan, std::span<const uint8_t> file) {
       ctx.kernels.size() != plan.kernels()->size() ||
       !checkCount(plan.programs()->size(), kMaxPrograms, "programs", report))
     return report.take();
+  for (const fb::Program *program : *plan.programs())
+    if (!program->reference() && !ctx.firstOfMesh)
+      ctx.firstOfMesh = program;
+  if (!ctx.firstOfMesh && plan.states()->size() != 0)
+    report.add(ErrorId::PlanStructure, "the plan has states, but no mesh program that shares them");
   std::unordered_set<std::string_view> names;
   for (size_t i = 0; i < plan.programs()->size(); ++i) {
     const fb::Program *program = (*plan.programs())[i];

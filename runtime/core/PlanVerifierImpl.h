@@ -72,7 +72,9 @@ struct PlanContext {
   std::vector<uint32_t> axisSizes{}; // as in the plan; empty if they are not sound
   bool axesSound = false;
   uint64_t ranks = 0;
-  std::vector<const CallDesc *> calls{}; // null: unknown, already reported
+  std::vector<const CallDesc *> calls{};    // null: unknown, already reported
+  const fb::Program *firstOfMesh = nullptr; // the first mesh program: its arenas are all of theirs
+  bool statesSound = true;                  // those that the mesh programs share
   std::vector<KernelInfo> kernels{};
 };
 
@@ -95,8 +97,16 @@ struct ProgramContext {
   uint64_t boundLeast = 0, boundMax = 0;
   std::vector<ViewInfo> views{};
 
+  const flatbuffers::Vector<flatbuffers::Offset<fb::State>> &states() const {
+    return statesOf(parent.plan, program);
+  }
   std::string describe(size_t instr) const;
   std::vector<Dim> shapeOf(size_t view) const;
+  /// Whether a sound view lies in a state arena.
+  bool isState(size_t view) const;
+  /// Whether the instruction is one that changes a state where it lies (PlanOrder.cpp says when it
+  /// may).
+  bool updatesState(const fb::Instr &instr) const;
 };
 
 /// Product of the sizes of `axes` if each is in the mesh and none is named twice; marks them in

@@ -29,7 +29,8 @@ std::string instrLocation(const fb::Plan &plan, const fb::Instr &instr) {
              : std::string();
 }
 
-Status writeProfile(const std::string &path, const fb::Plan &plan, const fb::Program &program,
+Status writeProfile(const std::string &path, const fb::Plan &plan,
+                    std::span<const fb::Program *const> programs,
                     const std::vector<RankProfile> &ranks) {
   std::FILE *file = std::fopen(path.c_str(), "we");
   if (!file)
@@ -46,13 +47,15 @@ Status writeProfile(const std::string &path, const fb::Plan &plan, const fb::Pro
          {"pid", rank.rank},
          {"name", "process_name"},
          {"args", {{"name", "rank " + std::to_string(rank.rank)}}}});
-    for (size_t q = 0; q < program.queues()->size(); ++q)
+    // All mesh programs have the same queues.
+    for (size_t q = 0; q < programs[0]->queues()->size(); ++q)
       put({{"ph", "M"},
            {"pid", rank.rank},
            {"tid", q},
            {"name", "thread_name"},
-           {"args", {{"name", program.queues()->Get(q)->name()->str()}}}});
+           {"args", {{"name", programs[0]->queues()->Get(q)->name()->str()}}}});
     for (const RankProfile::Event &event : rank.events) {
+      const fb::Program &program = *programs[event.program];
       const fb::Instr &instr = *program.instrs()->Get(event.instr);
       put({{"ph", "X"},
            {"pid", rank.rank},
@@ -61,7 +64,8 @@ Status writeProfile(const std::string &path, const fb::Plan &plan, const fb::Pro
            {"dur", event.duration},
            {"name", instrName(plan, instr)},
            {"args",
-            {{"location", instrLocation(plan, instr)},
+            {{"program", program.name()->str()},
+             {"location", instrLocation(plan, instr)},
              {"instruction", event.instr},
              {"attempt", event.attempt}}}});
     }

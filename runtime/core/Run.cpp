@@ -100,6 +100,34 @@ Status openRoutes(const fb::Plan &plan, bool dump, const std::string &from, RunS
   return {};
 }
 
+/// The inputs of a step, or the prompts of a plan that generates.
+Status openInputs(const RunOptions &options, RunSession &session) {
+  GeneratePrograms generate = generatePrograms(session.plan->plan());
+  if (options.generate && !generate)
+    return Status(ErrorId::BadRun,
+                  options.plan + " generates no tokens, so it takes no --max-new-tokens; compile "
+                                 "the model with --task=generate");
+  if (!generate) {
+    Expected<InputSet> inputs = InputSet::open(options.inputs, *session.program);
+    if (!inputs)
+      return inputs.takeStatus();
+    session.inputs = std::move(*inputs);
+    return {};
+  }
+  if (!options.generate)
+    return Status(ErrorId::BadRun, options.plan + " generates tokens: say how many with "
+                                                  "--max-new-tokens=N");
+  if (!options.dumpRouting.empty() || !options.routeFrom.empty())
+    return Status(ErrorId::BadRun, "--dump-routing and --route-from are for one step; " +
+                                       options.plan + " generates tokens in many");
+  Expected<GenerateTask> task =
+      GenerateTask::open(generate, options.inputs, options.weights, *options.generate);
+  if (!task)
+    return task.takeStatus();
+  session.task = std::move(*task);
+  return {};
+}
+
 /// Everything that fails before ranks exist, all at once where the parts are independent.
 Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &plan,
                RunSession &session, std::optional<RouteTrace> &routes) {
@@ -115,6 +143,8 @@ Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &pl
   session.program = *program;
   session.f64 = reference && options.reference == ReferenceMode::f64;
   session.profiled = !options.profile.empty();
+  if (GeneratePrograms all = generatePrograms(plan.plan()); all && !reference)
+    session.second = all.decode;
   int ranks = static_cast<int>(session.program->ranks());
   bool launched = launch.launcher != "none";
   if (launched && launch.size != ranks)
@@ -127,17 +157,23 @@ Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &pl
   if (!session.cuda)
     problems.append(session.prepare(launched ? launch.localSize : ranks));
   problems.append(session.openWeights(options.weights));
-  Expected<InputSet> inputs = InputSet::open(options.inputs, *session.program);
-  if (inputs)
-    session.inputs = std::move(*inputs);
-  else
-    problems.append(inputs.takeStatus());
+  problems.append(openInputs(options, session));
   for (const std::string *file : {&options.outputs, &options.dumpRouting, &options.profile})
     if (!file->empty())
       problems.append(checkWritable(*file));
   problems.append(
       openRoutes(plan.plan(), !options.dumpRouting.empty(), options.routeFrom, session, routes));
   return problems;
+}
+
+/// A generation's tokens as an output, so that it can be compared.
+std::vector<GatheredOutput> generated(const RankGeneration &loop) {
+  GatheredOutput output{
+      "generated_ids",
+      {loop.steps() ? int64_t(loop.tokens().size()) / loop.steps() : 0, loop.steps()},
+      {}};
+  output.values.assign(loop.tokens().begin(), loop.tokens().end());
+  return {std::move(output)};
 }
 
 /// The reference program on this process alone, with its outputs gathered.
@@ -151,10 +187,11 @@ Expected<std::vector<GatheredOutput>> runReference(const RunOptions &options, co
   session.program = *program;
   session.f64 = options.reference == ReferenceMode::f64;
   session.weights = weights;
-  Expected<InputSet> inputs = InputSet::open(options.inputs, **program);
-  if (!inputs)
-    return inputs.takeStatus();
-  session.inputs = std::move(*inputs);
+  RunOptions quiet = options; // its tokens are only compared
+  if (quiet.generate)
+    quiet.generate->stream = false;
+  if (Status inputs = openInputs(quiet, session); !inputs)
+    return inputs;
   // Choices that are given are given to both.
   std::optional<RouteTrace> routes;
   Status status = openRoutes(plan.plan(), false, options.routeFrom, session, routes);
@@ -164,9 +201,11 @@ Expected<std::vector<GatheredOutput>> runReference(const RunOptions &options, co
   if (status)
     status = session.load(one);
   if (status)
-    status = session.step(one);
+    status = session.task ? session.generate(one, 0) : session.step(one);
   if (!status)
     return status;
+  if (session.task)
+    return generated(*session.loops[0]);
   Expected<std::vector<TensorRef>> outputs = session.executors[0]->outputs();
   if (!outputs)
     return outputs.takeStatus();
@@ -182,6 +221,26 @@ double largestOfWeights(const std::vector<GatheredOutput> &outputs) {
       if (output.ofWeight)
         largest = std::max(largest, std::fabs(value));
   return largest;
+}
+
+/// Tokens must be those of the reference, but for a part of them: with bf16 one that is otherwise
+/// leads to others.
+Status compareTokens(const GatheredOutput &tokens, const GatheredOutput &reference, double allowed,
+                     std::string &report) {
+  size_t equal = 0, first = 0;
+  for (size_t i = 0; i < std::min(tokens.values.size(), reference.values.size()); ++i) {
+    first = equal == i ? i : first;
+    equal += tokens.values[i] == reference.values[i];
+  }
+  size_t count = std::max(tokens.values.size(), reference.values.size());
+  std::string text = format("%zu of %zu tokens are those of the one-rank reference (at least "
+                            "%.0f wanted)",
+                            equal, count, std::ceil((1 - allowed) * double(count)));
+  if (double(count - equal) <= allowed * double(count)) {
+    report += "check: " + text + "\n";
+    return {};
+  }
+  return Status(ErrorId::CheckFailed, text + format("; token %zu is the first that is not", first));
 }
 
 /// Compares by name; appends one line each to `report`, for outputs that belong to weights one for
@@ -272,17 +331,21 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
     ranks = std::move(*threads);
     ranks->lastWords = lastWords;
   }
-  if (ranks->hasRankZero() && !session.inputs->ignored().empty()) {
+  const std::vector<std::string> &ignored =
+      session.task ? session.task->ignored() : session.inputs->ignored();
+  if (ranks->hasRankZero() && !ignored.empty()) {
     std::string names;
-    for (const std::string &name : session.inputs->ignored())
+    for (const std::string &name : ignored)
       names += (names.empty() ? "" : ", ") + quoteName(name);
     note(options.inputs + ": ignored, the plan does not take " + names);
   }
 
   status = session.load(*ranks);
-  if (status)
+  if (status && session.task)
+    status = session.generate(*ranks, options.repeat);
+  if (status && !session.task)
     status = session.step(*ranks);
-  if (status)
+  if (status && !session.task)
     status = session.repeat(*ranks, options.repeat);
   session.phase = RunSession::Phase::ending;
   if (!status)
@@ -293,7 +356,10 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
     Expected<std::vector<TensorRef>> outputs = executor.outputs();
     if (!outputs)
       return outputs.takeStatus();
-    if (!options.outputs.empty())
+    if (!options.outputs.empty() && session.task)
+      if (Status s = session.loops[local]->write(options.outputs, communicator); !s)
+        return Ranks::shared(std::move(s));
+    if (!options.outputs.empty() && !session.task)
       if (Status s = writeOutputs(options.outputs, *session.program, executor.position(), *outputs,
                                   communicator);
           !s)
@@ -303,7 +369,7 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
     if (!options.dumpRouting.empty())
       if (Status s = session.rankRoutes[local]->write(options.dumpRouting, communicator); !s)
         return Ranks::shared(std::move(s));
-    if (options.check) {
+    if (options.check && !session.task) {
       Expected<std::vector<GatheredOutput>> all =
           gatherOutputs(run.plan.plan(), *session.program, *outputs, communicator);
       if (!all)
@@ -383,12 +449,17 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
         runReference(options, run.plan, run.session.weights);
     bool bf16 = run.plan.plan().info()->dtype() == fb::DType::bf16;
     double tolerance = options.checkTolerance.value_or(bf16 ? 2e-2 : 1e-5);
-    outcome.status =
-        expected ? compare(run.gathered, *expected, tolerance, checks) : expected.takeStatus();
+    if (!expected)
+      outcome.status = expected.takeStatus();
+    else if (run.session.task)
+      outcome.status = compareTokens(generated(*run.session.loops[0])[0], (*expected)[0],
+                                     options.checkTolerance.value_or(bf16 ? 0.5 : 0), checks);
+    else
+      outcome.status = compare(run.gathered, *expected, tolerance, checks);
   }
   if (run.session.profiled)
     outcome.status.append(
-        writeProfile(options.profile, run.plan.plan(), *run.session.program, run.profiles));
+        writeProfile(options.profile, run.plan.plan(), run.session.programs(), run.profiles));
   outcome.summary = summarize(options, launch, *ranks, run.session, run.figures) + checks;
   return outcome;
 }

@@ -7,6 +7,7 @@
 #include "moira/rt/Weights.h"
 
 #include <algorithm>
+#include <cstdio>
 
 namespace moira::rt {
 namespace {
@@ -15,10 +16,21 @@ double secondsSince(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
+/// One line of --stream.
+void printStep(int64_t step, std::span<const int32_t> ids) {
+  std::string line = format("{\"step\":%lld,\"ids\":[", static_cast<long long>(step));
+  for (size_t i = 0; i < ids.size(); ++i)
+    line += (i ? "," : "") + std::to_string(ids[i]);
+  std::puts((line + "]}").c_str());
+  std::fflush(stdout);
+}
+
 } // namespace
 
 Expected<const fb::Program *> findProgram(const PlanFile &plan, const std::string &path,
                                           bool reference) {
+  if (GeneratePrograms generate = generatePrograms(plan.plan()); generate && !reference)
+    return generate.prefill;
   for (const fb::Program *program : *plan.plan().programs())
     if (program->reference() == reference &&
         (reference || program->name()->string_view() == "forward" ||
@@ -39,7 +51,7 @@ Status RunSession::prepare(int localRanks) {
   if (plugin)
     return {};
   // Each rank's own allocation would succeed where all of them together do not fit.
-  uint64_t each = plannedBytes(*program, program->bound_initial(), f64);
+  uint64_t each = plannedBytes(programs(), f64);
   uint64_t available = availableMemory();
   if (each > available / localRanks)
     return Status(
@@ -59,14 +71,15 @@ Status RunSession::prepare(int localRanks) {
 }
 
 Status RunSession::openWeights(const std::string &path) {
-  bool needed = std::any_of(program->states()->begin(), program->states()->end(),
+  const auto &states = statesOf(plan->plan(), *program);
+  bool needed = std::any_of(states.begin(), states.end(),
                             [](const fb::State *state) { return state->source() != nullptr; });
   if (!needed)
     return {};
   Expected<Checkpoint> opened = Checkpoint::open(path);
   if (!opened)
     return opened.takeStatus();
-  if (Status status = checkWeights(*program, *plan->plan().info(), *opened); !status)
+  if (Status status = checkWeights(plan->plan(), *program, *opened); !status)
     return status;
   weights = std::move(*opened);
   return {};
@@ -82,7 +95,7 @@ Status RunSession::load(Ranks &ranks) {
     Communicator &communicator = ranks.communicator(local);
     ExecutorSetup setup;
     setup.plan = plan;
-    setup.program = program;
+    setup.programs = programs();
     setup.images = images;
     setup.communicator = &communicator;
     setup.f64 = f64;
@@ -105,6 +118,25 @@ Status RunSession::load(Ranks &ranks) {
     return executors[local]->loadWeights(weights ? &*weights : nullptr);
   });
   loadSeconds = secondsSince(start);
+  return status;
+}
+
+Status RunSession::generate(Ranks &ranks, int again) {
+  auto start = std::chrono::steady_clock::now();
+  phase = Phase::stepping;
+  loops.clear();
+  for (int local = 0; local < ranks.localSize(); ++local)
+    loops.push_back(std::make_unique<RankGeneration>(*task));
+  Status status = ranks.each([&](int local) -> Ranks::Verdict {
+    bool speaks = task->options().stream && ranks.communicator(local).rank() == 0;
+    Status mine;
+    for (int turn = 0; turn <= again && mine; ++turn)
+      mine = loops[local]->run(*executors[local], program->reference(),
+                               speaks && turn == again ? printStep : nullptr);
+    return {mine, executors[local]->failedTogether()};
+  });
+  stepSeconds = secondsSince(start);
+  arenaSizes = executors[0]->arenaSizes();
   return status;
 }
 

@@ -4,6 +4,7 @@
 #ifndef MOIRA_RT_CORE_RUNSESSION_H
 #define MOIRA_RT_CORE_RUNSESSION_H
 
+#include "Generate.h"
 #include "moira/rt/Checkpoint.h"
 #include "moira/rt/DevicePlugin.h"
 #include "moira/rt/Executor.h"
@@ -26,8 +27,10 @@ std::optional<DropCount> countDrops(const fb::Program &program, std::span<const 
 
 struct RunSession {
   const PlanFile *plan = nullptr;
-  const fb::Program *program = nullptr;
-  std::optional<Checkpoint> weights; // absent: the program needs none
+  const fb::Program *program = nullptr; // the first, or only, program that runs
+  const fb::Program *second = nullptr;  // of a plan that generates: decode, after prefill
+  std::optional<GenerateTask> task;     // of such a plan, instead of `inputs`
+  std::optional<Checkpoint> weights;    // absent: the program needs none
   std::optional<InputSet> inputs;
   std::shared_ptr<const HostImages> images;
   bool cuda = false;              // runs on CUDA devices
@@ -43,6 +46,7 @@ struct RunSession {
   std::vector<std::unique_ptr<ProgramRunner>> executors; // one for each local rank
   std::vector<RankProfile> profiles;                     // likewise, if profiled
   std::vector<std::unique_ptr<RankRoutes>> rankRoutes;   // likewise, with routes
+  std::vector<std::unique_ptr<RankGeneration>> loops;    // likewise, with a task
   double loadSeconds = 0, stepSeconds = 0;               // the first step
   std::vector<double> repeats;                           // seconds of later steps
   std::optional<DropCount> drops;   // of a program whose experts have a capacity
@@ -54,6 +58,12 @@ struct RunSession {
   Status openWeights(const std::string &path);
   /// Memory, binding and weights on every rank.
   Status load(Ranks &ranks);
+  /// The programs that run.
+  std::vector<const fb::Program *> programs() const {
+    return second ? std::vector{program, second} : std::vector{program};
+  }
+  /// Generates on every rank; once more for each `again`. Rank 0 streams the last time's tokens.
+  Status generate(Ranks &ranks, int again);
   /// One step on every rank, then `count` more that are timed.
   Status step(Ranks &ranks);
   Status repeat(Ranks &ranks, int count);
@@ -61,7 +71,7 @@ struct RunSession {
   std::string where() const;
 };
 
-/// The plan's mesh program, or its reference program; BadRun if it has none.
+/// The plan's program `forward` or `prefill`, or its reference program; BadRun if it has none.
 Expected<const fb::Program *> findProgram(const PlanFile &plan, const std::string &path,
                                           bool reference);
 

@@ -52,6 +52,21 @@ std::optional<DropCount> countDrops(const fb::Program &program,
   return std::nullopt;
 }
 
+/// Times of the last generation.
+static std::string summarizeGeneration(const RankGeneration &loop, int64_t batch) {
+  std::vector<double> sorted = loop.times().decode;
+  std::string text = format("generated %lld tokens in each of %lld rows: prefill %.3f ms",
+                            static_cast<long long>(loop.steps()), static_cast<long long>(batch),
+                            loop.times().prefill * 1e3);
+  if (sorted.empty())
+    return text + "\n";
+  std::sort(sorted.begin(), sorted.end());
+  double median = sorted[sorted.size() / 2];
+  return text + format(", decode median %.3f ms a step (%.3f to %.3f), %.1f tokens/s\n",
+                       median * 1e3, sorted.front() * 1e3, sorted.back() * 1e3,
+                       static_cast<double>(batch) / median);
+}
+
 std::string summarize(const RunOptions &options, const LaunchInfo &launch, const Ranks &ranks,
                       const RunSession &session, const std::vector<RankFigures> &figures) {
   const fb::Program &program = *session.program;
@@ -82,6 +97,9 @@ std::string summarize(const RunOptions &options, const LaunchInfo &launch, const
                    sorted.size(), median * 1e3, sorted.front() * 1e3, sorted.back() * 1e3,
                    static_cast<double>(info.batch() * info.seq()) / median);
   }
+
+  if (session.task)
+    text += summarizeGeneration(*session.loops[0], session.task->batch());
 
   if (session.drops)
     text += format(
@@ -120,12 +138,15 @@ std::string summarize(const RunOptions &options, const LaunchInfo &launch, const
                "%s; %u of %u instructions replayed from graphs\n",
                byteText(figures[0].context).c_str(),
                session.device.shared ? " (of all ranks on the device)" : "",
-               byteText(figures[0].libraries).c_str(), figures[0].graphs, program.instrs()->size());
+               byteText(figures[0].libraries).c_str(), figures[0].graphs,
+               program.instrs()->size() + (session.second ? session.second->instrs()->size() : 0));
+  if (session.task && !options.outputs.empty())
+    text += "generated_ids written to " + options.outputs + "\n";
   unsigned stored = 0;
   for (const fb::Output *output : *program.outputs())
     if (output->source()) {
       ++stored; // of a weight: as many as the model has
-    } else if (!options.outputs.empty()) {
+    } else if (!options.outputs.empty() && !session.task) {
       std::vector<int64_t> shape(output->shape()->begin(), output->shape()->end());
       text += format("%s %s written to %s\n", output->name()->c_str(), shapeText(shape).c_str(),
                      options.outputs.c_str());

@@ -107,11 +107,11 @@ std::string sourceName(std::string_view pattern, int64_t expert) {
   return name.append(std::to_string(expert)).append(pattern.substr(at + 3));
 }
 
-Status checkWeights(const fb::Program &program, const fb::ModelInfo &info,
+Status checkWeights(const fb::Plan &plan, const fb::Program &program,
                     const Checkpoint &checkpoint) {
   WeightProblems problems;
   std::vector<bool> used(checkpoint.tensors().size(), false);
-  for (const fb::State *state : *program.states()) {
+  for (const fb::State *state : statesOf(plan, program)) {
     if (!state->source())
       continue;
     const fb::Source &source = *state->source();
@@ -146,7 +146,7 @@ Status checkWeights(const fb::Program &program, const fb::ModelInfo &info,
     }
     problems.flush();
   }
-  if (const auto *unused = info.unused_tensors())
+  if (const auto *unused = plan.info()->unused_tensors())
     for (const flatbuffers::String *name : *unused)
       if (const Checkpoint::Entry *entry = checkpoint.find(name->str()))
         used[entry - checkpoint.tensors().data()] = true;

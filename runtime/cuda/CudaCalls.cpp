@@ -80,6 +80,9 @@ std::string describeErrorFlag(int32_t code) {
   case Fault::row:
     return "combine reads a row that does not exist; the plan or its data is damaged: compile the "
            "plan again";
+  case Fault::slot:
+    return "a step writes rows of a state that it does not have; the plan or its data is damaged: "
+           "compile the plan again";
   }
   return format("a kernel reports the unknown fault %d; device memory is damaged", code);
 }

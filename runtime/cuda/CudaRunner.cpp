@@ -1,4 +1,4 @@
-//===- CudaRunner.cpp - one rank runs one program on a CUDA device ----------===//
+//===- CudaRunner.cpp - one rank runs programs on a CUDA device -------------===//
 // See CudaRunner.h.
 //===----------------------------------------------------------------------===//
 #include "CudaRunner.h"
@@ -37,8 +37,11 @@ Expected<std::unique_ptr<ProgramRunner>> makeRunner(const ExecutorSetup &setup,
 }
 
 CudaRunner::CudaRunner(const ExecutorSetup &setup, const DeviceSetup &device)
-    : setup(setup), device(device), program(*setup.program),
-      parts(new Parts(setup.plan->plan(), program, setup.communicator->rank())) {}
+    : setup(setup), device(device), parts(new Parts) {
+  for (const fb::Program *program : setup.programs)
+    parts->entries.push_back(
+        std::make_unique<Entry>(setup.plan->plan(), *program, setup.communicator->rank()));
+}
 
 CudaRunner::~CudaRunner() {
   if (dead || !used())
@@ -52,7 +55,7 @@ Status CudaRunner::used() {
 
 Status CudaRunner::prepare() {
   std::string_view target = setup.plan->plan().target()->string_view();
-  if (target == "host" || program.reference() || setup.f64)
+  if (target == "host" || setup.programs[0]->reference() || setup.f64)
     return Status(ErrorId::PlanTarget,
                   format("the plan's target is %s, this device is cuda; compile with "
                          "--target=sm_90",
@@ -66,87 +69,111 @@ Status CudaRunner::prepare() {
   if (Status s = check(cudaMemGetInfo(&free, &total), "reading the memory's size"); !s)
     return s;
   inUseBefore = total - free;
-  parts->arenas.resize(parts->binding.arenaCount());
-  if (Status s = allocate(false); !s)
-    return s;
   Expected<std::unique_ptr<KernelModule>> kernels = KernelModule::load(*setup.plan);
   if (!kernels)
     return kernels.takeStatus();
   parts->kernels = std::move(*kernels);
-  if (Status s = bind(); !s)
+  if (Status s = allocate(); !s)
     return s;
-  uint64_t inputBytes = 0;
-  for (size_t i = 0; i < program.inputs()->size(); ++i)
-    inputBytes += (bytesOfTensor(parts->binding.input(i)) + kInputAlignment - 1) / kInputAlignment *
-                  kInputAlignment;
-  Expected<PinnedBlock> inputs = PinnedBlock::allocate(inputBytes, "the inputs");
-  if (!inputs)
-    return inputs.takeStatus();
-  parts->inputs = std::move(*inputs);
-  Expected<std::unique_ptr<StepQueue>> queue =
-      StepQueue::make(setup, parts->binding, parts->instrs, *parts->kernels, device.graphs);
-  if (!queue)
-    return queue.takeStatus();
-  parts->queue = std::move(*queue);
+  for (uint32_t number = 0; number < parts->entries.size(); ++number) {
+    Entry &entry = *parts->entries[number];
+    uint64_t inputBytes = 0;
+    for (size_t i = 0; i < entry.program.inputs()->size(); ++i)
+      inputBytes += (bytesOfTensor(entry.binding.input(i)) + kInputAlignment - 1) /
+                    kInputAlignment * kInputAlignment;
+    Expected<PinnedBlock> inputs = PinnedBlock::allocate(inputBytes, "the inputs");
+    if (!inputs)
+      return inputs.takeStatus();
+    entry.inputs = std::move(*inputs);
+    Expected<std::unique_ptr<StepQueue>> queue =
+        StepQueue::make(setup, number, entry.binding, entry.instrs, *parts->kernels, device.graphs);
+    if (!queue)
+      return queue.takeStatus();
+    entry.queue = std::move(*queue);
+  }
   return {};
 }
 
 Status CudaRunner::connect() {
   prepareNccl(setup.communicator->rank(), device.shared, device.local);
+  std::vector<const std::vector<BoundInstr> *> programs;
+  for (const auto &entry : parts->entries)
+    programs.push_back(&entry->instrs);
   Expected<std::unique_ptr<DeviceGroups>> groups =
-      DeviceGroups::make(parts->instrs, *setup.communicator, device.timeoutSeconds);
+      DeviceGroups::make(programs, *setup.communicator, device.timeoutSeconds);
   if (!groups) {
     dead = true;
     return groups.takeStatus();
   }
   parts->groups = std::move(*groups);
-  Watchdog::Subject subject;
-  subject.host = setup.communicator;
-  subject.groups = parts->groups.get();
-  subject.progress = &parts->queue->progress();
-  subject.timeoutSeconds = device.timeoutSeconds;
-  subject.describe = [this](uint32_t instr) { return parts->binding.describe(instr); };
-  subject.waitsForRanks = [this](uint32_t instr) {
-    return program.instrs()->Get(instr)->kind() == fb::InstrKind::collective;
-  };
-  if (setup.communicator->size() > 1)
-    parts->watchdog = std::make_unique<Watchdog>(std::move(subject));
-  return {};
-}
-
-Status CudaRunner::allocate(bool raggedOnly) {
-  for (size_t i = 0; i < parts->arenas.size(); ++i) {
-    if (raggedOnly && !parts->binding.grows(i))
-      continue;
-    parts->arenas[i].release(); // before the larger one, so that the peak is what was planned
-    Expected<DeviceBlock> block = DeviceBlock::allocate(parts->binding.arenaBytes(i),
-                                                        parts->binding.arenaText(i), &parts->bytes);
-    if (!block)
-      return block.takeStatus();
-    parts->arenas[i] = std::move(*block);
-    parts->binding.placeArena(i, parts->arenas[i].data());
+  if (setup.communicator->size() == 1)
+    return {};
+  for (const auto &each : parts->entries) {
+    const Entry *entry = each.get();
+    Watchdog::Subject subject;
+    subject.host = setup.communicator;
+    subject.groups = parts->groups.get();
+    subject.progress = &entry->queue->progress();
+    subject.timeoutSeconds = device.timeoutSeconds;
+    subject.describe = [entry](uint32_t instr) { return entry->binding.describe(instr); };
+    subject.waitsForRanks = [entry](uint32_t instr) {
+      return entry->program.instrs()->Get(instr)->kind() == fb::InstrKind::collective;
+    };
+    each->watchdog = std::make_unique<Watchdog>(std::move(subject));
   }
   return {};
 }
 
-Status CudaRunner::bind() {
-  Status status = parts->binding.bind(
-      [&](uint32_t kernel) { return parts->kernels->kernel(kernel); }, parts->instrs);
-  for (size_t i = 0; i < parts->instrs.size() && status.ok(); ++i)
-    if (parts->instrs[i].kind == fb::InstrKind::collective)
-      if (Status s = checkContiguous(parts->instrs[i]); !s)
-        status.add(s.diagnostics().front().id,
-                   parts->binding.describe(i) + ": " + s.diagnostics().front().message);
+std::vector<uint64_t> CudaRunner::arenaSizes() const {
+  std::vector<uint64_t> sizes;
+  for (const auto &entry : parts->entries)
+    mergeArenaSizes(entry->binding, sizes);
+  return sizes;
+}
+
+Status CudaRunner::allocate() {
+  std::vector<uint64_t> wanted = arenaSizes();
+  parts->arenas.resize(wanted.size());
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (parts->arenas[i].data() && parts->arenas[i].bytes() == wanted[i])
+      continue;
+    parts->arenas[i].release(); // before the larger one, so that the peak is what was planned
+    const Entry *largest = nullptr;
+    for (const auto &entry : parts->entries)
+      if (i < entry->binding.arenaCount() && entry->binding.arenaBytes(i) == wanted[i])
+        largest = entry.get();
+    Expected<DeviceBlock> block =
+        DeviceBlock::allocate(wanted[i], largest->binding.arenaText(i), &parts->bytes);
+    if (!block)
+      return block.takeStatus();
+    parts->arenas[i] = std::move(*block);
+  }
+  Status status;
+  for (const auto &entry : parts->entries) {
+    for (size_t i = 0; i < entry->binding.arenaCount(); ++i)
+      entry->binding.placeArena(i, parts->arenas[i].data());
+    status.append(bind(*entry));
+  }
   return status;
 }
 
-Status CudaRunner::grow() {
-  if (Status status = parts->binding.grow(parts->queue->needed()); !status)
+Status CudaRunner::bind(Entry &entry) {
+  Status status = entry.binding.bind(
+      [&](uint32_t kernel) { return parts->kernels->kernel(kernel); }, entry.instrs);
+  for (size_t i = 0; i < entry.instrs.size() && status.ok(); ++i)
+    if (entry.instrs[i].kind == fb::InstrKind::collective)
+      if (Status s = checkContiguous(entry.instrs[i]); !s)
+        status.add(s.diagnostics().front().id,
+                   entry.binding.describe(i) + ": " + s.diagnostics().front().message);
+  if (entry.queue)
+    entry.queue->rebound();
+  return status;
+}
+
+Status CudaRunner::grow(Entry &entry) {
+  if (Status status = entry.binding.grow(entry.queue->needed()); !status)
     return status;
-  if (Status status = allocate(true); !status)
-    return status;
-  parts->queue->rebound();
-  return bind();
+  return allocate();
 }
 
 Status CudaRunner::loadWeights(const Checkpoint *checkpoint) {
@@ -162,7 +189,12 @@ Status CudaRunner::loadWeights(const Checkpoint *checkpoint) {
     forEachPiece(state, position().shard(*state.shape(), *state.dims()), from,
                  static_cast<int64_t>(kPieceBytes) / size, fn);
   };
-  for (const fb::State *state : *program.states())
+  const Binding &binding = parts->entries[0]->binding; // the states are the same for all
+  std::vector<const fb::State *> states;
+  for (const fb::State *state : *setup.plan->plan().states())
+    if (state->source())
+      states.push_back(state);
+  for (const fb::State *state : states)
     pieces(*state, nullptr, [&](const WeightPiece &piece) {
       most = std::max<uint64_t>(most, piece.elements() * bytesOf(state->dtype()));
     });
@@ -178,10 +210,10 @@ Status CudaRunner::loadWeights(const Checkpoint *checkpoint) {
       return event.takeStatus();
     sent[i] = std::move(*event);
   }
-  cudaStream_t stream = parts->queue->firstStream();
+  cudaStream_t stream = parts->entries[0]->queue->firstStream();
   Status status;
   int turn = 0;
-  for (const fb::State *state : *program.states())
+  for (const fb::State *state : states)
     pieces(*state, checkpoint, [&](const WeightPiece &piece) {
       if (!status)
         return;
@@ -194,9 +226,8 @@ Status CudaRunner::loadWeights(const Checkpoint *checkpoint) {
       if (piece.inPiece.extent != piece.inPiece.shape)
         std::memset(buffer.data(), 0, piece.elements() * size);
       piece.load(*checkpoint, state->dtype(), buffer.data());
-      status = check(cudaMemcpyAsync(parts->binding.stateData(*state) + piece.offset * size,
-                                     buffer.data(), piece.elements() * size, cudaMemcpyHostToDevice,
-                                     stream),
+      status = check(cudaMemcpyAsync(binding.stateData(*state) + piece.offset * size, buffer.data(),
+                                     piece.elements() * size, cudaMemcpyHostToDevice, stream),
                      "loading weights");
       if (status)
         status = check(cudaEventRecord(sent[turn].get(), stream), "loading weights");
@@ -208,36 +239,37 @@ Status CudaRunner::loadWeights(const Checkpoint *checkpoint) {
   return status;
 }
 
-Status CudaRunner::step(const InputSet &inputs) {
+Status CudaRunner::step(const InputSet &inputs, size_t program) {
+  Entry &entry = *parts->entries[program];
   if (Status s = used(); !s)
     return s;
   for (uint32_t number = 0;; ++number) {
-    if (parts->watchdog)
-      parts->watchdog->begin();
-    Status status = attempt(inputs, number);
-    if (parts->watchdog)
-      parts->watchdog->end();
+    if (entry.watchdog)
+      entry.watchdog->begin();
+    Status status = attempt(entry, inputs, number);
+    if (entry.watchdog)
+      entry.watchdog->end();
     if (!status) {
       dead = true;
       return status;
     }
-    status = parts->queue->complaints();
+    status = entry.queue->complaints();
     if (status)
-      status = parts->queue->collectTimes(number);
+      status = entry.queue->collectTimes(number);
     if (!status) {
       dead = true;
       return status;
     }
-    parts->queue->collectRoutes();
+    entry.queue->collectRoutes();
     if (inUseAfter == 0) {
       size_t free = 0, total = 0;
       cudaMemGetInfo(&free, &total);
       inUseAfter = total - free;
     }
-    if (parts->queue->needed() <= static_cast<int64_t>(parts->binding.bound()))
+    if (entry.queue->needed() <= static_cast<int64_t>(entry.binding.bound()))
       return {};
     // Every rank comes here with the same need, since plans reduce it over the mesh.
-    Status grown = agree(grow(), *setup.communicator, "growing the ragged arena");
+    Status grown = agree(grow(entry), *setup.communicator, "growing the ragged arena");
     if (!grown) {
       dead = true;
       together = grown.diagnostics().front().id != ErrorId::RankFailed;
@@ -248,11 +280,11 @@ Status CudaRunner::step(const InputSet &inputs) {
   }
 }
 
-Status CudaRunner::attempt(const InputSet &inputs, uint32_t number) {
+Status CudaRunner::attempt(Entry &entry, const InputSet &inputs, uint32_t number) {
   auto upload = [&](cudaStream_t stream) -> Status {
-    char *at = parts->inputs.data();
-    for (size_t i = 0; i < program.inputs()->size(); ++i) {
-      TensorRef view = parts->binding.input(i), staged = view;
+    char *at = entry.inputs.data();
+    for (size_t i = 0; i < entry.program.inputs()->size(); ++i) {
+      TensorRef view = entry.binding.input(i), staged = view;
       uint64_t bytes = bytesOfTensor(view);
       staged.data = at;
       inputs.store(i, position(), staged);
@@ -264,12 +296,12 @@ Status CudaRunner::attempt(const InputSet &inputs, uint32_t number) {
     }
     return {};
   };
-  Status status = parts->queue->enqueue(upload, *parts->groups, number);
+  Status status = entry.queue->enqueue(upload, *parts->groups, number);
   if (!status) {
     // The device or a peer may have failed earlier than where it was noticed.
-    if (Status device = deviceError(parts->queue->query()); !device)
+    if (Status device = deviceError(entry, entry.queue->query()); !device)
       return device;
-    Status verdict = parts->watchdog ? parts->watchdog->verdict() : Status();
+    Status verdict = entry.watchdog ? entry.watchdog->verdict() : Status();
     if (!verdict)
       return verdict;
     Status named;
@@ -277,19 +309,19 @@ Status CudaRunner::attempt(const InputSet &inputs, uint32_t number) {
       named.add(d.id, format("rank %d: %s", position().rank(), d.message.c_str()));
     return named;
   }
-  return waitForDevice();
+  return waitForDevice(entry);
 }
 
-Status CudaRunner::waitForDevice() {
+Status CudaRunner::waitForDevice(Entry &entry) {
   auto start = Clock::now();
   for (;;) {
-    cudaError_t code = parts->queue->query();
+    cudaError_t code = entry.queue->query();
     if (code == cudaSuccess)
       return {};
-    if (Status device = deviceError(code); !device)
+    if (Status device = deviceError(entry, code); !device)
       return device;
-    if (parts->watchdog)
-      if (Status verdict = parts->watchdog->verdict(); !verdict)
+    if (entry.watchdog)
+      if (Status verdict = entry.watchdog->verdict(); !verdict)
         return verdict;
     // Short steps are waited for awake.
     if (Clock::now() - start < std::chrono::milliseconds(200))
@@ -299,17 +331,24 @@ Status CudaRunner::waitForDevice() {
   }
 }
 
-Status CudaRunner::deviceError(cudaError_t code) const {
+Status CudaRunner::deviceError(const Entry &entry, cudaError_t code) const {
   if (code == cudaSuccess || code == cudaErrorNotReady)
     return {};
   return Status(ErrorId::DeviceFailed,
                 format("rank %d: %s: %s (%d) in %s", position().rank(), deviceText().c_str(),
-                       cudaGetErrorString(code), static_cast<int>(code), failedAt().c_str()));
+                       cudaGetErrorString(code), static_cast<int>(code), failedAt(entry).c_str()));
 }
 
 std::string CudaRunner::where() const {
-  const Progress &progress = parts->queue->progress();
-  auto kind = [&](uint32_t instr) { return program.instrs()->Get(instr)->kind(); };
+  for (const auto &entry : parts->entries)
+    if (std::string text = whereOf(*entry); !text.empty())
+      return text;
+  return "";
+}
+
+std::string CudaRunner::whereOf(const Entry &entry) {
+  const Progress &progress = entry.queue->progress();
+  auto kind = [&](uint32_t instr) { return entry.program.instrs()->Get(instr)->kind(); };
   std::optional<uint32_t> best;
   for (size_t q = 0; q < progress.queues(); ++q) {
     std::optional<uint32_t> at = progress.at(q);
@@ -320,47 +359,48 @@ std::string CudaRunner::where() const {
     if (!best || (!waits && kind(*best) == fb::InstrKind::wait))
       best = at;
   }
-  return best ? parts->binding.describe(*best) : "";
+  return best ? entry.binding.describe(*best) : "";
 }
 
-std::string CudaRunner::failedAt() const {
-  std::string text = where();
+std::string CudaRunner::failedAt(const Entry &entry) const {
+  std::string text = whereOf(entry);
   if (text.empty())
     return "the step";
-  if (parts->queue->recorded())
+  if (entry.queue->recorded())
     text += ", or what follows it in the same graph (--no-graphs tells)";
   return text;
 }
 
-Expected<std::vector<TensorRef>> CudaRunner::outputs() {
+Expected<std::vector<TensorRef>> CudaRunner::outputs(size_t program) {
   if (Status s = used(); !s)
     return s;
+  Entry &entry = *parts->entries[program];
   std::vector<TensorRef> refs;
-  parts->outputs.resize(program.outputs()->size());
-  for (size_t i = 0; i < parts->outputs.size(); ++i) {
-    TensorRef view = parts->binding.output(i);
-    parts->outputs[i].resize(bytesOfTensor(view));
-    if (Status s = check(cudaMemcpy(parts->outputs[i].data(), view.data, parts->outputs[i].size(),
+  entry.outputs.resize(entry.program.outputs()->size());
+  for (size_t i = 0; i < entry.outputs.size(); ++i) {
+    TensorRef view = entry.binding.output(i);
+    entry.outputs[i].resize(bytesOfTensor(view));
+    if (Status s = check(cudaMemcpy(entry.outputs[i].data(), view.data, entry.outputs[i].size(),
                                     cudaMemcpyDeviceToHost),
                          "reading the outputs");
         !s)
       return s;
-    view.data = parts->outputs[i].data();
+    view.data = entry.outputs[i].data();
     refs.push_back(std::move(view));
   }
   return refs;
 }
 
 RankFigures CudaRunner::figures() const {
-  uint64_t arenas = inUseBefore + parts->bytes.now;
-  return {plannedBytes(program, parts->binding.bound(), false),
-          parts->bytes.peak,
-          0,
-          parts->binding.bound(),
-          retryCount,
-          parts->queue->recorded(),
-          inUseBefore,
-          inUseAfter > arenas ? inUseAfter - arenas : 0};
+  uint64_t arenas = inUseBefore + parts->bytes.now, planned = 0;
+  for (uint64_t bytes : arenaSizes())
+    planned += bytes;
+  uint32_t recorded = 0;
+  for (const auto &entry : parts->entries)
+    recorded += entry->queue->recorded();
+  return {
+      planned,    parts->bytes.peak, 0,           parts->entries[0]->binding.bound(),
+      retryCount, recorded,          inUseBefore, inUseAfter > arenas ? inUseAfter - arenas : 0};
 }
 
 } // namespace moira::rt::cuda

@@ -67,15 +67,20 @@ Status checkContiguous(const BoundInstr &instr) {
                                      "devices need; compile the plan again");
 }
 
-Expected<std::unique_ptr<DeviceGroups>> DeviceGroups::make(const std::vector<BoundInstr> &instrs,
-                                                           Communicator &host,
-                                                           double timeoutSeconds) {
+Expected<std::unique_ptr<DeviceGroups>>
+DeviceGroups::make(std::span<const std::vector<BoundInstr> *const> programs, Communicator &host,
+                   double timeoutSeconds) {
   std::unique_ptr<DeviceGroups> groups(new DeviceGroups());
   if (host.size() == 1)
     return groups;
-  // Group by group in the order of the program. Every rank is in exactly one group of an axis list,
-  // so all ranks make the same number of communicators.
-  for (const BoundInstr &instr : instrs) {
+  // Group by group in the order of the programs. Every rank is in exactly one group of an axis
+  // list, so all ranks make the same number of communicators.
+  std::vector<const BoundInstr *> all;
+  for (const std::vector<BoundInstr> *program : programs)
+    for (const BoundInstr &instr : *program)
+      all.push_back(&instr);
+  for (const BoundInstr *each : all) {
+    const BoundInstr &instr = *each;
     if (instr.kind != fb::InstrKind::collective || instr.group->members.size() == 1 ||
         groups->comms.count(instr.group->members))
       continue;

@@ -16,10 +16,12 @@ namespace moira::rt::cuda {
 
 class DeviceGroups {
 public:
-  /// Makes the communicators of all groups that `instrs` use, in their order, which is the same on
-  /// all ranks. Collective over `host`. RankFailed, DeviceUnavailable, DeviceFailed.
-  static Expected<std::unique_ptr<DeviceGroups>> make(const std::vector<BoundInstr> &instrs,
-                                                      Communicator &host, double timeoutSeconds);
+  /// Makes the communicators of all groups that these programs' instructions use, in their order,
+  /// which is the same on all ranks. Collective over `host`. RankFailed, DeviceUnavailable,
+  /// DeviceFailed.
+  static Expected<std::unique_ptr<DeviceGroups>>
+  make(std::span<const std::vector<BoundInstr> *const> programs, Communicator &host,
+       double timeoutSeconds);
   /// Waits for no other rank. After abort() nothing is given back.
   ~DeviceGroups();
 

@@ -158,7 +158,7 @@ Expected<std::vector<std::string>> testCollectives(Communicator &host, const Dev
     return s;
   prepareNccl(host.rank(), device.shared, device.local);
   Expected<std::unique_ptr<DeviceGroups>> groups =
-      DeviceGroups::make(test.instrs, host, device.timeoutSeconds);
+      DeviceGroups::make(std::array{&std::as_const(test.instrs)}, host, device.timeoutSeconds);
   if (!groups)
     return groups.takeStatus();
   std::vector<std::string> lines = {format("collectives of %d rank%s on CUDA devices%s",

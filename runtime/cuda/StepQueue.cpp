@@ -16,11 +16,11 @@ double microsecondsSince(std::chrono::steady_clock::time_point epoch) {
 
 } // namespace
 
-Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
+Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup, uint32_t number,
                                                      const Binding &binding,
                                                      const std::vector<BoundInstr> &instrs,
                                                      const KernelModule &kernels, bool graphs) {
-  std::unique_ptr<StepQueue> made(new StepQueue(setup, binding, instrs, kernels, graphs));
+  std::unique_ptr<StepQueue> made(new StepQueue(setup, number, binding, instrs, kernels, graphs));
   StepQueue &q = *made;
   Status problems;
   auto take = [&](auto &to, auto expected) {
@@ -300,7 +300,7 @@ Status StepQueue::collectTimes(uint32_t attempt) {
     if (Status s = check(code, "reading times"); !s)
       return s;
     setup.profile->events.push_back(
-        {static_cast<uint32_t>(i), attempt, baseTime + start * 1e3, took * 1e3});
+        {number, static_cast<uint32_t>(i), attempt, baseTime + start * 1e3, took * 1e3});
   }
   return {};
 }

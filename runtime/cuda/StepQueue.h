@@ -21,7 +21,8 @@ namespace moira::rt::cuda {
 class StepQueue {
 public:
   /// Streams, events, workspaces and what is read back. Everything passed outlives it.
-  static Expected<std::unique_ptr<StepQueue>> make(const ExecutorSetup &setup,
+  /// `number`: the program's among those of the setup.
+  static Expected<std::unique_ptr<StepQueue>> make(const ExecutorSetup &setup, uint32_t number,
                                                    const Binding &binding,
                                                    const std::vector<BoundInstr> &instrs,
                                                    const KernelModule &kernels, bool graphs);
@@ -65,10 +66,10 @@ private:
     cudaGraphExec_t graph = nullptr;
   };
 
-  StepQueue(const ExecutorSetup &setup, const Binding &binding,
+  StepQueue(const ExecutorSetup &setup, uint32_t number, const Binding &binding,
             const std::vector<BoundInstr> &instrs, const KernelModule &kernels, bool graphs)
-      : setup(setup), program(*setup.program), binding(binding), instrs(instrs), kernels(kernels),
-        graphsWanted(graphs) {}
+      : setup(setup), number(number), program(*setup.programs[number]), binding(binding),
+        instrs(instrs), kernels(kernels), graphsWanted(graphs) {}
   Status run(size_t index, DeviceGroups &groups);
   /// Launch, call, copy or fill: what needs nothing but its stream.
   Status runLocal(size_t index, Queue &queue);
@@ -79,6 +80,7 @@ private:
   Status located(size_t index, Status status) const;
 
   ExecutorSetup setup;
+  uint32_t number;
   const fb::Program &program;
   const Binding &binding;
   const std::vector<BoundInstr> &instrs;

@@ -262,12 +262,34 @@ ProgramSummary summarizeProgram(const fb::Plan &plan, const fb::Program &program
     out.totalBytes += out.arenas.back().bytes;
     out.totalBytesAtMax += out.arenas.back().bytesAtMax;
   }
-  for (const fb::State *state : *program.states())
+  for (const fb::State *state : statesOf(plan, program))
     out.shards.push_back(summarizeState(*state, plan));
   out.collectives = summarizeCollectives(reader);
   findPeak(reader, out);
   summarizeQueues(reader, out);
   return out;
+}
+
+/// Arena i of every mesh program is the same memory, as large as the largest.
+void shareArenas(std::vector<ProgramSummary> &programs) {
+  std::vector<ArenaSummary> shared;
+  for (const ProgramSummary &program : programs)
+    for (size_t i = 0; i < program.arenas.size() && !program.reference; ++i) {
+      if (i == shared.size())
+        shared.push_back(program.arenas[i]);
+      shared[i].bytes = std::max(shared[i].bytes, program.arenas[i].bytes);
+      shared[i].bytesAtMax = std::max(shared[i].bytesAtMax, program.arenas[i].bytesAtMax);
+    }
+  for (ProgramSummary &program : programs) {
+    if (program.reference)
+      continue;
+    program.arenas = shared;
+    program.totalBytes = program.totalBytesAtMax = 0;
+    for (const ArenaSummary &arena : shared) {
+      program.totalBytes += arena.bytes;
+      program.totalBytesAtMax += arena.bytesAtMax;
+    }
+  }
 }
 
 } // namespace
@@ -304,5 +326,6 @@ PlanSummary moira::rt::summarize(const PlanFile &file) {
   out.tensorsFound = info.tensors_found();
   for (const fb::Program *program : *plan.programs())
     out.programs.push_back(summarizeProgram(plan, *program));
+  shareArenas(out.programs);
   return out;
 }

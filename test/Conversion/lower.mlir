@@ -6,12 +6,12 @@
 // CHECK: plan.plan "host" mesh ["tp"] = [2] by "moira 0.1.0" info <model_class = "unknown"
 // CHECK: plan.kernel @rms_norm computes "{{.*}}rms_norm{{.*}}" takes [#plan.operand<in row 8xf32>, #plan.operand<in shared 8xf32>, #plan.operand<out row 8xf32>]
 // CHECK-NOT: plan.kernel
+// CHECK: plan.state "table" : tensor<7x8xf32, #dist.sharding<[{tp} pad 1, {}]>> in "state" at 0 from #moe.source<names = ["t"], disk_shape = [7, 8]>
+// CHECK-NEXT: plan.state "layers.4.norm" : tensor<8xf32> in "state" at 128 layer 4
+// CHECK-NEXT: plan.state "w" : tensor<8x8xf32> in "state" at 192
 // CHECK: plan.program @forward ranks 2 queues ["compute", "comm"] {
 // CHECK: plan.arena "state" state on device bytes 448 per_bound 0
 // CHECK-NEXT: plan.arena "activations" activations on device bytes 0 per_bound 0
-// CHECK-NEXT: plan.state "table" : tensor<7x8xf32, #dist.sharding<[{tp} pad 1, {}]>> in "state" at 0 from #moe.source<names = ["t"], disk_shape = [7, 8]>
-// CHECK-NEXT: plan.state "layers.4.norm" : tensor<8xf32> in "state" at 128 layer 4
-// CHECK-NEXT: plan.state "w" : tensor<8x8xf32> in "state" at 192
 // CHECK: plan.input "ids" %[[IDS:.*]] : tensor<3xi32> range [0, 6] : <3xi32>
 // CHECK: %[[T:.*]] = plan.view "state" at 0 : <4x8xf32>
 // CHECK: plan.call "embedding"(%[[IDS]], %[[T]]) -> (%[[PART:.*]]) {row_offset = #dist.offset<{tp} * 4>} on "compute"

@@ -20,6 +20,7 @@ int main(int argc, char **argv) {
   write("seed-tiny", tinyPlan());
   write("seed-calls", callsPlan());
   write("seed-experts", expertPlan());
+  write("seed-cache", cachePlan());
   PlanSpec forward = expertPlan();
   forward.programs.pop_back();
   write("seed-forward", forward);

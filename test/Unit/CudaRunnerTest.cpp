@@ -251,6 +251,58 @@ TEST(CudaRunner, RoutingIsSeenAndForcedOnEveryMesh) {
   }
 }
 
+/// Prefill and decode share weights, caches and arenas; decode is one recorded step for all
+/// positions; a bound that must grow moves the arena under both.
+TEST(CudaRunner, GenerationReplaysDecodeAndGivesTheGoldenTokens) {
+  uint64_t seed = std::random_device()();
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  fake::seed(seed);
+  for (std::string model : {"olmoe", "deepseek_v3"})
+    for (std::string mesh : {"", "--mesh=ep=2 --ragged-bound=1", "--mesh=dp=2", "--mesh=tp=2",
+                             "--mesh=ep=2,tp=2 --ragged-bound=1"}) {
+      SCOPED_TRACE(model + " " + mesh);
+      TempDir dir;
+      Compiled compiled(dir, model, "--task=generate --max-seq=40 " + mesh);
+      GeneratePrograms programs = generatePrograms(compiled.device.plan());
+      ASSERT_TRUE(programs);
+      std::string io = compiled.folder + "/io.safetensors";
+      GenerateOptions options;
+      options.maxNewTokens = 12;
+      options.ignoreEos = true;
+      Expected<GenerateTask> task = GenerateTask::open(programs, io, compiled.folder, options);
+      ASSERT_TRUE(task) << task.status().str();
+      {
+        FakePlugin plugin;
+        RunSession session;
+        session.plan = &compiled.device;
+        session.program = programs.prefill;
+        session.second = programs.decode;
+        session.plugin = &plugin;
+        session.device.timeoutSeconds = 60;
+        session.task = std::move(*task);
+        Status status = session.openWeights(compiled.folder);
+        Ranks ranks = std::move(*Ranks::threads(static_cast<int>(programs.decode->ranks()), 60));
+        if (status)
+          status = session.load(ranks);
+        if (status)
+          status = session.generate(ranks, 1); // the second time prefill is replayed, too
+        ASSERT_TRUE(status) << status.str();
+        std::vector<int64_t> golden = valuesIn<int64_t>(io, "greedy_ids");
+        for (auto &loop : session.loops) {
+          ASSERT_EQ(loop->steps(), 12);
+          EXPECT_EQ(std::vector<int64_t>(loop->tokens().begin(), loop->tokens().begin() + 12),
+                    std::vector<int64_t>(golden.end() - 12, golden.end()));
+        }
+        RankFigures figures = session.executors[0]->figures();
+        EXPECT_EQ(figures.allocated, figures.planned);
+        EXPECT_GT(figures.graphs, 20u);
+        if (mesh.find("ragged") != std::string::npos)
+          EXPECT_GE(figures.retries, 1u);
+      }
+      EXPECT_EQ(fake::allocated(), 0u);
+    }
+}
+
 /// With the experts that f32 chooses bf16 is close to the golden logits, on one rank and on a mesh.
 TEST(CudaRunner, Bf16WithTheChoicesOfF32) {
   fake::seed(10);

@@ -95,6 +95,12 @@ std::vector<Example> examples() {
        {f({4, 2, 16}, 0)},
        {offset("part", 1, kTp)}},
       {"combine", {f({1, 4, 1, 16}, 2), i({2, 8, 4}), f({2, 8, 4})}, {f({2, 8, 16})}, {}},
+      {"write_rows", {f({2, 3, 4, 16}), i({1})}, {f({2, 8, 4, 16})}, {}},
+      {"slot",
+       {f({2, 8, 16}), i({1})},
+       {f({2, 1, 16})},
+       {integer("index", 0), offset("start", 8, kDp)}},
+      {"sample", {f({2, 1, 100}), f({2}), i({4})}, {i({2, 1})}, {offset("row_offset", 2, kDp)}},
       {"split_blocks", {f({2, 8, 16})}, {f({8, 2, 16})}, {integer("blocks", 4), integer("dim", 1)}},
       {"join_blocks", {f({8, 2, 16})}, {f({2, 8, 16})}, {integer("blocks", 4), integer("dim", 1)}},
       {"embedding_grad",
@@ -205,8 +211,9 @@ PlanSpec callsPlan() {
   p.boundInitial = 4;
   p.boundMax = env().boundMax;
   p.arenas = {{"activations", fb::ArenaRole::activations, 0, 0},
-              {"ragged", fb::ArenaRole::ragged, 0, 0}};
-  auto place = [&](const CallOperand &operand) {
+              {"ragged", fb::ArenaRole::ragged, 0, 0},
+              {"state", fb::ArenaRole::state, 0, 0}};
+  auto place = [&](const CallOperand &operand, bool state = false) {
     ViewSpec view{.dtype = operand.dtype};
     uint64_t bytes = dtypeBytes(operand.dtype);
     for (const Dim &dim : operand.shape) {
@@ -215,9 +222,10 @@ PlanSpec callsPlan() {
       view.shape.push_back(dim.scale);
       bytes *= dim.scale;
     }
-    view.arena = view.boundDim >= 0;
-    uint64_t &size = view.arena ? p.arenas[1].bytesPerBound : p.arenas[0].bytes;
-    (view.arena ? view.offsetPerBound : view.offset) = size;
+    bool ragged = view.boundDim >= 0;
+    view.arena = state ? 2 : ragged;
+    uint64_t &size = ragged ? p.arenas[1].bytesPerBound : p.arenas[view.arena].bytes;
+    (ragged ? view.offsetPerBound : view.offset) = size;
     size += (bytes + 63) / 64 * 64;
     p.views.push_back(view);
     return static_cast<uint32_t>(p.views.size() - 1);
@@ -225,14 +233,27 @@ PlanSpec callsPlan() {
   for (const Example &e : examples()) {
     InstrSpec call{.target = static_cast<uint32_t>(plan.calls.size())};
     plan.calls.push_back(e.call);
+    bool updates = e.call == "write_rows"; // a state, at a place that the program is given
     for (const CallOperand &operand : e.inputs) {
       call.inputs.push_back(place(operand));
+      if (updates && operand.dtype == fb::DType::i32) {
+        p.inputs.push_back({"position", fb::DType::i32, {1}, {{}}, call.inputs.back(), 0, 5});
+        continue;
+      }
       p.instrs.push_back({.kind = fb::InstrKind::fill,
                           .outputs = {call.inputs.back()},
                           .params = {realParam("value", 1)}});
     }
     for (const CallOperand &operand : e.outputs)
-      call.outputs.push_back(place(operand));
+      call.outputs.push_back(place(operand, updates));
+    if (updates) {
+      const ViewSpec &view = p.views[call.outputs.back()];
+      p.states.push_back({.name = "cache",
+                          .shape = view.shape,
+                          .dims = std::vector<DimSpec>(view.shape.size()),
+                          .arena = 2,
+                          .offset = view.offset});
+    }
     for (const CallParam &param : e.params)
       call.params.push_back({std::string(param.name),
                              param.kind,

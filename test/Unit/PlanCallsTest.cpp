@@ -77,7 +77,11 @@ TEST(CallRegistry, EveryDimensionIsTied) {
                                           "expert_probs input 0 dim 1",
                                           "router_z input 0 dim 0",
                                           "router_z input 0 dim 1",
-                                          "router_z input 0 dim 2"};
+                                          "router_z input 0 dim 2",
+                                          "write_rows output 0 dim 1",
+                                          "write_rows input 0 dim 1",
+                                          "slot input 0 dim 1",
+                                          "sample input 0 dim 2"};
   // A slot may have a fixed number of rows.
   const std::set<std::string> freeRagged = {"select output 0 dim 0", "pack output 0 dim 2",
                                             "combine input 0 dim 2", "choice_dots input 0 dim 2",
@@ -216,6 +220,12 @@ TEST(CallRegistry, RefusesBrokenContracts) {
       {"limit", [](Example &e) { e.params[11] = offset("token_offset", -1, kDp); },
        "leave the range of i32"},
       {"redirect", [](Example &e) { e.params[0].integer = -1; }, "first is no expert"},
+      {"write_rows", [](Example &e) { e.inputs[0] = f({2, 9, 4, 16}); },
+       "9 rows do not fit into 8"},
+      {"slot", [](Example &e) { e.params[0].integer = -1; }, "index is -1"},
+      {"slot", [](Example &e) { e.params[1] = offset("start", -1, kDp); }, "start must be 0"},
+      {"sample", [](Example &e) { e.params[0] = offset("row_offset", -1, kDp); },
+       "leave the range of i32"},
       {"select", [](Example &e) { e.params[1] = offset("expert_offset", 5, kTp); },
        "leaves the 16 experts"},
       {"select", [](Example &e) { e.params[1] = offset("expert_offset", -4, kTp); },

@@ -35,6 +35,7 @@ TEST(PlanFile, AcceptsValidPlans) {
   EXPECT_EQ(load(expertPlan().build()).second, "");
   EXPECT_EQ(load(tinyPlan().build()).second, "");
   EXPECT_EQ(load(callsPlan().build()).second, "");
+  EXPECT_EQ(load(cachePlan().build()).second, "");
   PlanSpec noBound = expertPlan();
   noBound.programs.erase(noBound.programs.begin());
   noBound.kernels.clear();
@@ -133,7 +134,7 @@ void loadAny(const std::vector<uint8_t> &bytes, size_t &accepted) {
 }
 
 TEST(PlanFile, SurvivesEveryTruncation) {
-  for (const PlanSpec &plan : {tinyPlan(), expertPlan(), callsPlan()}) {
+  for (const PlanSpec &plan : {tinyPlan(), expertPlan(), callsPlan(), cachePlan()}) {
     std::vector<uint8_t> bytes = plan.build();
     for (size_t size = 0; size < bytes.size(); ++size) {
       std::vector<uint8_t> cut(bytes.begin(), bytes.begin() + size);

@@ -31,9 +31,9 @@ void erase(PlanSpec &p, size_t index) {
   p.forward().instrs.erase(p.forward().instrs.begin() + index);
 }
 
-void expectRefused(const std::vector<Case> &cases) {
+void expectRefused(const std::vector<Case> &cases, const PlanSpec &valid = expertPlan()) {
   for (const Case &c : cases) {
-    PlanSpec plan = expertPlan();
+    PlanSpec plan = valid;
     c.change(plan);
     std::vector<uint8_t> bytes = plan.build();
     Expected<PlanFile> file = PlanFile::fromBytes(bytes);
@@ -443,6 +443,88 @@ TEST(HostilePlan, Order) {
   });
 }
 
+TEST(HostilePlan, SharedStates) {
+  auto decode = [](PlanSpec &p) -> ProgramSpec & { return p.programs[1]; };
+  expectRefused(
+      {
+          {"states of its own",
+           [=](auto &p) { decode(p).states = {{.name = "c", .shape = {4}, .dims = {{}}}}; },
+           PlanStructure, "\"decode\": has states of its own"},
+          {"another arena in one place", [=](auto &p) { decode(p).arenas[0].name = "other"; },
+           PlanStructure, "arena 0 \"other\" is another one than \"state\" of program \"prefill\""},
+          {"state arenas of two sizes", [=](auto &p) { decode(p).arenas[0].bytes = 384; },
+           PlanStructure, "arena 0 \"state\" is another one"},
+          {"arenas in another space",
+           [=](auto &p) { decode(p).arenas[1].space = fb::Space::device; }, PlanStructure,
+           "arena 1"},
+          {"no arena for the states", [=](auto &p) { decode(p).arenas.clear(); }, PlanStructure,
+           "lacks an arena in which states of the plan lie"},
+          {"no program for the states",
+           [](auto &p) {
+             PlanSpec reference = expertPlan();
+             p.programs[0].reference = p.programs[1].reference = true;
+             p.programs = {p.programs[0]};
+             p.programs[0].states.clear();
+             p.orphans = reference.programs[1].states;
+           },
+           PlanStructure, "has states, but no mesh program"},
+          {"a state written by another call",
+           [=](auto &p) {
+             decode(p).views.push_back({1, 128, 0, fb::DType::f32, {2, 8, 4}});
+             decode(p).instrs[1].inputs = {4};
+             decode(p).instrs[1].outputs = {2};
+           },
+           PlanStructure, "output 0 writes to the state arena"},
+      },
+      cachePlan());
+}
+
+TEST(HostilePlan, WritesOfStates) {
+  auto decode = [](PlanSpec &p) -> ProgramSpec & { return p.programs[1]; };
+  const char *whole = "its output is not the whole of one state without a source";
+  expectRefused(
+      {
+          {"a part of a state",
+           [=](auto &p) {
+             decode(p).views[2].shape = {1, 8, 4};
+             decode(p).views[0].shape = {1, 1, 4};
+             decode(p).inputs[0].shape = {1, 1, 4};
+             decode(p).views[3].shape = decode(p).outputs[0].shape = {1, 8, 4};
+           },
+           PlanOrder, whole},
+          {"what a checkpoint fills",
+           [](auto &p) {
+             p.programs[0].states[1].sources = {"cache"};
+             p.programs[0].states[1].diskShape = {64};
+           },
+           PlanOrder, whole},
+          {"no state at all",
+           [=](auto &p) {
+             decode(p).views[2] = {1, 384, 0, fb::DType::f32, {2, 8, 4}};
+             decode(p).arenas[1].bytes = 640;
+           },
+           PlanOrder, whole},
+          {"a read before", [=](auto &p) { std::swap(decode(p).instrs[0], decode(p).instrs[1]); },
+           PlanOrder, "the state has been read or written before"},
+          {"a write before", [=](auto &p) { decode(p).instrs.push_back(decode(p).instrs.front()); },
+           PlanOrder, "the state has been read or written before"},
+          {"a position that is computed",
+           [=](auto &p) {
+             InstrSpec fill{fb::InstrKind::fill, 0, 0, {}, {1}, {realParam("value", 3)}};
+             decode(p).instrs.insert(decode(p).instrs.begin(), fill);
+           },
+           PlanOrder, "its position is not as the program was given it"},
+          {"more rows than the state has",
+           [](auto &p) {
+             p.programs[0].views[0].shape = p.programs[0].inputs[0].shape =
+                 p.programs[0].outputs[0].shape = {2, 9, 4};
+             p.programs[0].arenas[1].bytes = 320;
+           },
+           PlanShape, "9 rows do not fit into 8"},
+      },
+      cachePlan());
+}
+
 TEST(HostilePlan, Sections) {
   // Fields that assemblePlanFile writes are changed in the file.
   struct {
@@ -508,13 +590,13 @@ TEST(HostilePlan, SharedTablesDoNotMultiplyTheWork) {
   auto program = fb::CreateProgram(b, name, 1, false, empty.operator()<fb::Queue>(), 0,
                                    empty.operator()<fb::View>(), empty.operator()<fb::Instr>(),
                                    empty.operator()<fb::Input>(), empty.operator()<fb::Output>(),
-                                   states, empty.operator()<fb::Arena>());
+                                   empty.operator()<fb::State>(), empty.operator()<fb::Arena>());
   b.Finish(fb::CreatePlan(b, name, name, empty.operator()<fb::Axis>(),
                           empty.operator()<flatbuffers::String>(),
                           empty.operator()<flatbuffers::String>(), empty.operator()<fb::Kernel>(),
                           empty.operator()<fb::Section>(),
                           b.CreateVector(std::vector<flatbuffers::Offset<fb::Program>>{program}),
-                          fb::CreateModelInfo(b)));
+                          fb::CreateModelInfo(b), states));
   std::vector<uint8_t> bytes =
       assemblePlanFile({b.GetBufferPointer(), b.GetBufferPointer() + b.GetSize()}, {});
   clock_t start = clock();

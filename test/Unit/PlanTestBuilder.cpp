@@ -47,7 +47,8 @@ Offset<fb::State> stateOf(FlatBufferBuilder &b, const StateSpec &s) {
                          dimsOf(b, s.dims), s.arena, s.offset, source);
 }
 
-Offset<fb::Program> programOf(FlatBufferBuilder &b, const ProgramSpec &p) {
+/// `owns`: whether its states are its own, not the plan's.
+Offset<fb::Program> programOf(FlatBufferBuilder &b, const ProgramSpec &p, bool owns) {
   auto queues =
       all(b, p.queues, [&](const std::string &q) { return fb::CreateQueue(b, b.CreateString(q)); });
   auto views = all(b, p.views, [&](const ViewSpec &v) {
@@ -67,7 +68,8 @@ Offset<fb::Program> programOf(FlatBufferBuilder &b, const ProgramSpec &p) {
     return fb::CreateOutput(b, b.CreateString(o.name), o.dtype, b.CreateVector(o.shape),
                             dimsOf(b, o.dims), o.view, source);
   });
-  auto states = all(b, p.states, [&](const StateSpec &s) { return stateOf(b, s); });
+  auto states = all(b, owns ? p.states : std::vector<StateSpec>(),
+                    [&](const StateSpec &s) { return stateOf(b, s); });
   auto arenas = all(b, p.arenas, [&](const ArenaSpec &a) {
     return fb::CreateArena(b, b.CreateString(a.name), a.space, a.role, a.bytes, a.bytesPerBound);
   });
@@ -99,11 +101,18 @@ std::vector<uint8_t> PlanSpec::build() const {
   std::vector<std::vector<uint8_t>> contents;
   for (const SectionSpec &s : sections)
     contents.push_back(s.bytes);
-  auto programTables = all(b, programs, [&](const ProgramSpec &p) { return programOf(b, p); });
+  const ProgramSpec *first = nullptr;
+  for (const ProgramSpec &p : programs)
+    if (!p.reference && !first)
+      first = &p;
+  auto programTables =
+      all(b, programs, [&](const ProgramSpec &p) { return programOf(b, p, &p != first); });
+  auto states =
+      all(b, first ? first->states : orphans, [&](const StateSpec &s) { return stateOf(b, s); });
   auto info = fb::CreateModelInfo(b, b.CreateString("test"), b.CreateString("forward"), dtype);
   b.Finish(fb::CreatePlan(b, b.CreateString("test"), b.CreateString(target), axisTables,
                           b.CreateVectorOfStrings(calls), b.CreateVectorOfStrings(locations),
-                          kernelTables, sectionTables, programTables, info));
+                          kernelTables, sectionTables, programTables, info, states));
   return assemblePlanFile({b.GetBufferPointer(), b.GetBufferPointer() + b.GetSize()}, contents);
 }
 
@@ -327,6 +336,40 @@ PlanSpec tinyPlan() {
   p.inputs = {{"x", fb::DType::f32, {4}, {{}}, 0}};
   p.outputs = {{"y", fb::DType::f32, {4}, {{}}, 1}};
   plan.programs = {p};
+  return plan;
+}
+
+PlanSpec cachePlan() {
+  using fb::DType;
+  PlanSpec plan;
+  plan.calls = {"write_rows", "scale"};
+  std::vector<ArenaSpec> arenas = {{"state", fb::ArenaRole::state, 320, 0},
+                                   {"activations", fb::ArenaRole::activations, 128, 0}};
+  ProgramSpec p;
+  p.name = "prefill";
+  p.queues = {"q"};
+  p.arenas = arenas;
+  p.states = {{.name = "w", .shape = {4}, .dims = {{}}, .sources = {"w"}, .diskShape = {4}},
+              {.name = "cache", .shape = {2, 8, 4}, .dims = {{}, {}, {}}, .offset = 64}};
+  p.views = {{1, 0, 0, DType::f32, {2, 3, 4}}, {0, 64, 0, DType::f32, {2, 8, 4}}};
+  p.inputs = {{"rows", DType::f32, {2, 3, 4}, {{}, {}, {}}, 0}};
+  p.outputs = {{"rows", DType::f32, {2, 3, 4}, {{}, {}, {}}, 0}};
+  p.instrs = {{fb::InstrKind::call, 0, 0, {0}, {1}}};
+  ProgramSpec d;
+  d.name = "decode";
+  d.queues = {"q"};
+  d.arenas = arenas;
+  d.arenas[1].bytes = 384;
+  d.views = {{1, 0, 0, DType::f32, {2, 1, 4}},
+             {1, 64, 0, DType::i32, {1}},
+             {0, 64, 0, DType::f32, {2, 8, 4}},
+             {1, 128, 0, DType::f32, {2, 8, 4}}};
+  d.inputs = {{"row", DType::f32, {2, 1, 4}, {{}, {}, {}}, 0},
+              {"position", DType::i32, {1}, {{}}, 1, 0, 7}};
+  d.outputs = {{"all", DType::f32, {2, 8, 4}, {{}, {}, {}}, 3}};
+  d.instrs = {{fb::InstrKind::call, 0, 0, {0, 1}, {2}},
+              {fb::InstrKind::call, 1, 0, {2}, {3}, {realParam("factor", 2)}}};
+  plan.programs = {p, d};
   return plan;
 }
 

@@ -81,7 +81,7 @@ struct ProgramSpec {
   std::vector<ViewSpec> views{};
   std::vector<InstrSpec> instrs{};
   std::vector<PortSpec> inputs{}, outputs{}, traces{};
-  std::vector<StateSpec> states{};
+  std::vector<StateSpec> states{}; // of the first mesh program: the plan's
   std::vector<ArenaSpec> arenas{};
   uint64_t boundInitial = 0, boundMax = 0;
 };
@@ -110,6 +110,7 @@ struct PlanSpec {
   std::vector<KernelSpec> kernels;
   std::vector<SectionSpec> sections;
   std::vector<ProgramSpec> programs;
+  std::vector<StateSpec> orphans{}; // states of the plan where there is no mesh program
   fb::DType dtype = fb::DType::f32;
 
   std::vector<uint8_t> build() const;
@@ -198,6 +199,10 @@ enum : size_t {
 
 /// One program, one call, one input and output: the smallest plan that does something.
 PlanSpec tinyPlan();
+
+/// Two programs that share a weight and a cache: `prefill` fills the cache, `decode` writes a row
+/// at a position and reads all of it.
+PlanSpec cachePlan();
 
 /// The bytes of an accepted plan's views, found again without the verifier's code: true if all of
 /// them lie in their arenas for the bounds 1, initial, the largest and one between.

@@ -81,7 +81,8 @@ public:
       raggedBytes += padded(type, shape);
       return v;
     }
-    /// A state tensor and a view of this rank's part of it.
+    /// A state tensor and a view of this rank's part of it. Those of mesh programs are the
+    /// plan's.
     uint32_t state(const std::string &name, fb::DType type, const Shape &shape,
                    const std::vector<DimSpec> &dims, const SourceSpec &source) {
       Shape local = localShape(shape, dims);
@@ -219,6 +220,7 @@ public:
   /// The file's bytes. The builder is used up.
   std::vector<uint8_t> finish() {
     std::vector<flatbuffers::Offset<fb::Program>> list;
+    std::vector<flatbuffers::Offset<fb::State>> shared;
     for (Program &p : programs) {
       std::vector<flatbuffers::Offset<fb::Queue>> queues = {
           fb::CreateQueue(buffer, buffer.CreateString("compute"))};
@@ -231,12 +233,15 @@ public:
           arena("activations", fb::ArenaRole::activations, p.activationBytes, 0)};
       if (p.raggedBytes)
         arenas.push_back(arena("ragged", fb::ArenaRole::ragged, 0, p.raggedBytes));
-      list.push_back(fb::CreateProgram(buffer, buffer.CreateString(p.name), p.ranks, p.reference,
-                                       buffer.CreateVector(queues), 0, buffer.CreateVector(p.views),
-                                       buffer.CreateVector(p.instrs), buffer.CreateVector(p.inputs),
-                                       buffer.CreateVector(p.outputs),
-                                       buffer.CreateVector(p.states), buffer.CreateVector(arenas),
-                                       p.boundInitial, p.boundMax, buffer.CreateVector(p.traces)));
+      if (!p.reference)
+        shared.insert(shared.end(), p.states.begin(), p.states.end());
+      list.push_back(fb::CreateProgram(
+          buffer, buffer.CreateString(p.name), p.ranks, p.reference, buffer.CreateVector(queues), 0,
+          buffer.CreateVector(p.views), buffer.CreateVector(p.instrs),
+          buffer.CreateVector(p.inputs), buffer.CreateVector(p.outputs),
+          buffer.CreateVector(p.reference ? p.states
+                                          : std::vector<flatbuffers::Offset<fb::State>>()),
+          buffer.CreateVector(arenas), p.boundInitial, p.boundMax, buffer.CreateVector(p.traces)));
     }
     std::vector<flatbuffers::Offset<fb::Axis>> axes;
     for (auto &[name, size] : mesh.axes)
@@ -260,7 +265,7 @@ public:
                                buffer.CreateVector(axes), buffer.CreateVectorOfStrings(calls),
                                buffer.CreateVectorOfStrings({"model.layers.0"}),
                                buffer.CreateVector(kernels), buffer.CreateVector(table),
-                               buffer.CreateVector(list), info));
+                               buffer.CreateVector(list), info, buffer.CreateVector(shared)));
     return rt::assemblePlanFile(
         {buffer.GetBufferPointer(), buffer.GetBufferPointer() + buffer.GetSize()}, bytes);
   }

@@ -183,7 +183,7 @@ TEST(RuntimeWeights, EveryRankGetsItsBox) {
     auto checkpoint = Checkpoint::open(dir.str());
     ASSERT_TRUE(checkpoint) << checkpoint.status().str();
     const fb::Program &forward = *plan->program("forward");
-    Status checked = checkWeights(forward, *plan->plan().info(), *checkpoint);
+    Status checked = checkWeights(plan->plan(), forward, *checkpoint);
     ASSERT_TRUE(checked) << checked.str();
 
     for (uint32_t rank = 0; rank < forward.ranks(); ++rank) {
@@ -216,7 +216,7 @@ TEST(RuntimeWeights, EveryRankGetsItsBox) {
         want.push_back(pad ? 0 : global[flat]);
       } while (next(index, local));
 
-      const fb::State &state = *forward.states()->Get(0);
+      const fb::State &state = *plan->plan().states()->Get(0);
       Shard shard = MeshPosition(plan->plan(), forward, static_cast<int>(rank))
                         .shard(*state.shape(), *state.dims());
       ASSERT_EQ(shard.local, local);
@@ -277,7 +277,7 @@ TEST(RuntimeWeights, ReportsEveryDisagreement) {
                               testTensor("e.1.b", "F32", {3}, three)}));
   auto checkpoint = Checkpoint::open(dir.str());
   ASSERT_TRUE(checkpoint);
-  Status status = checkWeights(*plan->program("forward"), *plan->plan().info(), *checkpoint);
+  Status status = checkWeights(plan->plan(), *plan->program("forward"), *checkpoint);
   std::string text = status.str();
   EXPECT_EQ(status.diagnostics().size(), 5u) << text;
   EXPECT_THAT(text, HasSubstr("MOE-0302: "));

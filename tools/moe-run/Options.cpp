@@ -18,11 +18,9 @@ using rt::Status;
 
 /// Options of tasks that plans of this version cannot hold, with the task.
 constexpr std::pair<const char *, const char *> kOtherTasks[] = {
-    {"--steps", "train"},        {"--data", "train"},
-    {"--init", "train"},         {"--checkpoint", "train"},
-    {"--resume", "train"},       {"--save-every", "train"},
-    {"--metrics", "train"},      {"--max-new-tokens", "generate"},
-    {"--ignore-eos", "generate"}};
+    {"--steps", "train"},      {"--data", "train"},   {"--init", "train"},
+    {"--checkpoint", "train"}, {"--resume", "train"}, {"--save-every", "train"},
+    {"--metrics", "train"}};
 
 /// An option that may stand alone must not take the next word as its value, so give it one.
 std::vector<std::string> normalise(int argc, char **argv) {
@@ -31,6 +29,20 @@ std::vector<std::string> normalise(int argc, char **argv) {
     if (word == "--reference")
       word = "--reference=f32";
   return words;
+}
+
+void checkGenerate(const rt::GenerateOptions &generate, Status &problems) {
+  if (generate.maxNewTokens < 0)
+    problems.add(ErrorId::UnknownFlag, format("--max-new-tokens=%lld must be at least 1",
+                                              static_cast<long long>(generate.maxNewTokens)));
+  if (!(generate.temperature >= 0) || std::isinf(generate.temperature))
+    problems.add(ErrorId::UnknownFlag,
+                 format("--temperature=%g must be 0 or more", generate.temperature));
+  if (!(generate.topP > 0 && generate.topP <= 1))
+    problems.add(ErrorId::UnknownFlag,
+                 format("--top-p=%g must be over 0, and 1 at most", generate.topP));
+  if (generate.topK < 0)
+    problems.add(ErrorId::UnknownFlag, format("--top-k=%d must be 0 (all) or more", generate.topK));
 }
 
 } // namespace
@@ -79,6 +91,20 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
                  "write the experts chosen by every router to this file");
   app.add_option("--route-from", options.routeFrom,
                  "take the experts from this file instead of choosing them");
+  rt::GenerateOptions generate;
+  app.add_option("--max-new-tokens", generate.maxNewTokens,
+                 "generate so many tokens after each prompt (plans of --task=generate)");
+  CLI::Option *generateOptions[] = {
+      app.add_flag("--ignore-eos", generate.ignoreEos, "go on past the model's stop tokens"),
+      app.add_option("--temperature", generate.temperature,
+                     "draw tokens from softmax(logits / temperature); 0, the default: take the "
+                     "likeliest"),
+      app.add_option("--top-p", generate.topP,
+                     "draw among the likeliest tokens that have this probability together"),
+      app.add_option("--top-k", generate.topK, "draw among so many of the likeliest tokens"),
+      app.add_option("--seed", generate.seed, "of the draws (default 0)"),
+      app.add_flag("--stream", generate.stream,
+                   "print each step's tokens as a line of JSON on stdout")};
   app.add_option("--profile", options.profile,
                  "write the time of every instruction to this file, for Perfetto");
   app.add_flag("--version", version, "print the version");
@@ -105,6 +131,16 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   }
 
   Status problems;
+  if (generate.maxNewTokens != 0) {
+    options.generate = generate;
+    checkGenerate(generate, problems);
+  } else {
+    for (const CLI::Option *option : generateOptions)
+      if (option->count())
+        problems.add(ErrorId::BadRun, option->get_name() +
+                                          " is for generating tokens; say how many with "
+                                          "--max-new-tokens=N");
+  }
   std::vector<std::string> extraWords;
   for (const std::string &word : app.remaining()) {
     if (word.size() < 2 || word[0] != '-') {
@@ -118,7 +154,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
       problems.add(
           ErrorId::BadRun,
           format("%s belongs to plans of --task=%s, which this version does not make; plans "
-                 "of --task=forward take --weights, --inputs and --outputs",
+                 "of --task=forward and generate take --weights, --inputs and --outputs",
                  flag.c_str(), other->second));
       continue;
     }
@@ -183,7 +219,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   need(options.plan, "the plan file");
   need(options.weights, "--weights=DIR");
   need(options.inputs, "--inputs=FILE");
-  if (!options.check)
+  if (!options.check && !generate.stream)
     need(options.outputs, "--outputs=FILE");
   if (!missing.empty())
     return Status(ErrorId::BadUsage,

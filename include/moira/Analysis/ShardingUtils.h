@@ -60,7 +60,8 @@ struct ReshardStep {
 
 /// The steps from one sharding to another, cheapest first so that the dear ones move the fewest
 /// bytes: slices (free), reduce_scatter, all_to_all, all_reduce, all_gather. Nothing if there is no
-/// way: a ragged dimension or one with pads changes, or `to` is partial where `from` is not.
+/// way: a ragged dimension changes, pads appear or stay on fewer axes (a dimension that is gathered
+/// whole loses them), or `to` is partial where `from` is not.
 ///
 ///     [{},{}] partial{tp}  → [{tp},{}]              reduce_scatter dim 0 over tp
 ///     [{},{}] partial{tp}  → [{dp},{}]              slice dim 0 over dp, all_reduce over tp

@@ -41,7 +41,7 @@ struct WeightUse {
 ///     act(grouped_bias(grouped_matmul …, b[E,F]))     the same through biases and the like; b, 0:
 ///                                                     experts, 1: expertWidth
 ///     relative_bias(w[N,H], …)                        w, 1: queryHeads
-///     embedding(ids, w[V,D]), return linear(x, w[V,D])  w, 0: vocabulary
+///     embedding(ids, w[V,D]); linear(x, w[V,D]) that is returned or sampled  w, 0: vocabulary
 ///     row_max(linear(x, w[V,D]))                      w, 0: vocabulary
 std::vector<WeightUse> collectWeightUses(mlir::ModuleOp module);
 

@@ -25,7 +25,8 @@ struct CompilerOptions {
   std::string output; // empty: stdout for IR; a plan file needs a name
   std::string task = "forward";
   int64_t batch = 1, seq = 128;
-  std::optional<int64_t> decSeq; // encoder-decoders; default: seq
+  std::optional<int64_t> decSeq; // encoder-decoders; default: seq, of generate 1
+  std::optional<int64_t> maxSeq; // generate; default: 128 more than the prompt
   std::string mesh;              // "dp=2,ep=4"; empty: one rank
   std::string dtype = "f32";
   std::string target = "host";

@@ -16,6 +16,8 @@ struct ProgramShape {
   bool bf16 = false;
   /// Of an encoder-decoder: tokens of the decoder; `seq` are the encoder's.
   int64_t decSeq = 1;
+  /// Of programs that generate: tokens that a row has at most, prompt and new ones.
+  int64_t maxSeq = 1;
 };
 
 /// A module with one moe.state for each weight and `@forward(input_ids, attention_mask) → logits`.

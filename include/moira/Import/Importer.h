@@ -12,9 +12,12 @@ namespace moira {
 
 struct ImportOptions {
   int64_t batch = 1, seq = 1;
-  std::string dtype = "f32"; // f32 or bf16: type of weights and activations
-  std::string task = "forward";
-  std::optional<int64_t> decSeq; // tokens of an encoder-decoder's decoder; default: seq
+  std::string dtype = "f32";    // f32 or bf16: type of weights and activations
+  std::string task = "forward"; // or generate
+  /// Tokens of an encoder-decoder's decoder; default: seq, of --task=generate 1.
+  std::optional<int64_t> decSeq;
+  /// --task=generate: tokens that a row has at most; default: 128 more than the prompt.
+  std::optional<int64_t> maxSeq;
   /// Operations that Moira lacks are stood in for by others of the same sizes.
   bool memoryOnly = false;
 };

@@ -330,6 +330,11 @@ OwningOpRef<ModuleOp> Reader::read() {
   for (const fb::Kernel *kernel : *source.kernels())
     readKernel(*kernel);
   for (const fb::Program *table : *source.programs())
+    if (!table->reference() && !program)
+      program = table; // whose arenas the states name
+  for (const fb::State *state : *source.states())
+    readState(*state);
+  for (const fb::Program *table : *source.programs())
     if (failed(readProgram(*table)))
       return {};
   if (failed(verify(*module))) {

@@ -397,6 +397,15 @@ FailureOr<std::vector<uint8_t>> Writer::write() {
     kernels[kernel.getSymName()] = kernels.size();
     kernelList.push_back(writeKernel(kernel));
   }
+  // The arenas of the first mesh program are those of all of them.
+  for (auto program : plan.getOps<ProgramOp>())
+    if (!program.getReference()) {
+      number(program);
+      break;
+    }
+  std::vector<Offset<fb::State>> stateList;
+  for (auto state : plan.getOps<StateOp>())
+    stateList.push_back(writeState(state));
   std::vector<Offset<fb::Program>> programList;
   for (auto program : plan.getOps<ProgramOp>())
     programList.push_back(writeProgram(program));
@@ -413,8 +422,9 @@ FailureOr<std::vector<uint8_t>> Writer::write() {
   auto kernelVector = out.CreateVector(kernelList);
   auto sectionVector = out.CreateVector(sectionList);
   auto programVector = out.CreateVector(programList);
+  auto stateVector = out.CreateVector(stateList);
   out.Finish(fb::CreatePlan(out, producer, target, axisVector, callVector, placeVector,
-                            kernelVector, sectionVector, programVector, info));
+                            kernelVector, sectionVector, programVector, info, stateVector));
   std::vector<uint8_t> buffer(out.GetBufferPointer(), out.GetBufferPointer() + out.GetSize());
   std::vector<uint8_t> file = rt::assemblePlanFile(std::move(buffer), bytes);
 

@@ -31,7 +31,7 @@ struct Call {
 };
 
 /// What kernels write to CallContext::errorFlag; texts in CudaCalls.cpp.
-enum class Fault : int32_t { none, expert, forcedExpert, counts, groups, row };
+enum class Fault : int32_t { none, expert, forcedExpert, counts, groups, row, slot };
 
 /// BadRun "call 'pack': <message>; the plan or its data is damaged: compile the plan again".
 Status badCall(const Call &call, const std::string &message);

@@ -153,9 +153,9 @@ func.func @f(%x: tensor<4x4xf32, #dist.sharding<[{dp}, {}]>>) {
 // -----
 
 // AllGatherOp C3
-func.func @f(%x: tensor<3xf32, #dist.sharding<[{dp} pad 1]>>) {
-  // expected-error @+1 {{C3: dimension 0 is padded}}
-  %0 = dist.all_gather %x dim 0 over ["dp"] : tensor<3xf32, #dist.sharding<[{dp} pad 1]>> -> tensor<3xf32, #dist.sharding<[{}]>>
+func.func @f(%x: tensor<7xf32, #dist.sharding<[{dp, ep} pad 1]>>) {
+  // expected-error @+1 {{C3: dimension 0 is padded and not gathered whole}}
+  %0 = dist.all_gather %x dim 0 over ["ep"] : tensor<7xf32, #dist.sharding<[{dp, ep} pad 1]>> -> tensor<7xf32, #dist.sharding<[{dp} pad 1]>>
   return
 }
 

@@ -60,7 +60,7 @@ plan.plan "host" mesh ["tp"] = [0] by "t" info #info {
 // PlanOp C4
 #info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
 plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
-  // expected-error @+1 {{C4: a plan holds only sections, kernels and programs}}
+  // expected-error @+1 {{C4: a plan holds only sections, kernels, states and programs}}
   dist.mesh @mesh ["tp"] = [2]
 }
 
@@ -262,12 +262,12 @@ plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
 // StateOp C1
 #info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
 plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
+  // expected-error @+1 {{C1: 'm' is not an arena with the role state}}
+  plan.state "w" : tensor<4xf32> in "m" at 0
   plan.program @p ranks 2 queues ["a", "b"] bound [1, 4] {
     plan.arena "s" state on device bytes 256 per_bound 0
     plan.arena "m" activations on device bytes 4096 per_bound 0
     plan.arena "r" ragged on device bytes 0 per_bound 1024
-    // expected-error @+1 {{C1: 'm' is not an arena with the role state}}
-    plan.state "w" : tensor<4xf32> in "m" at 0
   }
 }
 
@@ -277,12 +277,12 @@ plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
 // StateOp C2
 #info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
 plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
+  // expected-error @+1 {{C2: the offset must be a multiple of 64}}
+  plan.state "w" : tensor<4xf32> in "s" at 4
   plan.program @p ranks 2 queues ["a", "b"] bound [1, 4] {
     plan.arena "s" state on device bytes 256 per_bound 0
     plan.arena "m" activations on device bytes 4096 per_bound 0
     plan.arena "r" ragged on device bytes 0 per_bound 1024
-    // expected-error @+1 {{C2: the offset must be a multiple of 64}}
-    plan.state "w" : tensor<4xf32> in "s" at 4
   }
 }
 
@@ -292,12 +292,12 @@ plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
 // StateOp C3
 #info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
 plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
+  // expected-error @+1 {{C3: the sharding does not divide}}
+  plan.state "w" : tensor<5xf32, #dist.sharding<[{tp}]>> in "s" at 0
   plan.program @p ranks 2 queues ["a", "b"] bound [1, 4] {
     plan.arena "s" state on device bytes 256 per_bound 0
     plan.arena "m" activations on device bytes 4096 per_bound 0
     plan.arena "r" ragged on device bytes 0 per_bound 1024
-    // expected-error @+1 {{C3: the sharding does not divide}}
-    plan.state "w" : tensor<5xf32, #dist.sharding<[{tp}]>> in "s" at 0
   }
 }
 
@@ -307,12 +307,25 @@ plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
 // StateOp C4
 #info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
 plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
+  // expected-error @+1 {{C4: bytes 192 to 320 do not lie in an arena of 256}}
+  plan.state "w" : tensor<64xf32, #dist.sharding<[{tp}]>> in "s" at 192
   plan.program @p ranks 2 queues ["a", "b"] bound [1, 4] {
     plan.arena "s" state on device bytes 256 per_bound 0
     plan.arena "m" activations on device bytes 4096 per_bound 0
     plan.arena "r" ragged on device bytes 0 per_bound 1024
-    // expected-error @+1 {{C4: bytes 192 to 320 do not lie in an arena of 256}}
-    plan.state "w" : tensor<64xf32, #dist.sharding<[{tp}]>> in "s" at 192
+  }
+}
+
+
+// -----
+
+// StateOp C5
+#info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
+plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
+  plan.program @p ranks 2 queues ["a"] {
+    plan.arena "s" state on device bytes 256 per_bound 0
+    // expected-error @+1 {{C5: a mesh program has the plan's states, none of its own}}
+    plan.state "w" : tensor<4xf32> in "s" at 0
   }
 }
 

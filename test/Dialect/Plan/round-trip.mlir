@@ -11,6 +11,8 @@ plan.plan "host" mesh ["dp", "ep"] = [2, 2] by "moira" info #plan.info<model_cla
   plan.kernel @rms_norm in @section0 takes [#plan.operand<in row 64xf32>, #plan.operand<in shared 64xf32>, #plan.operand<out row 64xf32>]
   // CHECK: plan.kernel @unbuilt computes "in f32[64]; v1 = clamp v0" takes
   plan.kernel @unbuilt computes "in f32[64]; v1 = clamp v0" takes [#plan.operand<in row 64xf32>, #plan.operand<out row 64xf32>]
+  // CHECK: plan.state "norm.weight" : tensor<64xf32> in "state" at 0 from #moe.source<names = ["norm.weight"], disk_shape = [64]> layer 3
+  plan.state "norm.weight" : tensor<64xf32> in "state" at 0 from #moe.source<names = ["norm.weight"], disk_shape = [64]> layer 3
   // CHECK: plan.program @forward ranks 4 queues ["compute", "comm"] bound [2, 4] {
   plan.program @forward ranks 4 queues ["compute", "comm"] bound [2, 4] {
     // CHECK: plan.arena "state" state on device bytes 256 per_bound 0
@@ -18,8 +20,6 @@ plan.plan "host" mesh ["dp", "ep"] = [2, 2] by "moira" info #plan.info<model_cla
     plan.arena "activations" activations on device bytes 9216 per_bound 0
     // CHECK: plan.arena "ragged" ragged on host bytes 0 per_bound 2048
     plan.arena "ragged" ragged on host bytes 0 per_bound 2048
-    // CHECK: plan.state "norm.weight" : tensor<64xf32> in "state" at 0 from #moe.source<names = ["norm.weight"], disk_shape = [64]> layer 3
-    plan.state "norm.weight" : tensor<64xf32> in "state" at 0 from #moe.source<names = ["norm.weight"], disk_shape = [64]> layer 3
     // CHECK: %[[X:.*]] = plan.view "activations" at 0 : <2x6x64xf32>
     %x = plan.view "activations" at 0 : !plan.view<2x6x64xf32>
     // CHECK: plan.input "x" %[[X]] : tensor<4x12x64xf32, #dist.sharding<[{dp}, {ep}, {}]>> optional fill 1.000000e+00 : <2x6x64xf32>

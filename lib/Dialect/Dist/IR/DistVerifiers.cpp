@@ -160,8 +160,9 @@ LogicalResult AllGatherOp::verify() {
       !endsWith(a.getDims()[dim].getAxes(), b.getDims()[dim].getAxes(), axesOf(getAxes())))
     return emitOpError("C1: dimension ")
            << dim << " of the operand must end in the axes, and the result's must lack them";
-  if (a.getDims()[dim].getPad())
-    return emitOpError("C3: dimension ") << dim << " is padded";
+  if (a.getDims()[dim].getPad() &&
+      (!b.getDims()[dim].getAxes().empty() || b.getDims()[dim].getPad()))
+    return emitOpError("C3: dimension ") << dim << " is padded and not gathered whole";
   if (!sameDims(a, b, dim) || !samePartial(a, b))
     return emitOpError("C2: only dimension ") << dim << " may change";
   return success();

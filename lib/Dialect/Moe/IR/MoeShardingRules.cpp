@@ -286,6 +286,52 @@ FactorRule AttentionOp::getFactorRule() {
 }
 
 //===----------------------------------------------------------------------===//
+// Generation
+//===----------------------------------------------------------------------===//
+
+/// rows[b,s,x..], cache[b,n,x..], at[1] → cache: every rank that has a row of the batch has all of
+/// its rows.
+FactorRule WriteRowsOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> rows = shapeOf(getRows());
+  int b = rule.addFactor(pass, rows[0]), s = rule.addFactor(whole, rows[1]),
+      n = rule.addFactor(whole, shapeOf(getCache())[1]);
+  Ids x = rule.addFactors(pass, rows.drop_front(2));
+  rule.operands = {join({b, s}, x), join({b, n}, x)};
+  if (getAt())
+    rule.operands.push_back({rule.addFactor(whole, 1)});
+  rule.results = {join({b, n}, x)};
+  return rule;
+}
+
+/// x[b,s,y..], at[1] → [b,o,y..]: shards that lack the column give zeros, so s is a reduction.
+FactorRule SlotOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> x = shapeOf(getX());
+  int b = rule.addFactor(pass, x[0]), s = rule.addFactor(reduce, x[1]),
+      o = rule.addFactor(whole, 1);
+  Ids y = rule.addFactors(pass, x.drop_front(2));
+  rule.operands = {join({b, s}, y)};
+  if (getAt())
+    rule.operands.push_back({rule.addFactor(whole, 1)});
+  rule.results = {join({b, o}, y)};
+  rule.linearity = Linearity::first;
+  return rule;
+}
+
+/// logits[b,s,v], sampling[m], draw[n] → [b,s]
+FactorRule SampleOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> logits = shapeOf(getLogits());
+  int b = rule.addFactor(pass, logits[0]), s = rule.addFactor(pass, logits[1]),
+      v = rule.addFactor(whole, logits[2]), m = rule.addFactor(whole, 2),
+      n = rule.addFactor(whole, 4);
+  rule.operands = {{b, s, v}, {m}, {n}};
+  rule.results = {{b, s}};
+  return rule;
+}
+
+//===----------------------------------------------------------------------===//
 // Experts
 //===----------------------------------------------------------------------===//
 
@@ -507,6 +553,21 @@ void AttentionOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands
     return;
   if (Attribute offset = offsetOf(shapeOf(getK())[2], operands[1].getDims()[2], mesh))
     setKvOffsetAttr(offset);
+}
+
+void SlotOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,
+                      ArrayRef<ShardingAttr>) {
+  int64_t slots = shapeOf(getX())[1];
+  if (!getAt() && !getIndex())
+    setIndex(slots - 1);
+  if (Attribute offset = offsetOf(slots, operands[0].getDims()[1], mesh))
+    setStartAttr(offset);
+}
+
+void SampleOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,
+                        ArrayRef<ShardingAttr>) {
+  if (Attribute offset = offsetOf(shapeOf(getLogits())[0], operands[0].getDims()[0], mesh))
+    setRowOffsetAttr(offset);
 }
 
 void GroupedBiasOp::localize(const MeshInfo &, ArrayRef<ShardingAttr> operands,

@@ -91,6 +91,56 @@ LogicalResult ParamOp::verifySymbolUses(SymbolTableCollection &symbolTable) {
 }
 
 //===----------------------------------------------------------------------===//
+// Generation
+//===----------------------------------------------------------------------===//
+
+static bool isOneNumber(Value at) { return shapeOf(at) == ArrayRef<int64_t>{1}; }
+
+LogicalResult WriteRowsOp::verify() {
+  ArrayRef<int64_t> rows = shapeOf(getRows()), cache = shapeOf(getCache());
+  if (rows.size() < 2 || rows.size() != cache.size() || rows[0] != cache[0] || rows[1] > cache[1] ||
+      rows.drop_front(2) != cache.drop_front(2))
+    return emitOpError("C1: rows ")
+           << tensorOf(getRows()) << " are none of " << tensorOf(getCache());
+  if (cache != shapeOf(getResult()) || elementOf(getCache()) != elementOf(getResult()) ||
+      elementOf(getRows()) != elementOf(getCache()))
+    return emitOpError("C2: the result must have the cache's type, and rows its element type");
+  if (getAt() && (!isOneNumber(getAt()) || !isa<BlockArgument>(getAt())))
+    return emitOpError("C3: at must be one number and an argument of the program");
+  auto param = getCache().getDefiningOp<ParamOp>();
+  if (!param || !param->hasOneUse())
+    return emitOpError("C4: the cache must be a moe.param that nothing else uses");
+  auto module = (*this)->getParentOfType<ModuleOp>();
+  auto state = module ? module.lookupSymbol<StateOp>(param.getState()) : StateOp();
+  if (!state || state.getSource())
+    return emitOpError("C4: ") << param.getStateAttr() << " is not a state without a source";
+  for (Operation &op : *(*this)->getBlock())
+    if (auto other = dyn_cast<ParamOp>(op);
+        other && other != param && other.getState() == param.getState())
+      return emitOpError("C4: ") << param.getStateAttr() << " is read besides";
+  return success();
+}
+
+LogicalResult SlotOp::verify() {
+  ArrayRef<int64_t> x = shapeOf(getX()), out = shapeOf(getResult());
+  if (x.size() < 2 || out.size() != x.size() || out[0] != x[0] || out[1] != 1 ||
+      out.drop_front(2) != x.drop_front(2) || elementOf(getX()) != elementOf(getResult()))
+    return emitOpError("C1: x must be [B,S,..] and the result [B,1,..] of its element type");
+  if (getAt() && !isOneNumber(getAt()))
+    return emitOpError("C2: at must be one number");
+  return success();
+}
+
+LogicalResult SampleOp::verify() {
+  if (tensorOf(getLogits()).getRank() != 3 ||
+      shapeOf(getLogits()).drop_back() != shapeOf(getResult()))
+    return emitOpError("C1: logits must be [B,S,V] and the result [B,S]");
+  if (shapeOf(getSampling()) != ArrayRef<int64_t>{2} || shapeOf(getDraw()) != ArrayRef<int64_t>{4})
+    return emitOpError("C2: sampling must be [2] and draw [4]");
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
 // Dense
 //===----------------------------------------------------------------------===//
 

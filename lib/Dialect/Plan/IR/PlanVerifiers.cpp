@@ -44,8 +44,8 @@ LogicalResult PlanOp::verify() {
     if (size < 1)
       return emitOpError("C3: an axis has size ") << size;
   for (Operation &op : *getBody().begin())
-    if (!isa<SectionOp, KernelOp, ProgramOp>(op))
-      return op.emitOpError("C4: a plan holds only sections, kernels and programs");
+    if (!isa<SectionOp, KernelOp, StateOp, ProgramOp>(op))
+      return op.emitOpError("C4: a plan holds only sections, kernels, states and programs");
   if (auto module = dyn_cast<ModuleOp>((*this)->getParentOp()))
     if (getPlan(module) != *this)
       return emitOpError("C5: a module holds one plan");
@@ -130,8 +130,27 @@ LogicalResult ArenaOp::verify() {
   return success();
 }
 
+/// The arena of a state: of its reference program, or of the first mesh program.
+static ArenaOp findStateArena(StateOp state) {
+  auto find = [&](ProgramOp program) -> ArenaOp {
+    for (auto arena : program.getOps<ArenaOp>())
+      if (arena.getName() == state.getArena())
+        return arena;
+    return {};
+  };
+  if (auto program = dyn_cast<ProgramOp>(state->getParentOp()))
+    return find(program);
+  for (auto program : cast<PlanOp>(state->getParentOp()).getOps<ProgramOp>())
+    if (!program.getReference())
+      return find(program);
+  return {};
+}
+
 LogicalResult StateOp::verify() {
-  ArenaOp arena = findArena(*this, getArena());
+  if (auto program = dyn_cast<ProgramOp>((*this)->getParentOp());
+      program && !program.getReference())
+    return emitOpError("C5: a mesh program has the plan's states, none of its own");
+  ArenaOp arena = findStateArena(*this);
   if (!arena || arena.getRole() != ArenaRole::state)
     return emitOpError("C1: '") << getArena() << "' is not an arena with the role state";
   if (!isAligned(getOffset()))

@@ -17,8 +17,9 @@ namespace moira::rt {
 /// Most operands that a generated kernel may have.
 inline constexpr size_t kMaxOperands = 16;
 
-/// Bytes of a program's arenas on each rank when the ragged bound is `bound`.
-uint64_t plannedBytes(const fb::Program &program, uint64_t bound, bool f64);
+/// Bytes of the arenas that these programs share on each rank, at their initial bounds: arena i of
+/// every program is the same memory, as large as the largest.
+uint64_t plannedBytes(std::span<const fb::Program *const> programs, bool f64);
 
 /// One instruction with its addresses. Only the fields of its kind count.
 struct BoundInstr {
@@ -53,9 +54,8 @@ public:
   const MeshPosition &position() const { return place; }
   uint64_t bound() const { return boundNow; }
   size_t arenaCount() const { return bases.size(); }
-  /// Bytes of an arena at the present bound, and of each of them in the plan's order.
+  /// Bytes of an arena at the present bound.
   uint64_t arenaBytes(size_t arena) const;
-  std::vector<uint64_t> arenaSizes() const;
   /// "arena ragged of rank 2 with a bound of 12 rows": what its memory is called in errors.
   std::string arenaText(size_t arena) const;
   bool grows(size_t arena) const { return program.arenas()->Get(arena)->bytes_per_bound() > 0; }
@@ -92,6 +92,9 @@ private:
   std::vector<char *> bases;
   std::map<std::vector<uint8_t>, Group> groups;
 };
+
+/// Makes `sizes` large enough for this program's arenas too.
+void mergeArenaSizes(const Binding &binding, std::vector<uint64_t> &sizes);
 
 } // namespace moira::rt
 

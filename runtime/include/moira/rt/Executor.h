@@ -1,4 +1,4 @@
-//===- Executor.h - one rank runs one program on the host -------*- C++ -*-===//
+//===- Executor.h - one rank runs programs on the host ----------*- C++ -*-===//
 // Memory and the instruction loop of the host device. Addresses are Binding.h's; threads, launchers
 // and files are Run.h's business.
 //===----------------------------------------------------------------------===//
@@ -23,32 +23,40 @@ public:
   static Expected<std::unique_ptr<ProgramRunner>> create(const ExecutorSetup &setup);
 
   Status loadWeights(const Checkpoint *checkpoint) override;
-  Status step(const InputSet &inputs) override;
+  Status step(const InputSet &inputs, size_t program = 0) override;
   bool failedTogether() const override { return together; }
-  Expected<std::vector<TensorRef>> outputs() override;
+  Expected<std::vector<TensorRef>> outputs(size_t program = 0) override;
   std::string where() const override;
-  const MeshPosition &position() const override { return binding.position(); }
+  const MeshPosition &position() const override { return entries[0]->binding.position(); }
   RankFigures figures() const override;
-  std::vector<uint64_t> arenaSizes() const override { return binding.arenaSizes(); }
+  std::vector<uint64_t> arenaSizes() const override;
 
 private:
+  /// A program with its addresses.
+  struct Entry {
+    Entry(const ExecutorSetup &setup, const fb::Program &program, uint32_t number);
+    const fb::Program &program;
+    uint32_t number;
+    Binding binding;
+    std::vector<BoundInstr> instrs;
+  };
+
   explicit Executor(const ExecutorSetup &setup);
-  Status allocate(bool raggedOnly);
-  Status bind();
-  Status run(size_t index, const BoundInstr &instr);
-  Status grow();
+  /// Makes every arena as large as the programs need it now, and binds where one has moved.
+  Status allocate();
+  Status run(const Entry &entry, size_t index);
+  Status grow(Entry &entry);
 
   ExecutorSetup setup;
-  const fb::Program &program;
-  Binding binding;
+  std::vector<std::unique_ptr<Entry>> entries;
   uint32_t retryCount = 0;
   bool together = false;
-  static constexpr size_t kNowhere = SIZE_MAX;
-  std::atomic<size_t> at = kNowhere; // the instruction that runs
-  int64_t needed = 0;                // largest bound that this attempt asked for
+  /// What runs: the program's number and the instruction's.
+  static constexpr uint64_t kNowhere = UINT64_MAX;
+  std::atomic<uint64_t> at = kNowhere;
+  int64_t needed = 0; // largest bound that this attempt asked for
   std::unique_ptr<MemoryCounter> counter;
   std::vector<Block> arenas;
-  std::vector<BoundInstr> instrs;
   Staging staging;
 };
 

@@ -57,6 +57,13 @@ private:
   const fb::Plan *root = nullptr;
 };
 
+/// The state tensors of a program: a reference program's own, else those that all mesh programs
+/// share.
+inline const flatbuffers::Vector<flatbuffers::Offset<fb::State>> &
+statesOf(const fb::Plan &plan, const fb::Program &program) {
+  return program.reference() ? *program.states() : *plan.states();
+}
+
 /// The semantic rules on a structurally sound FlatBuffer; `sectionBytes` is the file from its first
 /// byte. All problems are reported.
 Status verifyPlan(const fb::Plan &plan, std::span<const uint8_t> file);

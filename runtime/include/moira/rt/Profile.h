@@ -11,6 +11,7 @@ namespace moira::rt {
 /// Times of one rank, in microseconds since the run's start. Not thread-safe: one a rank.
 struct RankProfile {
   struct Event {
+    uint32_t program; // among those that run
     uint32_t instr;
     uint32_t attempt; // 0, or the number of the retry
     double start, duration;
@@ -25,7 +26,8 @@ std::string instrName(const fb::Plan &plan, const fb::Instr &instr);
 std::string instrLocation(const fb::Plan &plan, const fb::Instr &instr);
 
 /// Writes a trace: a process for each rank, a thread for each queue. CannotWrite on failure.
-Status writeProfile(const std::string &path, const fb::Plan &plan, const fb::Program &program,
+Status writeProfile(const std::string &path, const fb::Plan &plan,
+                    std::span<const fb::Program *const> programs,
                     const std::vector<RankProfile> &ranks);
 
 } // namespace moira::rt

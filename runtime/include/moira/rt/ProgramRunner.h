@@ -1,6 +1,7 @@
-//===- ProgramRunner.h - one rank's program on some device ------*- C++ -*-===//
-// What a run needs of a device: weights in, steps, outputs back, figures. The host's is Executor.h;
-// the CUDA device's comes from a plugin (DevicePlugin.h).
+//===- ProgramRunner.h - one rank's programs on some device -----*- C++ -*-===//
+// What a run needs of a device: weights in, steps, outputs back, figures. Programs that share state
+// (prefill and decode) are one runner's. The host's is Executor.h; the CUDA device's comes from a
+// plugin (DevicePlugin.h).
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_PROGRAMRUNNER_H
 #define MOIRA_RT_PROGRAMRUNNER_H
@@ -22,9 +23,10 @@ class RankRoutes;
 /// What a runner runs. Everything pointed to outlives it.
 struct ExecutorSetup {
   const PlanFile *plan = nullptr;
-  const fb::Program *program = nullptr;
+  /// One, or several mesh programs, which then share their arenas; all of one number of ranks.
+  std::vector<const fb::Program *> programs;
   std::shared_ptr<const HostImages> images;    // of the host device; null for reference programs
-  Communicator *communicator = nullptr;        // of program->ranks() ranks
+  Communicator *communicator = nullptr;        // of the programs' ranks
   bool f64 = false;                            // reference programs only
   RankProfile *profile = nullptr;              // null: no times are taken
   RankRoutes *routes = nullptr;                // null: routers are left alone
@@ -33,10 +35,10 @@ struct ExecutorSetup {
 
 /// Of one rank, in bytes but for the counts. Plain data: ranks exchange it as it lies.
 struct RankFigures {
-  uint64_t planned;   // arenas at the final bound
+  uint64_t planned;   // arenas at the final bounds
   uint64_t allocated; // largest sum of blocks that the allocator had handed out at one time
   uint64_t staging;   // buffers that collectives pack into, outside the plan's arenas
-  uint64_t bound;
+  uint64_t bound;     // of the first program
   uint32_t retries;
   uint32_t graphs;    // instructions that are replayed from recorded graphs
   uint64_t context;   // of the device, in use when the runner was made
@@ -51,21 +53,23 @@ public:
   /// Fills the state arenas. Needs a successful checkWeights; without a checkpoint (null) state
   /// stays zero, which is only right for a program without sources.
   virtual Status loadWeights(const Checkpoint *checkpoint) = 0;
-  /// One step: inputs, instructions, and again with a larger ragged arena if its bound was too
-  /// small. Collective; returns when the outputs are there. A failure leaves the runner unusable.
-  virtual Status step(const InputSet &inputs) = 0;
+  /// One step of a program: inputs, instructions, and again with a larger ragged arena if its bound
+  /// was too small. Collective; returns when the outputs are there. A failure leaves the runner
+  /// unusable.
+  virtual Status step(const InputSet &inputs, size_t program = 0) = 0;
   /// Whether the last step's failure was the same on all ranks and known to all.
   virtual bool failedTogether() const = 0;
 
-  /// This rank's part of every output, in host memory, valid until the next step.
-  virtual Expected<std::vector<TensorRef>> outputs() = 0;
+  /// This rank's part of every output of the program that made the last step, in host memory, valid
+  /// until the next one.
+  virtual Expected<std::vector<TensorRef>> outputs(size_t program = 0) = 0;
 
   /// The instruction that the step is at, for people; empty between steps. Any thread may ask.
   virtual std::string where() const = 0;
 
   virtual const MeshPosition &position() const = 0;
   virtual RankFigures figures() const = 0;
-  /// Of each arena at the present bound, in the plan's order.
+  /// Of each arena at the present bounds, in the plan's order.
   virtual std::vector<uint64_t> arenaSizes() const = 0;
 };
 

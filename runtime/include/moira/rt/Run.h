@@ -12,6 +12,18 @@
 
 namespace moira::rt {
 
+/// How tokens are generated.
+struct GenerateOptions {
+  int64_t maxNewTokens = 0; // of each row
+  bool ignoreEos = false;   // go on past stop tokens
+  double temperature = 0;   // 0: the largest logit
+  double topP = 1;
+  int32_t topK = 0; // 0: all
+  uint64_t seed = 0;
+  /// One line of JSON for every step, on stdout: {"step":0,"ids":[…]}, one id a row.
+  bool stream = false;
+};
+
 enum class ReferenceMode { none, f32, f64 };
 
 struct RunOptions {
@@ -25,6 +37,7 @@ struct RunOptions {
   std::string device;                          // "host", "cuda", or empty: what the plan is for
   std::vector<int> devices;                    // by rank on this machine; empty: one each
   int repeat = 0;                              // more steps after the first one, timed
+  std::optional<GenerateOptions> generate;     // of plans that generate
   bool processes = false;                      // a process a rank also on the host
   bool graphs = true;                          // devices may record and replay what is static
   /// Whether ranks that need a process each may be made by starting this program again with its own

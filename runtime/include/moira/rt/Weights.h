@@ -6,6 +6,7 @@
 
 #include "moira/rt/Checkpoint.h"
 #include "moira/rt/Mesh.h"
+#include "moira/rt/PlanFile.h"
 
 namespace moira::rt {
 
@@ -19,10 +20,9 @@ std::string sourceName(std::string_view pattern, int64_t expert);
 std::vector<std::string> sourceNames(const fb::Source &source, std::span<const int64_t> shape);
 
 /// Checks that the checkpoint has every tensor that the program needs, with its shape and a type
-/// that converts, and no other but those that `info` names. Reports MissingTensor, TensorShape,
+/// that converts, and no other but those that the plan names. Reports MissingTensor, TensorShape,
 /// TensorDType and ExtraTensor, all at once. Once a process.
-Status checkWeights(const fb::Program &program, const fb::ModelInfo &info,
-                    const Checkpoint &checkpoint);
+Status checkWeights(const fb::Plan &plan, const fb::Program &program, const Checkpoint &checkpoint);
 
 /// Fills one state tensor's shard at `data` (C order, shape shard.local, elements of `type`).
 /// Pads stay as they are, zero from allocation. Needs a successful checkWeights.
