@@ -7,7 +7,7 @@ failed. Runs go side by side where they do not disturb each other, `--processes`
 
     run-conformance.py [--groups=LIST] [--only=WORDS] [--processes=N] [--keep=DIR] [--scratch=DIR] [--gpus=N]
 
-Groups: doctor, kernels, f32, bound, graphs, bf16, routing, profile, failures, memory, size. The last one writes a checkpoint of 14 GB to
+Groups: doctor, kernels, f32, bound, graphs, bf16, routing, generate, profile, failures, memory, size. The last one writes a checkpoint of 14 GB to
 the scratch folder (default: /dev/shm where that has room), and compares with transformers where PyTorch and transformers are.
 """
 
@@ -390,6 +390,23 @@ class Suite:
             raise Wrong(f"exit code {code}: {text}")
         return f"{took:.1f} s, {text.strip()[:150]}"
 
+    def tokens(self, model, mesh):
+        """The golden tokens, also when decode is replayed from recorded graphs."""
+        ranks, inputs = RANKS[mesh], os.path.join(self.folder, f"{model}.{mesh}.prompts.safetensors")
+        io = load_file(f"{ROOT}/models/{model}/io.safetensors")
+        save_file({"input_ids": io["input_ids"][:ranks]}, inputs)
+        path = os.path.join(self.folder, f"{model}.{mesh}.tokens.safetensors")
+        words = plan_words(f"{model}.{mesh}.generate", f"{ROOT}/models/{model}", inputs, path, "--max-new-tokens=12", "--ignore-eos", "--repeat=1",
+                           "--timeout=90", *([devices_of(ranks)] if ranks > 1 else []))
+        with self.slots.take(ranks):
+            code, text, _ = run(words)
+        if code != 0 or "; as planned" not in text:
+            raise Wrong(f"exit code {code}: {text.strip()}")
+        ids, expected = load_file(path)["generated_ids"][0].tolist(), io["greedy_ids"].reshape(-1).tolist()
+        if ids != expected:
+            raise Wrong(f"{ids} instead of {expected}")
+        return re.search(r"prefill .*", text).group(0)
+
     # --- real size ------------------------------------------------------------------------------------------------------------------
 
     def checkpoint(self):
@@ -529,6 +546,9 @@ def main():
         for mesh in meshes_of(model):
             suite.add("f32", f"{model} {mesh}", lambda m=model, x=mesh: suite.f32(m, x))
             suite.add("bf16", f"{model} {mesh}", lambda m=model, x=mesh: suite.bf16(m, x))
+    for model in MODELS + OTHERS:
+        for mesh in ("one", "ep=2" if has_experts(model) else "tp=2"):
+            suite.add("generate", f"{model} {mesh}", lambda m=model, x=mesh: suite.tokens(m, x))
     suite.add("profile", "olmoe ep=2", suite.profile)
     suite.add("failures", "started by another launcher", suite.as_torchrun)
     suite.add("failures", "lost ranks of moe-run", lambda: suite.lost("processes", "kill,stop", 4))
