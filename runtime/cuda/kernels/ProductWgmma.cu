@@ -1,8 +1,9 @@
 //===- ProductWgmma.cu - grouped products of many rows, on Hopper -----------===//
-// As many blocks as there are SMs walk over tiles of 128 × 256 results. One warp finds the tiles
-// and keeps tensor copies of x and w four stages ahead; two warpgroups multiply, 64 rows each, and
-// store what belongs to the tile's group: rows past a group's end are other groups' and are left
-// alone. Tiles of a group follow one another, so that its weights stay in the L2 cache.
+// As many blocks as there are SMs walk over tiles of 128 × 256 results. One warp keeps tensor
+// copies of x and w stages ahead; two warpgroups multiply, 64 rows each, and store what belongs to
+// the tile's group: rows past a group's end are other groups' and are left alone. Everybody finds
+// the tiles from the groups' starts, so nothing but operands passes between warps. Tiles of a group
+// follow one another, so that its weights stay in the L2 cache.
 //===----------------------------------------------------------------------===//
 #include "GroupTiles.h"
 #include "TensorMaps.h"
@@ -29,7 +30,7 @@ constexpr uint32_t kBand = 16;
 /// Of as many groups the starts fit in shared memory.
 constexpr int64_t kMostGroups = 1024;
 
-/// A tile as the consumers need it; count 0: the end.
+/// Rows and columns of a group's results; count 0: the end.
 struct Tile {
   int32_t row, column, group, count;
 };
@@ -43,8 +44,7 @@ struct Start {
 struct Shared {
   static constexpr uint32_t alignment = 1024; // of swizzled tiles
   static constexpr uint32_t slabsAt = kStages * kStageBytes,
-                            tilesAt = slabsAt + kConsumerWarps * kSlabs * kSlabBytes,
-                            barriersAt = tilesAt + kStages * sizeof(Tile),
+                            barriersAt = slabsAt + kConsumerWarps * kSlabs * kSlabBytes,
                             startsAt = barriersAt + 2 * kStages * sizeof(uint64_t),
                             bytes = startsAt + (kMostGroups + 1) * sizeof(Start) + alignment;
 };
@@ -209,7 +209,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const uint32_t base =
       (sharedAddress(sharedBytes) + Shared::alignment - 1) / Shared::alignment * Shared::alignment;
   unsigned char *aligned = sharedBytes + (base - sharedAddress(sharedBytes));
-  Tile *tiles = reinterpret_cast<Tile *>(aligned + Shared::tilesAt);
+  Start *starts = reinterpret_cast<Start *>(aligned + Shared::startsAt);
   auto leftOf = [&](int stage) { return base + stage * kStageBytes; };
   auto rightOf = [&](int stage) { return base + stage * kStageBytes + kLeftBytes; };
   auto full = [&](int stage) { return base + Shared::barriersAt + stage * 8; };
@@ -221,36 +221,29 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     publishBarriers();
   }
+  if (threadIdx.x < 32)
+    findStarts(groups, sizes, starts, flag);
   __syncthreads();
 
   const int steps = int((sizes.k + kDepth - 1) / kDepth), warpgroup = int(threadIdx.x) / kWarpgroup;
   if (warpgroup == 0) {
     giveRegisters<56>();
-    if (threadIdx.x < 32) {
+    if (threadIdx.x == 0) {
       Place place;
-      Start *starts = reinterpret_cast<Start *>(aligned + Shared::startsAt);
-      findStarts(groups, sizes, starts, flag);
       for (uint32_t index = blockIdx.x;; index += gridDim.x) {
         const Tile tile = tileAt(starts, sizes, index);
-        if (laneNumber() == 0) {
-          const bool product = tile.count > 0 && tile.group >= 0;
-          const int32_t weightRow = tile.group * sizes.n + tile.column;
-          for (int s = 0; s < (product ? steps : 1); ++s) {
-            waitFor(empty(place.stage), place.parity ^ 1);
-            if (s == 0)
-              tiles[place.stage] = tile;
-            if (product) {
-              arriveExpecting(full(place.stage), kStageBytes);
-              copyBox(leftOf(place.stage), x, s * kDepth, tile.row, full(place.stage));
-              copyBox(rightOf(place.stage), w, s * kDepth, weightRow, full(place.stage));
-            } else {
-              arrive(full(place.stage));
-            }
-            place.advance();
-          }
-        }
         if (tile.count == 0)
           break;
+        if (tile.group < 0)
+          continue;
+        const int32_t weightRow = tile.group * sizes.n + tile.column;
+        for (int s = 0; s < steps; ++s) {
+          waitFor(empty(place.stage), place.parity ^ 1);
+          arriveExpecting(full(place.stage), kStageBytes);
+          copyBox(leftOf(place.stage), x, s * kDepth, tile.row, full(place.stage));
+          copyBox(rightOf(place.stage), w, s * kDepth, weightRow, full(place.stage));
+          place.advance();
+        }
       }
     }
   } else {
@@ -262,21 +255,23 @@ __global__ void __launch_bounds__(kThreads, 1)
       if (laneNumber() == 0)
         arrive(empty(stage));
     };
-    for (;;) {
-      waitFor(full(place.stage), place.parity);
-      const Tile tile = tiles[place.stage];
-      if (tile.count == 0)
-        break;
-      if (tile.group < 0 || tile.count <= consumer * kConsumerRows) {
-        // Nothing to multiply: zeros, or no rows for this warpgroup.
-        for (int s = 0; s < (tile.group < 0 ? 1 : steps); ++s) {
+    uint32_t index = blockIdx.x;
+    Tile tile = tileAt(starts, sizes, index);
+    auto nextTile = [&] { return tileAt(starts, sizes, index += gridDim.x); };
+    while (tile.count != 0) {
+      if (tile.group < 0) {
+        storeZeros(out, tile, warp * kSlabRows, sizes.n);
+        tile = nextTile();
+        continue;
+      }
+      if (tile.count <= consumer * kConsumerRows) { // no rows for this warpgroup
+        for (int s = 0; s < steps; ++s) {
           waitFor(full(place.stage), place.parity);
-          __syncwarp(); // every lane has read the tile
+          __syncwarp(); // every lane has seen the stage
           release(place.stage);
           place.advance();
         }
-        if (tile.group < 0)
-          storeZeros(out, tile, warp * kSlabRows, sizes.n);
+        tile = nextTile();
         continue;
       }
       float sum[128];
@@ -291,6 +286,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                          add || d > 0);
         commitProducts();
       };
+      waitFor(full(place.stage), place.parity);
       multiply(false);
       for (int s = 1; s < steps; ++s) {
         const int last = place.stage;
@@ -300,10 +296,12 @@ __global__ void __launch_bounds__(kThreads, 1)
         waitProducts<1>(); // those of the stage before
         release(last);
       }
+      const Tile next = nextTile(); // while the last products are made
       waitProducts<0>();
       release(place.stage);
       place.advance();
       storeWarp(sum, result, slabs, out, tile, warp * kSlabRows, sizes.n);
+      tile = next;
     }
     if (laneNumber() == 0)
       waitStores<0>(); // shared memory lives until it is read
