@@ -12,15 +12,10 @@ import pytest
 
 from common import GOLDEN, ROOT
 from errors import ERRORS
-from moira.tools import run_tool
 
 tokenizers = pytest.importorskip("tokenizers")
 
 from moira import generate, stream, text  # noqa: E402  (the tests need tokenizers)
-
-# A build whose moe-opt does not compile the task has nothing to show here.
-GENERATES = "is not compiled by this version" not in run_tool("moe-opt", GOLDEN / "mixtral", "--task=generate", "-o", os.devnull).err
-generates = pytest.mark.skipif(not GENERATES, reason="moe-opt does not compile --task=generate")
 
 PROMPTS = ["Experts share the work.", "Grüße: 你好"]
 
@@ -97,7 +92,6 @@ def test_pieces_add_up(make):
         assert "".join(parts) + pieces.finish() == tokenizer.decode(ids)
 
 
-@generates
 @pytest.mark.parametrize("kind, mesh", [("mixtral", None), ("mixtral", "ep=2"), ("switch_transformers", None), ("m2m_100", "dp=2")])
 def test_greedy_text_is_that_of_transformers(kind, mesh, tmp_path):
     """Two prompts of unequal length in one batch give what each gives alone, of decoders and of encoder-decoders."""
@@ -114,7 +108,6 @@ def test_greedy_text_is_that_of_transformers(kind, mesh, tmp_path):
     assert plan.stat().st_mtime_ns == made, "the plan was kept"
 
 
-@generates
 def test_stop_tokens(model, tmp_path):
     """A stop token that the model comes to ends a row, and its text is not shown; --ignore-eos goes on."""
     row = expected(model, PROMPTS[:1], 12, set())[0]
@@ -124,7 +117,6 @@ def test_stop_tokens(model, tmp_path):
     assert generate(model, PROMPTS[:1], **options, ignore_eos=True) == [bytes_tokenizer().decode(row)]
 
 
-@generates
 def test_draws_depend_on_the_seed(model, tmp_path):
     options = {"max_new_tokens": 16, "temperature": 1.0, "top_k": 50, "top_p": 0.9, "cache": tmp_path / "cache", "ignore_eos": True}
     first, same, other = (generate(model, PROMPTS[:1], **options, seed=seed) for seed in (1, 1, 2))
@@ -137,7 +129,6 @@ def command(*arguments, **env):
     return subprocess.run(line, capture_output=True, text=True, env={**os.environ, **path}, timeout=300)
 
 
-@generates
 def test_command_line(model, tmp_path):
     """One prompt's text as it is, several prompts' a line each; the cache in $XDG_CACHE_HOME."""
     texts = generate(model, PROMPTS, max_new_tokens=6, cache=tmp_path / "a")
@@ -148,7 +139,6 @@ def test_command_line(model, tmp_path):
     assert one.stdout == texts[0] + "\n" and one.returncode == 0, one.stderr
 
 
-@generates
 def test_what_is_wrong_is_said(model, tmp_path):
     """With ids and exit codes of docs/errors.md; what the programs refuse comes through."""
 
