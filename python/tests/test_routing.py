@@ -178,12 +178,15 @@ def by_expert(routing):
 def test_random_models(number, tmp_path):
     case, _, _ = draw_with_clear_routing(number)
     print(f"seed {SEED} case {number}: {case.config['model_type']} {' '.join(case.options)}\n{case.config}")
-    sparse = oracle.Model(case.config, case.tensors).is_sparse
-    if not any(sparse(layer) for layer in range(case.config["num_hidden_layers"])):
-        pytest.skip("all layers are dense")
     case.write(tmp_path)
     model = Model(tmp_path, tmp_path, tmp_path / "inputs.safetensors", *case.input_ids.shape)
     model.plan(case.mesh, *([f"--ragged-bound={case.bound}"] if case.bound else []))
+    sparse = oracle.Model(case.config, case.tensors).is_sparse
+    if not any(sparse(layer) for layer in range(case.config["num_hidden_layers"])):  # a model that was drawn without experts
+        files = (f"--weights={tmp_path}", f"--inputs={model.inputs}", f"--outputs={tmp_path}/o.safetensors")
+        finished = run_tool("moe-run", model.plan(case.mesh), *files, f"--dump-routing={tmp_path}/dump.safetensors")
+        assert_refused(finished, "BadRun", ["the plan's model has no router"])
+        return
     want = model.dump(case.mesh, "--reference")
     got = model.dump(case.mesh)
     want, got = by_expert(want), by_expert(got)
