@@ -13,7 +13,8 @@ namespace moira::rt {
 
 Shuffle::Shuffle(uint64_t size, uint64_t seed)
     : size(size), seed(seed),
-      halfBits(std::max(1, (std::bit_width(std::max<uint64_t>(size, 1) - 1) + 1) / 2)) {}
+      halfBits(std::max(1, (static_cast<int>(std::bit_width(std::max<uint64_t>(size, 1) - 1)) + 1) /
+                               2)) {}
 
 uint64_t Shuffle::operator[](uint64_t index) const {
   const uint64_t mask = (uint64_t(1) << halfBits) - 1;
