@@ -66,6 +66,8 @@ public:
   int64_t fixedRun(const char *name);
   void atLeast(const char *name, int64_t least);
   void fitsInt32(Dim size, const char *what);
+  /// The same of a run's product, which is part of an operand, so that unify() has bounded it.
+  void runFitsInt32(const char *name, const char *what);
   void oneOf(const char *name, std::initializer_list<std::string_view> values);
   void fail(const std::string &message, ErrorId id = ErrorId::PlanShape) {
     problems.add(id, "call " + call.name + ": " + message);

@@ -232,6 +232,16 @@ void CallCheck::fitsInt32(Dim size, const char *what) {
     fail(format("%s are %s, more than an i32 can count", what, sizeText(size).c_str()));
 }
 
+void CallCheck::runFitsInt32(const char *name, const char *what) {
+  int64_t scale = 1;
+  bool ragged = false;
+  for (const Dim &d : run(name)) {
+    scale *= d.scale;
+    ragged |= d.ragged;
+  }
+  fitsInt32({scale, ragged}, what);
+}
+
 void CallCheck::oneOf(const char *name, std::initializer_list<std::string_view> values) {
   std::string list;
   for (std::string_view value : values) {
@@ -634,14 +644,7 @@ void check_grouped_bias(CallCheck &c) {
 
 void check_combine(CallCheck &c) {
   c.fixed("k");
-  // bind() has proven the run's product: it is part of an operand.
-  int64_t scale = 1;
-  bool ragged = false;
-  for (const Dim &d : c.run("Q")) {
-    scale *= d.scale;
-    ragged |= d.ragged;
-  }
-  c.fitsInt32({scale, ragged}, "rows");
+  c.runFitsInt32("Q", "rows");
 }
 
 void check_write_rows(CallCheck &c) {

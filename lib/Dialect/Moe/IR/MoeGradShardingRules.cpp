@@ -3,33 +3,13 @@
 // cotangent of a replicated value is partial, of a split one split. It needs nobody's care, because
 // it is what summing over a cut dimension means.
 //===----------------------------------------------------------------------===//
-#include "moira/Dialect/Dist/IR/DistOps.h"
-#include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "ShardingRuleTools.h"
 
 using namespace mlir;
 using namespace moira;
 using namespace moira::moe;
 using dist::DimShardingAttr;
 using dist::ShardingAttr;
-
-using Ids = SmallVector<int>;
-
-static ArrayRef<int64_t> shapeOf(Value v) { return cast<RankedTensorType>(v.getType()).getShape(); }
-
-static Ids join(Ids a, const Ids &b) {
-  llvm::append_range(a, b);
-  return a;
-}
-
-static constexpr FactorKind pass = FactorKind::passThrough, reduce = FactorKind::reduction,
-                            whole = FactorKind::needReplication,
-                            unconstrained = FactorKind::unconstrained;
-
-static Attribute offsetOf(int64_t size, DimShardingAttr dim, const MeshInfo &mesh) {
-  if (dim.getAxes().empty())
-    return {};
-  return dist::OffsetAttr::get(dim.getContext(), dim.getAxes(), dist::localSize(size, dim, mesh));
-}
 
 //===----------------------------------------------------------------------===//
 // Dense

@@ -2,8 +2,7 @@
 // FactorRules (letters in the comments are factors), what ragged rows do to shardings, and what
 // depends on the rank.
 //===----------------------------------------------------------------------===//
-#include "moira/Dialect/Dist/IR/DistOps.h"
-#include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "ShardingRuleTools.h"
 #include "moira/Dialect/Moe/IR/RaggedRows.h"
 
 using namespace mlir;
@@ -14,22 +13,9 @@ using dist::ShardingAttr;
 
 #include "Moe/ShardingRuleInterface.cpp.inc"
 
-using Ids = SmallVector<int>;
-
-static ArrayRef<int64_t> shapeOf(Value v) { return cast<RankedTensorType>(v.getType()).getShape(); }
-
-static Ids join(Ids a, const Ids &b) {
-  llvm::append_range(a, b);
-  return a;
-}
-
 /// The last n of ids.
 static Ids tail(const Ids &ids, size_t n) { return Ids(ids.end() - n, ids.end()); }
 static Ids head(const Ids &ids, size_t n) { return Ids(ids.begin(), ids.begin() + n); }
-
-static constexpr FactorKind pass = FactorKind::passThrough, reduce = FactorKind::reduction,
-                            whole = FactorKind::needReplication,
-                            unconstrained = FactorKind::unconstrained;
 
 //===----------------------------------------------------------------------===//
 // Dense
@@ -521,12 +507,6 @@ LogicalResult LimitOp::refineResultShardings(const MeshInfo &, ArrayRef<Sharding
 //===----------------------------------------------------------------------===//
 
 /// First element of this rank's part of a dimension; null where it is not cut.
-static Attribute offsetOf(int64_t size, DimShardingAttr dim, const MeshInfo &mesh) {
-  if (dim.getAxes().empty())
-    return {};
-  return dist::OffsetAttr::get(dim.getContext(), dim.getAxes(), dist::localSize(size, dim, mesh));
-}
-
 void EmbeddingOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,
                            ArrayRef<ShardingAttr>) {
   if (Attribute offset = offsetOf(shapeOf(getTable())[0], operands[1].getDims()[0], mesh))
