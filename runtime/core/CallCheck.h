@@ -1,6 +1,6 @@
 //===- CallCheck.h - one check of one library call --------------*- C++ -*-===//
-// What the functions that check the calls of Calls.def see. Unification is in CallChecks.cpp, the
-// functions are there and, for GradCalls.def, in GradCallChecks.cpp.
+// What the functions that check the calls of Calls.def see. They are in CallChecks.cpp and, for
+// GradCalls.def, in GradCallChecks.cpp.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_CORE_CALLCHECK_H
 #define MOIRA_RT_CORE_CALLCHECK_H
@@ -17,6 +17,9 @@ namespace moira::rt {
 inline constexpr int64_t kInt32Max = std::numeric_limits<int32_t>::max();
 using Shape = std::vector<Dim>;
 using Wide = __int128; // products of two sizes or of a size and a count of ranks
+
+/// A size for people: "24", or "24*B" if it grows with the bound.
+std::string sizeText(Dim dim);
 
 /// State of one check: the bindings found by unification, and the problems.
 class CallCheck {
