@@ -9,9 +9,7 @@
 
 namespace moira::rt {
 
-std::string sizeText(Dim dim) {
-  return std::to_string(dim.scale) + (dim.ragged ? "*B" : "");
-}
+std::string sizeText(Dim dim) { return std::to_string(dim.scale) + (dim.ragged ? "*B" : ""); }
 
 void CallCheck::checkParams() {
   for (const ParamDesc &desc : call.params) {
