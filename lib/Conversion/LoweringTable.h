@@ -38,6 +38,7 @@ private:
   void addDenseGradients();
   void addExpertGradients();
   void addLosses();
+  void addOptimizers();
 
   llvm::StringMap<std::function<llvm::LogicalResult(mlir::Operation *, ProgramBuilder &)>>
       functions;

@@ -22,6 +22,7 @@ LoweringTable::LoweringTable() {
   addDenseGradients();
   addExpertGradients();
   addLosses();
+  addOptimizers();
 }
 
 void LoweringTable::addDense() {

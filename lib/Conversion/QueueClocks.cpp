@@ -1,5 +1,6 @@
 //===- QueueClocks.cpp - which instructions are known to be done ----------===//
 #include "QueueClocks.h"
+#include "ProgramBuilder.h"
 
 using namespace mlir;
 using namespace moira;
@@ -36,6 +37,12 @@ void moira::forEachDependence(ArrayRef<InstructionInterface> instrs,
     SmallVector<unsigned> readers; // since the writer
   };
   llvm::DenseMap<Value, Uses> uses;
+  // A step may be repeated from here, so what changes states stays behind it.
+  std::optional<unsigned> mayRepeat;
+  auto isState = [](Value view) {
+    auto op = view.getDefiningOp<ViewOp>();
+    return op && op.getArena() == kStateArena;
+  };
   for (unsigned i = 0; i < instrs.size(); ++i) {
     InstructionInterface instr = instrs[i];
     for (Value view : instr.getReads()) {
@@ -44,7 +51,11 @@ void moira::forEachDependence(ArrayRef<InstructionInterface> instrs,
         visit(i, *use.writer);
       use.readers.push_back(i);
     }
+    if (isa<RequireBoundOp>(instr.getOperation()))
+      mayRepeat = i;
     for (Value view : instr.getWrites()) {
+      if (mayRepeat && isState(view))
+        visit(i, *mayRepeat);
       Uses &use = uses[view];
       if (use.writer && *use.writer != i)
         visit(i, *use.writer);

@@ -207,12 +207,17 @@ Status Compilation::runPhase(Phase phase) {
 /// What the program's task needs of autodiff; --task=forward has nothing to differentiate.
 Status Compilation::differentiate() {
   auto info = (*module)->getAttrOfType<plan::InfoAttr>("plan.info");
-  if (!info || info.getTask() != "grad")
+  if (!info || (info.getTask() != "grad" && info.getTask() != "train"))
     return {};
   LossOptions loss;
   loss.balance = options.auxLoss.value_or(0);
   loss.z = options.zLoss.value_or(0);
-  return runPasses([&](OpPassManager &passes) { buildAutodiffPipeline(passes, loss); });
+  return runPasses([&](OpPassManager &passes) {
+    if (info.getTask() == "train")
+      buildTrainPipeline(passes, loss, options.optimizer);
+    else
+      buildAutodiffPipeline(passes, loss);
+  });
 }
 
 Status Compilation::buildPlanModule() {

@@ -96,6 +96,30 @@ std::function<std::string(StringRef)> takeFactor(std::optional<double> &store) {
   };
 }
 
+/// The same for an option that has a value already.
+std::function<std::string(StringRef)> takeNumber(double &store) {
+  return [&store](StringRef text) {
+    std::optional<double> number;
+    std::string problem = takeFactor(number)(text);
+    store = number.value_or(store);
+    return problem;
+  };
+}
+
+/// Two numbers from 0 to under 1.
+std::function<std::string(StringRef)> takeBetas(double &first, double &second) {
+  return [&first, &second](StringRef text) -> std::string {
+    auto [one, other] = text.split(',');
+    double beta1, beta2;
+    if (one.getAsDouble(beta1) || other.getAsDouble(beta2) || !(beta1 >= 0 && beta1 < 1) ||
+        !(beta2 >= 0 && beta2 < 1))
+      return "expects two numbers of at least 0 and under 1, e.g. 0.9,0.999, got '" + text.str() +
+             "'";
+    first = beta1, second = beta2;
+    return "";
+  };
+}
+
 std::vector<OptionSpec> optionTable(CompilerOptions &o) {
   auto takeText = [](std::string &store) {
     return [&store](StringRef text) { return store = text.str(), std::string(); };
@@ -131,9 +155,20 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeInteger([&o](int64_t n) { o.minCapacity = n; }, 0)},
       {"drop-seed", "N", "seed of --drop-policy=random (default 0)",
        takeInteger([&o](int64_t n) { o.dropSeed = n; }, 0)},
-      {"aux-loss", "F", "grad: share of the routers' load-balancing losses (default 0)",
+      {"aux-loss", "F", "grad and train: share of the routers' load-balancing losses (default 0)",
        takeFactor(o.auxLoss)},
-      {"z-loss", "F", "grad: share of the routers' z-losses (default 0)", takeFactor(o.zLoss)},
+      {"z-loss", "F", "grad and train: share of the routers' z-losses (default 0)", takeFactor(o.zLoss)},
+      {"optimizer", "NAME", "train: adamw (default) or sgd",
+       takeOneOf(o.optimizer.optimizer, {"adamw", "sgd"})},
+      {"lr", "RATE", "train: learning rate (default 1e-3; moe-run can change it, also by step)",
+       takeNumber(o.optimizer.lr)},
+      {"betas", "B1,B2", "adamw (default 0.9,0.999)",
+       takeBetas(o.optimizer.beta1, o.optimizer.beta2)},
+      {"eps", "X", "adamw (default 1e-8)", takeNumber(o.optimizer.eps)},
+      {"weight-decay", "X", "of every weight (default 0.01)", takeNumber(o.optimizer.weightDecay)},
+      {"momentum", "X", "sgd (default 0)", takeNumber(o.optimizer.momentum)},
+      {"clip-norm", "X", "largest norm of all gradients together (default: any)",
+       takeNumber(o.optimizer.clipNorm)},
       {"memory-limit", "BYTES", "refuse a plan that needs more on a rank (K, M, G, T allowed)",
        takeBytes(o.memoryLimit)},
       {"compile-to", "PHASE",
@@ -149,9 +184,8 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 
 /// Options of the contract that belong to tasks this version does not compile yet are refused by
 /// name, not as unknown words.
-constexpr StringRef kLaterOptions[] = {
-    "micro-batches", "zero",         "offload",   "optimizer", "lr",          "betas",
-    "eps",           "weight-decay", "clip-norm", "schedule",  "router-noise"};
+constexpr StringRef kLaterOptions[] = {"micro-batches", "zero",   "offload",     "schedule",
+                                       "router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";
@@ -266,9 +300,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     } else if (isMlirFlag(name)) {
       options.mlirFlags.push_back(arg.str());
     } else if (is_contained(kLaterOptions, name)) {
-      status.add(ErrorId::BadUsage, "--" + name.str() +
-                                        " belongs to a task that this version of moe-opt does not "
-                                        "compile; it compiles --task=forward, grad and generate");
+      status.add(ErrorId::BadUsage, "--" + name.str() + " is not in this version of moe-opt");
     } else if (mlir::PassInfo::lookup(name)) {
       status.add(ErrorId::BadUsage,
                  "--" + name.str() +
@@ -289,14 +321,18 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                               : "more than one model given: '" + join(models, "', '") + "'");
   else
     options.model = models.front();
-  if (options.task != "forward" && options.task != "grad" && options.task != "generate")
-    status.add(
-        ErrorId::BadUsage,
-        "--task=" + options.task +
-            " is not compiled by this version; it compiles --task=forward, grad and generate");
+  if (options.task == "train" && options.target != "host")
+    status.add(ErrorId::BadUsage,
+               "--task=train is compiled for --target=host only in this version");
+  if (options.task == "train" && options.dtype != "f32")
+    status.add(ErrorId::BadUsage, "--task=train is compiled for --dtype=f32 only in this version");
+  for (StringRef name :
+       {"optimizer", "lr", "betas", "eps", "weight-decay", "momentum", "clip-norm"})
+    if (options.task != "train" && is_contained(options.given, name))
+      status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=train");
   for (auto [name, value] : {std::pair("aux-loss", options.auxLoss), {"z-loss", options.zLoss}})
-    if (value && options.task != "grad")
-      status.add(ErrorId::BadUsage, std::string("--") + name + " is for --task=grad");
+    if (value && options.task != "grad" && options.task != "train")
+      status.add(ErrorId::BadUsage, std::string("--") + name + " is for --task=grad and train");
   if (options.compileTo && options.compileFrom && *options.compileTo < *options.compileFrom)
     status.add(ErrorId::BadUsage,
                std::string("--compile-to=") + phaseName(*options.compileTo) +

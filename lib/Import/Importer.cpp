@@ -86,8 +86,9 @@ static void checkShape(const ModelSpec &spec, const ImportOptions &options, Stat
   if (options.dtype != "f32" && options.dtype != "bf16")
     status.add(ErrorId::BadUsage, "--dtype=" + options.dtype + " must be f32 or bf16");
   bool generates = options.task == "generate";
-  if (options.task != "forward" && options.task != "grad" && !generates)
-    status.add(ErrorId::BadUsage, "--task=" + options.task + " must be forward, grad or generate");
+  if (options.task != "forward" && options.task != "grad" && options.task != "train" && !generates)
+    status.add(ErrorId::BadUsage,
+               "--task=" + options.task + " must be forward, grad, train or generate");
   if (options.maxSeq && !generates)
     status.add(ErrorId::BadUsage,
                rt::format("--max-seq=%lld is for --task=generate", (long long)*options.maxSeq));

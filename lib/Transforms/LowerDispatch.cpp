@@ -296,9 +296,15 @@ private:
     return success();
   }
 
-  /// At the end of the program: the largest need of all ranks against B.
+  /// At the end of the program, but before anything is updated: the largest need of all ranks
+  /// against B.
   void require(func::FuncOp func) {
     Operation *end = func.front().getTerminator();
+    for (Operation &op : func.front())
+      if (isa<UpdateOpInterface>(op)) {
+        end = &op;
+        break;
+      }
     OpBuilder b(end);
     if (!needAxes.empty())
       need = dist::AllReduceOp::create(b, func.getLoc(), needType({}), need, axesAttr(needAxes),

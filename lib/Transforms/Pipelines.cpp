@@ -15,13 +15,35 @@
 using namespace mlir;
 using namespace moira;
 
-void moira::buildAutodiffPipeline(OpPassManager &pm, const LossOptions &options) {
+/// A loss, and the gradient of every state; the program's name says for which task.
+static void addGradients(OpPassManager &pm, const LossOptions &options, std::string program) {
   MoeAddLossOptions loss;
+  loss.program = std::move(program);
   loss.balance = options.balance;
   loss.z = options.z;
   pm.addPass(createMoeAddLoss(loss));
   // On the global program, which has no collective: it need not know how one is differentiated.
   pm.addPass(createMoeAutodiff());
+}
+
+void moira::buildAutodiffPipeline(OpPassManager &pm, const LossOptions &options) {
+  addGradients(pm, options, "grad");
+}
+
+void moira::buildTrainPipeline(OpPassManager &pm, const LossOptions &losses,
+                               const OptimizerOptions &options) {
+  addGradients(pm, losses, "train");
+  // Still on the global program: where a rank's part of an update is follows from shardings later.
+  MoeAddOptimizerOptions optimizer;
+  optimizer.optimizer = options.optimizer;
+  optimizer.lr = options.lr;
+  optimizer.beta1 = options.beta1;
+  optimizer.beta2 = options.beta2;
+  optimizer.eps = options.eps;
+  optimizer.weightDecay = options.weightDecay;
+  optimizer.momentum = options.momentum;
+  optimizer.clipNorm = options.clipNorm;
+  pm.addPass(createMoeAddOptimizer(optimizer));
 }
 
 void moira::buildShardPipeline(OpPassManager &pm, const PartitionOptions &options) {

@@ -434,6 +434,29 @@ void check_sample(CallCheck &c) {
     c.fail("the rows' numbers leave the range of i32 on some rank");
 }
 
+/// The parameter is in [least, most), or [least, infinity).
+void checkRange(CallCheck &c, const char *name, double least, double most = INFINITY) {
+  double value = c.real(name);
+  if (!(value >= least && value < most))
+    c.fail(format("%s is %g, outside %g to %g", name, value, least, most));
+}
+
+void check_adamw(CallCheck &c) {
+  checkRange(c, "beta1", 0, 1);
+  checkRange(c, "beta2", 0, 1);
+  checkRange(c, "eps", 0);
+  checkRange(c, "weight_decay", 0);
+}
+
+void check_sgd(CallCheck &c) {
+  checkRange(c, "momentum", 0);
+  checkRange(c, "weight_decay", 0);
+}
+
+void check_squares(CallCheck &) {}
+
+void check_clip_factor(CallCheck &c) { checkRange(c, "max_norm", 0); }
+
 /// `whole` is cut into blocks along dim, `parts` has them along dimension 0.
 void checkBlocks(CallCheck &c, const Shape &whole, const Shape &parts) {
   int64_t blocks = c.integer("blocks"), dim = c.integer("dim");

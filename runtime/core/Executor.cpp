@@ -143,6 +143,16 @@ Status Executor::loadWeights(const Checkpoint *checkpoint) {
   return {};
 }
 
+Expected<std::vector<TensorRef>> Executor::states() {
+  const Entry &first = *entries[0];
+  std::vector<TensorRef> refs;
+  for (const fb::State *state : statesOf(setup.plan->plan(), first.program)) {
+    Shard shard = position().shard(*state->shape(), *state->dims());
+    refs.push_back({first.binding.stateData(*state), first.binding.stateType(*state), shard.local});
+  }
+  return refs;
+}
+
 Status Executor::step(const InputSet &inputs, size_t number) {
   Entry &entry = *entries[number];
   for (uint32_t attempt = 0;; ++attempt) {
@@ -152,7 +162,9 @@ Status Executor::step(const InputSet &inputs, size_t number) {
     needed = 0;
     // The list is a valid linear order of the plan's queues and events. The host has one thread for
     // each rank, so it runs the list in that order and the events need no action.
-    for (size_t i = 0; i < entry.instrs.size(); ++i) {
+    // It is left where the bound turns out to be too small: what comes behind may change states.
+    for (size_t i = 0;
+         i < entry.instrs.size() && needed <= static_cast<int64_t>(entry.binding.bound()); ++i) {
       at.store(uint64_t(number) << 32 | i, std::memory_order_relaxed);
       if (!setup.profile) {
         if (Status status = run(entry, i); !status)

@@ -180,6 +180,17 @@ Expected<InputSet> InputSet::fromMemory(const std::map<std::string, HostTensor> 
   return set;
 }
 
+bool InputSet::give(std::string_view name, const void *data) {
+  for (size_t i = 0; i < sources.size(); ++i) {
+    const fb::Input &input = *program->inputs()->Get(static_cast<unsigned>(i));
+    if (input.name()->string_view() != name)
+      continue;
+    sources[i] = HostTensor{input.dtype(), toVector(*input.shape()), data};
+    return true;
+  }
+  return false;
+}
+
 void InputSet::store(size_t index, const MeshPosition &position, const TensorRef &to) const {
   const fb::Input &input = *program->inputs()->Get(index);
   Shard shard = position.shard(*input.shape(), *input.dims());

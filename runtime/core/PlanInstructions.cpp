@@ -33,9 +33,14 @@ bool ProgramContext::isState(size_t view) const {
   return (*program.arenas())[views[view].arena]->role() == fb::ArenaRole::state;
 }
 
-bool ProgramContext::updatesState(const fb::Instr &instr) const {
-  return instr.kind() == fb::InstrKind::call && instr.target() < parent.calls.size() &&
-         parent.calls[instr.target()] && parent.calls[instr.target()]->name == "write_rows";
+ProgramContext::StateChange ProgramContext::changeOf(const fb::Instr &instr) const {
+  if (instr.kind() != fb::InstrKind::call || instr.target() >= parent.calls.size() ||
+      !parent.calls[instr.target()])
+    return StateChange::none;
+  const std::string &name = parent.calls[instr.target()]->name;
+  return name == "write_rows"               ? StateChange::rows
+         : name == "adamw" || name == "sgd" ? StateChange::update
+                                            : StateChange::none;
 }
 
 namespace {
@@ -96,7 +101,8 @@ bool InstrCheck::checkViews(const flatbuffers::Vector<uint32_t> *views, const ch
       continue;
     }
     sound &= ctx.views[view].sound; // what is wrong with it is reported already
-    if (written && ctx.views[view].sound && ctx.isState(view) && !ctx.updatesState(instr)) {
+    if (written && ctx.views[view].sound && ctx.isState(view) &&
+        ctx.changeOf(instr) == ProgramContext::StateChange::none) {
       fail(ErrorId::PlanStructure,
            format("%s %zu writes to the state arena; a repeated step would see it", side, i));
       sound = false;

@@ -53,7 +53,11 @@ public:
       for (uint32_t s = range.begin; s < range.end; ++s)
         segments[s].writer = 0;
     }
-    for (size_t i = 0; i < ctx.program.instrs()->size() && !exhausted; ++i)
+    const auto &instrs = *ctx.program.instrs();
+    for (size_t i = 0; i < instrs.size(); ++i)
+      if (instrs[i]->kind() == fb::InstrKind::require_bound)
+        lastRequire = i;
+    for (size_t i = 0; i < instrs.size() && !exhausted; ++i)
       step(i);
     for (size_t i = 0; i < ctx.program.outputs()->size() && !exhausted; ++i) {
       Range range = viewRange((*ctx.program.outputs())[i]->view());
@@ -78,7 +82,9 @@ private:
   bool cutMemory();
   void step(size_t index);
   void checkOverlap(size_t index, const fb::Instr &instr);
-  void checkUpdate(size_t index, const fb::Instr &instr);
+  bool isWholeState(uint32_t view, const fb::State *&state) const;
+  void checkRows(size_t index, const fb::Instr &instr);
+  void checkUpdate(size_t index, size_t queue, const fb::Instr &instr);
   bool mayBeInPlace(const fb::Instr &instr, size_t input, size_t output) const;
   void read(size_t index, size_t queue, uint32_t view);
   void write(size_t index, size_t queue, uint32_t view);
@@ -103,6 +109,7 @@ private:
   uint8_t collectiveQueue = 0;
   uint32_t collectivePosition = 0;
   size_t collectiveIndex = 0;
+  size_t lastRequire = 0; // the last instruction that may have the step repeated
 };
 
 bool OrderCheck::cutMemory() {
@@ -201,16 +208,39 @@ void OrderCheck::checkOverlap(size_t index, const fb::Instr &instr) {
   }
 }
 
+/// Whether a view is the whole of one state.
+bool OrderCheck::isWholeState(uint32_t view, const fb::State *&state) const {
+  Range range = viewRange(view);
+  auto found = states.find(range.begin);
+  if (!ctx.isState(view) || found == states.end() || found->second.first != range)
+    return false;
+  state = found->second.second;
+  return true;
+}
+
+/// An update reads what it writes, so it may not be repeated: it stands behind everything from
+/// which a step can be repeated. (Executors repeat a step at once where the bound is too small.)
+void OrderCheck::checkUpdate(size_t index, size_t queue, const fb::Instr &instr) {
+  for (uint32_t view : *instr.outputs()) {
+    const fb::State *state = nullptr;
+    if (!isWholeState(view, state))
+      return fail(index, "an output is not the whole of one state");
+    read(index, queue, view);
+  }
+  if (index < lastRequire)
+    fail(index, format("instruction %zu may have the step repeated, which would update twice",
+                       lastRequire));
+}
+
 /// A step may be repeated because the bound was too small, and must then find what it found at
 /// first. So rows of a state may be written only where nothing of the program has read or written
 /// the state before (then every attempt writes the rows anew before anybody reads them), at a place
 /// that no instruction computes (then every attempt writes the same rows), and never over what a
 /// checkpoint has filled.
-void OrderCheck::checkUpdate(size_t index, const fb::Instr &instr) {
+void OrderCheck::checkRows(size_t index, const fb::Instr &instr) {
   Range written = viewRange(instr.outputs()->Get(0));
-  auto found = states.find(written.begin);
-  if (!ctx.isState(instr.outputs()->Get(0)) || found == states.end() ||
-      found->second.first != written || found->second.second->source())
+  const fb::State *state = nullptr;
+  if (!isWholeState(instr.outputs()->Get(0), state) || state->source())
     return fail(index, "its output is not the whole of one state without a source");
   if (!spend(written.end - written.begin))
     return;
@@ -297,10 +327,12 @@ void OrderCheck::step(size_t index) {
     collectiveIndex = index;
   }
   checkOverlap(index, instr);
-  if (ctx.updatesState(instr))
-    checkUpdate(index, instr);
+  if (ctx.changeOf(instr) == ProgramContext::StateChange::rows)
+    checkRows(index, instr);
   for (size_t i = 0; i < sizeOf(instr.inputs()); ++i)
     read(index, queue, instr.inputs()->Get(i));
+  if (ctx.changeOf(instr) == ProgramContext::StateChange::update)
+    checkUpdate(index, queue, instr);
   for (size_t i = 0; i < sizeOf(instr.outputs()); ++i)
     write(index, queue, instr.outputs()->Get(i));
 }

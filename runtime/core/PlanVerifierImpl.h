@@ -104,9 +104,10 @@ struct ProgramContext {
   std::vector<Dim> shapeOf(size_t view) const;
   /// Whether a sound view lies in a state arena.
   bool isState(size_t view) const;
-  /// Whether the instruction is one that changes a state where it lies (PlanOrder.cpp says when it
-  /// may).
-  bool updatesState(const fb::Instr &instr) const;
+  /// How an instruction changes states where they lie; PlanOrder.cpp says when it may. rows: it
+  /// replaces rows; update: it makes new values of the old ones.
+  enum class StateChange { none, rows, update };
+  StateChange changeOf(const fb::Instr &instr) const;
 };
 
 /// Product of the sizes of `axes` if each is in the mesh and none is named twice; marks them in

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 #include <set>
 
 namespace moira::rt {
@@ -165,6 +166,38 @@ void RankRoutes::after(size_t instr, const TensorRef &ids, const TensorRef &weig
   std::memcpy(site.ids.data(), ids.data, site.ids.size() * sizeof(int32_t));
   site.weights.resize(static_cast<size_t>(weights.elements()));
   convertRun(site.weights.data(), fb::DType::f32, weights.data, weights.dtype, weights.elements());
+}
+
+Expected<double> RankRoutes::largestLoad(Communicator &communicator) const {
+  std::vector<int32_t> counts;
+  for (auto &[index, site] : sites) {
+    size_t first = counts.size();
+    counts.resize(first + static_cast<size_t>(trace.sites.at(index).experts));
+    if (!site.shard.owner || site.ids.empty())
+      continue;
+    Box valid = site.shard.inLocal();
+    forEachRun(valid, valid, [&](int64_t at, int64_t, int64_t n) {
+      for (int64_t i = at; i < at + n; ++i)
+        if (int32_t expert = site.ids[static_cast<size_t>(i)]; expert >= 0)
+          ++counts[first + static_cast<size_t>(expert)];
+    });
+  }
+  if (Status status =
+          communicator.allReduce(worldGroup(communicator), counts.data(), counts.data(),
+                                 counts.size(), fb::DType::i32, fb::Reduce::sum, "expert loads");
+      !status)
+    return status;
+  double largest = 1;
+  size_t first = 0;
+  for (auto &[index, site] : trace.sites) {
+    std::span<const int32_t> layer(&counts[first], static_cast<size_t>(site.experts));
+    first += layer.size();
+    double sum = std::accumulate(layer.begin(), layer.end(), 0.0);
+    if (sum > 0)
+      largest = std::max(largest, *std::max_element(layer.begin(), layer.end()) *
+                                      double(layer.size()) / sum);
+  }
+  return largest;
 }
 
 Status RankRoutes::write(const std::string &path, Communicator &communicator) {

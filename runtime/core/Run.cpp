@@ -87,6 +87,10 @@ Status runAsProcesses(const RunOptions &options, int ranks, std::optional<SpawnR
   return started->status;
 }
 
+bool hasRouters(const fb::Program &program) {
+  return program.traces() && program.traces()->size() > 0;
+}
+
 /// What --dump-routing and --route-from ask for, if anything.
 Status openRoutes(const fb::Plan &plan, bool dump, const std::string &from, RunSession &session,
                   std::optional<RouteTrace> &routes) {
@@ -100,6 +104,24 @@ Status openRoutes(const fb::Plan &plan, bool dump, const std::string &from, RunS
   return {};
 }
 
+/// What a run of a plan that trains needs besides its inputs.
+Status openTraining(const RunOptions &options, RunSession &session) {
+  bool trains = isTraining(*session.program);
+  if (!options.train && !trains)
+    return {};
+  if (!trains)
+    return Status(ErrorId::BadRun, options.plan + " does not train, so it takes no --steps; "
+                                                  "compile the model with --task=train");
+  if (!options.train)
+    return Status(ErrorId::BadRun, options.plan + " trains: say how many steps with --steps=N");
+  Expected<TrainTask> task =
+      TrainTask::open(*session.plan, *session.program, *session.inputs, *options.train);
+  if (!task)
+    return task.takeStatus();
+  session.training = std::move(*task);
+  return {};
+}
+
 /// The inputs of a step, or the prompts of a plan that generates.
 Status openInputs(const RunOptions &options, RunSession &session) {
   GeneratePrograms generate = generatePrograms(session.plan->plan());
@@ -108,11 +130,13 @@ Status openInputs(const RunOptions &options, RunSession &session) {
                   options.plan + " generates no tokens, so it takes no --max-new-tokens; compile "
                                  "the model with --task=generate");
   if (!generate) {
-    Expected<InputSet> inputs = InputSet::open(options.inputs, *session.program);
+    bool fromData = options.train && !options.train->data.empty();
+    Expected<InputSet> inputs =
+        fromData ? session.emptyBatch() : InputSet::open(options.inputs, *session.program);
     if (!inputs)
       return inputs.takeStatus();
     session.inputs = std::move(*inputs);
-    return {};
+    return openTraining(options, session);
   }
   if (!options.generate)
     return Status(ErrorId::BadRun, options.plan + " generates tokens: say how many with "
@@ -156,13 +180,17 @@ Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &pl
     problems.append(openDevice(options, launch, session));
   if (!session.cuda)
     problems.append(session.prepare(launched ? launch.localSize : ranks));
-  problems.append(session.openWeights(options.weights));
   problems.append(openInputs(options, session));
+  // A run that goes on from a checkpoint has its weights from there.
+  bool drawn = session.training && session.training->options().init;
+  if (!drawn && !(session.training && session.training->resumed()))
+    problems.append(session.openWeights(options.weights));
   for (const std::string *file : {&options.outputs, &options.dumpRouting, &options.profile})
     if (!file->empty())
       problems.append(checkWritable(*file));
-  problems.append(
-      openRoutes(plan.plan(), !options.dumpRouting.empty(), options.routeFrom, session, routes));
+  // Training reports how its experts are loaded.
+  bool watch = !options.dumpRouting.empty() || (session.training && hasRouters(*session.program));
+  problems.append(openRoutes(plan.plan(), watch, options.routeFrom, session, routes));
   return problems;
 }
 
@@ -343,9 +371,12 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
   status = session.load(*ranks);
   if (status && session.task)
     status = session.generate(*ranks, options.repeat);
-  if (status && !session.task)
+  if (status && session.training)
+    status = session.train(*ranks, note);
+  bool once = !session.task && !session.training;
+  if (status && once)
     status = session.step(*ranks);
-  if (status && !session.task)
+  if (status && once)
     status = session.repeat(*ranks, options.repeat);
   session.phase = RunSession::Phase::ending;
   if (!status)
@@ -353,6 +384,9 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
   return ranks->each([&](int local) -> Ranks::Verdict {
     Communicator &communicator = ranks->communicator(local);
     ProgramRunner &executor = *session.executors[local];
+    // A run that was resumed at its end has made no step.
+    if (session.training && session.trainings[local]->steps() == 0)
+      return Status();
     Expected<std::vector<TensorRef>> outputs = executor.outputs();
     if (!outputs)
       return outputs.takeStatus();
@@ -438,6 +472,9 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
   }
   if (run.started)
     outcome.exitCode = run.started->exitCode;
+  if (outcome.status && !run.session.trainings.empty())
+    if (int signal = run.session.trainings[0]->stoppedBy())
+      outcome.exitCode = 128 + signal;
   if (!outcome.status || run.started || !ranks->hasRankZero())
     return outcome;
 
@@ -460,7 +497,8 @@ RunOutcome runPlan(const RunOptions &options, const std::function<void(const Sta
   if (run.session.profiled)
     outcome.status.append(
         writeProfile(options.profile, run.plan.plan(), run.session.programs(), run.profiles));
-  outcome.summary = summarize(options, launch, *ranks, run.session, run.figures) + checks;
+  if (!run.figures.empty())
+    outcome.summary = summarize(options, launch, *ranks, run.session, run.figures) + checks;
   return outcome;
 }
 

@@ -34,10 +34,10 @@ Expected<const fb::Program *> findProgram(const PlanFile &plan, const std::strin
   for (const fb::Program *program : *plan.plan().programs())
     if (program->reference() == reference &&
         (reference || program->name()->string_view() == "forward" ||
-         program->name()->string_view() == "grad"))
+         program->name()->string_view() == "grad" || program->name()->string_view() == "train"))
       return program;
   return Status(ErrorId::BadRun, format("%s has no program %s", path.c_str(),
-                                        reference ? "reference" : "forward or grad"));
+                                        reference ? "reference" : "forward, grad or train"));
 }
 
 std::string meshText(const fb::Plan &plan) {
@@ -83,6 +83,21 @@ Status RunSession::openWeights(const std::string &path) {
     return status;
   weights = std::move(*opened);
   return {};
+}
+
+Expected<InputSet> RunSession::emptyBatch() {
+  std::map<std::string, HostTensor> tensors;
+  for (const fb::Input *input : *program->inputs()) {
+    if (input->name()->string_view() != "input_ids")
+      continue;
+    std::vector<int64_t> shape(input->shape()->begin(), input->shape()->end());
+    size_t elements = 1;
+    for (int64_t d : shape)
+      elements *= static_cast<size_t>(d);
+    zeros.assign(elements, 0);
+    tensors["input_ids"] = {fb::DType::i32, shape, zeros.data()};
+  }
+  return InputSet::fromMemory(tensors, *program);
 }
 
 Status RunSession::load(Ranks &ranks) {
@@ -133,6 +148,23 @@ Status RunSession::generate(Ranks &ranks, int again) {
     for (int turn = 0; turn <= again && mine; ++turn)
       mine = loops[local]->run(*executors[local], program->reference(),
                                speaks && turn == again ? printStep : nullptr);
+    return {mine, executors[local]->failedTogether()};
+  });
+  stepSeconds = secondsSince(start);
+  arenaSizes = executors[0]->arenaSizes();
+  return status;
+}
+
+Status RunSession::train(Ranks &ranks, const std::function<void(const std::string &)> &note) {
+  auto start = std::chrono::steady_clock::now();
+  phase = Phase::stepping;
+  trainings.clear();
+  for (int local = 0; local < ranks.localSize(); ++local)
+    trainings.push_back(std::make_unique<RankTraining>(*training));
+  Status status = ranks.each([&](int local) -> Ranks::Verdict {
+    Status mine = trainings[local]->run(*executors[local],
+                                        rankRoutes.empty() ? nullptr : rankRoutes[local].get(),
+                                        ranks.communicator(local), note);
     return {mine, executors[local]->failedTogether()};
   });
   stepSeconds = secondsSince(start);

@@ -5,6 +5,7 @@
 #define MOIRA_RT_CORE_RUNSESSION_H
 
 #include "Generate.h"
+#include "Train.h"
 #include "moira/rt/Checkpoint.h"
 #include "moira/rt/DevicePlugin.h"
 #include "moira/rt/Executor.h"
@@ -30,8 +31,10 @@ struct RunSession {
   const fb::Program *program = nullptr; // the first, or only, program that runs
   const fb::Program *second = nullptr;  // of a plan that generates: decode, after prefill
   std::optional<GenerateTask> task;     // of such a plan, instead of `inputs`
+  std::optional<TrainTask> training;    // of a plan that trains, besides `inputs`
   std::optional<Checkpoint> weights;    // absent: the program needs none
   std::optional<InputSet> inputs;
+  std::vector<int32_t> zeros; // that emptyBatch() points to
   std::shared_ptr<const HostImages> images;
   bool cuda = false;              // runs on CUDA devices
   DevicePlugin *plugin = nullptr; // null on the host, and in the process that only starts the ranks
@@ -47,6 +50,7 @@ struct RunSession {
   std::vector<RankProfile> profiles;                     // likewise, if profiled
   std::vector<std::unique_ptr<RankRoutes>> rankRoutes;   // likewise, with routes
   std::vector<std::unique_ptr<RankGeneration>> loops;    // likewise, with a task
+  std::vector<std::unique_ptr<RankTraining>> trainings;  // likewise, with a training
   double loadSeconds = 0, stepSeconds = 0;               // the first step
   std::vector<double> repeats;                           // seconds of later steps
   std::optional<DropCount> drops;   // of a program whose experts have a capacity
@@ -56,6 +60,8 @@ struct RunSession {
   Status prepare(int localRanks);
   /// Opens `path` and checks it against the program. Skipped if no state comes from a file.
   Status openWeights(const std::string &path);
+  /// Inputs whose `input_ids` are zeros, for those who read them from elsewhere at every step.
+  Expected<InputSet> emptyBatch();
   /// Memory, binding and weights on every rank.
   Status load(Ranks &ranks);
   /// The programs that run.
@@ -64,6 +70,8 @@ struct RunSession {
   }
   /// Generates on every rank; once more for each `again`. Rank 0 streams the last time's tokens.
   Status generate(Ranks &ranks, int again);
+  /// Trains on every rank; rank 0 tells `note` how it goes.
+  Status train(Ranks &ranks, const std::function<void(const std::string &)> &note);
   /// One step on every rank, then `count` more that are timed.
   Status step(Ranks &ranks);
   Status repeat(Ranks &ranks, int count);

@@ -98,6 +98,13 @@ std::string summarize(const RunOptions &options, const LaunchInfo &launch, const
                    static_cast<double>(info.batch() * info.seq()) / median);
   }
 
+  if (!session.trainings.empty()) {
+    const RankTraining &training = *session.trainings[0];
+    text += format("trained %llu steps in %.3f s, %.0f tokens/s, loss %.5f to %.5f\n",
+                   static_cast<unsigned long long>(training.steps()), training.seconds(),
+                   training.tokensPerSecond(), training.firstLoss(), training.lastLoss());
+  }
+
   if (session.task)
     text += summarizeGeneration(*session.loops[0], session.task->batch());
 

@@ -96,6 +96,14 @@ template <typename S> constexpr Fast fastOf(std::string_view name) {
     return {fast::grouped_input_grad<S>, true};
   if (name == "grouped_weight_grad")
     return {fast::grouped_weight_grad<S>, true};
+  if (std::is_same_v<S, float>) {
+    if (name == "adamw")
+      return {fast::adamw<float>, false};
+    if (name == "sgd")
+      return {fast::sgd<float>, false};
+    if (name == "squares")
+      return {fast::squares<float>, false};
+  }
   return {};
 }
 

@@ -101,6 +101,16 @@ std::vector<Example> examples() {
        {f({2, 1, 16})},
        {integer("index", 0), offset("start", 8, kDp)}},
       {"sample", {f({2, 1, 100}), f({2}), i({4})}, {i({2, 1})}, {offset("row_offset", 2, kDp)}},
+      {"adamw",
+       {f({2, 8, 16}), f({1}), i({1}), f({1})},
+       {f({2, 8, 16}), f({2, 8, 16}), f({2, 8, 16})},
+       {real("beta1", 0.9), real("beta2", 0.999), real("eps", 1e-8), real("weight_decay", 0.01)}},
+      {"sgd",
+       {f({8, 16}), f({1}), f({1})},
+       {f({8, 16}), f({8, 16})},
+       {real("momentum", 0.9), real("weight_decay", 0), integer("nesterov", 1)}},
+      {"squares", {f({8, 16})}, {f({1})}, {}},
+      {"clip_factor", {f({1})}, {f({1}), f({1})}, {real("max_norm", 1)}},
       {"split_blocks", {f({2, 8, 16})}, {f({8, 2, 16})}, {integer("blocks", 4), integer("dim", 1)}},
       {"join_blocks", {f({8, 2, 16})}, {f({2, 8, 16})}, {integer("blocks", 4), integer("dim", 1)}},
       {"embedding_grad",
@@ -233,10 +243,11 @@ PlanSpec callsPlan() {
   for (const Example &e : examples()) {
     InstrSpec call{.target = static_cast<uint32_t>(plan.calls.size())};
     plan.calls.push_back(e.call);
-    bool updates = e.call == "write_rows"; // a state, at a place that the program is given
+    bool rows = e.call == "write_rows"; // of a state, at a place that the program is given
+    bool updates = rows || e.call == "adamw" || e.call == "sgd";
     for (const CallOperand &operand : e.inputs) {
       call.inputs.push_back(place(operand));
-      if (updates && operand.dtype == fb::DType::i32) {
+      if (rows && operand.dtype == fb::DType::i32) {
         p.inputs.push_back({"position", fb::DType::i32, {1}, {{}}, call.inputs.back(), 0, 5});
         continue;
       }
@@ -246,9 +257,11 @@ PlanSpec callsPlan() {
     }
     for (const CallOperand &operand : e.outputs)
       call.outputs.push_back(place(operand, updates));
-    if (updates) {
-      const ViewSpec &view = p.views[call.outputs.back()];
-      p.states.push_back({.name = "cache",
+    for (uint32_t output : call.outputs) {
+      if (!updates)
+        break;
+      const ViewSpec &view = p.views[output];
+      p.states.push_back({.name = "state" + std::to_string(p.states.size()),
                           .shape = view.shape,
                           .dims = std::vector<DimSpec>(view.shape.size()),
                           .arena = 2,

@@ -525,6 +525,79 @@ TEST(HostilePlan, WritesOfStates) {
       cachePlan());
 }
 
+/// One program that updates a weight and its momentum behind a bound that may turn out too small.
+PlanSpec trainPlan() {
+  using fb::DType;
+  PlanSpec plan;
+  plan.calls = {"sgd"};
+  ProgramSpec p;
+  p.name = "train";
+  p.queues = {"q"};
+  p.boundInitial = 1;
+  p.boundMax = 4;
+  p.arenas = {{"state", fb::ArenaRole::state, 128, 0},
+              {"activations", fb::ArenaRole::activations, 256, 0},
+              {"ragged", fb::ArenaRole::ragged, 0, 64}};
+  p.states = {{.name = "w", .shape = {4}, .dims = {{}}, .sources = {"w"}, .diskShape = {4}},
+              {.name = "w.sgd.b", .shape = {4}, .dims = {{}}, .offset = 64}};
+  p.views = {{1, 0, 0, DType::f32, {4}},
+             {1, 64, 0, DType::f32, {1}},
+             {1, 128, 0, DType::i32, {1}},
+             {0, 0, 0, DType::f32, {4}},
+             {0, 64, 0, DType::f32, {4}}};
+  p.inputs = {{"grad", DType::f32, {4}, {{}}, 0},
+              {"lr", DType::f32, {1}, {{}}, 1},
+              {"need", DType::i32, {1}, {{}}, 2, 0, 7}};
+  p.outputs = {{"grad", DType::f32, {4}, {{}}, 0}};
+  p.instrs = {{.kind = fb::InstrKind::require_bound, .inputs = {2}},
+              {fb::InstrKind::call,
+               0,
+               0,
+               {0, 1},
+               {3, 4},
+               {realParam("momentum", 0.9),
+                realParam("weight_decay", 0),
+                {.name = "nesterov", .kind = fb::ParamKind::integer}}}};
+  plan.programs = {p};
+  return plan;
+}
+
+TEST(HostilePlan, Updates) {
+  std::vector<uint8_t> bytes = trainPlan().build();
+  Expected<PlanFile> file = PlanFile::fromBytes(bytes);
+  EXPECT_TRUE(file) << file.status().str();
+  auto train = [](PlanSpec &p) -> ProgramSpec & { return p.programs[0]; };
+  const char *whole = "an output is not the whole of one state";
+  expectRefused(
+      {
+          {"an update that could be repeated",
+           [=](auto &p) { std::swap(train(p).instrs[0], train(p).instrs[1]); }, PlanOrder,
+           "instruction 1 may have the step repeated, which would update twice"},
+          {"no state at all",
+           [=](auto &p) { train(p).views[3] = {1, 192, 0, fb::DType::f32, {4}}; }, PlanOrder,
+           whole},
+          {"a part of a state",
+           [=](auto &p) {
+             train(p).states[1].shape = {8};
+             train(p).arenas[0].bytes = 128;
+           },
+           PlanOrder, whole},
+          {"one state twice", [=](auto &p) { train(p).instrs[1].outputs = {3, 3}; }, PlanOrder,
+           "outputs 0 and 1 overlap"},
+          {"a state that is its gradient", [=](auto &p) { train(p).instrs[1].inputs = {3, 1}; },
+           PlanOrder, "output 0 overlaps input 0"},
+          {"a momentum of another shape",
+           [=](auto &p) { train(p).states[1].shape = train(p).views[4].shape = {5}; }, PlanShape,
+           "call sgd"},
+          {"a momentum that is no number",
+           [=](auto &p) { param(train(p).instrs[1], "momentum").r = NAN; }, PlanShape,
+           "momentum is not a number"},
+          {"a negative momentum", [=](auto &p) { param(train(p).instrs[1], "momentum").r = -1; },
+           PlanShape, "momentum is -1"},
+      },
+      trainPlan());
+}
+
 TEST(HostilePlan, Sections) {
   // Fields that assemblePlanFile writes are changed in the file.
   struct {

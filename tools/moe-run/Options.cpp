@@ -16,12 +16,6 @@ using rt::ErrorId;
 using rt::format;
 using rt::Status;
 
-/// Options of tasks that plans of this version cannot hold, with the task.
-constexpr std::pair<const char *, const char *> kOtherTasks[] = {
-    {"--steps", "train"},      {"--data", "train"},   {"--init", "train"},
-    {"--checkpoint", "train"}, {"--resume", "train"}, {"--save-every", "train"},
-    {"--metrics", "train"}};
-
 /// An option that may stand alone must not take the next word as its value, so give it one.
 std::vector<std::string> normalise(int argc, char **argv) {
   std::vector<std::string> words(argv + 1, argv + argc);
@@ -43,6 +37,19 @@ void checkGenerate(const rt::GenerateOptions &generate, Status &problems) {
                  format("--top-p=%g must be over 0, and 1 at most", generate.topP));
   if (generate.topK < 0)
     problems.add(ErrorId::UnknownFlag, format("--top-k=%d must be 0 (all) or more", generate.topK));
+}
+
+void checkTrain(const rt::TrainOptions &train, Status &problems) {
+  if (train.checkpoint.empty() && (train.saveEvery || train.resume))
+    problems.add(ErrorId::BadUsage, "--save-every and --resume need --checkpoint=DIR");
+  if (!(train.initDeviation >= 0) || std::isinf(train.initDeviation))
+    problems.add(ErrorId::UnknownFlag, "--init-deviation must be 0 or more");
+  if (!(train.dataTemperature > 0) || std::isinf(train.dataTemperature))
+    problems.add(ErrorId::UnknownFlag, "--data-temperature must be over 0");
+  if (train.keep < 2)
+    problems.add(ErrorId::UnknownFlag, "--keep must be at least 2");
+  if (train.lr && !(*train.lr >= 0 && !std::isinf(*train.lr)))
+    problems.add(ErrorId::UnknownFlag, format("--lr=%g must be 0 or more", *train.lr));
 }
 
 } // namespace
@@ -109,6 +116,28 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
                  "write the time of every instruction to this file, for Perfetto");
   app.add_flag("--version", version, "print the version");
 
+  rt::TrainOptions train;
+  app.add_option("--steps", train.steps, "train until so many steps are done (--task=train)");
+  CLI::Option *trainOptions[] = {
+      app.add_option("--checkpoint", train.checkpoint, "directory to save the training state in"),
+      app.add_option("--save-every", train.saveEvery, "steps (default: only after the last one)"),
+      app.add_option("--keep", train.keep, "checkpoints that stay (default 2)"),
+      app.add_flag("--resume", train.resume, "go on from the newest checkpoint, if there is one"),
+      app.add_option("--metrics", train.metrics, "file of JSON lines, one a step"),
+      app.add_option("--tensorboard", train.tensorboard, "directory for an event file"),
+      app.add_option("--lr", train.lr, "learning rate (default: the plan's)"),
+      app.add_option("--init", train.init, "begin with random weights of this seed"),
+      app.add_option("--init-deviation", train.initDeviation, "of these weights (default 0.02)"),
+      app.add_option("--data", train.data,
+                     "prefixes of Megatron datasets (PREFIX.bin, PREFIX.idx) to read batches from")
+          ->delimiter(','),
+      app.add_option("--data-seed", train.dataSeed, "of the order of their rows (default 0)"),
+      app.add_option("--data-temperature", train.dataTemperature,
+                     "sources of n rows are mixed as n^(1/T) (default 1)"),
+      app.add_option("--schedule", train.schedule,
+                     "how it changes: constant, linear, cosine or inverse-sqrt, then "
+                     ",warmup=STEPS,steps=STEPS,least=RATE")};
+
   std::vector<std::string> known = {"--help"};
   for (const CLI::Option *option : app.get_options())
     if (!option->get_lnames().empty())
@@ -141,6 +170,15 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
                                           " is for generating tokens; say how many with "
                                           "--max-new-tokens=N");
   }
+  if (train.steps != 0) {
+    options.train = train;
+    checkTrain(train, problems);
+  } else {
+    for (const CLI::Option *option : trainOptions)
+      if (option->count())
+        problems.add(ErrorId::BadRun,
+                     option->get_name() + " is for training; say how long with --steps=N");
+  }
   std::vector<std::string> extraWords;
   for (const std::string &word : app.remaining()) {
     if (word.size() < 2 || word[0] != '-') {
@@ -148,16 +186,6 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
       continue;
     }
     std::string flag = word.substr(0, word.find('='));
-    auto other = std::find_if(std::begin(kOtherTasks), std::end(kOtherTasks),
-                              [&](auto &entry) { return flag == entry.first; });
-    if (other != std::end(kOtherTasks)) {
-      problems.add(
-          ErrorId::BadRun,
-          format("%s belongs to plans of --task=%s, which this version does not make; plans "
-                 "of --task=forward and generate take --weights, --inputs and --outputs",
-                 flag.c_str(), other->second));
-      continue;
-    }
     std::string near = rt::nearestWord(flag, known);
     problems.add(ErrorId::UnknownFlag,
                  "unknown option " + flag +
@@ -217,9 +245,15 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
       missing += (missing.empty() ? "" : ", ") + std::string(what);
   };
   need(options.plan, "the plan file");
-  need(options.weights, "--weights=DIR");
-  need(options.inputs, "--inputs=FILE");
-  if (!options.check && !generate.stream)
+  if (!options.train || (!options.train->resume && !options.train->init))
+    need(options.weights, "--weights=DIR");
+  if (!options.train || options.train->data.empty())
+    need(options.inputs, "--inputs=FILE");
+  if (options.train && (options.check || options.repeat || !options.outputs.empty() ||
+                        !options.dumpRouting.empty() || !options.routeFrom.empty()))
+    return Status(ErrorId::BadUsage, "training takes no --check, --repeat, --outputs, "
+                                     "--dump-routing or --route-from");
+  if (!options.check && !generate.stream && !options.train)
     need(options.outputs, "--outputs=FILE");
   if (!missing.empty())
     return Status(ErrorId::BadUsage,

@@ -8,7 +8,9 @@
 #include "moira/rt/Communicator.h"
 #include "moira/rt/Spawn.h"
 
+#include <atomic>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -24,6 +26,17 @@ void say(const std::string &text) {
     whole += '\n';
   std::fputs(whole.c_str(), stderr); // one write, so that ranks do not cut each other's lines
   std::fflush(stderr);
+}
+
+/// The signal that is to end training after its step; a second one ends the program.
+std::atomic<int> stopSignal = 0;
+
+void stopTrainingOnSignals() {
+  struct sigaction action = {};
+  action.sa_handler = [](int number) { stopSignal = number; };
+  action.sa_flags = SA_RESETHAND;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
 }
 
 /// All problems, up to a number that nobody reads.
@@ -58,6 +71,11 @@ int run(int argc, char **argv) {
     return tool::runDoctor(*line);
   case tool::Command::run:
     break;
+  }
+  // Launchers end their ranks by signals of their own.
+  if (line->options.train && rt::discoverLaunch().launcher == "none") {
+    line->options.train->stop = &stopSignal;
+    stopTrainingOnSignals();
   }
   rt::RunOutcome outcome =
       rt::runPlan(line->options, [](const rt::Status &status) { say(textOf(status)); }, say);

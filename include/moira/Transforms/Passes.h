@@ -29,6 +29,17 @@ struct LossOptions {
   double z = 0;       ///< of the routers' z-losses
 };
 
+/// How weights are updated, for --task=train; the options of --moe-add-optimizer.
+struct OptimizerOptions {
+  std::string optimizer = "adamw"; ///< or sgd
+  double lr = 1e-3;                ///< of a run that does not say otherwise
+  double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weightDecay = 0.01, momentum = 0;
+  double clipNorm = 0; ///< 0: none
+};
+
+/// import → autodiff, for --task=train: as for grad, and every state is updated by its gradient.
+void buildTrainPipeline(mlir::OpPassManager &pm, const LossOptions &losses,
+                        const OptimizerOptions &options);
 /// import → autodiff, for --task=grad: a loss, and the gradient of every state.
 void buildAutodiffPipeline(mlir::OpPassManager &pm, const LossOptions &options);
 /// import → shard. Fails with MOE-0103 or MOE-0104 diagnostics if the mesh is malformed or does not

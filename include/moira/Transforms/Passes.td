@@ -41,6 +41,20 @@ def MoeVjp : Dist_Pass<"moe-vjp"> {
   let summary = "Add the gradients of all results to the results, for each argument: cotangents of the results become arguments (for tests of single operations)";
 }
 
+def MoeAddOptimizer : Dist_Pass<"moe-add-optimizer"> {
+  let summary = "Update every state by its gradient instead of giving the gradients as results";
+  let options = [Option<"optimizer", "optimizer", "std::string", "\"adamw\"", "adamw or sgd">,
+                 Option<"lr", "lr", "double", "0.001", "learning rate of a run that gives none">,
+                 Option<"beta1", "beta1", "double", "0.9", "adamw">,
+                 Option<"beta2", "beta2", "double", "0.999", "adamw">,
+                 Option<"eps", "eps", "double", "1e-8", "adamw">,
+                 Option<"weightDecay", "weight-decay", "double", "0.01", "decoupled for adamw">,
+                 Option<"momentum", "momentum", "double", "0", "sgd">,
+                 Option<"nesterov", "nesterov", "bool", "false", "sgd">,
+                 Option<"clipNorm", "clip-norm", "double", "0", "largest norm of all gradients together; 0: any">];
+  let statistics = [Statistic<"updates", "updates", "States that are updated">];
+}
+
 //===----------------------------------------------------------------------===//
 // Phase shard
 //===----------------------------------------------------------------------===//

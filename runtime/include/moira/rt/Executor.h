@@ -26,6 +26,7 @@ public:
   Status step(const InputSet &inputs, size_t program = 0) override;
   bool failedTogether() const override { return together; }
   Expected<std::vector<TensorRef>> outputs(size_t program = 0) override;
+  Expected<std::vector<TensorRef>> states() override;
   std::string where() const override;
   const MeshPosition &position() const override { return entries[0]->binding.position(); }
   RankFigures figures() const override;

@@ -29,6 +29,10 @@ public:
   static Expected<InputSet> fromMemory(const std::map<std::string, HostTensor> &tensors,
                                        const fb::Program &program);
 
+  /// Lets the input `name` come from `data`, which outlives this: elements of the plan's type and
+  /// shape, read anew at every step and not checked. False if the program has no such input.
+  bool give(std::string_view name, const void *data);
+
   /// Names in the file that the program does not take.
   const std::vector<std::string> &ignored() const { return unused; }
   /// Writes the rank's box of input `index` to `to` (its view), pads as zero.

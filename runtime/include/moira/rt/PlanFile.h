@@ -48,6 +48,8 @@ public:
   /// Bytes of section `index` (verified to exist and to have its checksum).
   std::span<const uint8_t> section(size_t index) const;
   size_t fileSize() const { return bytes.size(); }
+  /// The checksum of the file, as its header has it.
+  uint32_t checksum() const { return reinterpret_cast<const PlanHeader *>(bytes.data())->crc32c; }
   /// Program by name, or null.
   const fb::Program *program(std::string_view name) const;
 

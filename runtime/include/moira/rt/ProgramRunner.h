@@ -64,6 +64,13 @@ public:
   /// until the next one.
   virtual Expected<std::vector<TensorRef>> outputs(size_t program = 0) = 0;
 
+  /// This rank's part of every state, in the plan's order, where it lies: in host memory, to be
+  /// read and written between steps. BadRun where it lies elsewhere.
+  virtual Expected<std::vector<TensorRef>> states() {
+    return Status(ErrorId::BadRun, "this device keeps its states to itself: training runs on the "
+                                   "host; compile with --target=host");
+  }
+
   /// The instruction that the step is at, for people; empty between steps. Any thread may ask.
   virtual std::string where() const = 0;
 

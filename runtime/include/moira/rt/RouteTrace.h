@@ -65,6 +65,10 @@ public:
   /// Writes what all ranks have chosen last. Collective; all ranks return the same.
   Status write(const std::string &path, Communicator &communicator);
 
+  /// Of the choices of the last step: the most that one expert got, over its layer's mean, of the
+  /// layer where that is largest; 1 where nothing was chosen. Collective.
+  Expected<double> largestLoad(Communicator &communicator) const;
+
 private:
   struct Site {
     Shard shard; // of ids and weights

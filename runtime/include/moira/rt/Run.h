@@ -6,9 +6,11 @@
 
 #include "moira/rt/Status.h"
 
+#include <atomic>
 #include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace moira::rt {
 
@@ -24,6 +26,26 @@ struct GenerateOptions {
   bool stream = false;
 };
 
+/// How a plan that trains is run.
+struct TrainOptions {
+  uint64_t steps = 0;           // until so many updates are done, those before a resume included
+  std::string checkpoint;       // a directory; empty: nothing is saved
+  uint64_t saveEvery = 0;       // steps; 0: only at the end
+  size_t keep = 2;              // checkpoints
+  bool resume = false;          // go on from the newest checkpoint, if there is one
+  std::string metrics;          // a file of JSON lines, or empty
+  std::string tensorboard;      // a directory of event files, or empty
+  std::optional<double> lr;     // instead of the plan's
+  std::optional<uint64_t> init; // begin with random weights of this seed instead of a file's
+  double initDeviation = 0.02;
+  std::vector<std::string> data; // prefixes of Megatron datasets, instead of one batch in a file
+  uint64_t dataSeed = 0;
+  double dataTemperature = 1;        // TokenData.h
+  std::string schedule = "constant"; // Schedule.h
+  /// Becomes the number of a signal when the run is to end after its step; null: it never is.
+  const std::atomic<int> *stop = nullptr;
+};
+
 enum class ReferenceMode { none, f32, f64 };
 
 struct RunOptions {
@@ -37,6 +59,7 @@ struct RunOptions {
   std::string device;                          // "host", "cuda", or empty: what the plan is for
   std::vector<int> devices;                    // by rank on this machine; empty: one each
   int repeat = 0;                              // more steps after the first one, timed
+  std::optional<TrainOptions> train;           // of plans that train
   std::optional<GenerateOptions> generate;     // of plans that generate
   bool processes = false;                      // a process a rank also on the host
   bool graphs = true;                          // devices may record and replay what is static

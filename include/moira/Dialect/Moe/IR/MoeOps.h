@@ -13,6 +13,7 @@
 
 #include "Moe/DifferentiableOpInterface.h.inc"
 #include "Moe/ShardingRuleInterface.h.inc"
+#include "Moe/UpdateOpInterface.h.inc"
 #define GET_OP_CLASSES
 #include "Moe/MoeOps.h.inc"
 

@@ -1,0 +1,47 @@
+//===- OptimizerLowerings.cpp - instructions of updates -------------------===//
+// As OpLowerings.cpp. What an update changes are its outputs, the states' own memory.
+//===----------------------------------------------------------------------===//
+#include "LoweringTable.h"
+
+using namespace mlir;
+using namespace moira;
+
+using B = ProgramBuilder;
+
+/// The views of the values that are there.
+static SmallVector<Value> viewsOf(B &b, std::initializer_list<Value> values) {
+  SmallVector<Value> views;
+  for (Value value : values)
+    if (value)
+      views.push_back(b.view(value));
+  return views;
+}
+
+void LoweringTable::addOptimizers() {
+  add<moe::AdamWOp>(+[](moe::AdamWOp op, B &b) {
+    b.call("adamw", viewsOf(b, {op.getGrad(), op.getLr(), op.getStep(), op.getFactor()}),
+           viewsOf(b, {op.getW(), op.getM(), op.getV()}),
+           {b.real("beta1", toDouble(op.getBeta1())), b.real("beta2", toDouble(op.getBeta2())),
+            b.real("eps", toDouble(op.getEps())),
+            b.real("weight_decay", toDouble(op.getWeightDecay()))});
+    return success();
+  });
+  add<moe::SgdOp>(+[](moe::SgdOp op, B &b) {
+    b.call("sgd", viewsOf(b, {op.getGrad(), op.getLr(), op.getFactor()}),
+           viewsOf(b, {op.getW(), op.getMomentumState()}),
+           {b.real("momentum", toDouble(op.getMomentum())),
+            b.real("weight_decay", toDouble(op.getWeightDecay())),
+            b.integer("nesterov", op.getNesterov())});
+    return success();
+  });
+  add<moe::SquaresOp>(+[](moe::SquaresOp op, B &b) {
+    b.call("squares", {b.view(op.getX())}, {b.define(op.getResult())}, {});
+    return success();
+  });
+  add<moe::ClipFactorOp>(+[](moe::ClipFactorOp op, B &b) {
+    b.call("clip_factor", {b.view(op.getSquares())},
+           {b.define(op.getNorm()), b.define(op.getFactor())},
+           {b.real("max_norm", toDouble(op.getMaxNorm()))});
+    return success();
+  });
+}

@@ -1,0 +1,121 @@
+//===- MoeOptimizer.cpp - operations that update weights ------------------===//
+// Constraints (their numbers are those of MoeOptimizerOps.td) and sharding rules.
+//===----------------------------------------------------------------------===//
+#include "moira/Dialect/Moe/IR/MoeOps.h"
+
+#include <cmath>
+
+using namespace mlir;
+using namespace moira;
+using namespace moira::moe;
+
+static ArrayRef<int64_t> shapeOf(Value v) { return cast<RankedTensorType>(v.getType()).getShape(); }
+
+static bool isOneNumber(Value v) { return !v || shapeOf(v) == ArrayRef<int64_t>{1}; }
+
+static bool isFiniteAndNotNegative(const APFloat &value) {
+  double number = value.convertToDouble();
+  return std::isfinite(number) && number >= 0;
+}
+
+//===----------------------------------------------------------------------===//
+// Verifiers
+//===----------------------------------------------------------------------===//
+
+#include "Moe/UpdateOpInterface.cpp.inc"
+
+/// C1 and C3 of all updates.
+static LogicalResult verifyUpdate(Operation *op, OperandRange updated, Value grad) {
+  for (Value state : updated)
+    if (shapeOf(state) != shapeOf(grad))
+      return op->emitOpError("C1: a state and its gradient must have one shape");
+  llvm::SmallDenseSet<Attribute> states;
+  for (Value value : updated) {
+    auto param = value.getDefiningOp<ParamOp>();
+    if (!param || !states.insert(param.getStateAttr()).second)
+      return op->emitOpError("C3: what is updated must be parameters of different states");
+  }
+  for (Operation *later = op->getNextNode(); later; later = later->getNextNode()) {
+    auto isUpdated = [&](Value value) {
+      auto param = value.getDefiningOp<ParamOp>();
+      return param && states.contains(param.getStateAttr());
+    };
+    auto param = dyn_cast<ParamOp>(later);
+    if (llvm::any_of(later->getOperands(), isUpdated) ||
+        (param && states.contains(param.getStateAttr()))) {
+      InFlightDiagnostic diagnostic =
+          op->emitOpError("C3: nothing behind it may read or change the states");
+      diagnostic.attachNote(later->getLoc()) << "this does";
+      return diagnostic;
+    }
+  }
+  return success();
+}
+
+LogicalResult AdamWOp::verify() {
+  if (!isOneNumber(getLr()) || !isOneNumber(getStep()) || !isOneNumber(getFactor()))
+    return emitOpError("C2: lr, step and factor must be one number");
+  for (const APFloat &beta : {getBeta1(), getBeta2()})
+    if (!isFiniteAndNotNegative(beta) || beta.convertToDouble() >= 1)
+      return emitOpError("C4: betas must be at least 0 and under 1");
+  if (!isFiniteAndNotNegative(getEps()) || !isFiniteAndNotNegative(getWeightDecay()))
+    return emitOpError("C4: eps and weight_decay must be finite and not negative");
+  return verifyUpdate(*this, getUpdated(), getGrad());
+}
+
+LogicalResult SgdOp::verify() {
+  if (!isOneNumber(getLr()) || !isOneNumber(getFactor()))
+    return emitOpError("C2: lr and factor must be one number");
+  if (!isFiniteAndNotNegative(getMomentum()) || !isFiniteAndNotNegative(getWeightDecay()))
+    return emitOpError("C4: momentum and weight_decay must be finite and not negative");
+  if (!getMomentumState() && (getNesterov() || getMomentum().convertToDouble() != 0))
+    return emitOpError("C5: a momentum needs a state");
+  return verifyUpdate(*this, getUpdated(), getGrad());
+}
+
+LogicalResult SquaresOp::verify() {
+  if (!isOneNumber(getResult()))
+    return emitOpError("C1: the result must be one number");
+  return success();
+}
+
+LogicalResult ClipFactorOp::verify() {
+  if (!isOneNumber(getSquares()) || !isOneNumber(getNorm()) || !isOneNumber(getFactor()))
+    return emitOpError("C1: squares, norm and factor must be one number each");
+  if (!isFiniteAndNotNegative(getMaxNorm()))
+    return emitOpError("C2: max_norm must be finite and not negative");
+  return success();
+}
+
+//===----------------------------------------------------------------------===//
+// Sharding rules
+//===----------------------------------------------------------------------===//
+
+/// States[x..] first, so that the gradient is laid out as they are; numbers are whole.
+static FactorRule updateRule(Operation *op, size_t updated) {
+  FactorRule rule;
+  SmallVector<int> x = rule.addFactors(FactorKind::passThrough, shapeOf(op->getOperand(0)));
+  for (unsigned i = 0; i < op->getNumOperands(); ++i)
+    rule.operands.push_back(
+        i <= updated ? x : SmallVector<int>{rule.addFactor(FactorKind::needReplication, 1)});
+  return rule;
+}
+
+FactorRule AdamWOp::getFactorRule() { return updateRule(*this, getUpdated().size()); }
+FactorRule SgdOp::getFactorRule() { return updateRule(*this, getUpdated().size()); }
+
+/// x[k..] → [o], partial where k.. is cut.
+FactorRule SquaresOp::getFactorRule() {
+  FactorRule rule;
+  rule.operands = {rule.addFactors(FactorKind::reduction, shapeOf(getX()))};
+  rule.results = {{rule.addFactor(FactorKind::needReplication, 1)}};
+  return rule;
+}
+
+FactorRule ClipFactorOp::getFactorRule() {
+  FactorRule rule;
+  int one = rule.addFactor(FactorKind::needReplication, 1);
+  rule.operands = {{one}};
+  rule.results = {{one}, {one}};
+  return rule;
+}

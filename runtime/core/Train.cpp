@@ -1,0 +1,357 @@
+//===- Train.cpp - steps of training, one after another -------------------===//
+// See Train.h.
+//===----------------------------------------------------------------------===//
+#include "Train.h"
+
+#include "RunSession.h"
+#include "moira/rt/Agree.h"
+#include "moira/rt/InitWeights.h"
+#include "moira/rt/Metrics.h"
+#include "moira/rt/RouteTrace.h"
+
+#include <chrono>
+#include <cmath>
+
+namespace moira::rt {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double secondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+template <typename List> auto *named(const List &list, std::string_view name) {
+  for (auto *one : list)
+    if (one->name()->string_view() == name)
+      return one;
+  return decltype(list.Get(0))(nullptr);
+}
+
+/// The first element of an output, if the program has it.
+std::optional<double> numberOf(const fb::Program &program, std::span<const TensorRef> outputs,
+                               std::string_view name) {
+  for (size_t i = 0; i < outputs.size(); ++i)
+    if (program.outputs()->Get(i)->name()->string_view() == name) {
+      double value = 0;
+      convertRun(&value, fb::DType::f64, outputs[i].data, outputs[i].dtype, 1);
+      return value;
+    }
+  return std::nullopt;
+}
+
+} // namespace
+
+bool isTraining(const fb::Program &program) {
+  return named(*program.inputs(), "lr") && named(*program.outputs(), "loss");
+}
+
+Expected<TrainTask> TrainTask::open(const PlanFile &file, const fb::Program &program,
+                                    const InputSet &inputs, const TrainOptions &options) {
+  const fb::Plan &plan = file.plan();
+  TrainTask task;
+  task.asked = options;
+  task.plan = &plan;
+  task.program = &program;
+  task.inputs = &inputs;
+  task.planHash = format("%08x", file.checksum());
+  double rate = options.lr.value_or(named(*program.inputs(), "lr")->fill());
+  Expected<Schedule> schedule = Schedule::parse(options.schedule, rate);
+  if (!schedule)
+    return schedule.takeStatus();
+  task.schedule = *schedule;
+  task.tokens = plan.info()->batch() * plan.info()->seq();
+  if (!options.data.empty()) {
+    const fb::Input *ids = named(*program.inputs(), "input_ids");
+    if (!ids || ids->dtype() != fb::DType::i32 || ids->shape()->size() != 2 ||
+        named(*program.inputs(), "decoder_input_ids"))
+      return Status(ErrorId::BadRun, "--data is for decoders: the plan has other inputs than "
+                                     "input_ids; give a batch with --inputs=FILE");
+    Expected<TokenReader> reader =
+        TokenReader::open(options.data, {.length = ids->shape()->Get(1),
+                                         .vocabulary = ids->maximum() + 1,
+                                         .seed = options.dataSeed,
+                                         .temperature = options.dataTemperature});
+    if (!reader)
+      return reader.takeStatus();
+    task.reader = std::move(*reader);
+    task.start = task.reader->start();
+  }
+  if (options.checkpoint.empty())
+    return task;
+  std::vector<std::string> there = listCheckpoints(options.checkpoint, FileSystem::real());
+  if (!options.resume && !there.empty())
+    return Status(ErrorId::BadUsage,
+                  format("--checkpoint=%s holds %s already; go on from it with --resume, or name "
+                         "another directory",
+                         options.checkpoint.c_str(), there.back().c_str()));
+  if (options.resume && !there.empty()) {
+    Expected<TrainingCheckpoint> from = TrainingCheckpoint::open(options.checkpoint);
+    if (!from)
+      return from.takeStatus();
+    task.from = std::move(*from);
+    if (task.reader) {
+      if (uint64_t seed = task.from->manifest().progress.seed; seed != options.dataSeed)
+        return Status(ErrorId::BadUsage,
+                      format("%s was trained with --data-seed=%llu, its position is in that order",
+                             task.from->path().c_str(), (unsigned long long)seed));
+      Expected<DataPosition> start =
+          DataPosition::read(task.from->manifest().progress.data, options.data.size());
+      if (!start)
+        return start.takeStatus();
+      task.start = std::move(*start);
+    }
+  }
+  return task;
+}
+
+//===----------------------------------------------------------------------===//
+// Reports
+//===----------------------------------------------------------------------===//
+
+/// Rank 0's files and lines.
+struct RankTraining::Reports {
+  std::optional<JsonLines> lines;
+  std::optional<TensorBoard> board;
+  Clock::time_point said = {};
+
+  static Expected<Reports> open(const TrainOptions &options, uint64_t from) {
+    Reports reports;
+    if (!options.metrics.empty()) {
+      Expected<JsonLines> lines = JsonLines::open(options.metrics, from);
+      if (!lines)
+        return lines.takeStatus();
+      reports.lines = std::move(*lines);
+    }
+    if (!options.tensorboard.empty()) {
+      Expected<TensorBoard> board = TensorBoard::open(options.tensorboard);
+      if (!board)
+        return board.takeStatus();
+      reports.board = std::move(*board);
+    }
+    return reports;
+  }
+
+  Status write(const StepMetrics &metrics) {
+    if (lines)
+      if (Status status = lines->write(metrics); !status)
+        return status;
+    return board ? board->write(metrics) : Status();
+  }
+
+  /// At most one line a second, and always the last step's.
+  bool shouldSay(bool always) {
+    if (!always && secondsSince(said) < 1)
+      return false;
+    said = Clock::now();
+    return true;
+  }
+};
+
+//===----------------------------------------------------------------------===//
+// The loop
+//===----------------------------------------------------------------------===//
+
+Expected<std::vector<StatePart>> RankTraining::parts(ProgramRunner &runner) const {
+  Expected<std::vector<TensorRef>> memory = runner.states();
+  if (!memory)
+    return memory.takeStatus();
+  const auto &states = statesOf(*task.plan, *task.program);
+  std::vector<StatePart> parts;
+  for (size_t i = 0; i < memory->size(); ++i) {
+    const fb::State *state = states.Get(static_cast<unsigned>(i));
+    StatePart &part = parts.emplace_back();
+    part.name = state->name()->str();
+    part.type = (*memory)[i].dtype;
+    part.shard = runner.position().shard(*state->shape(), *state->dims());
+    part.data = (*memory)[i].data;
+    // What an optimizer keeps of a weight W is called W.…: its experts are the weight's.
+    for (const fb::State *weight : states) {
+      std::string_view name = weight->name()->string_view();
+      bool of =
+          part.name == name ||
+          (part.name.size() > name.size() && part.name.starts_with(name) &&
+           part.name[name.size()] == '.' && weight->shape()->size() == state->shape()->size());
+      part.experts |= of && weight->source() && weight->source()->per_expert();
+    }
+  }
+  return parts;
+}
+
+Expected<uint64_t> RankTraining::begin(std::span<const StatePart> parts) {
+  if (const TrainingCheckpoint *from = task.resumed()) {
+    if (Status status = from->check(parts); !status)
+      return status;
+    for (const StatePart &part : parts)
+      if (Status status = from->load(part); !status)
+        return status;
+    return from->manifest().progress.step;
+  }
+  if (task.asked.init) {
+    const auto &states = statesOf(*task.plan, *task.program);
+    for (size_t i = 0; i < parts.size(); ++i)
+      if (states.Get(static_cast<unsigned>(i))->source())
+        initWeight(parts[i], {*task.asked.init, task.asked.initDeviation});
+  }
+  return uint64_t(0);
+}
+
+Status RankTraining::readBatch(const MeshPosition &position) {
+  const fb::Input &ids = *named(*task.program->inputs(), "input_ids");
+  Shard shard = position.shard(*ids.shape(), *ids.dims());
+  int64_t width = shard.global[1], first = shard.start[0], rows = shard.valid[0];
+  batch.resize(static_cast<size_t>(shard.global[0] * width));
+  inputs.give("input_ids", batch.data());
+  Status status = task.reader->read(data, static_cast<uint64_t>(first), static_cast<uint64_t>(rows),
+                                    std::span(batch).subspan(static_cast<size_t>(first * width),
+                                                             static_cast<size_t>(rows * width)));
+  data = task.reader->advance(data, static_cast<uint64_t>(shard.global[0]));
+  return status;
+}
+
+Status RankTraining::save(std::span<const StatePart> parts, uint64_t number, CheckpointSaver &saver,
+                          Communicator &communicator) {
+  TrainingProgress progress;
+  progress.step = number;
+  progress.seed = task.asked.dataSeed;
+  progress.planHash = task.planHash;
+  if (task.reader)
+    progress.data = data.write();
+  if (Status status = saver.begin(parts, progress, communicator); !status) {
+    // Losing the other ranks is not a failed save.
+    if (status.diagnostics().front().id == ErrorId::RankFailed)
+      return status;
+    note(status.str() + "the checkpoint of step " + std::to_string(number) +
+         " was not saved; training goes on");
+  }
+  return {};
+}
+
+Status RankTraining::step(ProgramRunner &runner, uint64_t number, Communicator &communicator,
+                          RankRoutes *routes, Reports *reports) {
+  auto start = Clock::now();
+  lr = static_cast<float>(task.schedule.at(number));
+  stepNumber = static_cast<int32_t>(number);
+  if (task.reader)
+    if (Status status = readBatch(runner.position()); !status)
+      return status;
+  if (Status status = runner.step(inputs); !status)
+    return status;
+  Expected<std::vector<TensorRef>> outputs = runner.outputs();
+  if (!outputs)
+    return outputs.takeStatus();
+  double took = secondsSince(start);
+  spent += took;
+  last = numberOf(*task.program, *outputs, "loss").value_or(NAN);
+  first = made == 0 ? last : first;
+  ++made;
+
+  double load = 1; // of the expert that has most tokens, over the mean of its layer
+  if (routes && routes->isRecording()) {
+    Expected<double> worst = routes->largestLoad(communicator);
+    if (!worst)
+      return worst.takeStatus();
+    load = *worst;
+  }
+  if (!reports)
+    return {};
+  std::optional<DropCount> drops = countDrops(*task.program, *outputs);
+  double dropped = drops && drops->offered > 0 ? drops->dropped / drops->offered : 0;
+  double norm = numberOf(*task.program, *outputs, "grad_norm").value_or(NAN);
+  StepMetrics metrics{number,
+                      {{"loss", last},
+                       {"grad_norm", norm},
+                       {"lr", lr},
+                       {"tokens_per_s", double(task.tokens) / took},
+                       {"dropped_fraction", dropped},
+                       {"expert_load_max_over_mean", load}}};
+  if (reports->shouldSay(made == 1 || number == task.asked.steps))
+    note(format("step %llu/%llu  loss %.5f  grad norm %.3g  lr %.3g  %.0f tokens/s  %.0f ms  "
+                "load %.2f  dropped %.1f %%",
+                (unsigned long long)number, (unsigned long long)task.asked.steps, last, norm,
+                double(lr), double(task.tokens) / took, took * 1e3, load, dropped * 100));
+  return reports->write(metrics);
+}
+
+Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator &communicator,
+                         const std::function<void(const std::string &)> &say) {
+  bool speaks = communicator.rank() == 0;
+  note = [&](const std::string &text) {
+    if (speaks)
+      say(text);
+  };
+  inputs.give("lr", &lr);
+  inputs.give("step", &stepNumber);
+
+  const TrainOptions &asked = task.asked;
+  Expected<std::vector<StatePart>> parts = this->parts(runner);
+  if (!parts)
+    return parts.takeStatus();
+  Expected<uint64_t> done = begin(*parts);
+  Status mine = done ? Status() : done.takeStatus();
+  uint64_t number = done ? *done : 0;
+  data = task.start;
+  std::optional<Reports> reports;
+  if (speaks && mine) {
+    Expected<Reports> opened = Reports::open(asked, number);
+    if (opened)
+      reports = std::move(*opened);
+    else
+      mine = opened.takeStatus();
+  }
+  if (Status all = agree(mine, communicator, "preparing to train"); !all)
+    return all;
+  if (task.resumed())
+    note(format("resumed from %s", task.resumed()->path().c_str()));
+
+  std::optional<CheckpointSaver> saver;
+  if (!asked.checkpoint.empty())
+    saver.emplace(asked.checkpoint, asked.keep);
+  auto finish = [&](bool wait) -> Status {
+    if (!saver || !saver->busy())
+      return {};
+    std::optional<Status> saved = saver->poll(communicator, wait);
+    if (!saved || *saved)
+      return {};
+    if (saved->diagnostics().front().id == ErrorId::RankFailed)
+      return *saved;
+    note(saved->str() + "a checkpoint was not saved; training goes on");
+    return {};
+  };
+
+  Group world = worldGroup(communicator);
+  uint64_t lastSaved = number;
+  while (number < asked.steps && !stopped) {
+    if (Status status =
+            step(runner, number + 1, communicator, routes, reports ? &*reports : nullptr);
+        !status)
+      return status;
+    ++number;
+    if (Status status = finish(false); !status)
+      return status;
+    // One rank may have been told to end: then all do, after this step.
+    int32_t signal = asked.stop ? asked.stop->load() : 0, any = 0;
+    if (Status status = communicator.allReduce(world, &signal, &any, 1, fb::DType::i32,
+                                               fb::Reduce::max, "asking whether to go on");
+        !status)
+      return status;
+    stopped = any;
+    if (saver && asked.saveEvery && number % asked.saveEvery == 0) {
+      if (Status status = finish(true); !status)
+        return status;
+      if (Status status = save(*parts, number, *saver, communicator); !status)
+        return status;
+      lastSaved = number;
+    }
+  }
+  if (Status status = finish(true); !status)
+    return status;
+  if (saver && lastSaved != number) {
+    if (Status status = save(*parts, number, *saver, communicator); !status)
+      return status;
+    return finish(true);
+  }
+  return {};
+}
+
+} // namespace moira::rt

@@ -1,0 +1,97 @@
+//===- Train.h - steps of training, one after another -----------*- C++ -*-===//
+// The loop over a plan's program `train` (or its reference program): learning rates in, losses out,
+// metrics, checkpoints, an end on request. docs/training.md is the contract.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_CORE_TRAIN_H
+#define MOIRA_RT_CORE_TRAIN_H
+
+#include "moira/rt/CheckpointSaver.h"
+#include "moira/rt/ProgramRunner.h"
+#include "moira/rt/Run.h"
+#include "moira/rt/Schedule.h"
+#include "moira/rt/TokenData.h"
+
+#include <functional>
+#include <optional>
+
+namespace moira::rt {
+
+class RankRoutes;
+
+/// Whether the program trains: it has an output `loss` and an input `lr`.
+bool isTraining(const fb::Program &program);
+
+/// What all ranks of a process share. Outlived by what it is made of.
+class TrainTask {
+public:
+  /// BadUsage where options do not fit, FileNotFound, BadCheckpoint, BadInput. `inputs` are the
+  /// batch that every step takes, but for what comes from data.
+  static Expected<TrainTask> open(const PlanFile &plan, const fb::Program &program,
+                                  const InputSet &inputs, const TrainOptions &options);
+
+  const TrainOptions &options() const { return asked; }
+  /// What the run goes on from; weights are not read from anywhere else then.
+  const TrainingCheckpoint *resumed() const { return from ? &*from : nullptr; }
+
+private:
+  friend class RankTraining;
+  TrainOptions asked;
+  const fb::Plan *plan = nullptr;
+  const fb::Program *program = nullptr;
+  const InputSet *inputs = nullptr;
+  std::optional<TrainingCheckpoint> from;
+  Schedule schedule;
+  std::optional<TokenReader> reader; // of `input_ids`
+  DataPosition start;                // of the first step's batch, with a reader
+  std::string planHash;
+  int64_t tokens = 0; // of a step
+};
+
+/// One rank's loop. All ranks make the same decisions.
+class RankTraining {
+public:
+  explicit RankTraining(const TrainTask &task) : task(task), inputs(*task.inputs) {}
+
+  /// Loads the checkpoint, if the run is resumed, and trains. `note` hears what people should know,
+  /// on rank 0. `routes`: this rank's, for the load of experts; may be null. Collective.
+  Status run(ProgramRunner &runner, RankRoutes *routes, Communicator &communicator,
+             const std::function<void(const std::string &)> &note);
+
+  /// The signal that ended the run early, 0 if none did.
+  int stoppedBy() const { return stopped; }
+  /// Steps that this run has made, and seconds that they took.
+  uint64_t steps() const { return made; }
+  double seconds() const { return spent; }
+  double tokensPerSecond() const {
+    return spent > 0 ? double(task.tokens) * double(made) / spent : 0;
+  }
+  double firstLoss() const { return first; }
+  double lastLoss() const { return last; }
+
+private:
+  struct Reports;
+  Expected<std::vector<StatePart>> parts(ProgramRunner &runner) const;
+  /// Loads or draws what the run begins with; the number of steps that are done.
+  Expected<uint64_t> begin(std::span<const StatePart> parts);
+  /// Reads this rank's rows of the next batch.
+  Status readBatch(const MeshPosition &position);
+  Status step(ProgramRunner &runner, uint64_t number, Communicator &communicator,
+              RankRoutes *routes, Reports *reports);
+  Status save(std::span<const StatePart> parts, uint64_t number, CheckpointSaver &saver,
+              Communicator &communicator);
+
+  const TrainTask &task;
+  InputSet inputs;            // with the two below
+  std::vector<int32_t> batch; // [B,S], of which this rank's rows are filled; with a reader
+  DataPosition data;          // of the next batch
+  float lr = 0;
+  int32_t stepNumber = 0;
+  std::function<void(const std::string &)> note;
+  int stopped = 0;
+  uint64_t made = 0;
+  double spent = 0, first = 0, last = 0;
+};
+
+} // namespace moira::rt
+
+#endif // MOIRA_RT_CORE_TRAIN_H

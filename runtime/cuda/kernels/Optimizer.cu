@@ -1,0 +1,138 @@
+//===- Optimizer.cu - updates of weights -------------------------------------===//
+// adamw and sgd, fused: one pass over memory, in place. squares and clip_factor: the norm of all
+// gradients without a copy to the host.
+//===----------------------------------------------------------------------===//
+#include "DeviceTools.h"
+
+#include <algorithm>
+
+namespace moira::rt::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+constexpr int kBlocks = 512; // of sums; the second launch adds as many numbers
+
+__host__ unsigned blocksFor(int64_t n) {
+  return unsigned(std::min<int64_t>(ceilDiv(n, kThreads), int64_t(1) << 20));
+}
+
+struct AdamW {
+  float beta1, beta2, eps, weightDecay;
+};
+
+__global__ void updateAdamW(const float *grad, const float *lr, const int32_t *step,
+                            const float *factor, float *w, float *m, float *v, int64_t n, AdamW p) {
+  float rate = *lr / (1 - powf(p.beta1, float(*step)));
+  float root = rsqrtf(1 - powf(p.beta2, float(*step)));
+  float decay = 1 - *lr * p.weightDecay, scale = factor ? *factor : 1;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * kThreads) {
+    float g = scale * grad[i];
+    float first = p.beta1 * m[i] + (1 - p.beta1) * g;
+    float second = p.beta2 * v[i] + (1 - p.beta2) * g * g;
+    m[i] = first;
+    v[i] = second;
+    w[i] = w[i] * decay - rate * first / (sqrtf(second) * root + p.eps);
+  }
+}
+
+__global__ void updateSgd(const float *grad, const float *lr, const float *factor, float *w,
+                          float *b, int64_t n, float momentum, float weightDecay, bool nesterov) {
+  float scale = factor ? *factor : 1;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * kThreads) {
+    float g = scale * grad[i] + weightDecay * w[i];
+    if (b) {
+      b[i] = momentum * b[i] + g;
+      g = nesterov ? g + momentum * b[i] : b[i];
+    }
+    w[i] -= *lr * g;
+  }
+}
+
+/// The sum of term(i) over a block's part of [0, n), for thread 0. In double: thousands of tensors
+/// are added up.
+template <typename Term> __device__ double blockSum(int64_t n, Term term) {
+  __shared__ double partial[kThreads];
+  double sum = 0;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n;
+       i += int64_t(gridDim.x) * kThreads)
+    sum += term(i);
+  partial[threadIdx.x] = sum;
+  for (int half = kThreads / 2; half > 0; half /= 2) {
+    __syncthreads();
+    if (int(threadIdx.x) < half)
+      partial[threadIdx.x] += partial[threadIdx.x + half];
+  }
+  return partial[0];
+}
+
+template <typename T> __global__ void squareBlocks(const T *x, int64_t n, double *sums) {
+  double sum = blockSum(n, [=](int64_t i) {
+    double v = toFloat(x[i]);
+    return v * v;
+  });
+  if (threadIdx.x == 0)
+    sums[blockIdx.x] = sum;
+}
+
+__global__ void addBlocks(const double *sums, int64_t n, float *out) {
+  double sum = blockSum(n, [=](int64_t i) { return sums[i]; });
+  if (threadIdx.x == 0)
+    *out = float(sum);
+}
+
+__global__ void clip(const float *squares, float *norm, float *factor, float most) {
+  float length = sqrtf(*squares);
+  *norm = length;
+  *factor = most > 0 ? fminf(1.0f, most / (length + 1e-6f)) : 1.0f;
+}
+
+} // namespace
+
+Status ops::adamw(const Call &call) {
+  int64_t n = call.out[0].elements();
+  if (n == 0)
+    return {};
+  AdamW p{float(call.params.real("beta1")), float(call.params.real("beta2")),
+          float(call.params.real("eps")), float(call.params.real("weight_decay"))};
+  updateAdamW<<<blocksFor(n), kThreads, 0, call.stream()>>>(
+      call.input<float>(0), call.input<float>(1), call.input<int32_t>(2),
+      call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
+      call.output<float>(1), call.output<float>(2), n, p);
+  return launched(call);
+}
+
+Status ops::sgd(const Call &call) {
+  int64_t n = call.out[0].elements();
+  if (n == 0)
+    return {};
+  updateSgd<<<blocksFor(n), kThreads, 0, call.stream()>>>(
+      call.input<float>(0), call.input<float>(1),
+      call.in.size() > 2 ? call.input<float>(2) : nullptr, call.output<float>(0),
+      call.out.size() > 1 ? call.output<float>(1) : nullptr, n, float(call.params.real("momentum")),
+      float(call.params.real("weight_decay")), call.params.integer("nesterov") != 0);
+  return launched(call);
+}
+
+Status ops::squares(const Call &call) {
+  int64_t n = call.in[0].elements();
+  int64_t blocks = std::clamp<int64_t>(ceilDiv(n, kThreads), 1, kBlocks);
+  Scratch scratch(call.context);
+  double *sums = scratch.take<double>(blocks);
+  if (!sums)
+    return noScratch(call);
+  return withFloat(call.in[0].dtype, [&]<typename T>(T) {
+    squareBlocks<<<unsigned(blocks), kThreads, 0, call.stream()>>>(call.input<T>(0), n, sums);
+    addBlocks<<<1, kThreads, 0, call.stream()>>>(sums, blocks, call.output<float>(0));
+    return launched(call);
+  });
+}
+
+Status ops::clip_factor(const Call &call) {
+  clip<<<1, 1, 0, call.stream()>>>(call.input<float>(0), call.output<float>(0),
+                                   call.output<float>(1), float(call.params.real("max_norm")));
+  return launched(call);
+}
+
+} // namespace moira::rt::cuda

@@ -1,0 +1,162 @@
+//===- FastOptimizer.cpp - updates of weights as fast as memory is ----------===//
+// adamw, sgd and squares in f32, one pass over memory in vectors as wide as the processor has,
+// shared out among threads in blocks. Which thread does a block changes no bit: updates are
+// element-wise, and sums are made block by block in one order.
+//===----------------------------------------------------------------------===//
+#include "HostOps.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <system_error>
+#include <thread>
+
+#if defined(__x86_64__)
+#define MOIRA_VECTORS [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
+#else
+#define MOIRA_VECTORS
+#endif
+
+namespace moira::rt::host {
+namespace {
+
+/// Elements of a block; a multiple of every vector.
+constexpr int64_t kBlock = 1 << 15;
+
+/// fn(first, last) for the blocks of n elements, on this thread and as many others as it may use.
+void forBlocks(int64_t n, const std::function<void(int64_t, int64_t)> &fn) {
+  int64_t blocks = (n + kBlock - 1) / kBlock;
+  int64_t parts = std::clamp<int64_t>(blocks / 8, 1, hostThreads());
+  auto part = [&](int64_t p) {
+    for (int64_t b = blocks * p / parts, end = blocks * (p + 1) / parts; b < end; ++b)
+      fn(b * kBlock, std::min(n, (b + 1) * kBlock));
+  };
+  std::vector<std::thread> threads;
+  int64_t next = 1;
+  try {
+    for (; next < parts; ++next)
+      threads.emplace_back(part, next);
+  } catch (const std::system_error &) { // no more threads: this one does what is left
+  }
+  part(0);
+  for (; next < parts; ++next)
+    part(next);
+  for (std::thread &thread : threads)
+    thread.join();
+}
+
+struct AdamW {
+  float beta1, rest1, beta2, rest2; // rest = 1 - beta
+  float factor, decay, rate, root2, eps;
+};
+
+MOIRA_VECTORS void adamwBlock(const float *__restrict grad, float *__restrict w,
+                              float *__restrict m, float *__restrict v, int64_t n, AdamW p) {
+  for (int64_t i = 0; i < n; ++i) {
+    float g = p.factor * grad[i];
+    m[i] = p.beta1 * m[i] + p.rest1 * g;
+    v[i] = p.beta2 * v[i] + p.rest2 * (g * g);
+    w[i] = w[i] * p.decay - p.rate * m[i] / (std::sqrt(v[i]) * p.root2 + p.eps);
+  }
+}
+
+struct Sgd {
+  float factor, lr, momentum, decay;
+};
+
+MOIRA_VECTORS void sgdBlock(const float *__restrict grad, float *__restrict w, int64_t n, Sgd p) {
+  for (int64_t i = 0; i < n; ++i)
+    w[i] -= p.lr * (p.factor * grad[i] + p.decay * w[i]);
+}
+
+MOIRA_VECTORS void momentumBlock(const float *__restrict grad, float *__restrict w,
+                                 float *__restrict b, int64_t n, Sgd p) {
+  for (int64_t i = 0; i < n; ++i) {
+    b[i] = p.momentum * b[i] + (p.factor * grad[i] + p.decay * w[i]);
+    w[i] -= p.lr * b[i];
+  }
+}
+
+MOIRA_VECTORS void nesterovBlock(const float *__restrict grad, float *__restrict w,
+                                 float *__restrict b, int64_t n, Sgd p) {
+  for (int64_t i = 0; i < n; ++i) {
+    float g = p.factor * grad[i] + p.decay * w[i];
+    b[i] = p.momentum * b[i] + g;
+    w[i] -= p.lr * (g + p.momentum * b[i]);
+  }
+}
+
+/// Sixteen sums, so that the order is one whatever the width of the vectors.
+MOIRA_VECTORS double squaresBlock(const float *__restrict x, int64_t n) {
+  double sums[16] = {};
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16)
+    for (int64_t j = 0; j < 16; ++j)
+      sums[j] += double(x[i + j]) * double(x[i + j]);
+  for (; i < n; ++i)
+    sums[i % 16] += double(x[i]) * double(x[i]);
+  double sum = 0;
+  for (double one : sums)
+    sum += one;
+  return sum;
+}
+
+float scalar(const Call &call, size_t input) {
+  return input < call.in.size() ? *call.input<float>(input) : 1.0f;
+}
+
+} // namespace
+
+template <typename S> Status fast::adamw(const Call &call) {
+  double lr = scalar(call, 1), step = *call.input<int32_t>(2);
+  double beta1 = call.params.real("beta1"), beta2 = call.params.real("beta2");
+  AdamW p;
+  p.beta1 = float(beta1), p.rest1 = float(1 - beta1);
+  p.beta2 = float(beta2), p.rest2 = float(1 - beta2);
+  p.factor = scalar(call, 3);
+  p.decay = float(1 - lr * call.params.real("weight_decay"));
+  p.rate = float(lr / (1 - std::pow(beta1, step)));
+  p.root2 = float(1 / std::sqrt(1 - std::pow(beta2, step)));
+  p.eps = float(call.params.real("eps"));
+  const float *grad = call.input<float>(0);
+  float *w = call.output<float>(0), *m = call.output<float>(1), *v = call.output<float>(2);
+  forBlocks(call.out[0].elements(),
+            [&](int64_t i, int64_t end) { adamwBlock(grad + i, w + i, m + i, v + i, end - i, p); });
+  return {};
+}
+
+template <typename S> Status fast::sgd(const Call &call) {
+  Sgd p{scalar(call, 2), scalar(call, 1), float(call.params.real("momentum")),
+        float(call.params.real("weight_decay"))};
+  bool nesterov = call.params.integer("nesterov") != 0;
+  const float *grad = call.input<float>(0);
+  float *w = call.output<float>(0), *b = call.out.size() > 1 ? call.output<float>(1) : nullptr;
+  forBlocks(call.out[0].elements(), [&](int64_t i, int64_t end) {
+    if (!b)
+      sgdBlock(grad + i, w + i, end - i, p);
+    else if (nesterov)
+      nesterovBlock(grad + i, w + i, b + i, end - i, p);
+    else
+      momentumBlock(grad + i, w + i, b + i, end - i, p);
+  });
+  return {};
+}
+
+template <typename S> Status fast::squares(const Call &call) {
+  const float *x = call.input<float>(0);
+  int64_t n = call.in[0].elements();
+  std::vector<double> sums(size_t((n + kBlock - 1) / kBlock));
+  forBlocks(
+      n, [&](int64_t i, int64_t end) { sums[size_t(i / kBlock)] = squaresBlock(x + i, end - i); });
+  double sum = 0;
+  for (double one : sums)
+    sum += one;
+  *call.output<float>(0) = float(sum);
+  return {};
+}
+
+template Status fast::adamw<float>(const Call &);
+template Status fast::sgd<float>(const Call &);
+template Status fast::squares<float>(const Call &);
+
+} // namespace moira::rt::host

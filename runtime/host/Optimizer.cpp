@@ -1,0 +1,84 @@
+//===- Optimizer.cpp - reference updates of weights -------------------------===//
+// adamw, sgd, squares, clip_factor, in double between a load and a store. What an update reads and
+// writes in place are its outputs.
+//===----------------------------------------------------------------------===//
+#include "HostOps.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace moira::rt::host {
+namespace {
+
+template <typename A> double scalar(const Call &call, size_t input) {
+  return input < call.in.size() ? double(call.input<A>(input)[0]) : 1.0;
+}
+
+} // namespace
+
+template <typename S> Status ref::adamw(const Call &call) {
+  using A = Accumulator<S>;
+  const A *grad = call.input<A>(0);
+  double lr = scalar<A>(call, 1), factor = scalar<A>(call, 3), step = *call.input<int32_t>(2);
+  double beta1 = call.params.real("beta1"), beta2 = call.params.real("beta2"),
+         eps = call.params.real("eps"), decay = 1 - lr * call.params.real("weight_decay");
+  double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
+  A *w = call.output<A>(0), *m = call.output<A>(1), *v = call.output<A>(2);
+  for (int64_t i = 0, n = call.out[0].elements(); i < n; ++i) {
+    double g = factor * double(grad[i]);
+    m[i] = A(beta1 * double(m[i]) + (1 - beta1) * g);
+    v[i] = A(beta2 * double(v[i]) + (1 - beta2) * g * g);
+    double divisor = std::sqrt(double(v[i]) / correction2) + eps;
+    w[i] = A(double(w[i]) * decay - lr / correction1 * double(m[i]) / divisor);
+  }
+  return {};
+}
+
+template <typename S> Status ref::sgd(const Call &call) {
+  using A = Accumulator<S>;
+  const A *grad = call.input<A>(0);
+  double lr = scalar<A>(call, 1), factor = scalar<A>(call, 2);
+  double momentum = call.params.real("momentum"), decay = call.params.real("weight_decay");
+  bool nesterov = call.params.integer("nesterov") != 0;
+  A *w = call.output<A>(0), *b = call.out.size() > 1 ? call.output<A>(1) : nullptr;
+  for (int64_t i = 0, n = call.out[0].elements(); i < n; ++i) {
+    double g = factor * double(grad[i]) + decay * double(w[i]);
+    if (b) {
+      b[i] = A(momentum * double(b[i]) + g);
+      g = nesterov ? g + momentum * double(b[i]) : double(b[i]);
+    }
+    w[i] = A(double(w[i]) - lr * g);
+  }
+  return {};
+}
+
+template <typename S> Status ref::squares(const Call &call) {
+  using A = Accumulator<S>;
+  double sum = 0;
+  return withEither<S>(call.in[0].dtype, [&]<typename X>(X) {
+    const X *x = call.input<X>(0);
+    for (int64_t i = 0, n = call.in[0].elements(); i < n; ++i)
+      sum += double(x[i]) * double(x[i]);
+    call.output<A>(0)[0] = A(sum);
+    return Status();
+  });
+}
+
+template <typename S> Status ref::clip_factor(const Call &call) {
+  using A = Accumulator<S>;
+  double norm = std::sqrt(double(call.input<A>(0)[0])), most = call.params.real("max_norm");
+  call.output<A>(0)[0] = A(norm);
+  call.output<A>(1)[0] = A(most > 0 ? std::min(1.0, most / (norm + 1e-6)) : 1.0);
+  return {};
+}
+
+#define INSTANTIATE(S)                                                                             \
+  template Status ref::adamw<S>(const Call &);                                                     \
+  template Status ref::sgd<S>(const Call &);                                                       \
+  template Status ref::squares<S>(const Call &);                                                   \
+  template Status ref::clip_factor<S>(const Call &);
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(Bf16)
+
+} // namespace moira::rt::host

@@ -1,0 +1,227 @@
+// Every numbered constraint of the updates has one case here that breaks it.
+// RUN: moe-opt %s --split-input-file --verify-diagnostics
+
+// adamw C1
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<5xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C1: a state and its gradient must have one shape}}
+  moe.adamw %w, %m, %v by %g rate %lr step %step betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<5xf32>, tensor<1xf32>, tensor<1xi32>) -> ()
+  return
+}
+
+// -----
+
+// adamw C2
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<2xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C2: lr, step and factor must be one number}}
+  moe.adamw %w, %m, %v by %g rate %lr step %step betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<2xf32>, tensor<1xi32>) -> ()
+  return
+}
+
+// -----
+
+// adamw C3: one state twice
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C3: what is updated must be parameters of different states}}
+  moe.adamw %w, %m, %m by %g rate %lr step %step betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>, tensor<1xi32>) -> ()
+  return
+}
+
+// -----
+
+// adamw C3: no state
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C3: what is updated must be parameters of different states}}
+  moe.adamw %w, %m, %g by %g rate %lr step %step betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>, tensor<1xi32>) -> ()
+  return
+}
+
+// -----
+
+// adamw C3: read later
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C3: nothing behind it may read or change the states}}
+  moe.adamw %w, %m, %v by %g rate %lr step %step betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>, tensor<1xi32>) -> ()
+  // expected-note @+1 {{this does}}
+  %0 = moe.squares %w : (tensor<4xf32>) -> tensor<1xf32>
+  return
+}
+
+// -----
+
+// adamw C4
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C4: betas must be at least 0 and under 1}}
+  moe.adamw %w, %m, %v by %g rate %lr step %step betas 1.0, 0.999 eps 1.0e-8 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>, tensor<1xi32>) -> ()
+  return
+}
+
+// -----
+
+// adamw C4
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C4: eps and weight_decay must be finite and not negative}}
+  moe.adamw %w, %m, %v by %g rate %lr step %step betas 0.9, 0.999 eps -1.0 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>, tensor<1xi32>) -> ()
+  return
+}
+
+// -----
+
+// sgd C1
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<5xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C1: a state and its gradient must have one shape}}
+  moe.sgd %w with %m by %g rate %lr momentum 0.9 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<5xf32>, tensor<1xf32>) -> ()
+  return
+}
+
+// -----
+
+// sgd C2
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<2xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C2: lr and factor must be one number}}
+  moe.sgd %w with %m by %g rate %lr momentum 0.9 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<2xf32>) -> ()
+  return
+}
+
+// -----
+
+// sgd C3
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C3: what is updated must be parameters of different states}}
+  moe.sgd %w with %w by %g rate %lr momentum 0.9 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>) -> ()
+  return
+}
+
+// -----
+
+// sgd C4
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C4: momentum and weight_decay must be finite and not negative}}
+  moe.sgd %w with %m by %g rate %lr momentum -0.9 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>) -> ()
+  return
+}
+
+// -----
+
+// sgd C5
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C5: a momentum needs a state}}
+  moe.sgd %w by %g rate %lr momentum 0.9 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<1xf32>) -> ()
+  return
+}
+
+// -----
+
+// squares C1
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C1: the result must be one number}}
+  %0 = moe.squares %g : (tensor<4xf32>) -> tensor<2xf32>
+  return
+}
+
+// -----
+
+// clip_factor C1
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C1: squares, norm and factor must be one number each}}
+  %0, %1 = moe.clip_factor %g max_norm 1.0 : (tensor<4xf32>) -> (tensor<1xf32>, tensor<1xf32>)
+  return
+}
+
+// -----
+
+// clip_factor C2
+moe.state @w : tensor<4xf32>
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C2: max_norm must be finite and not negative}}
+  %0, %1 = moe.clip_factor %lr max_norm -1.0 : (tensor<1xf32>) -> (tensor<1xf32>, tensor<1xf32>)
+  return
+}

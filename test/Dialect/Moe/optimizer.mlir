@@ -1,0 +1,29 @@
+// Updates print and parse back to themselves, custom and generic form.
+// RUN: moe-opt %s --verify-roundtrip | FileCheck %s
+// RUN: moe-opt %s --mlir-print-op-generic | moe-opt | FileCheck %s
+
+moe.state @w : tensor<8x4xf32>
+moe.state @w.m : tensor<8x4xf32>
+moe.state @w.v : tensor<8x4xf32>
+moe.state @u : tensor<8xf32>
+moe.state @u.b : tensor<8xf32>
+
+// CHECK-LABEL: func.func @train
+func.func @train(%g: tensor<8x4xf32>, %h: tensor<8xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) -> tensor<1xf32> {
+  %w = moe.param @w : tensor<8x4xf32>
+  %m = moe.param @w.m : tensor<8x4xf32>
+  %v = moe.param @w.v : tensor<8x4xf32>
+  %u = moe.param @u : tensor<8xf32>
+  %b = moe.param @u.b : tensor<8xf32>
+  // CHECK: %[[S:.*]] = moe.squares %{{.*}} : (tensor<8x4xf32>) -> tensor<1xf32>
+  %0 = moe.squares %g : (tensor<8x4xf32>) -> tensor<1xf32>
+  // CHECK: %[[N:.*]], %[[F:.*]] = moe.clip_factor %[[S]] max_norm 1.000000e+00 : (tensor<1xf32>) -> (tensor<1xf32>, tensor<1xf32>)
+  %norm, %f = moe.clip_factor %0 max_norm 1.0 : (tensor<1xf32>) -> (tensor<1xf32>, tensor<1xf32>)
+  // CHECK: moe.adamw %{{.*}}, %{{.*}}, %{{.*}} by %{{.*}} rate %{{.*}} step %{{.*}} factor %[[F]] betas {{.*}} eps {{.*}} weight_decay
+  moe.adamw %w, %m, %v by %g rate %lr step %step factor %f betas 9.000000e-01, 9.990000e-01 eps 1.000000e-08 weight_decay 1.000000e-02
+      : (tensor<8x4xf32>, tensor<8x4xf32>, tensor<8x4xf32>, tensor<8x4xf32>, tensor<1xf32>, tensor<1xi32>, tensor<1xf32>) -> ()
+  // CHECK: moe.sgd %{{.*}} with %{{.*}} by %{{.*}} rate %{{.*}} factor %[[F]] momentum {{.*}} weight_decay {{.*}} nesterov :
+  moe.sgd %u with %b by %h rate %lr factor %f momentum 9.000000e-01 weight_decay 0.000000e+00 nesterov
+      : (tensor<8xf32>, tensor<8xf32>, tensor<8xf32>, tensor<1xf32>, tensor<1xf32>) -> ()
+  return %norm : tensor<1xf32>
+}

@@ -1,0 +1,134 @@
+//===- HostOptimizerTest.cpp - updates of weights -----------------*- C++ -*-===//
+// The updates against plain double arithmetic from the papers' formulas over many steps, the fast
+// forms against the reference ones on every size around a block, and results that no number of
+// threads changes.
+//===----------------------------------------------------------------------===//
+#include "HostTesting.h"
+
+using namespace moira::rt;
+namespace fb = moira::fb;
+using namespace moira::rt::testing;
+
+namespace {
+
+constexpr CallFlavor kFlavors[] = {CallFlavor::fast, CallFlavor::reference};
+
+class HostOptimizer : public ::testing::Test {
+protected:
+  Random random{testSeed()};
+};
+
+template <typename T> Tensor<T> one(double value) { return Tensor<T>({1}, {T(value)}); }
+
+TEST_F(HostOptimizer, AdamWFollowsItsFormulas) {
+  const double beta1 = 0.9, beta2 = 0.95, eps = 1e-6, decay = 0.1;
+  CallParams p =
+      params({}, {{"beta1", beta1}, {"beta2", beta2}, {"eps", eps}, {"weight_decay", decay}});
+  for (CallFlavor flavor : kFlavors) {
+    Tensor<float> w = random.normal<float>({3, 50}), m({3, 50}), v({3, 50});
+    std::fill(m.values.begin(), m.values.end(), 0.0f);
+    std::fill(v.values.begin(), v.values.end(), 0.0f);
+    std::vector<double> w64(w.values.begin(), w.values.end()), m64(150), v64(150);
+    for (int step = 1; step <= 20; ++step) {
+      Tensor<float> grad = random.normal<float>({3, 50});
+      double lr = 0.01 / step, factor = step % 2 ? 1.0 : 0.25;
+      Tensor<float> rate = one<float>(lr), scale = one<float>(factor);
+      Tensor<int32_t> number = one<int32_t>(step);
+      std::vector<TensorRef> in{grad, rate, number};
+      if (step % 2 == 0)
+        in.push_back(scale);
+      ASSERT_TRUE(call("adamw", flavor, in, {w, m, v}, p));
+      for (size_t i = 0; i < 150; ++i) {
+        double g = factor * double(grad.values[i]);
+        w64[i] -= double(rate.values[0]) * decay * w64[i];
+        m64[i] = beta1 * m64[i] + (1 - beta1) * g;
+        v64[i] = beta2 * v64[i] + (1 - beta2) * g * g;
+        double mHat = m64[i] / (1 - std::pow(beta1, step));
+        double vHat = v64[i] / (1 - std::pow(beta2, step));
+        w64[i] -= double(rate.values[0]) * mHat / (std::sqrt(vHat) + eps);
+      }
+    }
+    EXPECT_LT(relativeError(w, Tensor<double>({3, 50}, w64)), 1e-6);
+    EXPECT_LT(relativeError(m, Tensor<double>({3, 50}, m64)), 1e-6);
+    EXPECT_LT(relativeError(v, Tensor<double>({3, 50}, v64)), 1e-6);
+  }
+}
+
+TEST_F(HostOptimizer, SgdFollowsItsFormulas) {
+  for (CallFlavor flavor : kFlavors)
+    for (int kind = 0; kind < 3; ++kind) { // plain, momentum, Nesterov
+      const double momentum = 0.8, decay = 0.05, lr = 0.125;
+      CallParams p =
+          params({{"nesterov", kind == 2}}, {{"momentum", momentum}, {"weight_decay", decay}});
+      Tensor<float> w = random.normal<float>({77}), b({77}), rate = one<float>(lr);
+      std::fill(b.values.begin(), b.values.end(), 0.0f);
+      std::vector<double> w64(w.values.begin(), w.values.end()), b64(77);
+      for (int step = 0; step < 10; ++step) {
+        Tensor<float> grad = random.normal<float>({77});
+        std::vector<TensorRef> out{w};
+        if (kind)
+          out.push_back(b);
+        ASSERT_TRUE(call("sgd", flavor, {grad, rate}, out, p));
+        for (size_t i = 0; i < 77; ++i) {
+          double g = double(grad.values[i]) + decay * w64[i];
+          b64[i] = momentum * b64[i] + g;
+          w64[i] -= lr * (kind == 0 ? g : kind == 1 ? b64[i] : g + momentum * b64[i]);
+        }
+      }
+      EXPECT_LT(relativeError(w, Tensor<double>({77}, w64)), 1e-5);
+    }
+}
+
+TEST_F(HostOptimizer, SquaresAddUp) {
+  for (CallFlavor flavor : kFlavors)
+    for (int64_t n : {1, 15, 16, 17, 32767, 32768, 32769, 100001}) {
+      Tensor<float> x = random.normal<float>({n}), out({1});
+      double sum = 0;
+      for (float value : x.values)
+        sum += double(value) * double(value);
+      ASSERT_TRUE(call("squares", flavor, {x}, {out}, {}));
+      EXPECT_FLOAT_EQ(out.values[0], float(sum));
+    }
+}
+
+TEST_F(HostOptimizer, ClippingScalesToTheLargestNorm) {
+  Tensor<float> squares = one<float>(16), norm({1}), factor({1});
+  for (auto [most, expected] : {std::pair(1.0, 0.25), {8.0, 1.0}, {0.0, 1.0}}) {
+    ASSERT_TRUE(call("clip_factor", CallFlavor::fast, {squares}, {norm, factor},
+                     params({}, {{"max_norm", most}})));
+    EXPECT_FLOAT_EQ(norm.values[0], 4.0f);
+    EXPECT_NEAR(factor.values[0], expected, 1e-6);
+  }
+}
+
+TEST_F(HostOptimizer, FastIsReferenceOnEverySizeAndThreadsChangeNoBit) {
+  CallParams p =
+      params({}, {{"beta1", 0.9}, {"beta2", 0.999}, {"eps", 1e-8}, {"weight_decay", 0.01}});
+  Tensor<float> rate = one<float>(1e-3);
+  Tensor<int32_t> step = one<int32_t>(5);
+  for (int64_t n : {1, 7, 31, 32767, 32769, 1000003}) {
+    Tensor<float> grad = random.normal<float>({n}), w = random.normal<float>({n}),
+                  m = random.normal<float>({n}), v = random.normal<float>({n});
+    for (float &value : v.values)
+      value = std::fabs(value);
+    Tensor<float> squares({1}), squares3({1});
+    Tensor<float> wRef = w, mRef = m, vRef = v, w3 = w, m3 = m, v3 = v;
+    ASSERT_TRUE(call("adamw", CallFlavor::reference, {grad, rate, step}, {wRef, mRef, vRef}, p));
+    setHostThreads(1);
+    ASSERT_TRUE(call("adamw", CallFlavor::fast, {grad, rate, step}, {w, m, v}, p));
+    ASSERT_TRUE(call("squares", CallFlavor::fast, {grad}, {squares}, {}));
+    setHostThreads(3);
+    ASSERT_TRUE(call("adamw", CallFlavor::fast, {grad, rate, step}, {w3, m3, v3}, p));
+    ASSERT_TRUE(call("squares", CallFlavor::fast, {grad}, {squares3}, {}));
+    setHostThreads(1);
+    EXPECT_LT(relativeError(w, wRef), 1e-6);
+    EXPECT_LT(relativeError(m, mRef), 1e-6);
+    EXPECT_LT(relativeError(v, vRef), 1e-6);
+    EXPECT_EQ(w.values, w3.values);
+    EXPECT_EQ(m.values, m3.values);
+    EXPECT_EQ(v.values, v3.values);
+    EXPECT_EQ(squares.values, squares3.values);
+  }
+}
+
+} // namespace
