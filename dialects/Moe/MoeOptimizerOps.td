@@ -36,6 +36,26 @@ def Moe_AdamWOp : Moe_UpdateOp<"adamw", "3"> {
   }];
 }
 
+def Moe_ExpertAdamWOp : Moe_UpdateOp<"expert_adamw", "4"> {
+  let summary = "one step of AdamW for every expert that has a gradient";
+  let description = [{
+    As `adamw`, for parameters that are one for each expert: dimension 0 is the expert. Where a model has its experts as modules of their own, one that no token came to has no
+    gradient, and an optimizer passes it over. So nothing of an expert changes whose `load` is 0; the others' `steps` grow by 1, and are the steps that they are at.
+
+        moe.expert_adamw %w, %m, %v, %steps by %grad rate %lr load %load betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.01
+            : (tensor<8x64xf32>, tensor<8x64xf32>, tensor<8x64xf32>, tensor<8xf32>, tensor<8x64xf32>, tensor<1xf32>, tensor<8xf32>) -> ()
+
+    Constraints: (C1) w, m, v and grad have one shape [E,..] and are f32, steps and load have the shape [E]; (C2) lr and factor have the shape [1]; (C3) w, m, v and steps are
+    parameters of different states that nothing behind this op reads or changes; (C4) 0 ≤ β < 1, and eps and weight_decay are finite and not negative.
+  }];
+  let arguments = (ins Moe_F32Tensor:$w, Moe_F32Tensor:$m, Moe_F32Tensor:$v, Moe_F32Tensor:$steps, Moe_F32Tensor:$grad, Moe_F32Tensor:$lr, Moe_F32Tensor:$load,
+                       Optional<Moe_F32Tensor>:$factor, F64Attr:$beta1, F64Attr:$beta2, F64Attr:$eps, F64Attr:$weight_decay);
+  let assemblyFormat = [{
+    $w `,` $m `,` $v `,` $steps `by` $grad `rate` $lr `load` $load (`factor` $factor^)? `betas` $beta1 `,` $beta2 `eps` $eps `weight_decay` $weight_decay attr-dict
+    `:` functional-type(operands, results)
+  }];
+}
+
 def Moe_SgdOp : Moe_UpdateOp<"sgd", "(getMomentumState() ? 2 : 1)", [AttrSizedOperandSegments]> {
   let summary = "one step of stochastic gradient descent";
   let description = [{

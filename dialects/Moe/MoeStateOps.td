@@ -12,12 +12,14 @@ def Moe_StateOp : Moe_Op<"state", [HasParent<"::mlir::ModuleOp">, Symbol]> {
         moe.state @"model.layers.0.mlp.experts.down_proj" : tensor<8x64x112xf32>
             from #moe.source<names = ["model.layers.0.mlp.experts.{e}.w2.weight"], per_expert = true, disk_shape = [64, 112]>
 
+    `separate_experts` says that to optimizers every block along dimension 0 is a parameter of its own, as it is in models whose experts are modules of their own.
+
     Constraints: (C1) the type is a static ranked tensor of floats; (C2) the source's blocks, one for each expert and name, fill it exactly,
     `permute` names each of a block's dimensions, and `slice` one of them in which the block lies within the disk's size;
     (C3) it stands directly in a module.
   }];
-  let arguments = (ins SymbolNameAttr:$sym_name, TypeAttr:$type, OptionalAttr<Moe_SourceAttr>:$source, OptionalAttr<I64Attr>:$layer);
-  let assemblyFormat = "$sym_name `:` $type (`from` $source^)? (`layer` $layer^)? attr-dict";
+  let arguments = (ins SymbolNameAttr:$sym_name, TypeAttr:$type, OptionalAttr<Moe_SourceAttr>:$source, OptionalAttr<I64Attr>:$layer, UnitAttr:$separate_experts);
+  let assemblyFormat = "$sym_name `:` $type (`from` $source^)? (`layer` $layer^)? (`separate_experts` $separate_experts^)? attr-dict";
   let hasVerifier = 1;
   let extraClassDeclaration = [{
     ::mlir::RankedTensorType getTensorType() { return ::llvm::cast<::mlir::RankedTensorType>(getType()); }

@@ -17,13 +17,21 @@ static SmallVector<Value> viewsOf(B &b, std::initializer_list<Value> values) {
   return views;
 }
 
+template <typename Op> static SmallVector<NamedAttribute> adamwParams(B &b, Op op) {
+  return {b.real("beta1", toDouble(op.getBeta1())), b.real("beta2", toDouble(op.getBeta2())),
+          b.real("eps", toDouble(op.getEps())),
+          b.real("weight_decay", toDouble(op.getWeightDecay()))};
+}
+
 void LoweringTable::addOptimizers() {
   add<moe::AdamWOp>(+[](moe::AdamWOp op, B &b) {
     b.call("adamw", viewsOf(b, {op.getGrad(), op.getLr(), op.getStep(), op.getFactor()}),
-           viewsOf(b, {op.getW(), op.getM(), op.getV()}),
-           {b.real("beta1", toDouble(op.getBeta1())), b.real("beta2", toDouble(op.getBeta2())),
-            b.real("eps", toDouble(op.getEps())),
-            b.real("weight_decay", toDouble(op.getWeightDecay()))});
+           viewsOf(b, {op.getW(), op.getM(), op.getV()}), adamwParams(b, op));
+    return success();
+  });
+  add<moe::ExpertAdamWOp>(+[](moe::ExpertAdamWOp op, B &b) {
+    b.call("expert_adamw", viewsOf(b, {op.getGrad(), op.getLr(), op.getLoad(), op.getFactor()}),
+           viewsOf(b, {op.getW(), op.getM(), op.getV(), op.getSteps()}), adamwParams(b, op));
     return success();
   });
   add<moe::SgdOp>(+[](moe::SgdOp op, B &b) {

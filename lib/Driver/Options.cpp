@@ -157,7 +157,8 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeInteger([&o](int64_t n) { o.dropSeed = n; }, 0)},
       {"aux-loss", "F", "grad and train: share of the routers' load-balancing losses (default 0)",
        takeFactor(o.auxLoss)},
-      {"z-loss", "F", "grad and train: share of the routers' z-losses (default 0)", takeFactor(o.zLoss)},
+      {"z-loss", "F", "grad and train: share of the routers' z-losses (default 0)",
+       takeFactor(o.zLoss)},
       {"optimizer", "NAME", "train: adamw (default) or sgd",
        takeOneOf(o.optimizer.optimizer, {"adamw", "sgd"})},
       {"lr", "RATE", "train: learning rate (default 1e-3; moe-run can change it, also by step)",
@@ -184,7 +185,7 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 
 /// Options of the contract that belong to tasks this version does not compile yet are refused by
 /// name, not as unknown words.
-constexpr StringRef kLaterOptions[] = {"micro-batches", "zero",   "offload",     "schedule",
+constexpr StringRef kLaterOptions[] = {"micro-batches", "zero", "offload", "schedule",
                                        "router-noise"};
 
 bool isMlirFlag(StringRef name) {

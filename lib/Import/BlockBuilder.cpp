@@ -27,7 +27,8 @@ OwningOpRef<ModuleOp> BlockBuilder::startModule() {
     auto source = moe::SourceAttr::get(b.getContext(), b.getArrayAttr(names), state.perExpert,
                                        b.getDenseI64ArrayAttr(state.diskShape), permute, slice);
     moe::StateOp::create(b, named(state.name), state.name, weightType(state), source,
-                         state.layer < 0 ? IntegerAttr() : b.getI64IntegerAttr(state.layer));
+                         state.layer < 0 ? IntegerAttr() : b.getI64IntegerAttr(state.layer),
+                         state.separateExperts);
   }
   return module;
 }

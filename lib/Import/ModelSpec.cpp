@@ -51,6 +51,7 @@ private:
     spec.gated = flag("gated");
     spec.mlpBias = flag("mlp_bias");
     spec.expertBias = flag("expert_bias");
+    spec.separateExperts = flag("separate_experts");
     spec.headBias = flag("head_bias");
     spec.residualScale = number("residual_scale");
     spec.logitsScale = 1 / number("logits_divisor");

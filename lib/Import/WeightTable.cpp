@@ -249,7 +249,10 @@ void WeightTable::StackAdder::experts(const ExpertLayout &layout) {
     if (stacked)
       disk.push_back(E);
     append_range(disk, stacked ? together : one);
-    return add(role, state, disk, names == layout.from.end() ? nullptr : &names->second);
+    WeightState &added =
+        add(role, state, disk, names == layout.from.end() ? nullptr : &names->second);
+    added.separateExperts = stack.separateExperts;
+    return added;
   };
   if (stack.gated) {
     WeightState &w = layout.transposed ? expert(up, {2, F, D}, {F, D}, {D, 2 * F})

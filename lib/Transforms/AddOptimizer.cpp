@@ -120,16 +120,34 @@ private:
   }
 
   /// What the optimizer keeps of a state, made at the first program that needs it.
-  Value kept(func::FuncOp func, moe::StateOp state, StringRef what) {
+  Value kept(func::FuncOp func, moe::StateOp state, StringRef what, RankedTensorType type = {}) {
     std::string name = (state.getSymName() + "." + optimizer + "." + what).str();
     auto known = getOperation().lookupSymbol<moe::StateOp>(name);
     if (!known) {
       OpBuilder b(state->getContext());
       b.setInsertionPointAfter(state);
-      known = moe::StateOp::create(b, state.getLoc(), name, state.getTensorType(),
+      known = moe::StateOp::create(b, state.getLoc(), name, type ? type : state.getTensorType(),
                                    moe::SourceAttr(), state.getLayerAttr());
     }
     return paramOf(func, known);
+  }
+
+  /// How many choices in this step went to each of the experts whose weights these are; null if no
+  /// routing chooses among them.
+  static Value loadOf(OpBuilder &b, Location loc, Value weights, int64_t experts) {
+    auto type = RankedTensorType::get({experts}, b.getF32Type());
+    llvm::SetVector<Value> routings;
+    for (Operation *user : weights.getUsers())
+      for (Value operand : user->getOperands())
+        if (auto routing = dyn_cast<moe::RoutingType>(operand.getType());
+            routing && routing.getExperts() == experts)
+          routings.insert(operand);
+    Value sum;
+    for (Value routing : routings) {
+      Value load = moe::ExpertLoadOp::create(b, loc, type, routing);
+      sum = sum ? moe::AddOp::create(b, loc, type, sum, load).getResult() : load;
+    }
+    return sum;
   }
 
   void update(func::FuncOp func, OpBuilder &b, const Gradient &gradient, Value rate, Value step,
@@ -139,6 +157,15 @@ private:
     Value w = paramOf(func, state);
     if (optimizer == "adamw") {
       Value m = kept(func, state, "m"), v = kept(func, state, "v");
+      int64_t experts = state.getTensorType().getDimSize(0);
+      Value load = state.getSeparateExperts() ? loadOf(b, loc, w, experts) : Value();
+      if (load) {
+        Value steps = kept(func, state, "steps", RankedTensorType::get({experts}, b.getF32Type()));
+        moe::ExpertAdamWOp::create(b, loc, w, m, v, steps, gradient.value, rate, load, factor,
+                                   b.getF64FloatAttr(beta1), b.getF64FloatAttr(beta2),
+                                   b.getF64FloatAttr(eps), b.getF64FloatAttr(weightDecay));
+        return;
+      }
       moe::AdamWOp::create(b, loc, w, m, v, gradient.value, rate, step, factor,
                            b.getF64FloatAttr(beta1), b.getF64FloatAttr(beta2),
                            b.getF64FloatAttr(eps), b.getF64FloatAttr(weightDecay));

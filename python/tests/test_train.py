@@ -92,7 +92,8 @@ def test_clipping_bounds_the_norm(tmp_path):
     after = checkpoint.read(tmp_path / "run" / "step-1" / "rank-00000.safetensors")
     for name in ("model.norm.weight", "model.embed_tokens.weight", "lm_head.weight"):
         assert after[name].shape == before[name].shape and np.any(after[name] != before[name])
-    moved = np.sqrt(sum(np.sum((after[n].astype(np.float64) - before[n]) ** 2) for n in before if n in after))
+    # A state's shape may have more dimensions than the tensor in the model's file.
+    moved = np.sqrt(sum(np.sum((after[n].astype(np.float64).reshape(before[n].shape) - before[n]) ** 2) for n in before if n in after))
     assert moved <= 0.5 * most * (1 + 1e-4)
 
 
@@ -103,7 +104,8 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path):
     parts = train("olmoe", plan, tmp_path / "parts.jsonl", "--steps=6", f"--checkpoint={tmp_path}/parts", "--save-every=2", "--resume")
     assert [(s["step"], s["loss"], s["grad_norm"]) for s in parts] == [(s["step"], s["loss"], s["grad_norm"]) for s in whole]
     files = sorted(p.name for p in (tmp_path / "whole" / "step-6").iterdir())
-    assert len([f for f in files if f.startswith("rank-")]) == 4
+    # What ranks hold alike is written once: those of dp=1 have nothing of their own.
+    assert [f for f in files if f.startswith("rank-")] == ["rank-00000.safetensors", "rank-00001.safetensors"]
     for name in files:
         if name.startswith("rank-"):
             assert (tmp_path / "whole" / "step-6" / name).read_bytes() == (tmp_path / "parts" / "step-6" / name).read_bytes()

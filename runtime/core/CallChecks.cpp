@@ -448,12 +448,14 @@ void check_adamw(CallCheck &c) {
   checkRange(c, "weight_decay", 0);
 }
 
+void check_expert_adamw(CallCheck &c) { check_adamw(c); }
+
 void check_sgd(CallCheck &c) {
   checkRange(c, "momentum", 0);
   checkRange(c, "weight_decay", 0);
 }
 
-void check_squares(CallCheck &) {}
+void check_squares(CallCheck &c) { c.fixedRun("t"); }
 
 void check_clip_factor(CallCheck &c) { checkRange(c, "max_norm", 0); }
 

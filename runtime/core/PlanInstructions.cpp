@@ -38,9 +38,10 @@ ProgramContext::StateChange ProgramContext::changeOf(const fb::Instr &instr) con
       !parent.calls[instr.target()])
     return StateChange::none;
   const std::string &name = parent.calls[instr.target()]->name;
-  return name == "write_rows"               ? StateChange::rows
-         : name == "adamw" || name == "sgd" ? StateChange::update
-                                            : StateChange::none;
+  if (name == "write_rows")
+    return StateChange::rows;
+  bool updates = name == "adamw" || name == "expert_adamw" || name == "sgd";
+  return updates ? StateChange::update : StateChange::none;
 }
 
 namespace {

@@ -1,7 +1,7 @@
 //===- FastOptimizer.cpp - updates of weights as fast as memory is ----------===//
-// adamw, sgd and squares in f32, one pass over memory in vectors as wide as the processor has,
-// shared out among threads in blocks. Which thread does a block changes no bit: updates are
-// element-wise, and sums are made block by block in one order.
+// adamw, expert_adamw, sgd and squares in f32, one pass over memory in vectors as wide as the
+// processor has, shared out among threads in blocks. Which thread does a block changes no bit:
+// updates are element-wise, and sums are made block by block in one order.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
 
@@ -105,10 +105,9 @@ float scalar(const Call &call, size_t input) {
   return input < call.in.size() ? *call.input<float>(input) : 1.0f;
 }
 
-} // namespace
-
-template <typename S> Status fast::adamw(const Call &call) {
-  double lr = scalar(call, 1), step = *call.input<int32_t>(2);
+/// The numbers of a parameter's step, which counts from 1.
+AdamW adamwAt(const Call &call, double step) {
+  double lr = scalar(call, 1);
   double beta1 = call.params.real("beta1"), beta2 = call.params.real("beta2");
   AdamW p;
   p.beta1 = float(beta1), p.rest1 = float(1 - beta1);
@@ -118,10 +117,35 @@ template <typename S> Status fast::adamw(const Call &call) {
   p.rate = float(lr / (1 - std::pow(beta1, step)));
   p.root2 = float(1 / std::sqrt(1 - std::pow(beta2, step)));
   p.eps = float(call.params.real("eps"));
+  return p;
+}
+
+} // namespace
+
+template <typename S> Status fast::adamw(const Call &call) {
+  AdamW p = adamwAt(call, *call.input<int32_t>(2));
   const float *grad = call.input<float>(0);
   float *w = call.output<float>(0), *m = call.output<float>(1), *v = call.output<float>(2);
   forBlocks(call.out[0].elements(),
             [&](int64_t i, int64_t end) { adamwBlock(grad + i, w + i, m + i, v + i, end - i, p); });
+  return {};
+}
+
+template <typename S> Status fast::expert_adamw(const Call &call) {
+  const float *grad = call.input<float>(0), *load = call.input<float>(2);
+  float *w = call.output<float>(0), *m = call.output<float>(1), *v = call.output<float>(2),
+        *steps = call.output<float>(3);
+  int64_t experts = call.out[3].elements();
+  int64_t each = experts == 0 ? 0 : call.out[0].elements() / experts;
+  for (int64_t e = 0; e < experts; ++e) {
+    if (load[e] == 0)
+      continue;
+    AdamW p = adamwAt(call, steps[e] += 1);
+    forBlocks(each, [&](int64_t i, int64_t end) {
+      i += e * each, end += e * each;
+      adamwBlock(grad + i, w + i, m + i, v + i, end - i, p);
+    });
+  }
   return {};
 }
 
@@ -156,6 +180,7 @@ template <typename S> Status fast::squares(const Call &call) {
 }
 
 template Status fast::adamw<float>(const Call &);
+template Status fast::expert_adamw<float>(const Call &);
 template Status fast::sgd<float>(const Call &);
 template Status fast::squares<float>(const Call &);
 

@@ -99,6 +99,8 @@ template <typename S> constexpr Fast fastOf(std::string_view name) {
   if (std::is_same_v<S, float>) {
     if (name == "adamw")
       return {fast::adamw<float>, false};
+    if (name == "expert_adamw")
+      return {fast::expert_adamw<float>, false};
     if (name == "sgd")
       return {fast::sgd<float>, false};
     if (name == "squares")

@@ -1,6 +1,6 @@
 //===- Optimizer.cpp - reference updates of weights -------------------------===//
-// adamw, sgd, squares, clip_factor, in double between a load and a store. What an update reads and
-// writes in place are its outputs.
+// adamw, expert_adamw, sgd, squares, clip_factor, in double between a load and a store. What an
+// update reads and writes in place are its outputs.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
 
@@ -14,23 +14,43 @@ template <typename A> double scalar(const Call &call, size_t input) {
   return input < call.in.size() ? double(call.input<A>(input)[0]) : 1.0;
 }
 
-} // namespace
-
-template <typename S> Status ref::adamw(const Call &call) {
-  using A = Accumulator<S>;
+/// adamw of the elements [begin, end), which are at their step `step`.
+template <typename A>
+void updateAdamW(const Call &call, double factor, double step, int64_t begin, int64_t end, A *w) {
   const A *grad = call.input<A>(0);
-  double lr = scalar<A>(call, 1), factor = scalar<A>(call, 3), step = *call.input<int32_t>(2);
+  double lr = scalar<A>(call, 1);
   double beta1 = call.params.real("beta1"), beta2 = call.params.real("beta2"),
          eps = call.params.real("eps"), decay = 1 - lr * call.params.real("weight_decay");
   double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
-  A *w = call.output<A>(0), *m = call.output<A>(1), *v = call.output<A>(2);
-  for (int64_t i = 0, n = call.out[0].elements(); i < n; ++i) {
+  A *m = call.output<A>(1), *v = call.output<A>(2);
+  for (int64_t i = begin; i < end; ++i) {
     double g = factor * double(grad[i]);
     m[i] = A(beta1 * double(m[i]) + (1 - beta1) * g);
     v[i] = A(beta2 * double(v[i]) + (1 - beta2) * g * g);
     double divisor = std::sqrt(double(v[i]) / correction2) + eps;
     w[i] = A(double(w[i]) * decay - lr / correction1 * double(m[i]) / divisor);
   }
+}
+
+} // namespace
+
+template <typename S> Status ref::adamw(const Call &call) {
+  using A = Accumulator<S>;
+  updateAdamW(call, scalar<A>(call, 3), *call.input<int32_t>(2), 0, call.out[0].elements(),
+              call.output<A>(0));
+  return {};
+}
+
+template <typename S> Status ref::expert_adamw(const Call &call) {
+  using A = Accumulator<S>;
+  const A *load = call.input<A>(2);
+  A *steps = call.output<A>(3);
+  int64_t experts = call.out[3].elements();
+  int64_t each = experts == 0 ? 0 : call.out[0].elements() / experts;
+  for (int64_t e = 0; e < experts; ++e)
+    if (load[e] != 0)
+      updateAdamW(call, scalar<A>(call, 3), double(steps[e] += 1), e * each, (e + 1) * each,
+                  call.output<A>(0));
   return {};
 }
 
@@ -74,6 +94,7 @@ template <typename S> Status ref::clip_factor(const Call &call) {
 
 #define INSTANTIATE(S)                                                                             \
   template Status ref::adamw<S>(const Call &);                                                     \
+  template Status ref::expert_adamw<S>(const Call &);                                              \
   template Status ref::sgd<S>(const Call &);                                                       \
   template Status ref::squares<S>(const Call &);                                                   \
   template Status ref::clip_factor<S>(const Call &);

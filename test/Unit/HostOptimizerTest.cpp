@@ -54,6 +54,50 @@ TEST_F(HostOptimizer, AdamWFollowsItsFormulas) {
   }
 }
 
+TEST_F(HostOptimizer, ExpertsWithoutTokensArePassedOver) {
+  // Each expert alone by adamw, at its own step, in the steps in which it has tokens.
+  const int64_t experts = 3, each = 40000; // more than a block
+  CallParams p =
+      params({}, {{"beta1", 0.9}, {"beta2", 0.95}, {"eps", 1e-6}, {"weight_decay", 0.1}});
+  Tensor<float> rate = one<float>(0.01), factor = one<float>(0.5);
+  for (CallFlavor flavor : kFlavors) {
+    Tensor<float> w = random.normal<float>({experts, each}), m({experts, each}), v({experts, each}),
+                  steps({experts});
+    for (Tensor<float> *zero : {&m, &v, &steps})
+      std::fill(zero->values.begin(), zero->values.end(), 0.0f);
+    auto expert = [&](const Tensor<float> &of, int64_t e) {
+      auto from = of.values.begin() + e * each;
+      return Tensor<float>({each}, {from, from + each});
+    };
+    std::vector<Tensor<float>> w1, m1, v1;
+    for (int64_t e = 0; e < experts; ++e) {
+      w1.push_back(expert(w, e));
+      m1.push_back(expert(m, e));
+      v1.push_back(expert(v, e));
+    }
+    std::vector<int> made(experts);
+    for (int step = 0; step < 6; ++step) {
+      Tensor<float> grad = random.normal<float>({experts, each}), load({experts});
+      for (int64_t e = 0; e < experts; ++e)
+        load.values[size_t(e)] = float((step >> e) % 2 * (e + 1));
+      ASSERT_TRUE(call("expert_adamw", flavor, {grad, rate, load, factor}, {w, m, v, steps}, p));
+      for (size_t e = 0; e < experts; ++e) {
+        if (load.values[e] == 0)
+          continue;
+        Tensor<int32_t> number = one<int32_t>(++made[e]);
+        Tensor<float> own = expert(grad, int64_t(e));
+        ASSERT_TRUE(call("adamw", flavor, {own, rate, number, factor}, {w1[e], m1[e], v1[e]}, p));
+      }
+    }
+    for (size_t e = 0; e < experts; ++e) {
+      EXPECT_EQ(steps.values[e], float(made[e]));
+      EXPECT_EQ(expert(w, int64_t(e)).values, w1[e].values);
+      EXPECT_EQ(expert(m, int64_t(e)).values, m1[e].values);
+      EXPECT_EQ(expert(v, int64_t(e)).values, v1[e].values);
+    }
+  }
+}
+
 TEST_F(HostOptimizer, SgdFollowsItsFormulas) {
   for (CallFlavor flavor : kFlavors)
     for (int kind = 0; kind < 3; ++kind) { // plain, momentum, Nesterov

@@ -105,6 +105,10 @@ std::vector<Example> examples() {
        {f({2, 8, 16}), f({1}), i({1}), f({1})},
        {f({2, 8, 16}), f({2, 8, 16}), f({2, 8, 16})},
        {real("beta1", 0.9), real("beta2", 0.999), real("eps", 1e-8), real("weight_decay", 0.01)}},
+      {"expert_adamw",
+       {f({2, 8, 16}), f({1}), f({2}), f({1})},
+       {f({2, 8, 16}), f({2, 8, 16}), f({2, 8, 16}), f({2})},
+       {real("beta1", 0.9), real("beta2", 0.999), real("eps", 1e-8), real("weight_decay", 0.01)}},
       {"sgd",
        {f({8, 16}), f({1}), f({1})},
        {f({8, 16}), f({8, 16})},
@@ -244,7 +248,7 @@ PlanSpec callsPlan() {
     InstrSpec call{.target = static_cast<uint32_t>(plan.calls.size())};
     plan.calls.push_back(e.call);
     bool rows = e.call == "write_rows"; // of a state, at a place that the program is given
-    bool updates = rows || e.call == "adamw" || e.call == "sgd";
+    bool updates = rows || e.call == "adamw" || e.call == "expert_adamw" || e.call == "sgd";
     for (const CallOperand &operand : e.inputs) {
       call.inputs.push_back(place(operand));
       if (rows && operand.dtype == fb::DType::i32) {

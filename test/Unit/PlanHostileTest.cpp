@@ -2,10 +2,10 @@
 // names the thing. Each case changes one thing of the valid plan.
 #include "PlanTestBuilder.h"
 
-#include <limits>
 #include <climits>
 #include <functional>
 #include <gtest/gtest.h>
+#include <limits>
 
 using namespace moira::rt;
 namespace fb = moira::fb;
@@ -591,8 +591,10 @@ TEST(HostilePlan, Updates) {
            [=](auto &p) { train(p).states[1].shape = train(p).views[4].shape = {5}; }, PlanShape,
            "call sgd"},
           {"a momentum that is no number",
-           [=](auto &p) { param(train(p).instrs[1], "momentum").r = std::numeric_limits<double>::quiet_NaN(); }, PlanShape,
-           "momentum is not a number"},
+           [=](auto &p) {
+             param(train(p).instrs[1], "momentum").r = std::numeric_limits<double>::quiet_NaN();
+           },
+           PlanShape, "momentum is not a number"},
           {"a negative momentum", [=](auto &p) { param(train(p).instrs[1], "momentum").r = -1; },
            PlanShape, "momentum is -1"},
       },

@@ -37,7 +37,7 @@ struct CompilerOptions {
   std::string dropPolicy; // none, position, probs, random, priority; empty: the model's
   int64_t minCapacity = 4, dropSeed = 0;
   std::optional<double> auxLoss, zLoss; // shares of the routers' losses; without: none
-  OptimizerOptions optimizer;          // train
+  OptimizerOptions optimizer;           // train
   std::optional<uint64_t> memoryLimit;  // bytes a rank
   std::optional<Phase> compileTo, compileFrom;
   std::string dumpPhasesTo;

@@ -84,6 +84,7 @@ struct ModelSpec {
   std::optional<double> gluLimit, gluAlpha, gluUpShift; // as moe.glu
   bool mlpBias = false;                                 // of dense blocks and shared experts
   bool expertBias = false;
+  bool separateExperts = false; // modules of their own: optimizers see a parameter for each
   int64_t denseWidth = 0, experts = 0, expertWidth = 0;
   int64_t sharedWidth = 0; // of all shared experts together; 0: none
   bool sharedGated = true; // what they give is weighed by a gate of its own

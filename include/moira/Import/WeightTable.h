@@ -22,6 +22,7 @@ struct WeightState {
   llvm::SmallVector<int64_t> shape; // [experts,] [names,] block…
   std::vector<std::string> from;    // names in the checkpoint, {e} for the expert
   bool perExpert = false;
+  bool separateExperts = false;         // as moe.state has it
   llvm::SmallVector<int64_t> diskShape; // of each named tensor
   llvm::SmallVector<int64_t> permute;   // of its dimensions, as #moe.source has it; empty: none
   llvm::SmallVector<int64_t> slice;     // as #moe.source has it; empty: none

@@ -1,6 +1,6 @@
 //===- Optimizer.cu - updates of weights -------------------------------------===//
-// adamw and sgd, fused: one pass over memory, in place. squares and clip_factor: the norm of all
-// gradients without a copy to the host.
+// adamw, expert_adamw and sgd, fused: one pass over memory, in place. squares and clip_factor: the
+// norm of all gradients without a copy to the host.
 //===----------------------------------------------------------------------===//
 #include "DeviceTools.h"
 
@@ -20,10 +20,11 @@ struct AdamW {
   float beta1, beta2, eps, weightDecay;
 };
 
-__global__ void updateAdamW(const float *grad, const float *lr, const int32_t *step,
-                            const float *factor, float *w, float *m, float *v, int64_t n, AdamW p) {
-  float rate = *lr / (1 - powf(p.beta1, float(*step)));
-  float root = rsqrtf(1 - powf(p.beta2, float(*step)));
+/// The n elements of one parameter, at its step `at`.
+__device__ void updateAdamW(const float *grad, const float *lr, float at, const float *factor,
+                            float *w, float *m, float *v, int64_t n, AdamW p) {
+  float rate = *lr / (1 - powf(p.beta1, at));
+  float root = rsqrtf(1 - powf(p.beta2, at));
   float decay = 1 - *lr * p.weightDecay, scale = factor ? *factor : 1;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n;
        i += int64_t(gridDim.x) * kThreads) {
@@ -34,6 +35,25 @@ __global__ void updateAdamW(const float *grad, const float *lr, const int32_t *s
     v[i] = second;
     w[i] = w[i] * decay - rate * first / (sqrtf(second) * root + p.eps);
   }
+}
+
+__global__ void adamwOfOne(const float *grad, const float *lr, const int32_t *step,
+                           const float *factor, float *w, float *m, float *v, int64_t n, AdamW p) {
+  updateAdamW(grad, lr, float(*step), factor, w, m, v, n, p);
+}
+
+/// An expert for each blockIdx.y. Its steps are counted behind this launch: all blocks read them.
+__global__ void adamwOfExperts(const float *grad, const float *lr, const float *load,
+                               const float *steps, const float *factor, float *w, float *m,
+                               float *v, int64_t n, AdamW p) {
+  int64_t e = blockIdx.y, at = e * n;
+  if (load[e] != 0)
+    updateAdamW(grad + at, lr, steps[e] + 1, factor, w + at, m + at, v + at, n, p);
+}
+
+__global__ void countSteps(const float *load, float *steps, int64_t experts) {
+  for (int64_t e = threadIdx.x; e < experts; e += kThreads)
+    steps[e] += load[e] != 0;
 }
 
 __global__ void updateSgd(const float *grad, const float *lr, const float *factor, float *w,
@@ -88,18 +108,35 @@ __global__ void clip(const float *squares, float *norm, float *factor, float mos
   *factor = most > 0 ? fminf(1.0f, most / (length + 1e-6f)) : 1.0f;
 }
 
+AdamW adamwOf(const Call &call) {
+  return {float(call.params.real("beta1")), float(call.params.real("beta2")),
+          float(call.params.real("eps")), float(call.params.real("weight_decay"))};
+}
+
 } // namespace
 
 Status ops::adamw(const Call &call) {
   int64_t n = call.out[0].elements();
   if (n == 0)
     return {};
-  AdamW p{float(call.params.real("beta1")), float(call.params.real("beta2")),
-          float(call.params.real("eps")), float(call.params.real("weight_decay"))};
-  updateAdamW<<<blocksFor(n), kThreads, 0, call.stream()>>>(
+  adamwOfOne<<<blocksFor(n), kThreads, 0, call.stream()>>>(
       call.input<float>(0), call.input<float>(1), call.input<int32_t>(2),
       call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
-      call.output<float>(1), call.output<float>(2), n, p);
+      call.output<float>(1), call.output<float>(2), n, adamwOf(call));
+  return launched(call);
+}
+
+Status ops::expert_adamw(const Call &call) {
+  int64_t n = call.out[0].elements(), experts = call.out[3].elements();
+  if (n == 0)
+    return {};
+  dim3 grid(blocksFor(n / experts), unsigned(experts));
+  adamwOfExperts<<<grid, kThreads, 0, call.stream()>>>(
+      call.input<float>(0), call.input<float>(1), call.input<float>(2), call.output<float>(3),
+      call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
+      call.output<float>(1), call.output<float>(2), n / experts, adamwOf(call));
+  countSteps<<<1, kThreads, 0, call.stream()>>>(call.input<float>(2), call.output<float>(3),
+                                                experts);
   return launched(call);
 }
 

@@ -108,6 +108,96 @@ func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
 
 // -----
 
+// expert_adamw C1: load
+moe.state @w : tensor<4x2xf32>
+moe.state @m : tensor<4x2xf32>
+moe.state @v : tensor<4x2xf32>
+moe.state @s : tensor<4xf32>
+func.func @f(%g: tensor<4x2xf32>, %lr: tensor<1xf32>, %load: tensor<4xf32>, %other: tensor<2xf32>, %h: tensor<4x3xf32>) {
+  %w = moe.param @w : tensor<4x2xf32>
+  %m = moe.param @m : tensor<4x2xf32>
+  %v = moe.param @v : tensor<4x2xf32>
+  %s = moe.param @s : tensor<4xf32>
+  // expected-error @+1 {{C1: steps and load must be [experts]}}
+  moe.expert_adamw %w, %m, %v, %s by %g rate %lr load %other betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0
+      : (tensor<4x2xf32>, tensor<4x2xf32>, tensor<4x2xf32>, tensor<4xf32>, tensor<4x2xf32>, tensor<1xf32>, tensor<2xf32>) -> ()
+  return
+}
+
+// -----
+
+// expert_adamw C1: grad
+moe.state @w : tensor<4x2xf32>
+moe.state @m : tensor<4x2xf32>
+moe.state @v : tensor<4x2xf32>
+moe.state @s : tensor<4xf32>
+func.func @f(%g: tensor<4x2xf32>, %lr: tensor<1xf32>, %load: tensor<4xf32>, %other: tensor<2xf32>, %h: tensor<4x3xf32>) {
+  %w = moe.param @w : tensor<4x2xf32>
+  %m = moe.param @m : tensor<4x2xf32>
+  %v = moe.param @v : tensor<4x2xf32>
+  %s = moe.param @s : tensor<4xf32>
+  // expected-error @+1 {{C1: a state and its gradient must have one shape}}
+  moe.expert_adamw %w, %m, %v, %s by %h rate %lr load %load betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0
+      : (tensor<4x2xf32>, tensor<4x2xf32>, tensor<4x2xf32>, tensor<4xf32>, tensor<4x3xf32>, tensor<1xf32>, tensor<4xf32>) -> ()
+  return
+}
+
+// -----
+
+// expert_adamw C2
+moe.state @w : tensor<4x2xf32>
+moe.state @m : tensor<4x2xf32>
+moe.state @v : tensor<4x2xf32>
+moe.state @s : tensor<4xf32>
+func.func @f(%g: tensor<4x2xf32>, %lr: tensor<1xf32>, %load: tensor<4xf32>, %other: tensor<2xf32>, %h: tensor<4x3xf32>) {
+  %w = moe.param @w : tensor<4x2xf32>
+  %m = moe.param @m : tensor<4x2xf32>
+  %v = moe.param @v : tensor<4x2xf32>
+  %s = moe.param @s : tensor<4xf32>
+  // expected-error @+1 {{C2: lr and factor must be one number}}
+  moe.expert_adamw %w, %m, %v, %s by %g rate %other load %load betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0
+      : (tensor<4x2xf32>, tensor<4x2xf32>, tensor<4x2xf32>, tensor<4xf32>, tensor<4x2xf32>, tensor<2xf32>, tensor<4xf32>) -> ()
+  return
+}
+
+// -----
+
+// expert_adamw C3: no state
+moe.state @w : tensor<4x2xf32>
+moe.state @m : tensor<4x2xf32>
+moe.state @v : tensor<4x2xf32>
+moe.state @s : tensor<4xf32>
+func.func @f(%g: tensor<4x2xf32>, %lr: tensor<1xf32>, %load: tensor<4xf32>, %other: tensor<2xf32>, %h: tensor<4x3xf32>) {
+  %w = moe.param @w : tensor<4x2xf32>
+  %m = moe.param @m : tensor<4x2xf32>
+  %v = moe.param @v : tensor<4x2xf32>
+  %s = moe.param @s : tensor<4xf32>
+  // expected-error @+1 {{C3: what is updated must be parameters of different states}}
+  moe.expert_adamw %w, %m, %v, %load by %g rate %lr load %load betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0
+      : (tensor<4x2xf32>, tensor<4x2xf32>, tensor<4x2xf32>, tensor<4xf32>, tensor<4x2xf32>, tensor<1xf32>, tensor<4xf32>) -> ()
+  return
+}
+
+// -----
+
+// expert_adamw C4
+moe.state @w : tensor<4x2xf32>
+moe.state @m : tensor<4x2xf32>
+moe.state @v : tensor<4x2xf32>
+moe.state @s : tensor<4xf32>
+func.func @f(%g: tensor<4x2xf32>, %lr: tensor<1xf32>, %load: tensor<4xf32>, %other: tensor<2xf32>, %h: tensor<4x3xf32>) {
+  %w = moe.param @w : tensor<4x2xf32>
+  %m = moe.param @m : tensor<4x2xf32>
+  %v = moe.param @v : tensor<4x2xf32>
+  %s = moe.param @s : tensor<4xf32>
+  // expected-error @+1 {{C4: betas must be at least 0 and under 1}}
+  moe.expert_adamw %w, %m, %v, %s by %g rate %lr load %load betas 1.0, 0.999 eps 1.0e-8 weight_decay 0.0
+      : (tensor<4x2xf32>, tensor<4x2xf32>, tensor<4x2xf32>, tensor<4xf32>, tensor<4x2xf32>, tensor<1xf32>, tensor<4xf32>) -> ()
+  return
+}
+
+// -----
+
 // sgd C1
 moe.state @w : tensor<4xf32>
 moe.state @m : tensor<4xf32>

@@ -5,6 +5,11 @@
 moe.state @w : tensor<8x4xf32>
 moe.state @w.m : tensor<8x4xf32>
 moe.state @w.v : tensor<8x4xf32>
+// CHECK: moe.state @x : tensor<8x4xf32> separate_experts
+moe.state @x : tensor<8x4xf32> separate_experts
+moe.state @x.m : tensor<8x4xf32>
+moe.state @x.v : tensor<8x4xf32>
+moe.state @x.steps : tensor<8xf32>
 moe.state @u : tensor<8xf32>
 moe.state @u.b : tensor<8xf32>
 
@@ -13,6 +18,10 @@ func.func @train(%g: tensor<8x4xf32>, %h: tensor<8xf32>, %lr: tensor<1xf32>, %st
   %w = moe.param @w : tensor<8x4xf32>
   %m = moe.param @w.m : tensor<8x4xf32>
   %v = moe.param @w.v : tensor<8x4xf32>
+  %x = moe.param @x : tensor<8x4xf32>
+  %xm = moe.param @x.m : tensor<8x4xf32>
+  %xv = moe.param @x.v : tensor<8x4xf32>
+  %xs = moe.param @x.steps : tensor<8xf32>
   %u = moe.param @u : tensor<8xf32>
   %b = moe.param @u.b : tensor<8xf32>
   // CHECK: %[[S:.*]] = moe.squares %{{.*}} : (tensor<8x4xf32>) -> tensor<1xf32>
@@ -22,6 +31,9 @@ func.func @train(%g: tensor<8x4xf32>, %h: tensor<8xf32>, %lr: tensor<1xf32>, %st
   // CHECK: moe.adamw %{{.*}}, %{{.*}}, %{{.*}} by %{{.*}} rate %{{.*}} step %{{.*}} factor %[[F]] betas {{.*}} eps {{.*}} weight_decay
   moe.adamw %w, %m, %v by %g rate %lr step %step factor %f betas 9.000000e-01, 9.990000e-01 eps 1.000000e-08 weight_decay 1.000000e-02
       : (tensor<8x4xf32>, tensor<8x4xf32>, tensor<8x4xf32>, tensor<8x4xf32>, tensor<1xf32>, tensor<1xi32>, tensor<1xf32>) -> ()
+  // CHECK: moe.expert_adamw %{{.*}}, %{{.*}}, %{{.*}}, %{{.*}} by %{{.*}} rate %{{.*}} load %{{.*}} factor %[[F]] betas {{.*}} eps {{.*}} weight_decay
+  moe.expert_adamw %x, %xm, %xv, %xs by %g rate %lr load %h factor %f betas 9.000000e-01, 9.990000e-01 eps 1.000000e-08 weight_decay 1.000000e-02
+      : (tensor<8x4xf32>, tensor<8x4xf32>, tensor<8x4xf32>, tensor<8xf32>, tensor<8x4xf32>, tensor<1xf32>, tensor<8xf32>, tensor<1xf32>) -> ()
   // CHECK: moe.sgd %{{.*}} with %{{.*}} by %{{.*}} rate %{{.*}} factor %[[F]] momentum {{.*}} weight_decay {{.*}} nesterov :
   moe.sgd %u with %b by %h rate %lr factor %f momentum 9.000000e-01 weight_decay 0.000000e+00 nesterov
       : (tensor<8xf32>, tensor<8xf32>, tensor<8xf32>, tensor<1xf32>, tensor<1xf32>) -> ()

@@ -24,11 +24,16 @@ static bool isFiniteAndNotNegative(const APFloat &value) {
 
 #include "Moe/UpdateOpInterface.cpp.inc"
 
-/// C1 and C3 of all updates.
-static LogicalResult verifyUpdate(Operation *op, OperandRange updated, Value grad) {
-  for (Value state : updated)
+/// C1 of all updates, of the states that are as large as the weight.
+static LogicalResult verifyShapes(Operation *op, OperandRange states, Value grad) {
+  for (Value state : states)
     if (shapeOf(state) != shapeOf(grad))
       return op->emitOpError("C1: a state and its gradient must have one shape");
+  return success();
+}
+
+/// C3 of all updates.
+static LogicalResult verifyStates(Operation *op, OperandRange updated) {
   llvm::SmallDenseSet<Attribute> states;
   for (Value value : updated) {
     auto param = value.getDefiningOp<ParamOp>();
@@ -52,15 +57,34 @@ static LogicalResult verifyUpdate(Operation *op, OperandRange updated, Value gra
   return success();
 }
 
+/// C4 of both forms of AdamW.
+template <typename Op> static LogicalResult verifyAdamW(Op op) {
+  for (const APFloat &beta : {op.getBeta1(), op.getBeta2()})
+    if (!isFiniteAndNotNegative(beta) || beta.convertToDouble() >= 1)
+      return op.emitOpError("C4: betas must be at least 0 and under 1");
+  if (!isFiniteAndNotNegative(op.getEps()) || !isFiniteAndNotNegative(op.getWeightDecay()))
+    return op.emitOpError("C4: eps and weight_decay must be finite and not negative");
+  return success();
+}
+
 LogicalResult AdamWOp::verify() {
   if (!isOneNumber(getLr()) || !isOneNumber(getStep()) || !isOneNumber(getFactor()))
     return emitOpError("C2: lr, step and factor must be one number");
-  for (const APFloat &beta : {getBeta1(), getBeta2()})
-    if (!isFiniteAndNotNegative(beta) || beta.convertToDouble() >= 1)
-      return emitOpError("C4: betas must be at least 0 and under 1");
-  if (!isFiniteAndNotNegative(getEps()) || !isFiniteAndNotNegative(getWeightDecay()))
-    return emitOpError("C4: eps and weight_decay must be finite and not negative");
-  return verifyUpdate(*this, getUpdated(), getGrad());
+  if (failed(verifyAdamW(*this)) || failed(verifyShapes(*this, getUpdated(), getGrad())))
+    return failure();
+  return verifyStates(*this, getUpdated());
+}
+
+LogicalResult ExpertAdamWOp::verify() {
+  for (Value perExpert : {getSteps(), getLoad()})
+    if (shapeOf(getGrad()).empty() || shapeOf(perExpert) != shapeOf(getGrad()).take_front())
+      return emitOpError("C1: steps and load must be [experts], the gradient [experts,..]");
+  if (!isOneNumber(getLr()) || !isOneNumber(getFactor()))
+    return emitOpError("C2: lr and factor must be one number");
+  if (failed(verifyAdamW(*this)) ||
+      failed(verifyShapes(*this, getUpdated().drop_back(), getGrad())))
+    return failure();
+  return verifyStates(*this, getUpdated());
 }
 
 LogicalResult SgdOp::verify() {
@@ -70,7 +94,9 @@ LogicalResult SgdOp::verify() {
     return emitOpError("C4: momentum and weight_decay must be finite and not negative");
   if (!getMomentumState() && (getNesterov() || getMomentum().convertToDouble() != 0))
     return emitOpError("C5: a momentum needs a state");
-  return verifyUpdate(*this, getUpdated(), getGrad());
+  if (failed(verifyShapes(*this, getUpdated(), getGrad())))
+    return failure();
+  return verifyStates(*this, getUpdated());
 }
 
 LogicalResult SquaresOp::verify() {
@@ -103,6 +129,17 @@ static FactorRule updateRule(Operation *op, size_t updated) {
 
 FactorRule AdamWOp::getFactorRule() { return updateRule(*this, getUpdated().size()); }
 FactorRule SgdOp::getFactorRule() { return updateRule(*this, getUpdated().size()); }
+
+/// w, m and v[e,x..], steps[e], grad[e,x..], lr[o], load[e], factor[o].
+FactorRule ExpertAdamWOp::getFactorRule() {
+  FactorRule rule;
+  SmallVector<int> x = rule.addFactors(FactorKind::passThrough, shapeOf(getW()));
+  int one = rule.addFactor(FactorKind::needReplication, 1);
+  rule.operands = {x, x, x, {x.front()}, x, {one}, {x.front()}};
+  if (getFactor())
+    rule.operands.push_back({one});
+  return rule;
+}
 
 /// x[k..] → [o], partial where k.. is cut.
 FactorRule SquaresOp::getFactorRule() {
