@@ -2,10 +2,10 @@
 """Kills, stops and miscounts ranks of moe-run at random moments and checks that every run ends as docs/running-on-gpus.md promises.
 
     check-failures.py PLAN --weights=DIR --inputs=FILE [--launcher=mpirun|processes|torchrun] [--devices=0,0] [--count=20] [--seed=N]
-                      [--kinds=kill,stop,world] [--victims=0,2] [--timeout=3] [--window=2] [--moe-run=FILE]
+                      [--kinds=kill,stop,world] [--victims=0,2] [--timeout=3] [--window=2] [--train] [--moe-run=FILE]
 
-Every run goes on for long (--repeat); once its ranks have met, one of them, by the seed or from --victims in turn, is ended (kill, SIGKILL) or stopped (stop, SIGSTOP)
-within the next --window seconds, which covers loading and steps; or the launcher starts another number of ranks than the plan has (world).
+Every run goes on for long (--repeat, or with --train, for a plan that trains, --steps); once its ranks have met, one of them, by the seed or from
+--victims in turn, is ended (kill, SIGKILL) or stopped (stop, SIGSTOP) within the next --window seconds, which covers loading and steps; or the launcher starts another number of ranks than the plan has (world).
 Checked: all processes are gone within 5 s (after the timeout, for a stopped rank); one line names the rank and where the others were, no other
 line reports an error; exit codes are 5, or 2 for the wrong number. Every second run under mpirun has each rank under a small wrapper that sees
 its own exit code. Under torchrun's variables this script is the launcher, so a stopped rank is its own to end.
@@ -14,7 +14,6 @@ Needs Python 3 only. Prints one line a run and `N of M as promised`; exit code 0
 """
 
 import argparse
-import glob
 import os
 import random
 import re
@@ -25,19 +24,10 @@ import sys
 import tempfile
 import time
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-PLACE = r"rank \d+ was in (instruction \d+ \([^)]+\)( at \S+)?|loading the weights|opening the files|between two steps)"
+from rank_processes import TAG, Wrong, default_moe_run, has_met, is_there, rank_processes
 
-
-class Wrong(Exception):
-    """A run that ended otherwise than promised."""
-
-
-def default_moe_run():
-    for path in (os.path.join(HERE, "bin", "moe-run"), os.path.join(os.path.dirname(HERE), "build", "bin", "moe-run")):
-        if os.path.exists(path):
-            return path
-    return shutil.which("moe-run") or "moe-run"
+INSTRUCTION = r"instruction \d+ \([^)]+\)( at \S+)?"
+PLACE = rf"rank \d+ was in ({INSTRUCTION}|step \d+(, {INSTRUCTION})?|loading the weights|opening the files|between two steps)"
 
 
 def as_rank(folder, words):
@@ -53,47 +43,6 @@ def as_rank(folder, words):
     return code
 
 
-def rank_processes(tag):
-    """{rank: pid} of the moe-run processes that carry our tag and are ranks."""
-    found = {}
-    for folder in glob.glob("/proc/[0-9]*"):
-        try:
-            with open(folder + "/environ", "rb") as file:
-                variables = dict(v.split(b"=", 1) for v in file.read().split(b"\0") if b"=" in v)
-            if variables.get(b"MOIRA_CHECK_TAG") != tag.encode():
-                continue
-            with open(folder + "/cmdline", "rb") as file:
-                if not file.read().split(b"\0")[0].endswith(b"moe-run"):
-                    continue
-        except (OSError, ValueError):
-            continue
-        for name in (b"OMPI_COMM_WORLD_RANK", b"MOIRA_RANK", b"RANK"):
-            if name in variables:
-                found[int(variables[name])] = int(os.path.basename(folder))
-                break
-    return found
-
-
-def has_met(pid):
-    """Whether the rank listens to the others: the thread that does has a name."""
-    for path in glob.glob(f"/proc/{pid}/task/*/comm"):
-        try:
-            with open(path) as file:
-                if file.read().strip() == "moira-news":
-                    return True
-        except OSError:
-            pass
-    return False
-
-
-def is_there(pid):
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 class Run:
     """One start of a plan under a launcher."""
 
@@ -102,16 +51,17 @@ class Run:
         self.folder = tempfile.mkdtemp(prefix="moira-failures-")
         self.tag = os.path.basename(self.folder)
         self.text = tempfile.TemporaryFile()
-        words = [options.moe_run, options.plan, f"--weights={options.weights}", f"--inputs={options.inputs}",
-                 f"--outputs={self.folder}/out.safetensors", "--repeat=100000000", f"--timeout={options.timeout}"]
+        long = ["--steps=100000000"] if options.train else [f"--outputs={self.folder}/out.safetensors", "--repeat=100000000"]
+        words = [options.moe_run, options.plan, f"--weights={options.weights}", f"--inputs={options.inputs}", *long,
+                 f"--timeout={options.timeout}"]
         if options.devices:
             words.append(f"--devices={options.devices}")
-        environment = dict(os.environ, MOIRA_CHECK_TAG=self.tag)
+        environment = dict(os.environ, **{TAG: self.tag})
         self.processes = []
         if options.launcher == "mpirun":
             wrapper = [sys.executable, os.path.abspath(__file__), "--as-rank", self.folder] if wrapped else []
             root = ["--allow-run-as-root"] if os.geteuid() == 0 else []
-            self.start(["mpirun", "--oversubscribe", *root, "-x", "MOIRA_CHECK_TAG", "-np", str(ranks), *wrapper, *words], environment)
+            self.start(["mpirun", "--oversubscribe", *root, "-x", TAG, "-np", str(ranks), *wrapper, *words], environment)
         elif options.launcher == "processes":
             self.start(words if options.devices else words + ["--processes"], environment)
         else:
@@ -234,6 +184,7 @@ def main():
     parser.add_argument("--window", type=float, default=2)
     parser.add_argument("--patience", type=float, default=60, help="seconds that the ranks may take to meet")
     parser.add_argument("--start", type=float, default=5, help="seconds that programs may take to start, where that counts")
+    parser.add_argument("--train", action="store_true", help="the plan trains")
     parser.add_argument("--moe-run", default=default_moe_run())
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 32)

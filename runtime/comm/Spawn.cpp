@@ -136,7 +136,14 @@ Expected<SpawnResult> runRanksAsProcesses(const SpawnOptions &options) {
   std::optional<End> cause;
   Clock::time_point failedAt;
   bool killed = false;
+  int asked = 0; // the signal that was passed on
   for (int running = options.ranks; running > 0;) {
+    if (int signal = options.stop ? options.stop->load() : 0; signal && !asked) {
+      asked = signal;
+      for (const Child &child : children)
+        if (child.running)
+          kill(child.pid, SIGTERM);
+    }
     std::vector<End> ends;
     for (int r = 0; r < options.ranks; ++r) {
       Child &child = children[size_t(r)];
@@ -165,6 +172,13 @@ Expected<SpawnResult> runRanksAsProcesses(const SpawnOptions &options) {
   SpawnResult result;
   if (!cause)
     return result;
+  // SIGINT: of a terminal, which sends it to all.
+  if (asked &&
+      (cause->bySignal() ? WTERMSIG(cause->status) == SIGTERM || WTERMSIG(cause->status) == SIGINT
+                         : WEXITSTATUS(cause->status) == 128 + SIGTERM)) {
+    result.exitCode = 128 + asked;
+    return result;
+  }
   std::optional<std::string> where = report.line();
   std::string rest =
       (where && !where->empty() ? "; " + *where : "") + "; the other ranks have been stopped";

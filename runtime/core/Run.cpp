@@ -80,6 +80,11 @@ Status runAsProcesses(const RunOptions &options, int ranks, std::optional<SpawnR
   spawn.program = ownProgram();
   spawn.arguments = ownArguments();
   spawn.ranks = ranks;
+  if (options.train) {
+    spawn.stop = options.train->stop;
+    if (options.train->begins)
+      options.train->begins();
+  }
   Expected<SpawnResult> result = runRanksAsProcesses(spawn);
   if (!result)
     return result.takeStatus();
@@ -359,6 +364,8 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
     ranks = std::move(*threads);
     ranks->lastWords = lastWords;
   }
+  if (options.threads > 0)
+    ranks->setThreadsPerRank(options.threads);
   const std::vector<std::string> &ignored =
       session.task ? session.task->ignored() : session.inputs->ignored();
   if (ranks->hasRankZero() && !ignored.empty()) {

@@ -157,15 +157,17 @@ Status RunSession::generate(Ranks &ranks, int again) {
 
 Status RunSession::train(Ranks &ranks, const std::function<void(const std::string &)> &note) {
   auto start = std::chrono::steady_clock::now();
-  phase = Phase::stepping;
   trainings.clear();
   for (int local = 0; local < ranks.localSize(); ++local)
     trainings.push_back(std::make_unique<RankTraining>(*training));
+  phase = Phase::stepping;
+  if (training->options().begins)
+    training->options().begins();
   Status status = ranks.each([&](int local) -> Ranks::Verdict {
     Status mine = trainings[local]->run(*executors[local],
                                         rankRoutes.empty() ? nullptr : rankRoutes[local].get(),
                                         ranks.communicator(local), note);
-    return {mine, executors[local]->failedTogether()};
+    return {mine, trainings[local]->failedTogether() || executors[local]->failedTogether()};
   });
   stepSeconds = secondsSince(start);
   arenaSizes = executors[0]->arenaSizes();
@@ -191,6 +193,8 @@ std::string RunSession::where() const {
     return "loading the weights";
   case Phase::stepping: {
     std::string text = executors[0]->where();
+    if (!trainings.empty())
+      return trainings[0]->where() + (text.empty() ? "" : ", " + text);
     return text.empty() ? "between two steps" : text;
   }
   case Phase::ending:

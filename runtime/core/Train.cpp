@@ -28,6 +28,14 @@ template <typename List> auto *named(const List &list, std::string_view name) {
   return decltype(list.Get(0))(nullptr);
 }
 
+/// A failure with the step that it was met in.
+Status inStep(uint64_t number, const Status &status) {
+  Status located;
+  for (const Diagnostic &d : status.diagnostics())
+    located.add(d.id, format("step %llu, ", (unsigned long long)number) + d.message);
+  return located;
+}
+
 /// The first element of an output, if the program has it.
 std::optional<double> numberOf(const fb::Program &program, std::span<const TensorRef> outputs,
                                std::string_view name) {
@@ -114,6 +122,7 @@ struct RankTraining::Reports {
   std::optional<JsonLines> lines;
   std::optional<TensorBoard> board;
   Clock::time_point said = {};
+  bool whole = true; // nothing is missing in the files
 
   static Expected<Reports> open(const TrainOptions &options, uint64_t from) {
     Reports reports;
@@ -209,22 +218,30 @@ Status RankTraining::readBatch(const MeshPosition &position) {
   return status;
 }
 
-Status RankTraining::save(std::span<const StatePart> parts, uint64_t number, CheckpointSaver &saver,
-                          Communicator &communicator) {
+TrainingProgress RankTraining::progress(uint64_t number) const {
   TrainingProgress progress;
   progress.step = number;
   progress.seed = task.asked.dataSeed;
   progress.planHash = task.planHash;
   if (task.reader)
     progress.data = data.write();
-  if (Status status = saver.begin(parts, progress, communicator); !status) {
-    // Losing the other ranks is not a failed save.
-    if (status.diagnostics().front().id == ErrorId::RankFailed)
-      return status;
-    note(status.str() + "the checkpoint of step " + std::to_string(number) +
-         " was not saved; training goes on");
+  return progress;
+}
+
+Status RankTraining::judge(const Status &saved, uint64_t number, bool last) {
+  // Losing the other ranks is not a failed save.
+  bool lost = !saved && saved.diagnostics().front().id == ErrorId::RankFailed;
+  if (saved || lost)
+    return saved;
+  std::string what =
+      format("the checkpoint of step %llu was not saved", (unsigned long long)number);
+  if (!last) {
+    note(saved.str() + what + "; training goes on");
+    return {};
   }
-  return {};
+  together = true;
+  note(what);
+  return saved;
 }
 
 Status RankTraining::step(ProgramRunner &runner, uint64_t number, Communicator &communicator,
@@ -232,11 +249,12 @@ Status RankTraining::step(ProgramRunner &runner, uint64_t number, Communicator &
   auto start = Clock::now();
   lr = static_cast<float>(task.schedule.at(number));
   stepNumber = static_cast<int32_t>(number);
+  at = number;
   if (task.reader)
     if (Status status = readBatch(runner.position()); !status)
       return status;
   if (Status status = runner.step(inputs); !status)
-    return status;
+    return inStep(number, status);
   Expected<std::vector<TensorRef>> outputs = runner.outputs();
   if (!outputs)
     return outputs.takeStatus();
@@ -270,7 +288,10 @@ Status RankTraining::step(ProgramRunner &runner, uint64_t number, Communicator &
                 "load %.2f  dropped %.1f %%",
                 (unsigned long long)number, (unsigned long long)task.asked.steps, last, norm,
                 double(lr), double(task.tokens) / took, took * 1e3, load, dropped * 100));
-  return reports->write(metrics);
+  // A full disk does not end a run; what it keeps from the files is said once.
+  if (Status status = reports->write(metrics); !status && std::exchange(reports->whole, false))
+    note(status.str() + "the metrics of some steps are lost; training goes on");
+  return {};
 }
 
 Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator &communicator,
@@ -307,27 +328,28 @@ Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator
   std::optional<CheckpointSaver> saver;
   if (!asked.checkpoint.empty())
     saver.emplace(asked.checkpoint, asked.keep);
-  auto finish = [&](bool wait) -> Status {
+  uint64_t saved = number; // the step of the last save that was begun
+  auto finish = [&](bool wait, bool last) -> Status {
     if (!saver || !saver->busy())
       return {};
-    std::optional<Status> saved = saver->poll(communicator, wait);
-    if (!saved || *saved)
-      return {};
-    if (saved->diagnostics().front().id == ErrorId::RankFailed)
-      return *saved;
-    note(saved->str() + "a checkpoint was not saved; training goes on");
-    return {};
+    std::optional<Status> result = saver->poll(communicator, wait);
+    return result ? judge(*result, saved, last) : Status();
+  };
+  auto save = [&](bool last) -> Status {
+    if (Status status = finish(true, false); !status)
+      return status;
+    saved = number;
+    return judge(saver->begin(*parts, progress(number), communicator), number, last);
   };
 
   Group world = worldGroup(communicator);
-  uint64_t lastSaved = number;
   while (number < asked.steps && !stopped) {
     if (Status status =
             step(runner, number + 1, communicator, routes, reports ? &*reports : nullptr);
         !status)
       return status;
     ++number;
-    if (Status status = finish(false); !status)
+    if (Status status = finish(false, false); !status)
       return status;
     // One rank may have been told to end: then all do, after this step.
     int32_t signal = asked.stop ? asked.stop->load() : 0, any = 0;
@@ -336,22 +358,15 @@ Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator
         !status)
       return status;
     stopped = any;
-    if (saver && asked.saveEvery && number % asked.saveEvery == 0) {
-      if (Status status = finish(true); !status)
+    bool more = number < asked.steps && !stopped; // the last save is below
+    if (saver && more && asked.saveEvery && number % asked.saveEvery == 0)
+      if (Status status = save(false); !status)
         return status;
-      if (Status status = save(*parts, number, *saver, communicator); !status)
-        return status;
-      lastSaved = number;
-    }
   }
-  if (Status status = finish(true); !status)
-    return status;
-  if (saver && lastSaved != number) {
-    if (Status status = save(*parts, number, *saver, communicator); !status)
+  if (saver && saved != number)
+    if (Status status = save(true); !status)
       return status;
-    return finish(true);
-  }
-  return {};
+  return finish(true, true);
 }
 
 } // namespace moira::rt

@@ -11,6 +11,7 @@
 #include "moira/rt/Schedule.h"
 #include "moira/rt/TokenData.h"
 
+#include <atomic>
 #include <functional>
 #include <optional>
 
@@ -57,6 +58,10 @@ public:
   Status run(ProgramRunner &runner, RankRoutes *routes, Communicator &communicator,
              const std::function<void(const std::string &)> &note);
 
+  /// Whether run() has failed with something that all ranks know.
+  bool failedTogether() const { return together; }
+  /// The step that is being made, for people. Any thread may ask.
+  std::string where() const { return "step " + std::to_string(at.load()); }
   /// The signal that ended the run early, 0 if none did.
   int stoppedBy() const { return stopped; }
   /// Steps that this run has made, and seconds that they took.
@@ -77,8 +82,10 @@ private:
   Status readBatch(const MeshPosition &position);
   Status step(ProgramRunner &runner, uint64_t number, Communicator &communicator,
               RankRoutes *routes, Reports *reports);
-  Status save(std::span<const StatePart> parts, uint64_t number, CheckpointSaver &saver,
-              Communicator &communicator);
+  TrainingProgress progress(uint64_t number) const;
+  /// What is to be done about a save that has ended: one that has failed is noted, and only the
+  /// run's last is a failure of the run, or that other ranks are lost.
+  Status judge(const Status &saved, uint64_t number, bool last);
 
   const TrainTask &task;
   InputSet inputs;            // with the two below
@@ -87,6 +94,8 @@ private:
   float lr = 0;
   int32_t stepNumber = 0;
   std::function<void(const std::string &)> note;
+  std::atomic<uint64_t> at = 0; // the step that is being made, or was made last
+  bool together = false;
   int stopped = 0;
   uint64_t made = 0;
   double spent = 0, first = 0, last = 0;

@@ -35,9 +35,29 @@ std::string metricsLine(const StepMetrics &metrics) {
   return line + "}";
 }
 
+Expected<RecordFile> RecordFile::open(const std::string &path, int64_t length) {
+  RecordFile records;
+  records.path = path;
+  records.length = length;
+  records.file.reset(std::fopen(path.c_str(), "ab"));
+  if (!records.file || ftruncate(fileno(records.file.get()), length) != 0 ||
+      std::setvbuf(records.file.get(), nullptr, _IONBF, 0) != 0)
+    return cannotWrite(path);
+  return records;
+}
+
+Status RecordFile::append(std::string_view record) {
+  if (std::fwrite(record.data(), 1, record.size(), file.get()) == record.size()) {
+    length += static_cast<int64_t>(record.size());
+    return {};
+  }
+  Status status = cannotWrite(path);
+  std::clearerr(file.get());
+  [[maybe_unused]] int cut = ftruncate(fileno(file.get()), length);
+  return status;
+}
+
 Expected<JsonLines> JsonLines::open(const std::string &path, uint64_t keepUntil) {
-  JsonLines lines;
-  lines.path = path;
   off_t keep = 0;
   {
     std::ifstream old(path);
@@ -49,18 +69,12 @@ Expected<JsonLines> JsonLines::open(const std::string &path, uint64_t keepUntil)
       keep += static_cast<off_t>(line.size()) + 1;
     }
   }
-  lines.file.reset(std::fopen(path.c_str(), "ab"));
-  if (!lines.file || ftruncate(fileno(lines.file.get()), keep) != 0)
-    return cannotWrite(path);
+  Expected<RecordFile> file = RecordFile::open(path, keep);
+  if (!file)
+    return file.takeStatus();
+  JsonLines lines;
+  lines.file = std::move(*file);
   return lines;
-}
-
-Status JsonLines::write(const StepMetrics &metrics) {
-  std::string line = metricsLine(metrics) + "\n";
-  if (std::fwrite(line.data(), 1, line.size(), file.get()) != line.size() ||
-      std::fflush(file.get()) != 0)
-    return cannotWrite(path);
-  return {};
 }
 
 } // namespace moira::rt

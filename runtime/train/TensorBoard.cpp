@@ -63,11 +63,12 @@ Expected<TensorBoard> TensorBoard::open(const std::string &directory) {
   char host[256] = "localhost";
   (void)gethostname(host, sizeof host - 1);
   TensorBoard board;
-  board.path = directory + format("/events.out.tfevents.%lld.%s.%d", (long long)now(), host,
-                                  static_cast<int>(getpid()));
-  board.file.reset(std::fopen(board.path.c_str(), "wb"));
-  if (!board.file)
-    return cannotWrite(board.path);
+  std::string path = directory + format("/events.out.tfevents.%lld.%s.%d", (long long)now(), host,
+                                        static_cast<int>(getpid()));
+  Expected<RecordFile> file = RecordFile::open(path, 0);
+  if (!file)
+    return file.takeStatus();
+  board.file = std::move(*file);
   Message event;
   event.real64(1, now());
   event.text(3, "brain.Event:2"); // file_version
@@ -100,10 +101,7 @@ Status TensorBoard::record(const std::string &event) {
   bytes.append(reinterpret_cast<const char *>(&ofLength), sizeof ofLength);
   bytes += event;
   bytes.append(reinterpret_cast<const char *>(&ofEvent), sizeof ofEvent);
-  if (std::fwrite(bytes.data(), 1, bytes.size(), file.get()) != bytes.size() ||
-      std::fflush(file.get()) != 0)
-    return cannotWrite(path);
-  return {};
+  return file.append(bytes);
 }
 
 } // namespace moira::rt

@@ -87,6 +87,9 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
                  "run the step so often again and print the median time and tokens/s");
   app.add_flag("--processes", options.processes,
                "start a process for each rank on the host too, as on CUDA devices");
+  app.add_option("--threads", options.threads,
+                 "threads of each rank's library calls on the host (default: its share of the "
+                 "cores); results do not depend on it");
   app.add_flag("--graphs,!--no-graphs", options.graphs,
                "record what is static of the first step and replay it (CUDA; default on)");
   app.add_option("--ranks", line.ranks,
@@ -225,6 +228,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     problems.add(ErrorId::BadUsage, "--devices is for --device=cuda");
   if (options.repeat < 0)
     problems.add(ErrorId::UnknownFlag, "--repeat must be a number of steps, 0 or more");
+  if (options.threads < 0 || options.threads > 1024)
+    problems.add(ErrorId::UnknownFlag, "--threads must be 1 to 1024");
   if (line.ranks < 1 || line.ranks > 64)
     problems.add(ErrorId::UnknownFlag, "--ranks must be 1 to 64");
   if (!(options.timeoutSeconds >= 0) || std::isinf(options.timeoutSeconds))

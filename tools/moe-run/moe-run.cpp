@@ -28,15 +28,31 @@ void say(const std::string &text) {
   std::fflush(stderr);
 }
 
-/// The signal that is to end training after its step; a second one ends the program.
+/// The signal that is to end training after its step.
 std::atomic<int> stopSignal = 0;
 
+/// SIGINT, SIGTERM and SIGUSR1 (which mpirun and srun pass on at once) end training after its step
+/// from here on. Where this process was started by hand a second one ends it at once. Launchers
+/// pass signals on, some of them twice, and have a SIGKILL for those who take too long; a moe-run
+/// that has started its ranks passes on SIGTERM, so the terminal's SIGINT is not for them.
 void stopTrainingOnSignals() {
+  std::string launcher = rt::discoverLaunch().launcher;
   struct sigaction action = {};
-  action.sa_handler = [](int number) { stopSignal = number; };
-  action.sa_flags = SA_RESETHAND;
-  sigaction(SIGINT, &action, nullptr);
+  action.sa_flags = SA_RESTART;
+  sigfillset(&action.sa_mask); // one after the other
+  if (launcher == "none")
+    action.sa_handler = [](int number) {
+      stopSignal = number;
+      for (int any : {SIGINT, SIGTERM, SIGUSR1})
+        std::signal(any, SIG_DFL);
+    };
+  else
+    action.sa_handler = [](int number) { stopSignal = number; };
   sigaction(SIGTERM, &action, nullptr);
+  sigaction(SIGUSR1, &action, nullptr);
+  if (launcher == "moe-run")
+    action.sa_handler = SIG_IGN;
+  sigaction(SIGINT, &action, nullptr);
 }
 
 /// All problems, up to a number that nobody reads.
@@ -72,10 +88,9 @@ int run(int argc, char **argv) {
   case tool::Command::run:
     break;
   }
-  // Launchers end their ranks by signals of their own.
-  if (line->options.train && rt::discoverLaunch().launcher == "none") {
+  if (line->options.train) {
     line->options.train->stop = &stopSignal;
-    stopTrainingOnSignals();
+    line->options.train->begins = stopTrainingOnSignals;
   }
   rt::RunOutcome outcome =
       rt::runPlan(line->options, [](const rt::Status &status) { say(textOf(status)); }, say);

@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace moira::rt {
@@ -23,17 +24,30 @@ struct StepMetrics {
 /// One JSON object a line: {"step":3,"loss":5.25,…}. A number that is none becomes null.
 std::string metricsLine(const StepMetrics &metrics);
 
-/// A file of JSON lines, flushed after each.
+/// A file that records are appended to, each wholly or not at all.
+class RecordFile {
+public:
+  /// Opens or creates `path` and cuts it to `length` bytes. CannotWrite.
+  static Expected<RecordFile> open(const std::string &path, int64_t length);
+  /// CannotWrite; the next record may succeed.
+  Status append(std::string_view record);
+
+private:
+  std::string path;
+  std::unique_ptr<std::FILE, int (*)(std::FILE *)> file{nullptr, std::fclose};
+  int64_t length = 0;
+};
+
+/// A file of JSON lines, written through.
 class JsonLines {
 public:
   /// Opens or creates `path`. Lines of steps after `keepUntil`, from before a crash or a step that
   /// is taken again, are removed, and so is what is behind them. CannotWrite.
   static Expected<JsonLines> open(const std::string &path, uint64_t keepUntil);
-  Status write(const StepMetrics &metrics);
+  Status write(const StepMetrics &metrics) { return file.append(metricsLine(metrics) + "\n"); }
 
 private:
-  std::string path;
-  std::unique_ptr<std::FILE, int (*)(std::FILE *)> file{nullptr, std::fclose};
+  RecordFile file;
 };
 
 /// An event file as TensorBoard reads it: TFRecords (length, masked crc32c of it, bytes, masked
@@ -47,8 +61,7 @@ public:
 
 private:
   Status record(const std::string &event);
-  std::string path;
-  std::unique_ptr<std::FILE, int (*)(std::FILE *)> file{nullptr, std::fclose};
+  RecordFile file;
 };
 
 } // namespace moira::rt

@@ -26,6 +26,7 @@ public:
   const char *kind() const { return communicators.front()->kind(); }
   /// Threads that each rank's library calls may use on this machine.
   int threadsPerRank() const { return libraryThreads; }
+  void setThreadsPerRank(int threads) { libraryThreads = threads; }
 
   /// Called with the failure when a local rank does not come back; then this process ends. Not set:
   /// failures are only returned.

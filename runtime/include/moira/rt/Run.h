@@ -44,6 +44,8 @@ struct TrainOptions {
   std::string schedule = "constant"; // Schedule.h
   /// Becomes the number of a signal when the run is to end after its step; null: it never is.
   const std::atomic<int> *stop = nullptr;
+  /// Called in every process of the run before its first step, after which `stop` is looked at.
+  std::function<void()> begins;
 };
 
 enum class ReferenceMode { none, f32, f64 };
@@ -62,7 +64,8 @@ struct RunOptions {
   std::optional<TrainOptions> train;           // of plans that train
   std::optional<GenerateOptions> generate;     // of plans that generate
   bool processes = false;                      // a process a rank also on the host
-  bool graphs = true;                          // devices may record and replay what is static
+  int threads = 0;    // of each rank's library calls on the host; 0: its share of the cores
+  bool graphs = true; // devices may record and replay what is static
   /// Whether ranks that need a process each may be made by starting this program again with its own
   /// arguments. Otherwise that is BadRun.
   bool mayStartAgain = false;

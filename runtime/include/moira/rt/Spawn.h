@@ -7,6 +7,7 @@
 
 #include "moira/rt/Status.h"
 
+#include <atomic>
 #include <functional>
 #include <string>
 #include <vector>
@@ -19,10 +20,14 @@ struct SpawnOptions {
   int ranks = 1;
   /// How long the others may take to end once one has failed; then they are killed.
   double graceSeconds = 3;
+  /// Becomes the number of a signal that this process has got and the ranks shall end in order for:
+  /// they are sent a SIGTERM. May be null.
+  const std::atomic<int> *stop = nullptr;
 };
 
 struct SpawnResult {
-  /// 0 if all ranks succeeded, else the first failing one's; 5 if that one was killed.
+  /// 0 if all ranks succeeded, else the first failing one's; 5 if that one was killed; 128+n if
+  /// they have ended because of the signal n that this process has got.
   int exitCode = 0;
   /// What no rank could say itself: which one was killed first, by which signal, and where another
   /// one was then. Otherwise success, the ranks have spoken.
