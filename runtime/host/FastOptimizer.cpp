@@ -4,18 +4,11 @@
 // updates are element-wise, and sums are made block by block in one order.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
+#include "Parallel.h"
+#include "Vectors.h"
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <system_error>
-#include <thread>
-
-#if defined(__x86_64__)
-#define MOIRA_VECTORS [[gnu::target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")]]
-#else
-#define MOIRA_VECTORS
-#endif
 
 namespace moira::rt::host {
 namespace {
@@ -23,26 +16,16 @@ namespace {
 /// Elements of a block; a multiple of every vector.
 constexpr int64_t kBlock = 1 << 15;
 
-/// fn(first, last) for the blocks of n elements, on this thread and as many others as it may use.
-void forBlocks(int64_t n, const std::function<void(int64_t, int64_t)> &fn) {
+/// Blocks of a task, so that a thread has a run of memory to itself.
+constexpr int64_t kTaskBlocks = 32;
+
+/// fn(first, last) for the blocks of n elements, on this thread and its workers.
+template <typename Fn> void forBlocks(int64_t n, Fn fn) {
   int64_t blocks = (n + kBlock - 1) / kBlock;
-  int64_t parts = std::clamp<int64_t>(blocks / 8, 1, hostThreads());
-  auto part = [&](int64_t p) {
-    for (int64_t b = blocks * p / parts, end = blocks * (p + 1) / parts; b < end; ++b)
+  parallelFor((blocks + kTaskBlocks - 1) / kTaskBlocks, [&](int64_t task) {
+    for (int64_t b = task * kTaskBlocks, end = std::min(blocks, b + kTaskBlocks); b < end; ++b)
       fn(b * kBlock, std::min(n, (b + 1) * kBlock));
-  };
-  std::vector<std::thread> threads;
-  int64_t next = 1;
-  try {
-    for (; next < parts; ++next)
-      threads.emplace_back(part, next);
-  } catch (const std::system_error &) { // no more threads: this one does what is left
-  }
-  part(0);
-  for (; next < parts; ++next)
-    part(next);
-  for (std::thread &thread : threads)
-    thread.join();
+  });
 }
 
 struct AdamW {

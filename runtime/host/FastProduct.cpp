@@ -1,67 +1,53 @@
-//===- FastProduct.cpp - matrix products by oneDNN --------------------------===//
-// linear and grouped_matmul in f32, and the number of threads that products may use. Called only
-// where oneDNN is there (OneDnn.h). bf16 is in Bf16Product.cpp.
+//===- FastProduct.cpp - linear and grouped_matmul in f32 -----------------===//
+// Products of few rows, which are bound by reading weights, by tiles (RowProduct.h); others by
+// oneDNN. Called only where oneDNN is there. bf16 is in RowProduct.cpp.
 //===----------------------------------------------------------------------===//
 #include "GroupedProduct.h"
-#include "OneDnn.h"
+#include "RowProduct.h"
+#include "Sgemm.h"
 
-#include <algorithm>
-
-namespace moira::rt {
-
-namespace {
-thread_local int threadsOfProducts = 1;
-}
-
-int host::hostThreads() { return threadsOfProducts; }
-
-void setHostThreads(int threads) {
-  threadsOfProducts = std::max(threads, 1);
-  if (const host::OneDnn *library = host::OneDnn::get(); library && library->setThreads)
-    library->setThreads(threadsOfProducts);
-}
-
-namespace host {
+namespace moira::rt::host {
 namespace {
 
-Status product(const Call &call, const float *x, const float *w, float *out, int64_t m, int64_t n,
-               int64_t k) {
-  if (m == 0 || n == 0)
-    return {};
-  if (k == 0) {
-    std::fill_n(out, m * n, 0.0f);
-    return {};
-  }
-  dnnl_status_t result = OneDnn::get()->sgemm('N', 'T', m, n, k, 1.0f, x, k, w, k, 0.0f, out, n);
-  if (result == dnnl_success)
-    return {};
-  return Status(result == dnnl_out_of_memory ? ErrorId::OutOfMemory : ErrorId::Internal,
-                format("call '%s': oneDNN refused a product of %lld x %lld x %lld (status %d); %s",
-                       std::string(call.name).c_str(), (long long)m, (long long)n, (long long)k,
-                       int(result),
-                       result == dnnl_out_of_memory ? "free memory or use more ranks"
-                                                    : "please report this"));
+/// Most rows that meet weights faster by tiles than oneDNN copies the weights.
+constexpr int64_t kFewRows = 8;
+
+Sgemm weightProduct(const float *x, const float *w, float *out, int64_t m, int64_t n, int64_t k) {
+  return {false, true, m, n, k, x, k, w, k, out, n};
 }
 
 } // namespace
 
-namespace fast {
-
-template <> Status linear<float>(const Call &call) {
+template <> Status fast::linear<float>(const Call &call) {
   if (Status s = checkLinear(call); !s)
     return s;
   int64_t contract = call.params.integer("contract");
-  return product(call, call.input<float>(0), call.input<float>(1), call.output<float>(0),
-                 leading(call.in[0], contract), leading(call.in[1], contract),
-                 trailing(call.in[0], contract));
+  const float *x = call.input<float>(0), *w = call.input<float>(1);
+  float *out = call.output<float>(0);
+  int64_t m = leading(call.in[0], contract), n = leading(call.in[1], contract),
+          k = trailing(call.in[0], contract);
+  if (m > kFewRows)
+    return sharedSgemm(call, weightProduct(x, w, out, m, n, k));
+  RowProduct<float, float> product{x, w, out, m};
+  multiplyRows<float, float>({&product, 1}, n, k);
+  return {};
 }
 
-template <> Status grouped_matmul<float>(const Call &call) {
-  return groupedProduct<float>(call,
-                               [&](const float *x, const float *w, float *out, int64_t m, int64_t n,
-                                   int64_t k) { return product(call, x, w, out, m, n, k); });
+template <> Status fast::grouped_matmul<float>(const Call &call) {
+  std::vector<RowProduct<float, float>> few;
+  int64_t outer = 0, inner = 0;
+  Status s = groupedProduct<float>(
+      call, [&](const float *x, const float *w, float *out, int64_t m, int64_t n, int64_t k) {
+        outer = n, inner = k;
+        if (m > kFewRows)
+          return sharedSgemm(call, weightProduct(x, w, out, m, n, k));
+        if (m > 0)
+          few.push_back({x, w, out, m});
+        return Status();
+      });
+  if (s)
+    multiplyRows<float, float>(few, outer, inner);
+  return s;
 }
 
-} // namespace fast
-} // namespace host
-} // namespace moira::rt
+} // namespace moira::rt::host

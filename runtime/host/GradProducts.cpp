@@ -3,7 +3,7 @@
 // grouped_input_grad, grouped_weight_grad, grouped_bias_grad. The products are plain loops that sum
 // in double, or oneDNN's in the fast flavor.
 //===----------------------------------------------------------------------===//
-#include "OneDnn.h"
+#include "Sgemm.h"
 #include "Widened.h"
 
 #include <algorithm>
@@ -47,31 +47,19 @@ struct Plain {
 struct Blas {
   static Status product(const Call &call, const float *a, const float *b, float *out, int64_t m,
                         int64_t n, int64_t k) {
-    return run(call, 'N', m, k, n, a, n, b, k, out);
+    return run(call, false, m, k, n, a, n, b, k, out);
   }
   static Status transposed(const Call &call, const float *a, const float *b, float *out, int64_t m,
                            int64_t n, int64_t k) {
-    return run(call, 'T', n, k, m, a, n, b, k, out);
+    return run(call, true, n, k, m, a, n, b, k, out);
   }
 
 private:
   /// out[rows,columns] = a' · b, summed over `inner`.
-  static Status run(const Call &call, char transpose, int64_t rows, int64_t columns, int64_t inner,
+  static Status run(const Call &call, bool transpose, int64_t rows, int64_t columns, int64_t inner,
                     const float *a, int64_t lda, const float *b, int64_t ldb, float *out) {
-    if (rows == 0 || columns == 0)
-      return {};
-    if (inner == 0) {
-      std::fill_n(out, rows * columns, 0.0f);
-      return {};
-    }
-    dnnl_status_t result = OneDnn::get()->sgemm(transpose, 'N', rows, columns, inner, 1.0f, a, lda,
-                                                b, ldb, 0.0f, out, columns);
-    if (result == dnnl_success)
-      return {};
-    return Status(result == dnnl_out_of_memory ? ErrorId::OutOfMemory : ErrorId::Internal,
-                  format("call '%s': oneDNN refused a product of %lld x %lld x %lld (status %d)",
-                         std::string(call.name).c_str(), (long long)rows, (long long)columns,
-                         (long long)inner, int(result)));
+    return sharedSgemm(call,
+                       {transpose, false, rows, columns, inner, a, lda, b, ldb, out, columns});
   }
 };
 

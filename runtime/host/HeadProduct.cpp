@@ -2,7 +2,8 @@
 // Each head's matrix product: plain loops, and oneDNN's for f32.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
-#include "OneDnn.h"
+#include "Parallel.h"
+#include "Sgemm.h"
 
 namespace moira::rt::host {
 namespace {
@@ -40,16 +41,13 @@ template Status ref::head_linear<Bf16>(const Call &);
 
 template <> Status fast::head_linear<float>(const Call &call) {
   HeadProduct p(call);
-  if (p.rows == 0)
-    return {};
-  for (int64_t h = 0; h < p.heads; ++h)
-    if (OneDnn::get()->sgemm(
-            'N', p.transposed ? 'N' : 'T', p.rows, p.outputs, p.inputs, 1.0f,
-            call.input<float>(0) + h * p.inputs, p.heads * p.inputs,
-            call.input<float>(1) + h * p.inputs * p.outputs, p.transposed ? p.outputs : p.inputs,
-            0.0f, call.output<float>(0) + h * p.outputs, p.heads * p.outputs) != dnnl_success)
-      return badCall(call, "oneDNN refused the product of a head");
-  return {};
+  return parallelTry(p.heads, [&](int64_t h) {
+    return sgemm(call, {false, !p.transposed, p.rows, p.outputs, p.inputs,
+                        call.input<float>(0) + h * p.inputs, p.heads * p.inputs,
+                        call.input<float>(1) + h * p.inputs * p.outputs,
+                        p.transposed ? p.outputs : p.inputs, call.output<float>(0) + h * p.outputs,
+                        p.heads * p.outputs});
+  });
 }
 
 } // namespace moira::rt::host

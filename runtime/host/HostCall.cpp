@@ -83,7 +83,7 @@ template <typename S> constexpr Fast fastOf(std::string_view name) {
   if (name == "head_linear" && std::is_same_v<S, float>)
     return {fast::head_linear<float>, true};
   if (name == "attention")
-    return {fast::attention<S>, true};
+    return {fast::attention<S>, false};
   if (name == "grouped_matmul")
     return {fast::grouped_matmul<S>, std::is_same_v<S, float>};
   if (name == "combine")

@@ -75,9 +75,6 @@ void refProduct(const S *x, const S *w, O *out, int64_t m, int64_t n, int64_t k)
 /// What both flavors of linear check of their operands.
 Status checkLinear(const Call &call);
 
-/// Threads that products of the calling thread may use (setHostThreads).
-int hostThreads();
-
 /// Reference implementations, each named like its call, S = float, double or Bf16.
 namespace ref {
 #define MOIRA_CALL(name, inputs, outputs, params)                                                  \

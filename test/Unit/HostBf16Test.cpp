@@ -3,8 +3,8 @@
 // of its result; and the tiles of bf16 products agree on every machine. Meanings of the calls are
 // in HostCallsTest.cpp.
 //===----------------------------------------------------------------------===//
-#include "Bf16Tile.h"
 #include "HostTesting.h"
+#include "RowTile.h"
 
 #include <variant>
 
@@ -119,29 +119,40 @@ TEST(HostBf16, ProductsOfManyBlocksDoNotDependOnThreads) {
   EXPECT_LT(relativeError(Tensor<float>({33, 700}, results[0]), plain), 1e-5);
 }
 
-TEST(HostBf16, EveryTileOfThisMachineAgrees) {
-  Random random(testSeed() + 3);
-  for (const host::Bf16TileKind &kind : host::allBf16Tiles())
+template <typename S> void expectTilesAgree(Random &random) {
+  for (const host::RowTileKind<S> &kind : host::rowTiles<S>())
     for (int i = 0; i < 200; ++i) {
       int rows = int(random.between(1, host::kTileRows)),
-          columns = int(random.between(1, host::kTileColumns));
-      int64_t k = random.between(1, 130);
-      Tensor<Bf16> x = random.normal<float>({rows, k}).as<Bf16>(),
-                   w = random.normal<float>({columns, k}).as<Bf16>();
-      float sums[host::kTileRows * host::kTileColumns];
-      kind.multiply(x.values.data(), rows, w.values.data(), columns, k, sums);
+          columns = int(random.between(1, kind.columns));
+      int64_t k = random.between(1, 130), stride = k + random.between(0, 20);
+      Tensor<S> x = random.normal<float>({rows, stride}).as<S>(),
+                w = random.normal<float>({columns, stride}).as<S>();
+      std::vector<S> packed(size_t(host::packedSize(rows, k)));
+      host::packRows(x.values.data(), stride, rows, k, packed.data());
+      float block[host::kTileSums], stream[host::kTileSums];
+      kind.block(packed.data(), rows, w.values.data(), stride, columns, k, w.values.data(), block);
+      kind.stream(packed.data(), rows, w.values.data(), stride, columns, k, w.values.data(),
+                  stream);
       for (int r = 0; r < rows; ++r)
         for (int c = 0; c < columns; ++c) {
           double want = 0, size = 0;
           for (int64_t e = 0; e < k; ++e) {
-            double term = double(x.values[size_t(r * k + e)]) * double(w.values[size_t(c * k + e)]);
+            double term =
+                double(x.values[size_t(r * stride + e)]) * double(w.values[size_t(c * stride + e)]);
             want += term;
             size += std::abs(term);
           }
-          EXPECT_NEAR(sums[r * host::kTileColumns + c], want, size * 1e-6)
+          EXPECT_NEAR(block[r * columns + c], want, size * 1e-6)
               << kind.name << " " << rows << "x" << columns << " k " << k;
+          EXPECT_EQ(stream[r * columns + c], block[r * columns + c]);
         }
     }
+}
+
+TEST(HostBf16, EveryTileOfThisMachineAgrees) {
+  Random random(testSeed() + 3);
+  expectTilesAgree<Bf16>(random);
+  expectTilesAgree<float>(random);
 }
 
 TEST(HostBf16, AttentionAgrees) {

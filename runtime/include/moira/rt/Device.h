@@ -85,7 +85,8 @@ Status runHostCall(std::string_view name, CallFlavor flavor, std::span<const Ten
                    std::span<const TensorRef> outputs, const CallParams &params,
                    const RouteHooks *hooks = nullptr);
 
-/// Threads that library products of the calling rank thread may use.
+/// Threads that each call of the calling rank thread may use, this one among them. No bit of a
+/// result depends on it.
 void setHostThreads(int threads);
 
 } // namespace moira::rt

@@ -1,0 +1,137 @@
+//===- RowProduct.cpp - products of rows by tiles ---------------------------===//
+// Blocks of weights are shared out among threads; a tile of weights meets all rows of its product
+// while it is in the nearest cache. Then linear and grouped_matmul for bf16 operands; those for f32
+// are in FastProduct.cpp.
+//===----------------------------------------------------------------------===//
+#include "RowProduct.h"
+#include "GroupedProduct.h"
+#include "Parallel.h"
+#include "RowTile.h"
+
+#include <algorithm>
+#include <new>
+
+namespace moira::rt::host {
+namespace {
+
+/// Bytes of the weights of one task, and of the rows that a tile of weights meets in it: half of a
+/// small second-level cache.
+constexpr int64_t kTaskBytes = 256 << 10, kRowsBytes = 256 << 10;
+/// Most rows for which reading weights takes longer than what they are read for.
+constexpr int64_t kStreamRows = 8;
+/// Multiplications below which workers are not worth their wait.
+constexpr int64_t kSharedWork = 1 << 16;
+
+/// Memory for packed rows: aligned to a cache line, not initialised.
+template <typename S> class PackedRows {
+public:
+  explicit PackedRows(int64_t size)
+      : values(static_cast<S *>(::operator new(size_t(size) * sizeof(S), kAlignment))) {}
+  PackedRows(const PackedRows &) = delete;
+  ~PackedRows() { ::operator delete(values, kAlignment); }
+  S *data() { return values; }
+
+private:
+  static constexpr std::align_val_t kAlignment{64};
+  S *values;
+};
+
+/// Some rows of one product, packed, against some of its weights.
+template <typename S, typename O> struct Task {
+  const S *packed;
+  int64_t m;
+  const S *w;
+  int64_t columns;
+  O *out; // of the first row and column
+};
+
+template <typename S, typename O> void run(const Task<S, O> &task, int64_t n, int64_t k) {
+  const RowTileKind<S> &tile = rowTiles<S>().front();
+  float sums[kTileSums];
+  for (int64_t j = 0; j < task.columns; j += tile.columns) {
+    int columns = int(std::min<int64_t>(tile.columns, task.columns - j));
+    const S *w = task.w + j * k, *packed = task.packed;
+    // The next tile's weights; what lies behind this task is another thread's.
+    auto *ahead = reinterpret_cast<const char *>(j + 2 * columns <= task.columns ? w + columns * k : w);
+    for (int64_t i = 0; i < task.m; i += kTileRows) {
+      int rows = int(std::min<int64_t>(kTileRows, task.m - i));
+      bool streams = i == 0 && task.m <= kStreamRows;
+      (streams ? tile.stream : tile.block)(packed, rows, w, k, columns, k, ahead, sums);
+      packed += packedSize(rows, k);
+      ahead += kAheadBytes * (k / kTileLanes);
+      for (int r = 0; r < rows; ++r)
+        for (int c = 0; c < columns; ++c)
+          task.out[(i + r) * n + j + c] = O(sums[r * columns + c]);
+    }
+  }
+}
+
+} // namespace
+
+template <typename S, typename O>
+void multiplyRows(std::span<const RowProduct<S, O>> products, int64_t n, int64_t k) {
+  const RowTileKind<S> &tile = rowTiles<S>().front();
+  int64_t total = 0;
+  for (const RowProduct<S, O> &p : products)
+    total += p.m;
+  // Rows of a tile lie together whatever their number, so that rows take packedSize(1) each.
+  int64_t rowSize = packedSize(1, k), rowBytes = std::max<int64_t>(1, k * int64_t(sizeof(S)));
+  PackedRows<S> packed(total * rowSize);
+  int64_t columns = std::max<int64_t>(1, kTaskBytes / rowBytes / tile.columns) * tile.columns;
+  int64_t rows = std::max<int64_t>(1, kRowsBytes / rowBytes / kTileRows) * kTileRows;
+  std::vector<Task<S, O>> tasks;
+  S *at = packed.data();
+  for (const RowProduct<S, O> &p : products)
+    for (int64_t i = 0; i < p.m; i += rows) {
+      int64_t m = std::min(rows, p.m - i);
+      for (int64_t j = 0; j < n; j += columns)
+        tasks.push_back({at, m, p.w + j * k, std::min(columns, n - j), p.out + i * n + j});
+      for (int64_t r = 0; r < m; r += kTileRows) {
+        int count = int(std::min<int64_t>(kTileRows, m - r));
+        packRows(p.x + (i + r) * k, k, count, k, at);
+        at += count * rowSize;
+      }
+    }
+  auto one = [&](int64_t i) { run(tasks[size_t(i)], n, k); };
+  if (total * n * k >= kSharedWork)
+    return parallelFor(int64_t(tasks.size()), one);
+  for (size_t i = 0; i < tasks.size(); ++i)
+    one(int64_t(i));
+}
+template void multiplyRows(std::span<const RowProduct<float, float>>, int64_t, int64_t);
+template void multiplyRows(std::span<const RowProduct<Bf16, float>>, int64_t, int64_t);
+template void multiplyRows(std::span<const RowProduct<Bf16, Bf16>>, int64_t, int64_t);
+
+namespace fast {
+
+template <> Status linear<Bf16>(const Call &call) {
+  if (Status s = checkLinear(call); !s)
+    return s;
+  int64_t contract = call.params.integer("contract");
+  return withEither<Bf16>(call.out[0].dtype, [&]<typename O>(O) {
+    RowProduct<Bf16, O> product{call.input<Bf16>(0), call.input<Bf16>(1), call.output<O>(0),
+                                leading(call.in[0], contract)};
+    multiplyRows<Bf16, O>({&product, 1}, leading(call.in[1], contract),
+                          trailing(call.in[0], contract));
+    return Status();
+  });
+}
+
+template <> Status grouped_matmul<Bf16>(const Call &call) {
+  std::vector<RowProduct<Bf16, Bf16>> products;
+  int64_t n = 0, k = 0;
+  Status s = groupedProduct<Bf16>(
+      call, [&](const Bf16 *x, const Bf16 *w, Bf16 *out, int64_t m, int64_t outer, int64_t inner) {
+        if (m > 0)
+          products.push_back({x, w, out, m});
+        n = outer;
+        k = inner;
+        return Status();
+      });
+  if (s)
+    multiplyRows<Bf16, Bf16>(products, n, k);
+  return s;
+}
+
+} // namespace fast
+} // namespace moira::rt::host

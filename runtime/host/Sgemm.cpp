@@ -1,0 +1,62 @@
+//===- Sgemm.cpp - f32 products of matrices by oneDNN -----------------------===//
+// See Sgemm.h.
+//===----------------------------------------------------------------------===//
+#include "Sgemm.h"
+#include "OneDnn.h"
+#include "Parallel.h"
+
+#include <algorithm>
+
+namespace moira::rt::host {
+namespace {
+
+/// Pieces of c that are worth a thread's while and oneDNN's copies of their operands.
+constexpr int64_t kPieceRows = 512, kPieceColumns = 256;
+/// Multiplications below which a product is one piece.
+constexpr int64_t kWholeWork = 1 << 20;
+
+} // namespace
+
+Status sgemm(const Call &call, const Sgemm &p) {
+  if (p.m == 0 || p.n == 0)
+    return {};
+  if (p.k == 0) {
+    for (int64_t i = 0; i < p.m; ++i)
+      for (int64_t j = 0; j < p.n; ++j)
+        p.c[i * p.ldc + j] = p.beta == 0 ? 0 : p.beta * p.c[i * p.ldc + j];
+    return {};
+  }
+  const OneDnn *library = OneDnn::get();
+  thread_local const bool alone = (library->setThreads ? library->setThreads(1) : void(), true);
+  (void)alone;
+  dnnl_status_t result =
+      library->sgemm(p.transposeA ? 'T' : 'N', p.transposeB ? 'T' : 'N', p.m, p.n, p.k, p.alpha,
+                     p.a, p.lda, p.b, p.ldb, p.beta, p.c, p.ldc);
+  if (result == dnnl_success)
+    return {};
+  return Status(result == dnnl_out_of_memory ? ErrorId::OutOfMemory : ErrorId::Internal,
+                format("call '%s': oneDNN refused a product of %lld x %lld x %lld (status %d); %s",
+                       std::string(call.name).c_str(), (long long)p.m, (long long)p.n,
+                       (long long)p.k, int(result),
+                       result == dnnl_out_of_memory ? "free memory or use more ranks"
+                                                    : "please report this"));
+}
+
+Status sharedSgemm(const Call &call, const Sgemm &p) {
+  if (p.m * p.n * p.k < kWholeWork)
+    return sgemm(call, p);
+  int64_t columns = (p.n + kPieceColumns - 1) / kPieceColumns,
+          rows = (p.m + kPieceRows - 1) / kPieceRows;
+  return parallelTry(rows * columns, [&](int64_t piece) {
+    int64_t i = piece % rows * kPieceRows, j = piece / rows * kPieceColumns;
+    Sgemm part = p;
+    part.m = std::min(kPieceRows, p.m - i);
+    part.n = std::min(kPieceColumns, p.n - j);
+    part.a += p.transposeA ? i : i * p.lda;
+    part.b += p.transposeB ? j * p.ldb : j;
+    part.c += i * p.ldc + j;
+    return sgemm(call, part);
+  });
+}
+
+} // namespace moira::rt::host
