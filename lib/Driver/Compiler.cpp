@@ -18,8 +18,11 @@
 #include "moira/rt/PlanSummary.h"
 #include "llvm/Support/CommandLine.h"
 #include "llvm/Support/FileSystem.h"
+#include "llvm/Support/FormatVariadic.h"
 #include "llvm/Support/MemoryBuffer.h"
 #include "llvm/Support/raw_ostream.h"
+
+#include <chrono>
 
 using namespace mlir;
 using namespace moira;
@@ -46,11 +49,14 @@ private:
     return registry;
   }
 
+  Status compile();
   Status load();
   Status loadText();
   Status loadPlan();
   Status adjust();
   Status runPhase(Phase phase);
+  /// step(), its time noted as that of `name` for --timing.
+  Status timed(StringRef name, llvm::function_ref<Status()> step);
   Status differentiate();
   Status runPasses(llvm::function_ref<void(OpPassManager &)> build);
   Status buildPlanModule();
@@ -68,6 +74,7 @@ private:
   OwningOpRef<ModuleOp>
       global; // the program before partitioning: the source of the reference program
   Phase reached = Phase::import;
+  std::vector<std::pair<std::string, double>> seconds; // of each step, in order
   std::vector<std::string> standIns; // operations that are only planned (--memory-only)
 };
 
@@ -308,11 +315,29 @@ Status Compilation::adjust() {
       [&](OpPassManager &passes) { passes.addPass(createMoeLimitCapacity(capacity)); });
 }
 
+Status Compilation::timed(StringRef name, llvm::function_ref<Status()> step) {
+  auto start = std::chrono::steady_clock::now();
+  Status status = step();
+  std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+  seconds.emplace_back(name, took.count());
+  return status;
+}
+
 Status Compilation::run() {
-  if (Status status = load(); !status)
-    return status;
-  if (Status status = adjust(); !status)
-    return status;
+  Status status = timed("all", [&] { return compile(); });
+  if (options.timing)
+    for (const auto &[name, took] : seconds)
+      llvm::errs() << llvm::formatv("{0,-10} {1,9:F3} s\n", name, took);
+  return status;
+}
+
+Status Compilation::compile() {
+  Status read = timed("import", [&] {
+    Status status = load();
+    return status ? adjust() : status;
+  });
+  if (!read)
+    return read;
   if (!options.dumpPhasesTo.empty())
     if (std::error_code error = llvm::sys::fs::create_directories(options.dumpPhasesTo))
       return {ErrorId::CannotWrite, options.dumpPhasesTo + ": " + error.message()};
@@ -323,7 +348,9 @@ Status Compilation::run() {
     bool given = phase == static_cast<int>(reached); // what was read has been through this phase
     if (!given) {
       diagnostics.setFallback(ErrorId::Internal);
-      if (Status status = runPhase(static_cast<Phase>(phase)); !status)
+      if (Status status =
+              timed(kPhaseNames[phase], [&] { return runPhase(static_cast<Phase>(phase)); });
+          !status)
         return status;
     }
     if (options.verifyRoundtrip)
@@ -338,7 +365,7 @@ Status Compilation::run() {
   }
   if (decompile || options.compileTo)
     return writeFile(options.output, print(*module));
-  return writeAndReport();
+  return timed("write", [&] { return writeAndReport(); });
 }
 
 int moira::runCompiler(const CompilerOptions &options) {

@@ -226,6 +226,7 @@ void printHelp(ArrayRef<OptionSpec> table) {
          "  --memory-only               report what a rank needs and write nothing; operations "
          "that "
          "Moira lacks are stood in for by others of the same sizes\n"
+         "  --timing                    print on stderr how long each phase took\n"
          "  --verify-roundtrip          print, parse and compare the IR after every phase\n"
          "  --mlir-…                    MLIR's debugging options, e.g. --mlir-print-ir-after-all\n";
 }
@@ -296,6 +297,8 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
       options.given.push_back(known->name.str());
     } else if (name == "memory-only" && !value) {
       options.memoryOnly = true;
+    } else if (name == "timing" && !value) {
+      options.timing = true;
     } else if (name == "verify-roundtrip" && !value) {
       options.verifyRoundtrip = true;
     } else if (isMlirFlag(name)) {
