@@ -136,8 +136,8 @@ void measure(benchmark::State &run, const char *name, std::vector<TensorRef> in,
   }
   run.SetBytesProcessed(run.iterations() * touched);
   if (readRate > 0)
-    run.counters["of read"] = benchmark::Counter(double(run.iterations()) * double(touched) / readRate,
-                                                 benchmark::Counter::kIsRate);
+    run.counters["of read"] = benchmark::Counter(
+        double(run.iterations()) * double(touched) / readRate, benchmark::Counter::kIsRate);
   run.counters["FLOP/s"] =
       benchmark::Counter(double(run.iterations()) * flops, benchmark::Counter::kIsRate);
 }
@@ -153,13 +153,12 @@ template <typename S> void linear(benchmark::State &run, int64_t tokens, int64_t
   params.integers = {{"contract", 1}};
   measure(run, "linear",
           {{x.data(), typeOf<S>(), {tokens, kHidden}}, {nullptr, typeOf<S>(), {n, kHidden}}},
-          {{out.data(), fb::DType::f32, {tokens, n}}}, params, {1}, n * kHidden * int64_t(sizeof(S)),
-          2.0 * double(tokens * n * kHidden));
+          {{out.data(), fb::DType::f32, {tokens, n}}}, params, {1},
+          n * kHidden * int64_t(sizeof(S)), 2.0 * double(tokens * n * kHidden));
 }
 
 /// Tokens choose experts at random, so that experts have about equally many rows.
-template <typename S>
-void experts(benchmark::State &run, int64_t tokens, int64_t n, int64_t k) {
+template <typename S> void experts(benchmark::State &run, int64_t tokens, int64_t n, int64_t k) {
   std::mt19937 random(2);
   std::vector<int32_t> groups(kExperts);
   for (int64_t t = 0; t < tokens; ++t)
@@ -213,13 +212,14 @@ template <typename S> void addCalls(const std::string &type) {
   for (int64_t tokens : {1, 8, 32, 128, 512}) {
     std::string of = "/" + std::to_string(tokens) + " tokens";
     add("projection" + of, [=](benchmark::State &run) { linear<S>(run, tokens, kHidden); });
-    add("experts up" + of, [=](benchmark::State &run) {
-      experts<S>(run, tokens, 2 * kWidth, kHidden);
-    });
-    add("experts down" + of, [=](benchmark::State &run) { experts<S>(run, tokens, kHidden, kWidth); });
+    add("experts up" + of,
+        [=](benchmark::State &run) { experts<S>(run, tokens, 2 * kWidth, kHidden); });
+    add("experts down" + of,
+        [=](benchmark::State &run) { experts<S>(run, tokens, kHidden, kWidth); });
     if (tokens <= 32) {
       add("head" + of, [=](benchmark::State &run) { linear<S>(run, tokens, kVocabulary); });
-      add("attention of 256" + of, [=](benchmark::State &run) { attention<S>(run, tokens, 1, 256); });
+      add("attention of 256" + of,
+          [=](benchmark::State &run) { attention<S>(run, tokens, 1, 256); });
     } else {
       add("attention" + of, [=](benchmark::State &run) { attention<S>(run, 1, tokens, tokens); });
     }

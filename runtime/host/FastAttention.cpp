@@ -80,8 +80,8 @@ MOIRA_VECTORS float exponentials(float *x, int64_t n, float top) {
   return sum;
 }
 
-/// How many rows of keys or values ahead of its loads a loop fetches. Rows of one head lie apart from
-/// each other, where the processor does not expect them.
+/// How many rows of keys or values ahead of its loads a loop fetches. Rows of one head lie apart
+/// from each other, where the processor does not expect them.
 constexpr int64_t kAheadRows = 24;
 
 template <typename S> [[gnu::always_inline]] inline void prefetchRow(const S *row, int64_t width) {

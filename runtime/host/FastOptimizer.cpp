@@ -17,7 +17,7 @@ namespace {
 constexpr int64_t kBlock = 1 << 15;
 
 /// Blocks of a task, so that a thread has a run of memory to itself.
-constexpr int64_t kTaskBlocks = 32;
+constexpr int64_t kTaskBlocks = 8;
 
 /// fn(first, last) for the blocks of n elements, on this thread and its workers.
 template <typename Fn> void forBlocks(int64_t n, Fn fn) {

@@ -52,7 +52,8 @@ template <typename S, typename O> void run(const Task<S, O> &task, int64_t n, in
     int columns = int(std::min<int64_t>(tile.columns, task.columns - j));
     const S *w = task.w + j * k, *packed = task.packed;
     // The next tile's weights; what lies behind this task is another thread's.
-    auto *ahead = reinterpret_cast<const char *>(j + 2 * columns <= task.columns ? w + columns * k : w);
+    auto *ahead =
+        reinterpret_cast<const char *>(j + 2 * columns <= task.columns ? w + columns * k : w);
     for (int64_t i = 0; i < task.m; i += kTileRows) {
       int rows = int(std::min<int64_t>(kTileRows, task.m - i));
       bool streams = i == 0 && task.m <= kStreamRows;

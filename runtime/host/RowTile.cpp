@@ -104,15 +104,16 @@ struct Avx512 {
   MOIRA_TILE_INLINE static Vector zero() { return _mm512_setzero_ps(); }
   MOIRA_TILE_INLINE static void sum4(const Vector *from, float *sums) {
     // Sums of pairs, then of fours, inside each quarter; then over the quarters.
-    __m512 low = _mm512_add_ps(_mm512_unpacklo_ps(from[0], from[1]),
-                               _mm512_unpackhi_ps(from[0], from[1]));
-    __m512 high = _mm512_add_ps(_mm512_unpacklo_ps(from[2], from[3]),
-                                _mm512_unpackhi_ps(from[2], from[3]));
+    __m512 low =
+        _mm512_add_ps(_mm512_unpacklo_ps(from[0], from[1]), _mm512_unpackhi_ps(from[0], from[1]));
+    __m512 high =
+        _mm512_add_ps(_mm512_unpacklo_ps(from[2], from[3]), _mm512_unpackhi_ps(from[2], from[3]));
     __m512 fours = _mm512_add_ps(
         _mm512_castpd_ps(_mm512_unpacklo_pd(_mm512_castps_pd(low), _mm512_castps_pd(high))),
         _mm512_castpd_ps(_mm512_unpackhi_pd(_mm512_castps_pd(low), _mm512_castps_pd(high))));
     __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(fours), _mm512_extractf32x8_ps(fours, 1));
-    _mm_storeu_ps(sums, _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
+    _mm_storeu_ps(sums,
+                  _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1)));
   }
 };
 

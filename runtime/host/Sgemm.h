@@ -9,8 +9,8 @@
 
 namespace moira::rt::host {
 
-/// c[m,n] = alpha · a·b + beta · c, row-major: a is [m,k], or [k,m] where transposeA; b is [k,n], or
-/// [n,k] where transposeB; ld* is the distance between rows.
+/// c[m,n] = alpha · a·b + beta · c, row-major: a is [m,k], or [k,m] where transposeA; b is [k,n],
+/// or [n,k] where transposeB; ld* is the distance between rows.
 struct Sgemm {
   bool transposeA, transposeB;
   int64_t m, n, k;

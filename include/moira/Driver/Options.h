@@ -44,7 +44,7 @@ struct CompilerOptions {
   std::string report = "text"; // text (stderr), json (stdout) or none
   bool memoryOnly = false; // report what a rank needs, write nothing; operations that Moira lacks
                            // are stood in for
-  bool timing = false;                // print how long each phase took
+  bool timing = false;     // print how long each phase took
   bool verifyRoundtrip = false;       // print, parse and compare the IR after every phase
   std::vector<std::string> given;     // names of the options on the command line, without dashes
   std::vector<std::string> mlirFlags; // passed on to MLIR: --mlir-…, --debug…
