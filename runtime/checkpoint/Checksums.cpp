@@ -5,6 +5,7 @@
 
 #include "Config.h"
 #include "ModelWriter.h"
+#include "Staging.h"
 #include "moira/rt/Checkpoint.h"
 #include "moira/rt/PlanFile.h"
 

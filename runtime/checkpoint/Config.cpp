@@ -121,4 +121,15 @@ void Config::set(const std::string &name, const nlohmann::ordered_json &value) {
   text = members.dump(2) + "\n";
 }
 
+void Config::setType(rt::TensorType type) {
+  std::string word = type == rt::TensorType::bf16  ? "bfloat16"
+                     : type == rt::TensorType::f16 ? "float16"
+                                                   : "float32";
+  bool old = members.contains("torch_dtype");
+  if (old)
+    set("torch_dtype", word);
+  if (!old || members.contains("dtype"))
+    set("dtype", word);
+}
+
 } // namespace moira::ckpt

@@ -5,7 +5,7 @@
 #ifndef MOIRA_CHECKPOINT_CONFIG_H
 #define MOIRA_CHECKPOINT_CONFIG_H
 
-#include "moira/rt/Status.h"
+#include "moira/rt/SafeTensors.h"
 
 #include <nlohmann/json.hpp>
 
@@ -21,6 +21,8 @@ struct Config {
 
   /// Sets a member and brings the text up to date.
   void set(const std::string &name, const nlohmann::ordered_json &value);
+  /// Says that floating-point tensors are F32, BF16 or F16.
+  void setType(rt::TensorType type);
 };
 
 /// The whole of a regular file. FileNotFound; BadJson if it is larger than `limit`.

@@ -112,13 +112,6 @@ Status changeLayout(const ModelSource &source, const std::string &name, ModelToW
   return {};
 }
 
-/// The config's word for a type.
-std::string wordFor(rt::TensorType type) {
-  return type == rt::TensorType::bf16  ? "bfloat16"
-         : type == rt::TensorType::f16 ? "float16"
-                                       : "float32";
-}
-
 } // namespace
 
 ModelToWrite copyModel(const ModelSource &source) {
@@ -140,10 +133,7 @@ rt::Expected<ModelToWrite> convertModel(const ModelSource &source, const Convert
       if (isFloat(recipe.spec.type))
         recipe.spec.type = *options.type;
     Config config = source.config();
-    config.set(config.members.contains("torch_dtype") ? "torch_dtype" : "dtype",
-               wordFor(*options.type));
-    if (config.members.contains("torch_dtype") && config.members.contains("dtype"))
-      config.set("dtype", wordFor(*options.type));
+    config.setType(*options.type);
     model.config = config.text;
   }
   return model;

@@ -51,20 +51,7 @@ public:
     return {};
   }
 
-  std::vector<std::string> companions() const override {
-    std::vector<std::string> out;
-    std::error_code error;
-    for (const auto &file : std::filesystem::directory_iterator(directory, error)) {
-      std::string name = file.path().filename().string();
-      auto ends = [&](const char *end) { return name.ends_with(end); };
-      if ((std::ranges::find(kCompanions, name) != std::end(kCompanions) ||
-           std::ranges::any_of(kCompanionEnds, ends)) &&
-          file.is_regular_file(error)) // caches keep links to regular files
-        out.push_back(file.path().string());
-    }
-    std::sort(out.begin(), out.end());
-    return out;
-  }
+  std::vector<std::string> companions() const override { return companionsOf(directory); }
 
 private:
   std::string directory;
@@ -74,6 +61,21 @@ private:
 };
 
 } // namespace
+
+std::vector<std::string> companionsOf(const std::string &directory) {
+  std::vector<std::string> out;
+  std::error_code error;
+  for (const auto &file : std::filesystem::directory_iterator(directory, error)) {
+    std::string name = file.path().filename().string();
+    auto ends = [&](const char *end) { return name.ends_with(end); };
+    if ((std::ranges::find(kCompanions, name) != std::end(kCompanions) ||
+         std::ranges::any_of(kCompanionEnds, ends)) &&
+        file.is_regular_file(error)) // caches keep links to regular files
+      out.push_back(file.path().string());
+  }
+  std::sort(out.begin(), out.end());
+  return out;
+}
 
 std::optional<size_t> ModelSource::find(std::string_view name) const {
   const std::vector<rt::TensorSpec> &all = tensors();

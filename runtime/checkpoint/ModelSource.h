@@ -1,6 +1,6 @@
 //===- ModelSource.h - a model that can be read tensor by tensor *- C++ -*-===//
 // Where moe-ckpt reads from: a config, tensors, and files to carry along. A Hugging Face directory
-// is one kind of source; others (checkpoints of a training run) implement the same interface.
+// is one kind of source; TrainingSource.h has another.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_CHECKPOINT_MODELSOURCE_H
 #define MOIRA_CHECKPOINT_MODELSOURCE_H
@@ -37,6 +37,9 @@ public:
 /// A directory as transformers writes it: config.json, model.safetensors or shards with their
 /// index. Every problem that opening finds.
 rt::Expected<std::unique_ptr<ModelSource>> openModel(const std::string &directory);
+
+/// Paths of the files in a model's directory that belong to it beside config and weights, sorted.
+std::vector<std::string> companionsOf(const std::string &directory);
 
 /// Elements of a tensor.
 uint64_t elementsOf(const rt::TensorSpec &tensor);

@@ -2,6 +2,7 @@
 #include "ModelWriter.h"
 
 #include "Checksums.h"
+#include "Staging.h"
 #include "moira/rt/Bf16.h"
 
 #include <algorithm>
@@ -10,7 +11,6 @@
 #include <cstring>
 #include <fcntl.h>
 #include <filesystem>
-#include <sys/stat.h>
 #include <unistd.h>
 
 namespace moira::ckpt {
@@ -142,48 +142,6 @@ private:
   }
 };
 
-/// A directory under a temporary name, removed unless it is published.
-class Staging {
-public:
-  explicit Staging(const std::string &directory)
-      : directory(directory), temporary(rt::format("%s.%d.tmp", directory.c_str(), getpid())) {}
-  Staging(const Staging &) = delete;
-  ~Staging() {
-    std::error_code error;
-    if (made)
-      std::filesystem::remove_all(temporary, error);
-  }
-
-  const std::string &path() const { return temporary; }
-
-  Status make() {
-    std::error_code error;
-    if (std::filesystem::exists(std::filesystem::symlink_status(directory, error)) &&
-        !(std::filesystem::is_directory(directory, error) &&
-          std::filesystem::is_empty(directory, error)))
-      return cannotWrite(directory, "exists already; name a directory that does not");
-    if (mkdir(temporary.c_str(), 0777) != 0)
-      return cannotWrite(directory, "creating " + temporary + ": " + std::strerror(errno));
-    made = true;
-    return {};
-  }
-
-  Status publish() {
-    if (Status status = syncDirectory(temporary); !status)
-      return status;
-    if (rename(temporary.c_str(), directory.c_str()) != 0)
-      return cannotWrite(directory,
-                         std::string("renaming the finished directory: ") + std::strerror(errno));
-    made = false;
-    std::filesystem::path parent = std::filesystem::path(directory).parent_path();
-    return syncDirectory(parent.empty() ? "." : parent.string());
-  }
-
-private:
-  std::string directory, temporary;
-  bool made = false;
-};
-
 /// Which tensors go into which file.
 std::vector<std::vector<const Recipe *>> shardsOf(const ModelToWrite &model) {
   std::vector<std::vector<const Recipe *>> shards(1);
@@ -262,20 +220,8 @@ Status writeFile(const std::string &path, std::string_view text) {
   return status;
 }
 
-Status syncDirectory(const std::string &path) {
-  int fd = ::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (fd < 0)
-    return cannotWrite(path, std::strerror(errno));
-  (void)fsync(fd); // some file systems refuse to sync directories
-  ::close(fd);
-  return {};
-}
-
 Status writeModel(const std::string &directory, const ModelToWrite &model) {
-  std::string target = directory;
-  while (target.size() > 1 && target.back() == '/')
-    target.pop_back();
-  Staging staging(target);
+  Staging staging(directory);
   if (Status status = staging.make(); !status)
     return status;
   const std::string &path = staging.path();

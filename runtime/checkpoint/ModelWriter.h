@@ -47,8 +47,6 @@ rt::Status writeModel(const std::string &directory, const ModelToWrite &model);
 
 /// Writes a file and syncs it.
 rt::Status writeFile(const std::string &path, std::string_view text);
-/// Makes the entries of a directory durable.
-rt::Status syncDirectory(const std::string &path);
 
 } // namespace moira::ckpt
 

@@ -274,38 +274,6 @@ private:
   std::map<std::string, size_t> numbers;
 };
 
-/// The piece as it lies in the file: a box there, and its elements in that order as offsets from
-/// the piece's first.
-struct PieceInFile {
-  Box box;
-  std::vector<int64_t> elements;
-};
-
-PieceInFile inFileOrder(const WeightPiece &piece) {
-  size_t rank = piece.permute.size();
-  std::vector<int64_t> stride(rank), strideInFile(rank);
-  int64_t step = 1, count = 1;
-  for (size_t i = rank; i-- > 0; step *= piece.inPiece.shape[i])
-    stride[i] = step;
-  PieceInFile result;
-  for (size_t i = 0; i < rank; ++i) {
-    size_t dim = piece.permute[i];
-    result.box.shape.push_back(piece.onDisk.shape[dim]);
-    result.box.start.push_back(piece.onDisk.start[dim]);
-    result.box.extent.push_back(piece.onDisk.extent[dim]);
-    strideInFile[i] = stride[dim];
-    count *= piece.onDisk.extent[dim];
-  }
-  result.elements.reserve(static_cast<size_t>(count));
-  for (int64_t n = 0; n < count; ++n) {
-    int64_t rest = n, offset = 0;
-    for (size_t i = rank; i-- > 0; rest /= result.box.extent[i])
-      offset += rest % result.box.extent[i] * strideInFile[i];
-    result.elements.push_back(offset);
-  }
-  return result;
-}
-
 /// Writes what this rank owns of one shard.
 class ShardWrite {
 public:
@@ -340,7 +308,7 @@ private:
   }
 
   void permuted(size_t tensor, const WeightPiece &piece) {
-    PieceInFile inFile = inFileOrder(piece);
+    PieceInFile inFile = piece.inFileOrder();
     std::vector<uint8_t> bytes(inFile.elements.size() * size);
     for (size_t i = 0; i < inFile.elements.size(); ++i)
       std::memcpy(

@@ -195,6 +195,31 @@ void convertPermuted(const Box &to, void *dst, fb::DType dstType, const Box &fro
 
 } // namespace
 
+PieceInFile WeightPiece::inFileOrder() const {
+  size_t rank = permute.size();
+  std::vector<int64_t> stride(rank), strideInFile(rank);
+  int64_t step = 1, count = 1;
+  for (size_t i = rank; i-- > 0; step *= inPiece.shape[i])
+    stride[i] = step;
+  PieceInFile result;
+  for (size_t i = 0; i < rank; ++i) {
+    size_t dim = permute[i];
+    result.box.shape.push_back(onDisk.shape[dim]);
+    result.box.start.push_back(onDisk.start[dim]);
+    result.box.extent.push_back(onDisk.extent[dim]);
+    strideInFile[i] = stride[dim];
+    count *= onDisk.extent[dim];
+  }
+  result.elements.reserve(static_cast<size_t>(count));
+  for (int64_t n = 0; n < count; ++n) {
+    int64_t rest = n, offset = 0;
+    for (size_t i = rank; i-- > 0; rest /= result.box.extent[i])
+      offset += rest % result.box.extent[i] * strideInFile[i];
+    result.elements.push_back(offset);
+  }
+  return result;
+}
+
 void WeightPiece::load(const Checkpoint &checkpoint, fb::DType type, void *to) const {
   const void *data = checkpoint.data(*entry).data();
   fb::DType stored = *planType(entry->info->type);

@@ -31,6 +31,8 @@ Status cannotWrite(const std::string &path, const char *doing, int error) {
                 path + ": " + doing + " failed (" + std::strerror(error) + ")");
 }
 
+std::string rankFileName(int rank) { return format("rank-%05d.safetensors", rank); }
+
 /// Creates a small file and makes it durable; its name is not yet.
 Status writeText(FileSystem &files, const std::string &path, const std::string &text) {
   FileSystem::File file;
@@ -90,6 +92,10 @@ void CheckpointSaver::removeUnfinished() {
   }
 }
 
+std::string CheckpointSaver::temporaryOf(const TrainingProgress &progress) const {
+  return directory + "/" + stepName(progress.step) + std::string(kUnfinished);
+}
+
 Status CheckpointSaver::prepare(const std::string &temporary) {
   int made = files.makeDirectory(directory);
   if (made && made != EEXIST)
@@ -112,7 +118,7 @@ Status CheckpointSaver::begin(std::span<const StatePart> parts, const TrainingPr
     (void)poll(communicator, true);
   auto next = std::make_unique<Job>();
   next->progress = progress;
-  next->temporary = directory + "/" + stepName(progress.step) + std::string(kUnfinished);
+  next->temporary = temporaryOf(progress);
   Status mine;
   try {
     next->file = std::make_unique<RankFile>(parts);
@@ -125,7 +131,7 @@ Status CheckpointSaver::begin(std::span<const StatePart> parts, const TrainingPr
     mine.append(prepare(next->temporary));
   if (Status all = agree(mine, communicator, "beginning a checkpoint"); !all)
     return all;
-  std::string name = format("rank-%05d.safetensors", communicator.rank());
+  std::string name = rankFileName(communicator.rank());
   auto write = [job = next.get(), name, &files = files] {
     if (!job->file->empty())
       job->result = job->file->write(job->temporary, name, files);
@@ -158,17 +164,43 @@ std::optional<Status> CheckpointSaver::poll(Communicator &communicator, bool wai
         done->file->listing().write(), communicator, "exchanging a checkpoint's checksums");
     if (!lists)
       return lists.takeStatus();
-    status = agree(communicator.rank() == 0 ? publish(*done, *lists) : Status(), communicator,
-                   "finishing a checkpoint");
+    status = agree(communicator.rank() == 0 ? publish(done->progress, *lists) : Status(),
+                   communicator, "finishing a checkpoint");
   }
   if (!status && communicator.rank() == 0)
     removeTree(done->temporary);
   return status;
 }
 
-Status CheckpointSaver::publish(const Job &job, std::span<const std::string> lists) {
+Status
+CheckpointSaver::saveAlone(int ranks,
+                           const std::function<Expected<std::vector<StatePart>>(int rank)> &partsOf,
+                           const TrainingProgress &progress) {
+  std::string temporary = temporaryOf(progress);
+  Status status = prepare(temporary);
+  std::vector<std::string> lists;
+  for (int rank = 0; rank < ranks && status; ++rank) {
+    Expected<std::vector<StatePart>> parts = partsOf(rank);
+    if (!parts) {
+      status = parts.takeStatus();
+      break;
+    }
+    RankFile file(*parts);
+    if (!file.empty())
+      status = file.write(temporary, rankFileName(rank), files);
+    lists.push_back(file.listing().write());
+  }
+  if (status)
+    status = publish(progress, lists);
+  if (!status)
+    removeTree(temporary);
+  return status;
+}
+
+Status CheckpointSaver::publish(const TrainingProgress &progress,
+                                std::span<const std::string> lists) {
   TrainingManifest all;
-  all.progress = job.progress;
+  all.progress = progress;
   std::map<std::string, size_t> places;
   for (const std::string &text : lists) {
     Expected<TrainingManifest> one = TrainingManifest::read(text, "a rank's list", true);
@@ -191,15 +223,16 @@ Status CheckpointSaver::publish(const Job &job, std::span<const std::string> lis
   if (Expected<TrainingManifest> again = TrainingManifest::read(text, "the manifest"); !again)
     return again.takeStatus();
 
-  std::string name = stepName(job.progress.step), path = directory + "/" + name;
-  if (Status s = writeText(files, job.temporary + "/" + kManifestName, text); !s)
+  std::string name = stepName(progress.step), path = directory + "/" + name;
+  std::string temporary = temporaryOf(progress);
+  if (Status s = writeText(files, temporary + "/" + kManifestName, text); !s)
     return s;
-  if (int error = files.syncDirectory(job.temporary))
-    return cannotWrite(job.temporary, "syncing", error);
+  if (int error = files.syncDirectory(temporary))
+    return cannotWrite(temporary, "syncing", error);
   // A run that was resumed before this step has saved it already: the old one makes way.
   std::string old = path + ".old" + std::string(kUnfinished);
   bool replaced = files.rename(path, old) == 0;
-  if (int error = files.rename(job.temporary, path)) {
+  if (int error = files.rename(temporary, path)) {
     if (replaced)
       (void)files.rename(old, path);
     return cannotWrite(path, "renaming the finished checkpoint", error);

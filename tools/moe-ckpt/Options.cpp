@@ -78,6 +78,15 @@ void understand(const Words &words, CommandLine &line, Status &problems) {
   if (!parseSize(words.shardSize, line.shardBytes))
     problems.add(ErrorId::UnknownFlag,
                  "--max-shard-size=" + words.shardSize + " is no size like 5GB or 300MB");
+  if (line.plan.empty() != line.model.empty())
+    problems.add(ErrorId::BadUsage, "--plan and --model go together: they say what a training "
+                                    "checkpoint holds");
+  if (line.command == Command::reshard) {
+    if (line.reshard.plan.empty() == (line.reshard.ranks == 0))
+      problems.add(ErrorId::BadUsage, "moe-ckpt reshard needs one of --plan and --ranks");
+    if (line.reshard.ranks < 0 || line.reshard.ranks > 1 << 16)
+      problems.add(ErrorId::UnknownFlag, "--ranks must be 1 to 65536");
+  }
   if (line.command != Command::prune)
     return;
   if (int(!words.random.empty()) + !words.mostUsed.empty() + !words.experts.empty() != 1)
@@ -106,8 +115,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   CommandLine line;
   Words words;
   bool version = false;
-  CLI::App app("Checks, converts and changes model directories (config.json, safetensors). A "
-               "directory is written whole or not at all.",
+  CLI::App app("Checks, converts and changes model directories (config.json, safetensors) and "
+               "training checkpoints. A directory is written whole or not at all.",
                "moe-ckpt");
   app.footer(
       "Exit codes: 0 success, 1 usage, 2 invalid input, 4 internal error, 5 an I/O failure.");
@@ -118,12 +127,23 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     sub->allow_extras();
     sub->callback([&line, command] { line.command = command; });
     line.sources.resize(2);
-    sub->add_option("SOURCE", line.sources[0], "model directory to read");
+    sub->add_option("SOURCE", line.sources[0],
+                    command == Command::reshard     ? "directory of a training run, or of a step"
+                    : command == Command::aggregate ? "model directory to read"
+                                                    : "model directory, or training checkpoint");
     if (sources == 2)
       sub->add_option("OTHER", line.sources[1], "model directory whose experts are added");
     if (command == Command::verify)
       return sub;
     sub->add_option("TARGET", line.target, "directory to write; must not exist");
+    if (command == Command::reshard)
+      return sub;
+    if (command != Command::aggregate) {
+      sub->add_option("--plan", line.plan,
+                      "of a training checkpoint: the plan that has trained it");
+      sub->add_option("--model", line.model,
+                      "of a training checkpoint: the model directory, or config.json, that it is");
+    }
     sub->add_option("--max-shard-size", words.shardSize,
                     "split the weights into files of this size")
         ->capture_default_str();
@@ -151,6 +171,10 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   prune->add_option("--most-used", words.mostUsed,
                     "keep those that this file of moe-run --dump-routing chose most often");
   prune->add_option("--experts", words.experts, "keep these in every layer, e.g. 0,2,5-7");
+  CLI::App *reshard = add(Command::reshard, "reshard",
+                          "write a training checkpoint as another mesh would have saved it", 1);
+  reshard->add_option("--plan", line.reshard.plan, "a plan for that mesh");
+  reshard->add_option("--ranks", line.reshard.ranks, "or so many files of even size");
   app.allow_extras();
 
   try {
@@ -166,7 +190,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     line.command = Command::version;
     return line;
   }
-  const char *commands = "commands are export-hf, convert, verify, aggregate and prune";
+  const char *commands = "commands are export-hf, convert, verify, aggregate, prune and reshard";
   std::vector<CLI::App *> chosen = app.get_subcommands();
   if (chosen.size() != 1) {
     std::vector<std::string> extras = app.remaining();
@@ -174,7 +198,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
         extras.empty()
             ? ""
             : rt::nearestWord(extras.front(), {"export-hf", "convert", "verify", "aggregate",
-                                               "prune", "--help", "--version"});
+                                               "prune", "reshard", "--help", "--version"});
     return Status(extras.empty() ? ErrorId::BadUsage : ErrorId::UnknownFlag,
                   (extras.empty() ? "no command given; "
                                   : "unknown command " + extras.front() +
@@ -198,7 +222,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   std::string missing;
   for (const std::string &source : line.sources)
     if (source.empty())
-      missing = "a model directory to read";
+      missing = "a directory to read";
   if (line.command != Command::verify && line.target.empty())
     missing += std::string(missing.empty() ? "" : ", ") + "a directory to write";
   if (!missing.empty() && problems)

@@ -4,11 +4,12 @@
 #ifndef MOIRA_TOOLS_MOECKPT_OPTIONS_H
 #define MOIRA_TOOLS_MOECKPT_OPTIONS_H
 
+#include "Reshard.h"
 #include "Transforms.h"
 
 namespace moira::tool {
 
-enum class Command { exportHf, convert, verify, aggregate, prune, help, version };
+enum class Command { exportHf, convert, verify, aggregate, prune, reshard, help, version };
 
 struct CommandLine {
   Command command = Command::help;
@@ -16,6 +17,8 @@ struct CommandLine {
   std::string target;               // the one that is written
   ckpt::ConvertOptions convert;
   ckpt::PruneOptions prune;
+  ckpt::ReshardOptions reshard;
+  std::string plan, model; // what a training checkpoint needs to be read as a model
   uint64_t shardBytes = 0;
   bool checksums = false;
   std::string helpText; // command help

@@ -1,11 +1,12 @@
 //===- moe-ckpt.cpp - checks, converts and changes model directories ------===//
-//   moe-ckpt export-hf|convert|verify|aggregate|prune …
+//   moe-ckpt export-hf|convert|verify|aggregate|prune|reshard …
 // The command: its line is read in Options.cpp, the work is runtime/checkpoint's. stdout is for
 // results (help, version, what verify found, which experts prune kept), stderr for everything else.
 //===----------------------------------------------------------------------===//
 #include "Checksums.h"
 #include "Options.h"
 #include "SparseLayers.h"
+#include "TrainingSource.h"
 
 #include "moira/rt/TrainingCheckpoint.h"
 
@@ -108,6 +109,32 @@ int verify(const tool::CommandLine &line) {
   return 0;
 }
 
+int reshard(const tool::CommandLine &line) {
+  rt::Expected<rt::TrainingCheckpoint> checkpoint =
+      rt::TrainingCheckpoint::open(line.sources.front());
+  if (!checkpoint)
+    return fail(checkpoint.status());
+  if (rt::Status status = ckpt::reshard(*checkpoint, line.target, line.reshard); !status)
+    return fail(status);
+  std::fprintf(stderr, "wrote step %llu, %zu tensors, to %s\n",
+               static_cast<unsigned long long>(checkpoint->manifest().progress.step),
+               checkpoint->manifest().tensors.size(), line.target.c_str());
+  return 0;
+}
+
+/// A model directory, or with --plan and --model the weights in a training checkpoint.
+rt::Expected<std::unique_ptr<ckpt::ModelSource>> openSource(const tool::CommandLine &line,
+                                                            const std::string &directory) {
+  if (!line.plan.empty())
+    return ckpt::openTrainingModel(directory, line.plan, line.model);
+  if (!holdsTraining(directory))
+    return ckpt::openModel(directory);
+  return rt::Status(rt::ErrorId::BadUsage,
+                    directory + " is a training checkpoint: say with --plan=FILE which plan has "
+                                "trained it and with --model=DIR which model it is; moe-ckpt "
+                                "export-hf makes a model directory of it");
+}
+
 int prune(const tool::CommandLine &line, const ckpt::ModelSource &source) {
   std::map<int64_t, std::vector<int64_t>> kept;
   rt::Expected<ckpt::ModelToWrite> model = ckpt::pruneModel(source, line.prune, &kept);
@@ -138,13 +165,15 @@ int run(int argc, char **argv) {
     return 0;
   case tool::Command::verify:
     return verify(*line);
+  case tool::Command::reshard:
+    return reshard(*line);
   default:
     break;
   }
   std::vector<std::unique_ptr<ckpt::ModelSource>> sources;
   rt::Status problems;
   for (const std::string &directory : line->sources) {
-    rt::Expected<std::unique_ptr<ckpt::ModelSource>> source = ckpt::openModel(directory);
+    rt::Expected<std::unique_ptr<ckpt::ModelSource>> source = openSource(*line, directory);
     if (source)
       sources.push_back(std::move(*source));
     else

@@ -9,6 +9,7 @@
 
 #include "moira/rt/TrainingCheckpoint.h"
 
+#include <functional>
 #include <memory>
 #include <optional>
 
@@ -44,10 +45,18 @@ public:
   /// name ending in .tmp and is removed by the next save. Needs busy().
   std::optional<Status> poll(Communicator &communicator, bool wait);
 
+  /// For tools: this process alone writes what `ranks` ranks would, one after the other, with as
+  /// much memory as the largest one needs. `partsOf` fills each rank's parts; they are used until
+  /// it is called again. Its failures, and CannotWrite: then nothing is left of it.
+  Status saveAlone(int ranks,
+                   const std::function<Expected<std::vector<StatePart>>(int rank)> &partsOf,
+                   const TrainingProgress &progress);
+
 private:
   struct Job;
+  std::string temporaryOf(const TrainingProgress &progress) const;
   Status prepare(const std::string &temporary);
-  Status publish(const Job &job, std::span<const std::string> lists);
+  Status publish(const TrainingProgress &progress, std::span<const std::string> lists);
   void removeUnfinished();
   void removeTree(const std::string &path);
 

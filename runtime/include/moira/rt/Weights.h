@@ -29,6 +29,13 @@ Status checkWeights(const fb::Plan &plan, const fb::Program &program, const Chec
 void loadState(const fb::State &state, const Shard &shard, const Checkpoint &checkpoint,
                fb::DType type, void *data);
 
+/// A piece as it lies in its file: a box there, and its elements in that order as offsets from the
+/// piece's first.
+struct PieceInFile {
+  Box box;
+  std::vector<int64_t> elements;
+};
+
 /// A contiguous part of a state tensor's shard that one checkpoint tensor fills.
 struct WeightPiece {
   std::string name;               // of the checkpoint tensor
@@ -43,6 +50,8 @@ struct WeightPiece {
       n *= d;
     return n;
   }
+  /// For pieces with a `permute`.
+  PieceInFile inFileOrder() const;
   /// Converts the piece to `type` at `to`. Pads are not written.
   void load(const Checkpoint &checkpoint, fb::DType type, void *to) const;
 };
