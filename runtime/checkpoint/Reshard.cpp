@@ -32,10 +32,10 @@ Shard evenShard(const StoredTensor &tensor, int ranks, int rank) {
     shard.owner = rank == 0;
     return shard;
   }
-  size_t dim = hasExperts(tensor)
-                   ? 0
-                   : static_cast<size_t>(std::ranges::max_element(tensor.shape) -
-                                         tensor.shape.begin());
+  size_t dim =
+      hasExperts(tensor)
+          ? 0
+          : static_cast<size_t>(std::ranges::max_element(tensor.shape) - tensor.shape.begin());
   int64_t size = tensor.shape[dim], each = (size + ranks - 1) / ranks;
   shard.start[dim] = std::min(size, rank * each);
   shard.local[dim] = shard.valid[dim] = std::min(each, size - shard.start[dim]);

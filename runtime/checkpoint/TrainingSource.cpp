@@ -99,15 +99,14 @@ private:
       rt::StatePart wanted{part.state->name()->str(), type, part.shard, block.data(), false};
       if (Status status = checkpoint.load(wanted); !status)
         return status;
-      rt::forEachPiece(*part.state, part.shard, nullptr, INT64_MAX,
-                       [&](const rt::WeightPiece &piece) {
-                         const uint8_t *from =
-                             block.data() + static_cast<size_t>(piece.offset) * size;
-                         if (piece.permute.empty())
-                           rt::copyBox(piece.onDisk, bytes.data(), piece.inPiece, from, size);
-                         else
-                           permuted(piece, from, size);
-                       });
+      rt::forEachPiece(
+          *part.state, part.shard, nullptr, INT64_MAX, [&](const rt::WeightPiece &piece) {
+            const uint8_t *from = block.data() + static_cast<size_t>(piece.offset) * size;
+            if (piece.permute.empty())
+              rt::copyBox(piece.onDisk, bytes.data(), piece.inPiece, from, size);
+            else
+              permuted(piece, from, size);
+          });
     }
     present = tensor;
     return {};
@@ -115,13 +114,12 @@ private:
 
   void permuted(const rt::WeightPiece &piece, const uint8_t *from, size_t size) const {
     rt::PieceInFile inFile = piece.inFileOrder();
-    rt::forEachRun(inFile.box, rt::Box::all(inFile.box.extent),
-                   [&](int64_t to, int64_t first, int64_t count) {
-                     for (int64_t i = 0; i < count; ++i)
-                       std::memcpy(bytes.data() + static_cast<size_t>(to + i) * size,
-                                   from + static_cast<size_t>(inFile.elements[first + i]) * size,
-                                   size);
-                   });
+    rt::forEachRun(
+        inFile.box, rt::Box::all(inFile.box.extent), [&](int64_t to, int64_t first, int64_t count) {
+          for (int64_t i = 0; i < count; ++i)
+            std::memcpy(bytes.data() + static_cast<size_t>(to + i) * size,
+                        from + static_cast<size_t>(inFile.elements[first + i]) * size, size);
+        });
   }
 
   rt::TrainingCheckpoint checkpoint;

@@ -14,9 +14,8 @@ namespace moira::ckpt {
 /// directory or a config.json, for the config (which will say that tensors are F32) and what else
 /// belongs to a model. What a tensor needs is read, checked, when it is. Everything that opening
 /// finds.
-rt::Expected<std::unique_ptr<ModelSource>> openTrainingModel(const std::string &checkpoint,
-                                                             const std::string &plan,
-                                                             const std::string &model);
+rt::Expected<std::unique_ptr<ModelSource>>
+openTrainingModel(const std::string &checkpoint, const std::string &plan, const std::string &model);
 
 } // namespace moira::ckpt
 
