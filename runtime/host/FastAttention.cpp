@@ -179,7 +179,7 @@ public:
         prefetchRow(at + (row + kAheadRows) * stride, width);
       for (int64_t i = 0; i < rows; i += kTileRows) {
         tile.block(packed.data() + packedSize(1, width) * i, rowsAt(i), at, stride, columns, width,
-                   at, sums);
+                   {at, 0}, sums);
         for (int r = 0; r < rowsAt(i); ++r)
           for (int c = 0; c < columns; ++c)
             scores[(i + r) * count + j + c] += scale * sums[r * columns + c];

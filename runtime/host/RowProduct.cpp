@@ -17,8 +17,6 @@ namespace {
 /// Bytes of the weights of one task, and of the rows that a tile of weights meets in it: half of a
 /// small second-level cache.
 constexpr int64_t kTaskBytes = 256 << 10, kRowsBytes = 256 << 10;
-/// Most rows for which reading weights takes longer than what they are read for.
-constexpr int64_t kStreamRows = 8;
 /// Multiplications below which workers are not worth their wait.
 constexpr int64_t kSharedWork = 1 << 16;
 
@@ -51,15 +49,18 @@ template <typename S, typename O> void run(const Task<S, O> &task, int64_t n, in
   for (int64_t j = 0; j < task.columns; j += tile.columns) {
     int columns = int(std::min<int64_t>(tile.columns, task.columns - j));
     const S *w = task.w + j * k, *packed = task.packed;
-    // The next tile's weights; what lies behind this task is another thread's.
-    auto *ahead =
-        reinterpret_cast<const char *>(j + 2 * columns <= task.columns ? w + columns * k : w);
+    // The next tile's weights, of so many bytes, are fetched while rows meet this one's; what lies
+    // behind this task is another thread's.
+    int64_t bytes = j + 2 * columns <= task.columns ? columns * k * int64_t(sizeof(S)) : 0;
+    auto *next = reinterpret_cast<const char *>(w + columns * k), *nextEnd = next + bytes;
+    int64_t steps = std::max<int64_t>(1, k / kTileLanes * ((task.m + kTileRows - 1) / kTileRows));
+    int lines = int((bytes / 64 + steps - 1) / steps);
     for (int64_t i = 0; i < task.m; i += kTileRows) {
       int rows = int(std::min<int64_t>(kTileRows, task.m - i));
-      bool streams = i == 0 && task.m <= kStreamRows;
-      (streams ? tile.stream : tile.block)(packed, rows, w, k, columns, k, ahead, sums);
+      (task.m <= kTileRows ? tile.stream : tile.block)(packed, rows, w, k, columns, k,
+                                                       {next, next < nextEnd ? lines : 0}, sums);
       packed += packedSize(rows, k);
-      ahead += kAheadBytes * (k / kTileLanes);
+      next += lines * 64 * (k / kTileLanes);
       for (int r = 0; r < rows; ++r)
         for (int c = 0; c < columns; ++c)
           task.out[(i + r) * n + j + c] = O(sums[r * columns + c]);

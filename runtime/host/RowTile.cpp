@@ -169,15 +169,13 @@ struct Avx512Bf16 : Avx512 {
 #endif
 
 template <typename S>
-using Sized = void (*)(const S *x, const S *w, int64_t stride, int64_t k, const char *ahead,
-                       float *sums);
+using Sized = void (*)(const S *x, const S *w, int64_t stride, int64_t k, Ahead ahead, float *sums);
 
 /// Calls the function for a size, which is sizes[(rows - 1) * most + columns - 1].
 template <typename S, auto &sizes, int most>
-void choose(const S *x, int rows, const S *w, int64_t stride, int columns, int64_t k,
-            const void *ahead, float *sums) {
-  sizes[size_t((rows - 1) * most + columns - 1)](x, w, stride, k, static_cast<const char *>(ahead),
-                                                 sums);
+void choose(const S *x, int rows, const S *w, int64_t stride, int columns, int64_t k, Ahead ahead,
+            float *sums) {
+  sizes[size_t((rows - 1) * most + columns - 1)](x, w, stride, k, ahead, sums);
 }
 
 template <typename Kind, int... at> struct Sizes {

@@ -27,23 +27,27 @@ inline int64_t packedSize(int rows, int64_t k) {
 /// `stride`: from a row of x to the next.
 template <typename S> void packRows(const S *x, int64_t stride, int rows, int64_t k, S *packed);
 
+/// Memory, at any address, that a tile brings near beside its work: `lines` lines of 64 bytes in
+/// turn for each kTileLanes elements of a row.
+struct Ahead {
+  const void *at;
+  int lines;
+};
+
 /// sums[i * columns + j] = sum_c x[i, c] * w[j * stride + c] for c < k, in float, for `rows` packed
 /// rows x and `columns` rows w; the rest of the kTileSums sums is undefined. The order of a sum
 /// depends on k and the machine only.
 template <typename S>
 using RowTile = void (*)(const S *x, int rows, const S *w, int64_t stride, int columns, int64_t k,
-                         const void *ahead, float *sums);
-
-/// Bytes from `ahead` on that a block brings near for each kTileLanes elements of a row.
-inline constexpr int64_t kAheadBytes = 128;
+                         Ahead ahead, float *sums);
 
 /// Tile products for one instruction set.
 template <typename S> struct RowTileKind {
   const char *name;
-  /// Rows w are near, or will be read again: all of them side by side. Meanwhile what lies at
-  /// `ahead`, any address, is brought near.
+  /// Rows w are near, or will be read again: all of them side by side.
   RowTile<S> block;
-  /// Rows w come from memory: one after the other, which is how memory is read fastest.
+  /// Rows w come from memory: one after the other, which is how memory is read fastest. Brings
+  /// nothing else near.
   RowTile<S> stream;
   int columns; // most that a tile takes
 };

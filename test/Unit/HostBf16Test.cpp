@@ -130,8 +130,9 @@ template <typename S> void expectTilesAgree(Random &random) {
       std::vector<S> packed(size_t(host::packedSize(rows, k)));
       host::packRows(x.values.data(), stride, rows, k, packed.data());
       float block[host::kTileSums], stream[host::kTileSums];
-      kind.block(packed.data(), rows, w.values.data(), stride, columns, k, w.values.data(), block);
-      kind.stream(packed.data(), rows, w.values.data(), stride, columns, k, w.values.data(),
+      kind.block(packed.data(), rows, w.values.data(), stride, columns, k, {w.values.data(), 2},
+                 block);
+      kind.stream(packed.data(), rows, w.values.data(), stride, columns, k, {w.values.data(), 0},
                   stream);
       for (int r = 0; r < rows; ++r)
         for (int c = 0; c < columns; ++c) {
