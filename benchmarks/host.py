@@ -41,7 +41,7 @@ def command(arguments):
 
 def memory_rates(options):
     """Bytes a second: read, and read + written by a copy."""
-    program = os.path.join(options.bin, "..", "benchmarks", "kernels", "bench-host")
+    program = os.path.join(options.bin, "bench-host")
     done = command([program, "--benchmark_filter=memory", "--benchmark_format=json"])
     rates = {run["name"].split("/")[0]: run["bytes_per_second"] for run in json.loads(done.stdout)["benchmarks"]}
     return rates["memory read"], rates["memory copy"]

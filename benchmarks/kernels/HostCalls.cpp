@@ -122,13 +122,14 @@ void measure(benchmark::State &run, const char *name, std::vector<TensorRef> in,
              std::vector<TensorRef> out, const CallParams &params, std::vector<size_t> moving,
              int64_t touched, double flops) {
   setHostThreads(cores());
+  char *pool = weights().data();
   int64_t at = 0;
   for (auto _ : run) {
     for (size_t i : moving) {
       int64_t bytes = (in[i].elements() * (in[i].dtype == fb::DType::bf16 ? 2 : 4) + 63) / 64 * 64;
       if (at + bytes > kPool)
         at = 0;
-      in[i].data = weights().data() + at;
+      in[i].data = pool + at;
       at += bytes;
     }
     if (Status status = runHostCall(name, CallFlavor::fast, in, out, params); !status)

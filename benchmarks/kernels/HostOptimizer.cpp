@@ -8,6 +8,7 @@
 #include <cstring>
 #include <thread>
 
+using namespace moira;
 using namespace moira::rt;
 
 namespace {

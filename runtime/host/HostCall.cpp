@@ -79,13 +79,13 @@ struct Entry {
 
 template <typename S> constexpr Fast fastOf(std::string_view name) {
   if (name == "linear")
-    return {fast::linear<S>, std::is_same_v<S, float>};
+    return {fast::linear<S>, false};
   if (name == "head_linear" && std::is_same_v<S, float>)
     return {fast::head_linear<float>, true};
   if (name == "attention")
     return {fast::attention<S>, false};
   if (name == "grouped_matmul")
-    return {fast::grouped_matmul<S>, std::is_same_v<S, float>};
+    return {fast::grouped_matmul<S>, false};
   if (name == "combine")
     return {fast::combine<S>, false};
   if (name == "linear_input_grad")

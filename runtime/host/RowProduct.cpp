@@ -1,9 +1,9 @@
-//===- RowProduct.cpp - products of rows by tiles ---------------------------===//
-// Blocks of weights are shared out among threads; a tile of weights meets all rows of its product
-// while it is in the nearest cache. Then linear and grouped_matmul for bf16 operands; those for f32
-// are in FastProduct.cpp.
+//===- RowProduct.cpp - linear and grouped_matmul ---------------------------===//
+// Products of rows with weights, by tiles. Blocks of weights are shared out among threads; a tile
+// of weights meets all rows of its product while it is in the nearest cache, so that weights are
+// read from memory once, and are never copied. Sums are those of RowTile.h, whatever the number of
+// rows.
 //===----------------------------------------------------------------------===//
-#include "RowProduct.h"
 #include "GroupedProduct.h"
 #include "Parallel.h"
 #include "RowTile.h"
@@ -32,6 +32,13 @@ public:
 private:
   static constexpr std::align_val_t kAlignment{64};
   S *values;
+};
+
+/// One product: out[m,n] = sum_k x[m,k] * w[n,k], all contiguous.
+template <typename S, typename O> struct RowProduct {
+  const S *x, *w;
+  O *out;
+  int64_t m;
 };
 
 /// Some rows of one product, packed, against some of its weights.
@@ -68,8 +75,7 @@ template <typename S, typename O> void run(const Task<S, O> &task, int64_t n, in
   }
 }
 
-} // namespace
-
+/// All products, which have one n and k, on this thread and its workers.
 template <typename S, typename O>
 void multiplyRows(std::span<const RowProduct<S, O>> products, int64_t n, int64_t k) {
   const RowTileKind<S> &tile = rowTiles<S>().front();
@@ -83,47 +89,49 @@ void multiplyRows(std::span<const RowProduct<S, O>> products, int64_t n, int64_t
   int64_t rows = std::max<int64_t>(1, kRowsBytes / rowBytes / kTileRows) * kTileRows;
   std::vector<Task<S, O>> tasks;
   S *at = packed.data();
-  for (const RowProduct<S, O> &p : products)
-    for (int64_t i = 0; i < p.m; i += rows) {
-      int64_t m = std::min(rows, p.m - i);
-      for (int64_t j = 0; j < n; j += columns)
-        tasks.push_back({at, m, p.w + j * k, std::min(columns, n - j), p.out + i * n + j});
-      for (int64_t r = 0; r < m; r += kTileRows) {
-        int count = int(std::min<int64_t>(kTileRows, m - r));
-        packRows(p.x + (i + r) * k, k, count, k, at);
-        at += count * rowSize;
-      }
+  for (const RowProduct<S, O> &p : products) {
+    // All rows of some weights before the next weights.
+    for (int64_t j = 0; j < n; j += columns)
+      for (int64_t i = 0; i < p.m; i += rows)
+        tasks.push_back({at + i * rowSize, std::min(rows, p.m - i), p.w + j * k,
+                         std::min(columns, n - j), p.out + i * n + j});
+    for (int64_t i = 0; i < p.m; i += kTileRows) {
+      int count = int(std::min<int64_t>(kTileRows, p.m - i));
+      packRows(p.x + i * k, k, count, k, at);
+      at += count * rowSize;
     }
+  }
   auto one = [&](int64_t i) { run(tasks[size_t(i)], n, k); };
   if (total * n * k >= kSharedWork)
     return parallelFor(int64_t(tasks.size()), one);
   for (size_t i = 0; i < tasks.size(); ++i)
     one(int64_t(i));
 }
-template void multiplyRows(std::span<const RowProduct<float, float>>, int64_t, int64_t);
-template void multiplyRows(std::span<const RowProduct<Bf16, float>>, int64_t, int64_t);
-template void multiplyRows(std::span<const RowProduct<Bf16, Bf16>>, int64_t, int64_t);
+
+} // namespace
 
 namespace fast {
 
-template <> Status linear<Bf16>(const Call &call) {
+template <typename S> Status linear(const Call &call) {
   if (Status s = checkLinear(call); !s)
     return s;
   int64_t contract = call.params.integer("contract");
-  return withEither<Bf16>(call.out[0].dtype, [&]<typename O>(O) {
-    RowProduct<Bf16, O> product{call.input<Bf16>(0), call.input<Bf16>(1), call.output<O>(0),
-                                leading(call.in[0], contract)};
-    multiplyRows<Bf16, O>({&product, 1}, leading(call.in[1], contract),
-                          trailing(call.in[0], contract));
+  return withEither<S>(call.out[0].dtype, [&]<typename O>(O) {
+    RowProduct<S, O> product{call.input<S>(0), call.input<S>(1), call.output<O>(0),
+                             leading(call.in[0], contract)};
+    multiplyRows<S, O>({&product, 1}, leading(call.in[1], contract),
+                       trailing(call.in[0], contract));
     return Status();
   });
 }
+template Status linear<float>(const Call &);
+template Status linear<Bf16>(const Call &);
 
-template <> Status grouped_matmul<Bf16>(const Call &call) {
-  std::vector<RowProduct<Bf16, Bf16>> products;
+template <typename S> Status grouped_matmul(const Call &call) {
+  std::vector<RowProduct<S, S>> products;
   int64_t n = 0, k = 0;
-  Status s = groupedProduct<Bf16>(
-      call, [&](const Bf16 *x, const Bf16 *w, Bf16 *out, int64_t m, int64_t outer, int64_t inner) {
+  Status s = groupedProduct<S>(
+      call, [&](const S *x, const S *w, S *out, int64_t m, int64_t outer, int64_t inner) {
         if (m > 0)
           products.push_back({x, w, out, m});
         n = outer;
@@ -131,9 +139,11 @@ template <> Status grouped_matmul<Bf16>(const Call &call) {
         return Status();
       });
   if (s)
-    multiplyRows<Bf16, Bf16>(products, n, k);
+    multiplyRows<S, S>(products, n, k);
   return s;
 }
+template Status grouped_matmul<float>(const Call &);
+template Status grouped_matmul<Bf16>(const Call &);
 
 } // namespace fast
 } // namespace moira::rt::host
