@@ -6,6 +6,7 @@
 //===----------------------------------------------------------------------===//
 #include "moira/rt/Bf16.h"
 #include "moira/rt/Device.h"
+#include "moira/rt/HostThreads.h"
 #include "moira/rt/Memory.h"
 
 #include <benchmark/benchmark.h>

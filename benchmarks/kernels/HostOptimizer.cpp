@@ -3,6 +3,7 @@
 // no cache holds. adamw reads 16 bytes of a weight and writes 12.
 //===----------------------------------------------------------------------===//
 #include "moira/rt/Device.h"
+#include "moira/rt/HostThreads.h"
 
 #include <benchmark/benchmark.h>
 #include <cstring>

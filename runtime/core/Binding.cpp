@@ -179,6 +179,10 @@ Status Binding::bindInstr(size_t index, const std::function<void *(uint32_t)> &k
       if (next == list.size())
         return fail(ErrorId::PlanShape, "fewer operands than the kernel has");
       to.operands.push_back(list[next++].data);
+      int64_t bytes = operand->rowwise() ? static_cast<int64_t>(bytesOf(operand->dtype())) : 0;
+      for (int64_t dim : *operand->inner())
+        bytes *= dim;
+      to.rowBytes.push_back(bytes);
     }
     to.rows = params.integer("rows");
     if (params.integer("rows_scale_bound"))

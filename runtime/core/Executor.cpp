@@ -4,6 +4,7 @@
 #include "moira/rt/Executor.h"
 
 #include "moira/rt/Agree.h"
+#include "moira/rt/HostThreads.h"
 #include "moira/rt/Weights.h"
 
 #include <algorithm>
@@ -29,6 +30,22 @@ void callKernel(void *kernel, std::span<void *const> operands, int64_t rows) {
       return callKernel(kernel, operands.data(), rows, std::make_index_sequence<N>());
     callKernel<N + 1>(kernel, operands, rows);
   }
+}
+
+/// Bytes of a kernel's operands that are worth a thread's while.
+constexpr int64_t kLaunchBytes = 256 << 10;
+
+/// Rows are computed each by itself, so they may be shared out among threads.
+void launch(const BoundInstr &instr) {
+  int64_t bytes = std::accumulate(instr.rowBytes.begin(), instr.rowBytes.end(), int64_t(0));
+  int64_t piece = std::max<int64_t>(1, kLaunchBytes / std::max<int64_t>(1, bytes));
+  host::parallelFor((instr.rows + piece - 1) / piece, [&](int64_t i) {
+    void *operands[kMaxOperands];
+    for (size_t j = 0; j < instr.operands.size(); ++j)
+      operands[j] = static_cast<char *>(instr.operands[j]) + i * piece * instr.rowBytes[j];
+    callKernel(instr.kernel, {operands, instr.operands.size()},
+               std::min(piece, instr.rows - i * piece));
+  });
 }
 
 void fillTensor(const TensorRef &out, double value) {
@@ -209,7 +226,7 @@ Status Executor::run(const Entry &entry, size_t index) {
   const BoundInstr &instr = entry.instrs[index];
   switch (instr.kind) {
   case fb::InstrKind::launch:
-    callKernel(instr.kernel, instr.operands, instr.rows);
+    launch(instr);
     return {};
   case fb::InstrKind::call: {
     RouteHooks hooks;

@@ -4,6 +4,7 @@
 #include "moira/rt/Ranks.h"
 
 #include "moira/rt/Device.h"
+#include "moira/rt/HostThreads.h"
 
 #include <algorithm>
 #include <chrono>

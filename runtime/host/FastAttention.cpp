@@ -5,9 +5,9 @@
 // which the order of keys is fixed: same input, same bits.
 //===----------------------------------------------------------------------===//
 #include "AttentionShape.h"
-#include "Parallel.h"
 #include "RowTile.h"
 #include "Vectors.h"
+#include "moira/rt/HostThreads.h"
 
 #include <algorithm>
 #include <bit>

@@ -4,8 +4,8 @@
 // updates are element-wise, and sums are made block by block in one order.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
-#include "Parallel.h"
 #include "Vectors.h"
+#include "moira/rt/HostThreads.h"
 
 #include <algorithm>
 #include <cmath>

@@ -2,8 +2,8 @@
 // Each head's matrix product: plain loops, and oneDNN's for f32.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
-#include "Parallel.h"
 #include "Sgemm.h"
+#include "moira/rt/HostThreads.h"
 
 namespace moira::rt::host {
 namespace {

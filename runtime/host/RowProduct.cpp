@@ -5,8 +5,8 @@
 // rows.
 //===----------------------------------------------------------------------===//
 #include "GroupedProduct.h"
-#include "Parallel.h"
 #include "RowTile.h"
+#include "moira/rt/HostThreads.h"
 
 #include <algorithm>
 #include <new>

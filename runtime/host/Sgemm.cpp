@@ -3,7 +3,7 @@
 //===----------------------------------------------------------------------===//
 #include "Sgemm.h"
 #include "OneDnn.h"
-#include "Parallel.h"
+#include "moira/rt/HostThreads.h"
 
 #include <algorithm>
 

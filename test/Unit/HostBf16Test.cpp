@@ -5,6 +5,7 @@
 //===----------------------------------------------------------------------===//
 #include "HostTesting.h"
 #include "RowTile.h"
+#include "moira/rt/HostThreads.h"
 
 #include <variant>
 

@@ -4,6 +4,7 @@
 // HostOrderTest.cpp, the gate in HostRouteTest.cpp.
 //===----------------------------------------------------------------------===//
 #include "HostTesting.h"
+#include "moira/rt/HostThreads.h"
 
 #include <variant>
 

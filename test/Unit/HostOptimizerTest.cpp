@@ -4,6 +4,7 @@
 // threads changes.
 //===----------------------------------------------------------------------===//
 #include "HostTesting.h"
+#include "moira/rt/HostThreads.h"
 
 using namespace moira::rt;
 namespace fb = moira::fb;

@@ -5,6 +5,7 @@
 //===----------------------------------------------------------------------===//
 #include "HostTesting.h"
 #include "moira/rt/Communicator.h"
+#include "moira/rt/HostThreads.h"
 #include "moira/rt/SafeTensors.h"
 
 #include <cstring>

@@ -29,6 +29,7 @@ struct BoundInstr {
   // launch
   void *kernel = nullptr;
   std::vector<void *> operands;
+  std::vector<int64_t> rowBytes; // from a row of each operand to the next; 0: all rows share it
   int64_t rows = 0;
   // call
   std::string_view call;

@@ -75,7 +75,7 @@ struct RouteHooks {
   std::vector<float> *gaps = nullptr;
 };
 
-/// Which implementation of a call: `fast` is the device's best (oneDNN), `reference` the plain one
+/// Which implementation of a call: `fast` is the device's best, `reference` the plain one
 /// (f32 or f64).
 enum class CallFlavor { fast, reference };
 
@@ -84,10 +84,6 @@ enum class CallFlavor { fast, reference };
 Status runHostCall(std::string_view name, CallFlavor flavor, std::span<const TensorRef> inputs,
                    std::span<const TensorRef> outputs, const CallParams &params,
                    const RouteHooks *hooks = nullptr);
-
-/// Threads that each call of the calling rank thread may use, this one among them. No bit of a
-/// result depends on it.
-void setHostThreads(int threads);
 
 } // namespace moira::rt
 

@@ -1,9 +1,10 @@
-//===- Parallel.h - one call's work on several threads ----------*- C++ -*-===//
-// What the fast calls share their work out with. Each rank thread has workers of its own, which
-// wait between calls: a decode step has hundreds of calls that take less than a thread's start.
+//===- HostThreads.h - one call's work on several threads -------*- C++ -*-===//
+// What the host's fast calls and launches share their work out with. Each rank thread has workers
+// of its own, which wait between calls: a decode step has hundreds of calls that take less than a
+// thread's start.
 //===----------------------------------------------------------------------===//
-#ifndef MOIRA_RT_HOST_PARALLEL_H
-#define MOIRA_RT_HOST_PARALLEL_H
+#ifndef MOIRA_RT_HOSTTHREADS_H
+#define MOIRA_RT_HOSTTHREADS_H
 
 #include "moira/rt/Status.h"
 
@@ -11,7 +12,13 @@
 #include <mutex>
 #include <new>
 
-namespace moira::rt::host {
+namespace moira::rt {
+
+/// Threads that each call and launch of the calling rank thread may use, this one among them. No
+/// bit of a result depends on it.
+void setHostThreads(int threads);
+
+namespace host {
 
 /// task(context, i) for every i in [0, tasks), begun in this order, on the calling thread and its
 /// workers (setHostThreads). Returns when all are done, with all that they wrote visible. Tasks do
@@ -49,6 +56,7 @@ template <typename Fn> Status parallelTry(int64_t tasks, Fn fn) {
   return first;
 }
 
-} // namespace moira::rt::host
+} // namespace host
+} // namespace moira::rt
 
-#endif // MOIRA_RT_HOST_PARALLEL_H
+#endif // MOIRA_RT_HOSTTHREADS_H

@@ -1,9 +1,8 @@
-//===- Parallel.cpp - a rank thread's workers -----------------------------===//
-// See Parallel.h. A job is over when its tasks are, whether or not every worker has seen that there
-// was one: a worker for which the system has no core keeps nobody waiting.
+//===- HostThreads.cpp - a rank thread's workers ----------------------------===//
+// See HostThreads.h. A job is over when its tasks are, whether or not every worker has seen that
+// there was one: a worker for which the system has no core keeps nobody waiting.
 //===----------------------------------------------------------------------===//
-#include "Parallel.h"
-#include "moira/rt/Device.h"
+#include "moira/rt/HostThreads.h"
 
 #include <algorithm>
 #include <atomic>
