@@ -1,17 +1,24 @@
-"""Adds the count of redrawn random cases, and their seed, to pytest's summary."""
+"""Adds to pytest's summary what random cases have counted: redraws, their seed, and how close training on meshes came to one rank."""
 
 import os
 
 
-def pytest_terminal_summary(terminalreporter):
-    counts = [
+def recorded(reporter, name):
+    return [
         value
-        for reports in terminalreporter.stats.values()
+        for reports in reporter.stats.values()
         for report in reports
         if getattr(report, "when", "") == "call"
-        for name, value in report.user_properties
-        if name == "redraws"
+        for key, value in report.user_properties
+        if key == name
     ]
-    if counts:
-        seed = os.environ.get("MOIRA_SEED", "default")
-        terminalreporter.write_line(f"random meshes: {len(counts)} cases, seed {seed}, {sum(counts)} redrawn for unclear routing")
+
+
+def pytest_terminal_summary(terminalreporter):
+    seed = os.environ.get("MOIRA_SEED", "default")
+    for name, title in (("redraws", "random meshes"), ("training_redraws", "random training")):
+        if counts := recorded(terminalreporter, name):
+            terminalreporter.write_line(f"{title}: {len(counts)} cases, seed {seed}, {sum(counts)} redrawn for unclear routing")
+    if apart := recorded(terminalreporter, "training_apart"):
+        worst = [max(column) for column in zip(*apart)]
+        terminalreporter.write_line("random training, worst: losses {:.1e} from the oracle, {:.1e} from one rank; elements {:.1e}, relative L2 {:.1e}".format(*worst))

@@ -169,7 +169,7 @@ def router_weight(model, layer):
     raise KeyError(f"router of layer {layer}")
 
 
-def moe(model, x, layer, number, capacity):
+def moe(model, x, layer, number, capacity, step):
     """x [T,D] -> (y [T,D], smallest routing gap, dropped choices); this is sparse block `number`."""
     probs = softmax(x @ router_weight(model, layer).T)
     order = np.argsort(-probs, axis=-1, kind="stable")
@@ -183,7 +183,7 @@ def moe(model, x, layer, number, capacity):
     if capacity:
         room = capacity_oracle.capacity_of("factor", capacity.factor, capacity.minimum, len(x), model.experts, model.top_k)
         kept, margin = capacity_oracle.keep(
-            chosen, weights, model.experts, room, 1, capacity.policy, "token_major", capacity.seed, number, step=0
+            chosen, weights, model.experts, room, 1, capacity.policy, "token_major", capacity.seed, number, step
         )
         gap = min(gap, margin)
     if model.kind == "mixtral" or model.get("norm_topk_prob"):
@@ -200,8 +200,8 @@ def moe(model, x, layer, number, capacity):
     return y, gap, int((~kept).sum())
 
 
-def forward(config, tensors, input_ids, attention_mask=None, capacity=None):
-    """The logits of a model for input_ids [B,S]; `capacity` as random_models.Capacity."""
+def forward(config, tensors, input_ids, attention_mask=None, capacity=None, step=0):
+    """The logits of a model for input_ids [B,S]; `capacity` as random_models.Capacity, `step` of training."""
     model = Model(config, tensors)
     ids = np.asarray(input_ids)
     batch, seq = ids.shape
@@ -214,7 +214,7 @@ def forward(config, tensors, input_ids, attention_mask=None, capacity=None):
         x = x + attention(model, rms_norm(x, model.weight(base + "input_layernorm.weight"), model.eps), layer, mask)
         h = rms_norm(x, model.weight(base + "post_attention_layernorm.weight"), model.eps)
         if model.is_sparse(layer):
-            y, layer_gap, layer_drops = moe(model, h.reshape(batch * seq, -1), layer, sparse, capacity)
+            y, layer_gap, layer_drops = moe(model, h.reshape(batch * seq, -1), layer, sparse, capacity, step)
             x, gap, dropped, sparse = x + y.reshape(x.shape), min(gap, layer_gap), dropped + layer_drops, sparse + 1
         else:
             x = x + dense_mlp(model, h, base + "mlp")

@@ -10,6 +10,7 @@ import pytest
 
 from common import GOLDEN, GOLDEN_CLASSES, golden_options, has_experts
 from moira import checkpoint, compile_plan, run_tool
+from training_state import manifest, state
 
 MESHES = ("", "dp=2", "ep=2", "tp=2", "ep=4", "dp=2,ep=2", "ep=2,tp=2", "dp=2,ep=2,tp=2")
 STILL = ("--optimizer=sgd", "--lr=0", "--weight-decay=0")  # steps that change no weight
@@ -36,27 +37,6 @@ def done(*arguments):
     finished = run_tool("moe-ckpt", *arguments)
     assert finished.code == 0, finished
     return finished
-
-
-def manifest(step):
-    return json.loads((step / "manifest.json").read_text())["manifest"]
-
-
-def state(step):
-    """{tensor: array} of a step's directory, put together from its boxes: a reader of our own."""
-    contents = manifest(step)
-    data = [np.fromfile(step / file["name"], np.uint8) for file in contents["files"]]
-    out = {}
-    for tensor in contents["tensors"]:
-        assert tensor["dtype"] == "f32"
-        out[tensor["name"]] = whole = np.full(tensor["shape"], np.nan, np.float32)
-        for box in tensor["boxes"]:
-            count = int(np.prod(box["extent"]))
-            values = data[box["file"]][box["offset"] : box["offset"] + 4 * count].view(np.float32)
-            place = tuple(slice(s, s + e) for s, e in zip(box["start"], box["extent"]))
-            assert np.isnan(whole[place]).all()
-            whole[place] = values.reshape(box["extent"])
-    return out
 
 
 def same(a, b):

@@ -1,0 +1,160 @@
+"""Shows that a mesh never changes what training does: random small models of four classes on random meshes, three steps, against one rank and the oracle.
+
+The models, meshes, inputs and capacities are those of test_random_mesh.py; the optimizer and what belongs to it are drawn besides. On one rank every step's loss must
+be the oracle's (float64 NumPy, on the weights that the steps before have left, exported from the checkpoints). On the mesh losses must be those of one rank, and so must
+after the last step every weight and everything that the optimizer keeps.
+
+What "equal" means. Gradients are float32 sums in an order that depends on the mesh. SGD is linear in them: every element of every weight within TOLERANCE of the tensor's
+largest. AdamW divides a gradient by its own size, so where a gradient is nothing but rounding an element may move by lr either way: weights are held to TOLERANCE
+in relative L2 over all of them. What optimizers keep (momentum, m; v with squares) is as good as the gradients: every element within TOLERANCE of the tensor's largest,
+and of a hundredth of the largest of all tensors, for some gradients are nothing but rounding (those of a gate that chooses all experts and renormalises).
+
+MOIRA_SEED chooses the cases, MOIRA_CASES their number; the optimizers take turns. A case whose routing is nearly a tie in any of its steps (gap under 1e-4) may rightly
+route differently in float32; it is redrawn, and the redraws are counted in the summary.
+"""
+
+import json
+import os
+import re
+
+import numpy as np
+import pytest
+
+import oracle
+import random_models
+from common import relative_error
+from moira import checkpoint, compile_plan, run_tool
+from training_state import state
+
+SEED = int(os.environ.get("MOIRA_SEED", "20260"))
+CASES = int(os.environ.get("MOIRA_CASES", "40"))
+GAP, TOLERANCE, STEPS = 1e-4, 1e-5, 3
+
+
+def draw_optimizer(rng, number):
+    """moe-opt's options."""
+    options = [("--optimizer=sgd", "--lr=0.05"), ("--optimizer=sgd", "--momentum=0.9", "--lr=0.05"), ("--optimizer=adamw", "--lr=1e-3")][number % 3]
+    more = [f"--weight-decay={rng.choice((0, 0.01, 0.1))}"]
+    if rng.random() < 0.4:
+        more.append(f"--clip-norm={rng.choice((0.1, 1, 10))}")
+    if rng.random() < 0.3:
+        more += ["--aux-loss=0.1", "--z-loss=0.01"]
+    return ["--task=train", *options, *more]
+
+
+def draw_labels(rng, case):
+    """Sometimes labels of their own, some of which do not count."""
+    ids = case.input_ids
+    if rng.random() < 0.6:
+        return None
+    labels = rng.integers(0, case.config["vocab_size"], ids.shape).astype(np.int32)
+    labels[rng.random(ids.shape) < 0.2] = -100
+    return labels
+
+
+def loss_of(logits, ids, labels):
+    """Mean cross-entropy of the next tokens, or of the labels that count; labels stand where their logits are, one further."""
+    logits, labels = logits[:, :-1], (ids if labels is None else labels)[:, 1:]
+    top = logits.max(-1, keepdims=True)
+    log_probs = logits - top - np.log(np.exp(logits - top).sum(-1, keepdims=True))
+    counts = labels >= 0
+    rows = np.take_along_axis(log_probs, np.where(counts, labels, 0)[..., None].astype(np.int64), -1)[..., 0]
+    return -rows[counts].mean()
+
+
+class Trained:
+    def __init__(self, folder, name, model, plan_options, *run_options):
+        self.folder, self.run, self.plan = folder, folder / name, folder / f"{name}.moeplan"
+        compile_plan(model, self.plan, *plan_options)
+        metrics = folder / f"{name}.jsonl"
+        done = run_tool("moe-run", self.plan, f"--weights={model}", f"--inputs={model}/inputs.safetensors", f"--steps={STEPS}", f"--checkpoint={self.run}",
+                        f"--metrics={metrics}", *run_options)  # fmt: skip
+        assert done.code == 0, done
+        self.losses = np.array([json.loads(line)["loss"] for line in metrics.read_text().splitlines()])
+
+    def weights(self, model, step):
+        """As the model directory has them, after `step` steps."""
+        if step == 0:
+            return checkpoint.read_model(model)[1]
+        target = self.folder / f"{self.run.name}-model-{step}"
+        done = run_tool("moe-ckpt", "export-hf", self.run / f"step-{step}", target, f"--plan={self.plan}", f"--model={model}")
+        assert done.code == 0, done
+        return checkpoint.read_model(target)[1]
+
+    def end(self):
+        return state(self.run / f"step-{STEPS}")
+
+
+def train_clearly(number, tmp_path):
+    """Draws until every step routes clearly -> (case, options, one rank's training, how often it was redrawn)."""
+    rng = np.random.default_rng([SEED, number])
+    for redraws in range(1000):
+        case = random_models.draw(rng)
+        options, labels = draw_optimizer(rng, number), draw_labels(rng, case)
+        if not ((case.input_ids if labels is None else labels)[:, 1:] >= 0).any():
+            continue  # no token that counts
+        if oracle.forward(case.config, case.tensors, case.input_ids, case.attention_mask, case.capacity, 1).gap < GAP:
+            continue
+        folder = tmp_path / str(redraws)
+        folder.mkdir()
+        case.write(folder)
+        inputs = checkpoint.read(folder / "inputs.safetensors")
+        if labels is not None:
+            checkpoint.write(folder / "inputs.safetensors", {**inputs, "labels": labels})
+        mesh, case.mesh = case.mesh, ""
+        one = Trained(tmp_path, f"one{redraws}", folder, [*case.options, *options], "--save-every=1", f"--keep={STEPS}")
+        case.mesh = mesh
+        want = [oracle.forward(case.config, one.weights(folder, s), case.input_ids, case.attention_mask, case.capacity, s + 1) for s in range(STEPS)]
+        if min(w.gap for w in want) < GAP:
+            continue
+        losses = np.array([loss_of(w.logits, case.input_ids, labels) for w in want])
+        return case, options, folder, one, losses, redraws
+    raise AssertionError("no case with clear routing in 1000 draws")
+
+
+def kept(name):
+    """Which of an optimizer's tensors this is, or "" for a weight."""
+    return name.rsplit(".", 1)[1] if re.search(r"\.(adamw\.[mv]|sgd\.b)$", name) else ""
+
+
+def largest(values):
+    return float(np.abs(values).max())
+
+
+def difference(got, want):
+    """The worst element of any tensor, in units of what its tensor may be held to."""
+    floor = {kind: max([largest(v) for n, v in want.items() if kept(n) == kind], default=0) * part for kind, part in (("m", 1e-2), ("b", 1e-2), ("v", 1e-4))}
+    worst = 0.0
+    for name, value in want.items():
+        scale = largest(value) + floor.get(kept(name), 0)
+        error = largest(got[name].astype(np.float64) - value)
+        worst = max(worst, error / scale if error else 0.0)
+    return worst
+
+
+def weights_apart(got, want):
+    """Relative L2 over all weights."""
+    names = [name for name in want if not kept(name)]
+    apart = sum(np.sum((got[n].astype(np.float64) - want[n]) ** 2) for n in names)
+    return float(np.sqrt(apart / sum(np.sum(want[n].astype(np.float64) ** 2) for n in names)))
+
+
+@pytest.mark.parametrize("number", range(CASES), ids=lambda n: f"case{n}-")
+def test_mesh_trains_like_one_rank(number, tmp_path, record_property):
+    case, options, folder, one, losses, redraws = train_clearly(number, tmp_path)
+    record_property("training_redraws", redraws)
+    print(f"seed {SEED} case {number}: {case.config['model_type']} {' '.join([*case.options, *options])}\n{case.config}")
+    assert relative_error(one.losses, losses) <= 1e-6, "one rank against the oracle"
+    many = Trained(tmp_path, "many", folder, [*case.options, *options])
+    assert relative_error(many.losses, one.losses) <= TOLERANCE
+    got, want = many.end(), one.end()
+    assert got.keys() == want.keys() and all(got[name].shape == want[name].shape for name in want)
+    moved = [name for name, value in state(one.run / "step-1").items() if not np.array_equal(value, want[name])]
+    assert moved, "nothing was trained"
+    elements, apart = difference(got, want), weights_apart(got, want)
+    record_property("training_apart", [relative_error(one.losses, losses), relative_error(many.losses, one.losses), elements, apart])
+    if "--optimizer=sgd" in options:
+        assert elements <= TOLERANCE
+    else:
+        assert difference(got, {name: value for name, value in want.items() if kept(name)}) <= TOLERANCE
+        assert apart <= TOLERANCE
