@@ -6,7 +6,7 @@
 MODEL is an olmoe or qwen3_moe directory, e.g. of examples/olmoe-1b-7b/make.py. Each round runs every row once by moe-run (a process of its own,
 which loads the model first; loading is not counted) and once by each peer: the model in transformers with that implementation of experts
 (eager, grouped_mm, batched_mm), loaded once, on as many threads. `--peer=none` leaves them out. Prompts are random, 64 tokens before new ones.
-Medians over the rounds; of a generation each round gives the median of its steps.
+Medians over the rounds; of a generation each round gives the median of its steps. `--forward=none` or `--batch=0` leave rows out.
 
 The bound of a decode step: bytes that it must read (weights of attention, router, head and of the experts that random choices touch, and caches)
 over the bandwidth of a copy of memory, bytes read and written (`bench-host --benchmark_filter=memory`, built with -DMOIRA_BENCHMARKS=ON), measured
@@ -81,7 +81,7 @@ class Peer:
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(options.threads)
-        self.torch, self.options, self.experts = torch, options, experts
+        self.torch, self.options, self.experts, self.warm = torch, options, experts, set()
         if Peer.model is None:
             kind = {"bf16": torch.bfloat16, "f32": torch.float32}[options.dtype]
             Peer.model = AutoModelForCausalLM.from_pretrained(options.model, dtype=kind).eval()
@@ -94,10 +94,12 @@ class Peer:
         times = []
         with torch.inference_mode():
             if name == "forward":
-                for _ in range(3):
-                    start = time.perf_counter()
+                if row not in self.warm:
                     model(ids, use_cache=False)
-                    times.append(time.perf_counter() - start)
+                    self.warm.add(row)
+                start = time.perf_counter()
+                model(ids, use_cache=False)
+                times.append(time.perf_counter() - start)
             else:
                 state = model(ids, use_cache=True, logits_to_keep=1)
                 for _ in range(self.options.new_tokens - 1):
@@ -122,8 +124,8 @@ def main():
     options.threads = len(os.sched_getaffinity(0))
     with open(os.path.join(options.model, "config.json")) as file:
         config = json.load(file)
-    rows = [("generate", batch, PROMPT) for batch in options.batch or [1, 8, 32]]
-    rows += [("forward", *map(int, text.split("x"))) for text in options.forward or ["1x128", "4x128"]]
+    rows = [("generate", batch, PROMPT) for batch in options.batch or [1, 8, 32] if batch]
+    rows += [("forward", *map(int, text.split("x"))) for text in options.forward or ["1x128", "4x128"] if text != "none"]
     names = [name for name in options.peer or ["grouped_mm", "eager"] if name != "none"]
     with tempfile.TemporaryDirectory() as folder:
         ours = Ours(options, folder)

@@ -6,7 +6,20 @@
 
 #include "HostOps.h"
 
+#include <algorithm>
+#include <utility>
+
 namespace moira::rt::host {
+
+/// The least and the largest of some positions.
+struct PositionRange {
+  int32_t low, high;
+  PositionRange(const int32_t *first, int64_t n) {
+    auto [l, h] = std::minmax_element(first, first + n);
+    low = *l;
+    high = *h;
+  }
+};
 
 struct AttentionShape {
   int64_t batch, queries, keys, heads, kvHeads;
@@ -16,6 +29,20 @@ struct AttentionShape {
   bool causal;
   std::vector<int64_t> kvHeadOf;           // row of k and v that each query head of this rank reads
   const TensorRef *q2, *k2, *bias, *sinks; // null: not given
+
+  /// The keys of [first, end) without those at its ends that no query at these positions sees,
+  /// whatever the mask; first = end if nobody sees any.
+  std::pair<int64_t, int64_t> keysInSight(const PositionRange &queries, const int32_t *kpos,
+                                          int64_t first, int64_t end) const {
+    auto hidden = [&](int32_t key) {
+      return (causal && key > queries.high) || (window > 0 && int64_t(queries.low) - key >= window);
+    };
+    while (first < end && hidden(kpos[first]))
+      ++first;
+    while (first < end && hidden(kpos[end - 1]))
+      --end;
+    return {first, end};
+  }
 
   bool sees(int64_t queryPosition, int64_t keyPosition, int32_t mask) const {
     return mask != 0 && (!causal || keyPosition <= queryPosition) &&

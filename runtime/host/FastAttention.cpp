@@ -6,11 +6,11 @@
 //===----------------------------------------------------------------------===//
 #include "AttentionShape.h"
 #include "RowTile.h"
+#include "Softmax.h"
 #include "Vectors.h"
 #include "moira/rt/HostThreads.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -21,64 +21,6 @@ namespace moira::rt::host {
 namespace {
 
 constexpr int64_t queryBlock = 64, keyBlock = 256;
-
-/// e^x for x <= 0 within 2 ulp, without branches or calls so that loops over it vectorise. Zero
-/// below -87, NaN for NaN.
-inline float expNegative(float x) {
-  constexpr float toInteger =
-      12582912.0f; // 1.5 * 2^23: the sum's low mantissa bits are the integer
-  float clamped = x < -87.0f ? -87.0f : x;
-  float shifted = clamped * 1.44269504f + toInteger;
-  float n = shifted - toInteger;
-  float r = clamped - n * 0.693359375f + n * 2.12194440e-4f; // ln 2 in two parts
-  float p = 1.0f / 5040;
-  p = p * r + 1.0f / 720;
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
-  float power = std::bit_cast<float>((std::bit_cast<uint32_t>(shifted) + 127u) << 23);
-  return x < -87.0f ? 0.0f : p * power;
-}
-
-/// Positions of a block, to rule whole pairs out.
-struct Range {
-  int32_t low, high;
-  Range(const int32_t *first, int64_t n) {
-    auto [l, h] = std::minmax_element(first, first + n);
-    low = *l;
-    high = *h;
-  }
-};
-
-/// The largest of n numbers and `before`.
-MOIRA_VECTORS float largestOf(const float *x, int64_t n, float before) {
-  float lanes[16];
-  std::fill_n(lanes, 16, before);
-  int64_t j = 0;
-  for (; j + 16 <= n; j += 16)
-    for (int64_t l = 0; l < 16; ++l)
-      lanes[l] = lanes[l] < x[j + l] ? x[j + l] : lanes[l];
-  for (; j < n; ++j)
-    lanes[0] = lanes[0] < x[j] ? x[j] : lanes[0];
-  return *std::max_element(lanes, lanes + 16);
-}
-
-/// x becomes e^(x - top). Returns the sum, made in an order that depends on n only.
-MOIRA_VECTORS float exponentials(float *x, int64_t n, float top) {
-  float lanes[16] = {}, sum = 0;
-  int64_t j = 0;
-  for (; j + 16 <= n; j += 16)
-    for (int64_t l = 0; l < 16; ++l)
-      lanes[l] += x[j + l] = expNegative(x[j + l] - top);
-  for (; j < n; ++j)
-    lanes[0] += x[j] = expNegative(x[j] - top);
-  for (float lane : lanes)
-    sum += lane;
-  return sum;
-}
 
 /// How many rows of keys or values ahead of its loads a loop fetches. Rows of one head lie apart
 /// from each other, where the processor does not expect them.
@@ -225,19 +167,11 @@ template <typename S> Status fast::attention(const Call &call) {
     std::optional<Queries<S>> queries2;
     if (q2)
       queries2.emplace(q2 + row0 * a.sharedDim, a.heads * a.sharedDim, nq, a.sharedDim);
-    Range queryRange(qpos + i0, nq);
-    auto nobodySees = [&](int32_t low, int32_t high) { // a key at low..high
-      return (a.causal && low > queryRange.high) ||
-             (a.window > 0 && int64_t(queryRange.low) - high >= a.window);
-    };
+    PositionRange queryRange(qpos + i0, nq);
     for (int64_t j0 = 0; j0 < a.keys; j0 += keyBlock) {
-      int64_t first = j0, end = std::min(j0 + keyBlock, a.keys);
-      if (Range keys(kpos + j0, end - j0); nobodySees(keys.low, keys.high))
+      auto [first, end] = a.keysInSight(queryRange, kpos, j0, std::min(j0 + keyBlock, a.keys));
+      if (first == end)
         continue;
-      while (first < end && nobodySees(kpos[first], kpos[first]))
-        ++first;
-      while (first < end && nobodySees(kpos[end - 1], kpos[end - 1]))
-        --end;
       int64_t nk = end - first, key0 = b * a.keys + first;
       int64_t kv = key0 * a.kvHeads + a.kvHeadOf[size_t(h)];
       std::fill_n(score.begin(), nq * nk, 0.0f);

@@ -88,6 +88,8 @@ template <typename S> constexpr Fast fastOf(std::string_view name) {
     return {fast::grouped_matmul<S>, false};
   if (name == "combine")
     return {fast::combine<S>, false};
+  if (name == "attention_grad")
+    return {fast::attention_grad<S>, true};
   if (name == "linear_input_grad")
     return {fast::linear_input_grad<S>, true};
   if (name == "linear_weight_grad")

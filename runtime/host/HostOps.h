@@ -90,6 +90,7 @@ template <typename S> Status head_linear(const Call &call); // f32 only
 template <typename S> Status attention(const Call &call);
 template <typename S> Status grouped_matmul(const Call &call);
 template <typename S> Status combine(const Call &call);
+template <typename S> Status attention_grad(const Call &call);
 template <typename S> Status linear_input_grad(const Call &call);
 template <typename S> Status linear_weight_grad(const Call &call);
 template <typename S> Status grouped_input_grad(const Call &call);

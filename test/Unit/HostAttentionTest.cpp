@@ -4,6 +4,7 @@
 // does is in HostCallsTest.cpp.
 //===----------------------------------------------------------------------===//
 #include "HostTesting.h"
+#include "moira/rt/HostThreads.h"
 
 using namespace moira::rt;
 using namespace moira::rt::testing;
@@ -204,6 +205,80 @@ TEST(HostAttention, LatentFormIsAttentionToWhatGrowsOutOfTheLatent) {
                 params({{"q_heads", heads}, {"kv_heads", heads}, {"window", 0}}, {{"scale", 0.4}}));
   EXPECT_LT(relativeError(perHead(inside.run(CallFlavor::reference, one), vb, value, false), want),
             1e-13);
+}
+
+/// attention_grad in one type: everything it makes, behind each other.
+template <typename S, typename A>
+std::vector<double> gradients(const Operands<double> &o, const Tensor<double> &dy,
+                              CallFlavor flavor, CallParams p) {
+  Operands<S> in = o.as<S>();
+  Tensor<S> flow = dy.as<S>();
+  Tensor<A> bias = o.bias.as<A>(), sinks = o.sinks.as<A>();
+  std::vector<TensorRef> inputs{flow, in.q, in.k, in.v, in.qpos, in.kpos, in.mask};
+  std::vector<Tensor<A>> made{Tensor<A>(o.q.shape), Tensor<A>(o.k.shape), Tensor<A>(o.v.shape)};
+  std::string with;
+  auto optional = [&](const char *role, const auto &tensor) {
+    if (tensor.values.empty())
+      return;
+    with += std::string(with.empty() ? "" : " ") + role;
+    inputs.push_back(tensor);
+    made.emplace_back(tensor.shape);
+  };
+  optional("q2", in.q2);
+  optional("k2", in.k2);
+  optional("bias", bias);
+  optional("sinks", sinks);
+  if (!with.empty())
+    p.texts["with"] = with;
+  std::vector<TensorRef> outputs(made.begin(), made.end());
+  Status s = call("attention_grad", flavor, inputs, outputs, p);
+  EXPECT_TRUE(s.ok()) << s.str();
+  std::vector<double> all;
+  for (const Tensor<A> &tensor : made)
+    all.insert(all.end(), tensor.values.begin(), tensor.values.end());
+  return all;
+}
+
+double worstOf(const std::vector<double> &got, const std::vector<double> &want) {
+  double worst = 0, largest = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    worst = std::max(worst, std::abs(got[i] - want[i]));
+    largest = std::max(largest, std::abs(want[i]));
+  }
+  return worst / largest;
+}
+
+TEST(HostAttention, FastGradientsAgreeOnRandomShapes) {
+  Random random(testSeed() + 3);
+  for (int i = 0; i < 40; ++i) {
+    Sizes s{.batch = random.between(1, 3),
+            .queries = random.between(1, 150),
+            .keys = random.between(1, 150),
+            .kvHeads = random.between(1, 3),
+            .keyDim = random.between(1, 20),
+            .valueDim = random.between(1, 20)};
+    s.heads = s.kvHeads * random.between(1, 3);
+    Operands<double> o = draw(random, s);
+    auto rounded = [](const Tensor<double> &x) { return x.as<Bf16>().as<double>(); };
+    if (i % 3 == 1) {
+      o.q2 = rounded(random.normal<double>({s.batch, s.queries, s.heads, 5}));
+      o.k2 = rounded(random.normal<double>({s.batch, s.keys, 5}));
+    }
+    if (i % 4 >= 2)
+      o.bias = random.normal<double>({s.heads, s.queries, s.keys}).as<float>().as<double>();
+    if (i % 5 >= 3)
+      o.sinks = random.normal<double>({s.heads}).as<float>().as<double>();
+    o.q = rounded(o.q), o.k = rounded(o.k), o.v = rounded(o.v);
+    Tensor<double> dy = rounded(random.normal<double>({s.batch, s.queries, s.heads, s.valueDim}));
+    CallParams p = heads(s);
+    p.integers["window"] = i % 2 ? random.between(1, 40) : 0;
+    p.integers["causal"] = i % 7 != 0;
+    std::vector<double> exact = gradients<double, double>(o, dy, CallFlavor::reference, p);
+    setHostThreads(1 + i % 3);
+    EXPECT_LT(worstOf(gradients<float, float>(o, dy, CallFlavor::fast, p), exact), 2e-6) << i;
+    EXPECT_LT(worstOf(gradients<Bf16, float>(o, dy, CallFlavor::fast, p), exact), 2e-6) << i;
+    setHostThreads(1);
+  }
 }
 
 TEST(HostAttention, HeadProductsAgreeOnRandomShapes) {
