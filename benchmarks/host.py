@@ -9,8 +9,8 @@ which loads the model first; loading is not counted) and once by each peer: the 
 Medians over the rounds; of a generation each round gives the median of its steps. `--forward=none` or `--batch=0` leave rows out.
 
 The bound of a decode step: bytes that it must read (weights of attention, router, head and of the experts that random choices touch, and caches)
-over the bandwidth of a copy of memory, bytes read and written (`bench-host --benchmark_filter=memory`, built with -DMOIRA_BENCHMARKS=ON), measured
-in each round. Both models are in memory at once: take a model of fewer layers (make.py --config) where they do not fit. Needs NumPy, safetensors
+over the rate at which all cores read memory, measured in each round (`bench-host --benchmark_filter=memory`, built with -DMOIRA_BENCHMARKS=ON).
+"of copy" is the same for the rate of a copy that goes past the caches, bytes read and written. Both models are in memory at once: take a model of fewer layers (make.py --config) where they do not fit. Needs NumPy, safetensors
 and, for peers, PyTorch and transformers.
 """
 
@@ -142,7 +142,7 @@ def main():
     read, copy = (statistics.median(column) for column in zip(*rates))
     print(f"{options.threads} threads, read {read / 1e9:.1f} GB/s, copy {copy / 1e9:.1f} GB/s (read + written); {config['model_type']} of "
           f"{config['num_hidden_layers']} layers, {options.dtype}; milliseconds a step")
-    print(" | ".join(["row".ljust(16), "   moira", *(name.rjust(10) for name in names), "best peer / moira", "bound", "share of bound", "tokens/s"]))
+    print(" | ".join(["row".ljust(16), "   moira", *(name.rjust(10) for name in names), "best peer / moira", "bound", "share of bound", "of copy", "tokens/s"]))
     for row in rows:
         name, batch, length = row
         middle = {runner: statistics.median(times[row, runner]) for runner in runners}
@@ -151,10 +151,10 @@ def main():
         cells.append(f"{min(middle[peer] for peer in names) / step:.2f}" if names else "-")
         if name == "generate":
             scale = 2 if options.dtype == "f32" else 1
-            bound = scale * sum(step_bytes(config, batch, PROMPT + options.new_tokens // 2)) / copy
-            cells += [f"{bound * 1e3:.1f}", f"{bound / step:.2f}", f"{batch / step:.1f}"]
+            total = scale * sum(step_bytes(config, batch, PROMPT + options.new_tokens // 2))
+            cells += [f"{total / read * 1e3:.1f}", f"{total / read / step:.2f}", f"{total / copy / step:.2f}", f"{batch / step:.1f}"]
         else:
-            cells += ["-", "-", f"{batch * length / step:.0f}"]
+            cells += ["-", "-", "-", f"{batch * length / step:.0f}"]
         print(" | ".join(cells))
 
 
