@@ -2,6 +2,7 @@
 #ifndef MOIRA_DIST_OPS
 #define MOIRA_DIST_OPS
 include "Dist/DistDialect.td"
+include "Moe/CostInterface.td"
 include "Moe/MoeDialect.td"
 
 class Dist_Op<string mnemonic, list<Trait> traits = []> : Op<Dist_Dialect, mnemonic, traits>;
@@ -112,7 +113,7 @@ def Dist_RequireBoundOp : Dist_Op<"require_bound"> {
   let hasVerifier = 1;
 }
 
-def Dist_PackOp : Dist_Op<"pack", [Pure]> {
+def Dist_PackOp : Dist_Op<"pack", [Pure, CostInterface]> {
   let summary = "rows into one slot for each expert shard";
   let description = [{
     x[t..,D], routing, need → slots[G,P,B,D], counts[G,P,C], pos[t..,k], need. pos is the row's index p·B+i in this shard's slots, −1 if it did not fit.
@@ -126,7 +127,7 @@ def Dist_PackOp : Dist_Op<"pack", [Pure]> {
   let hasVerifier = 1;
 }
 
-def Dist_RegroupOp : Dist_Op<"regroup", [Pure]> {
+def Dist_RegroupOp : Dist_Op<"regroup", [Pure, CostInterface]> {
   let summary = "received slots into rows sorted by (expert, segment, source, row)";
   let description = [{ slots[G,P,B,D], counts[G,P,C] → rows[R,D], groups[G/P,E]. Rows past the counts are zero. Constraints: (C1) shapes as above. }];
   let arguments = (ins Moe_Tensor:$slots, Moe_I32Tensor:$counts, I64Attr:$segments);
@@ -135,7 +136,7 @@ def Dist_RegroupOp : Dist_Op<"regroup", [Pure]> {
   let hasVerifier = 1;
 }
 
-def Dist_UngroupOp : Dist_Op<"ungroup", [Pure]> {
+def Dist_UngroupOp : Dist_Op<"ungroup", [Pure, CostInterface]> {
   let summary = "the inverse of regroup";
   let description = [{ rows[R,D], counts[G,P,C] → slots[G,P,B,D]. Linear in rows. Constraints: (C1) shapes as above. }];
   let arguments = (ins Moe_Tensor:$rows, Moe_I32Tensor:$counts, I64Attr:$segments);
@@ -144,7 +145,7 @@ def Dist_UngroupOp : Dist_Op<"ungroup", [Pure]> {
   let hasVerifier = 1;
 }
 
-def Dist_UnpackOp : Dist_Op<"unpack", [Pure]> {
+def Dist_UnpackOp : Dist_Op<"unpack", [Pure, CostInterface]> {
   let summary = "Σ_j weight_j · slot row pos_j";
   let description = [{ slots[G,P,B,D], pos[t..,k], routing → [t..,D], j ascending, −1 adds nothing; `unit` as in moe.combine. Linear in slots. Constraints: (C1) shapes as above. }];
   let arguments = (ins Moe_Tensor:$slots, Moe_I32Tensor:$pos, Moe_RoutingType:$routing, UnitAttr:$unit);
@@ -153,7 +154,7 @@ def Dist_UnpackOp : Dist_Op<"unpack", [Pure]> {
   let hasVerifier = 1;
 }
 
-def Dist_SelectOp : Dist_Op<"select", [Pure]> {
+def Dist_SelectOp : Dist_Op<"select", [Pure, CostInterface]> {
   let summary = "the rows of this shard's experts, without an exchange";
   let description = [{
     x[t..,D], routing, need → rows[R,D], groups[G,E], pos[t..,k], need. Each shard keeps the rows of its own experts, from `expert_offset` on. `weighted` as in moe.dispatch.
@@ -165,7 +166,7 @@ def Dist_SelectOp : Dist_Op<"select", [Pure]> {
   let hasVerifier = 1;
 }
 
-def Dist_MergeOp : Dist_Op<"merge", [Pure]> {
+def Dist_MergeOp : Dist_Op<"merge", [Pure, CostInterface]> {
   let summary = "Σ_j weight_j · row pos_j over the rows that this shard holds";
   let description = [{ rows[R,D], pos[t..,k], routing → [t..,D]: partial over the expert axes; `unit` as in moe.combine. Linear in rows. Constraints: (C1) shapes as above. }];
   let arguments = (ins Moe_Tensor:$rows, Moe_I32Tensor:$pos, Moe_RoutingType:$routing, UnitAttr:$unit);
@@ -174,7 +175,7 @@ def Dist_MergeOp : Dist_Op<"merge", [Pure]> {
   let hasVerifier = 1;
 }
 
-def Dist_ChoiceDotsOp : Dist_Op<"choice_dots", [Pure]> {
+def Dist_ChoiceDotsOp : Dist_Op<"choice_dots", [Pure, CostInterface]> {
   let summary = "each choice's row or slot times its token's x";
   let description = [{ rows[R,D] or slots[G,P,B,D], x[t..,D], pos[t..,k] → [t..,k], 0 where pos is −1. Linear in rows. Constraints: (C1) shapes as above. }];
   let arguments = (ins Moe_Tensor:$rows, Moe_Tensor:$x, Moe_I32Tensor:$pos);

@@ -54,7 +54,7 @@ def Moe_RopeOp : Moe_DiffOp<"rope"> {
   let assemblyFormat = "$x `,` $cos `,` $sin (`interleaved` $interleaved^)? attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_HeadLinearOp : Moe_DiffOp<"head_linear"> {
+def Moe_HeadLinearOp : Moe_DiffOp<"head_linear", [], [], CostOfProduct> {
   let summary = "each head times its own matrix";
   let description = [{
     x[t..,H,K], w[H,N,K] → [t..,H,N], or with w[H,K,N] if `transposed`; summed over K in f32. Linear in x. So queries and results of attention pass into and out of a latent from
@@ -69,7 +69,7 @@ def Moe_HeadLinearOp : Moe_DiffOp<"head_linear"> {
   let assemblyFormat = "$x `,` $w (`transposed` $transposed^)? attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_AttentionOp : Moe_DiffOp<"attention", ["localize"], [AttrSizedOperandSegments]> {
+def Moe_AttentionOp : Moe_DiffOp<"attention", ["localize"], [AttrSizedOperandSegments], CostOfProduct> {
   let summary = "softmax(scale · q·kᵀ + bias)·v over the keys that a query sees";
   let description = [{
     q[B,Sq,H,d], k[B,Sk,Hk,d], v[B,Sk,Hk,e], qpos[Sq], kpos[Sk], kmask[B,Sk] → [B,Sq,H,e]. Query head h reads key/value head h·kv_heads/q_heads; k and v without

@@ -2,18 +2,19 @@
 #ifndef MOIRA_MOE_DENSE_OPS
 #define MOIRA_MOE_DENSE_OPS
 include "Moe/MoeDialect.td"
+include "Moe/CostInterface.td"
 include "Moe/DifferentiableOpInterface.td"
 include "Moe/ShardingRuleInterface.td"
 
-class Moe_RuleOp<string mnemonic, list<string> extra = [], list<Trait> traits = []>
-    : Moe_Op<mnemonic, !listconcat(traits, [Pure,
+class Moe_RuleOp<string mnemonic, list<string> extra = [], list<Trait> traits = [], Trait cost = CostInterface>
+    : Moe_Op<mnemonic, !listconcat(traits, [Pure, cost,
         DeclareOpInterfaceMethods<ShardingRuleInterface, !listconcat(["getFactorRule"], extra)>])> {
   let hasVerifier = 1;
 }
 
 /// One that has a gradient (lib/Dialect/Moe/IR/MoeVJP*.cpp).
-class Moe_DiffOp<string mnemonic, list<string> extra = [], list<Trait> traits = []>
-    : Moe_RuleOp<mnemonic, extra, !listconcat(traits, [DeclareOpInterfaceMethods<DifferentiableOpInterface>])>;
+class Moe_DiffOp<string mnemonic, list<string> extra = [], list<Trait> traits = [], Trait cost = CostInterface>
+    : Moe_RuleOp<mnemonic, extra, !listconcat(traits, [DeclareOpInterfaceMethods<DifferentiableOpInterface>]), cost>;
 
 def Moe_EmbeddingOp : Moe_DiffOp<"embedding", ["localize"]> {
   let summary = "rows of a table by token id";
@@ -55,7 +56,7 @@ def Moe_LookupOp : Moe_RuleOp<"lookup"> {
   let assemblyFormat = "$ids `,` $table attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_LinearOp : Moe_DiffOp<"linear"> {
+def Moe_LinearOp : Moe_DiffOp<"linear", [], [], CostOfProduct> {
   let summary = "contraction of the trailing dimensions";
   let description = [{
     x[t..,K..], w[N..,K..] → [t..,N..]; the trailing `contract` dimensions of both are summed over, in f32. Linear in x.

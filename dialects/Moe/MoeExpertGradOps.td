@@ -47,7 +47,7 @@ def Moe_ChoiceDotsOp : Moe_RuleOp<"choice_dots", ["refineResultShardings"]> {
   let assemblyFormat = "$rows `,` $x `,` $routing attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_GroupedInputGradOp : Moe_RuleOp<"grouped_input_grad"> {
+def Moe_GroupedInputGradOp : Moe_RuleOp<"grouped_input_grad", [], [], CostOfProduct> {
   let summary = "each row times its expert's matrix from the other side";
   let description = [{
     dy[R,N..], groups, w[E,N..,K..] → [R,K..], K.. being the trailing `contract` dimensions of w; summed over N... `groups` as in grouped_matmul. Linear in dy.
@@ -59,7 +59,7 @@ def Moe_GroupedInputGradOp : Moe_RuleOp<"grouped_input_grad"> {
   let assemblyFormat = "$dy `by` $groups `,` $w `contract` $contract attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_GroupedWeightGradOp : Moe_RuleOp<"grouped_weight_grad", ["refineResultShardings"]> {
+def Moe_GroupedWeightGradOp : Moe_RuleOp<"grouped_weight_grad", ["refineResultShardings"], [], CostOfProduct> {
   let summary = "each expert's dyᵀ times rows: the gradient of a grouped_matmul op's weight";
   let description = [{
     dy[R,N..], groups, rows[R,K..] → [E,N..,K..], K.. being the trailing `contract` dimensions of rows; element e sums over the rows of expert e. `groups` as in grouped_matmul. On a mesh it is

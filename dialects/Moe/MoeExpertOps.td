@@ -88,7 +88,7 @@ def Moe_DispatchOp : Moe_DiffOp<"dispatch", ["refineResultShardings"]> {
   let assemblyFormat = "$x `,` $routing (`weighted` $weighted^)? attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_GroupedMatmulOp : Moe_DiffOp<"grouped_matmul"> {
+def Moe_GroupedMatmulOp : Moe_DiffOp<"grouped_matmul", [], [], CostOfProduct> {
   let summary = "each row times its expert's matrix";
   let description = [{
     rows[R,K..], groups, w[E,N..,K..] → [R,N..], the trailing `contract` dimensions summed over in f32. Linear in rows. `groups` is the routing that sorted the rows; after the

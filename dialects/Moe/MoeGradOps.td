@@ -20,7 +20,7 @@ def Moe_EmbeddingGradOp : Moe_RuleOp<"embedding_grad", ["localize"]> {
   let assemblyFormat = "$ids `,` $dy `like` $table attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_LinearInputGradOp : Moe_RuleOp<"linear_input_grad"> {
+def Moe_LinearInputGradOp : Moe_RuleOp<"linear_input_grad", [], [], CostOfProduct> {
   let summary = "dy times a matrix that was multiplied from the other side";
   let description = [{
     dy[t..,N..], w[N..,K..] → [t..,K..], K.. being the trailing `contract` dimensions of w; summed over N... Linear in dy.
@@ -34,7 +34,7 @@ def Moe_LinearInputGradOp : Moe_RuleOp<"linear_input_grad"> {
   let assemblyFormat = "$dy `,` $w `contract` $contract attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_LinearWeightGradOp : Moe_RuleOp<"linear_weight_grad"> {
+def Moe_LinearWeightGradOp : Moe_RuleOp<"linear_weight_grad", [], [], CostOfProduct> {
   let summary = "dyᵀ times x: the gradient of a linear op's weight";
   let description = [{
     dy[t..,N..], x[t..,K..] → [N..,K..], K.. being the trailing `contract` dimensions of x; summed over t... Linear in dy.
@@ -48,7 +48,7 @@ def Moe_LinearWeightGradOp : Moe_RuleOp<"linear_weight_grad"> {
   let assemblyFormat = "$dy `,` $x `contract` $contract attr-dict `:` functional-type(operands, results)";
 }
 
-def Moe_HeadWeightGradOp : Moe_RuleOp<"head_weight_grad"> {
+def Moe_HeadWeightGradOp : Moe_RuleOp<"head_weight_grad", [], [], CostOfProduct> {
   let summary = "each head's dyᵀ times x: the gradient of a head_linear op's weight";
   let description = [{
     dy[t..,H,N], x[t..,H,K] → [H,N,K], summed over t... Linear in dy.
@@ -173,7 +173,7 @@ def Moe_RelativeBiasGradOp : Moe_RuleOp<"relative_bias_grad"> {
   }];
 }
 
-def Moe_AttentionGradOp : Moe_RuleOp<"attention_grad", ["localize"], [AttrSizedOperandSegments]> {
+def Moe_AttentionGradOp : Moe_RuleOp<"attention_grad", ["localize"], [AttrSizedOperandSegments], CostOfProduct> {
   let summary = "the gradient of attention";
   let description = [{
     dy[B,Sq,H,e] and the operands of an attention op, with its attributes → dq, dk, dv, and, of the optional operands that are given and in their order, dq2, dk2, dbias and

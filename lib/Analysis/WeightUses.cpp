@@ -111,7 +111,7 @@ private:
   static int64_t rankOf(Value value) { return cast<RankedTensorType>(value.getType()).getRank(); }
 
   void add(Value weight, int64_t dim, DimMeaning meaning) {
-    auto param = weight.getDefiningOp<moe::ParamOp>();
+    moe::ParamOp param = moe::paramOf(weight);
     auto state = param ? module.lookupSymbol<moe::StateOp>(param.getState()) : moe::StateOp();
     if (!state || llvm::any_of(uses, [&](const WeightUse &use) {
           return use.state == state && use.dim == dim && use.meaning == meaning;

@@ -7,6 +7,7 @@
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/IRMapping.h"
 #include "moira/Conversion/PlanPasses.h"
+#include "moira/Dialect/Dist/IR/DistOps.h"
 #include "moira/Dialect/Plan/IR/PlanOps.h"
 #include "llvm/ADT/MapVector.h"
 
@@ -73,6 +74,9 @@ int64_t Fuser::placeOf(Value value) const {
 }
 
 bool Fuser::join(unsigned index, Operation *op) {
+  // What is made again stays where that happens: made early, it would be kept.
+  if (op->hasAttr(dist::kRecomputedAttr) != groups[index].anchor->hasAttr(dist::kRecomputedAttr))
+    return false;
   Group joined = groups[index];
   joined.members.push_back(op);
   // Staying where the group is needs all other operands before it; moving down to `op` needs that

@@ -44,13 +44,37 @@ static OwningOpRef<ModuleOp> runOnClone(ModuleOp module,
   return clone;
 }
 
+/// Up to where addresses are known.
+static void addProgramPasses(OpPassManager &passes, const PlanOptions &options) {
+  // On tensors, where producers and consumers are one step apart.
+  passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
+  passes.addPass(createPlanLowerPass(options));
+  addPlanPasses(passes);
+}
+
+FailureOr<std::vector<ArenaBytes>> moira::measurePlan(ModuleOp localized,
+                                                      const PlanOptions &options) {
+  OwningOpRef<ModuleOp> planned =
+      runOnClone(localized, [&](OpPassManager &passes) { addProgramPasses(passes, options); });
+  if (!planned)
+    return failure();
+  // Programs run one after another: arena i of all is the same memory.
+  std::vector<ArenaBytes> arenas;
+  for (auto program : plan::getPlan(*planned).getOps<plan::ProgramOp>()) {
+    uint64_t bound = program.getBound() ? (*program.getBound())[0] : 0;
+    for (auto [i, arena] : llvm::enumerate(program.getOps<plan::ArenaOp>())) {
+      if (i == arenas.size())
+        arenas.push_back({arena.getName().str(), 0});
+      arenas[i].bytes = std::max(arenas[i].bytes, arena.getBytes() + arena.getPerBound() * bound);
+    }
+  }
+  return arenas;
+}
+
 LogicalResult moira::buildPlan(ModuleOp localized, ModuleOp global, const PlanOptions &options,
                                OwningOpRef<ModuleOp> &planModule) {
   planModule = runOnClone(localized, [&](OpPassManager &passes) {
-    // On tensors, where producers and consumers are one step apart.
-    passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
-    passes.addPass(createPlanLowerPass(options));
-    addPlanPasses(passes);
+    addProgramPasses(passes, options);
     // Independent of all the rest; here because a plan is complete without the writer.
     passes.nest<plan::PlanOp>().addPass(createPlanBuildKernelsPass(options));
   });

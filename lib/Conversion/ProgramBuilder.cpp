@@ -1,31 +1,12 @@
 //===- ProgramBuilder.cpp - emitting one plan.program ---------------------===//
 #include "ProgramBuilder.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
+#include "moira/Support/Place.h"
 #include "llvm/ADT/StringSet.h"
 
 using namespace mlir;
 using namespace moira;
 using namespace moira::plan;
-
-/// The layer's number in a name such as "model.layers.3.self_attn", or −1.
-static int64_t layerOf(StringRef place) {
-  auto [before, after] = place.split("layers.");
-  int64_t number = -1;
-  if (after.empty() || after.split('.').first.getAsInteger(10, number))
-    return -1;
-  return number;
-}
-
-/// The part of the model that a location names; empty if it names none.
-static StringRef placeOf(Location loc) {
-  if (auto named = dyn_cast<NameLoc>(loc))
-    return named.getName();
-  if (auto fused = dyn_cast<FusedLoc>(loc))
-    for (Location part : fused.getLocations())
-      if (StringRef place = placeOf(part); !place.empty())
-        return place;
-  return {};
-}
 
 ProgramBuilder::ProgramBuilder(PlanOp plan, func::FuncOp source, const StatePlaces *shared,
                                kernels::KernelTable &kernels)

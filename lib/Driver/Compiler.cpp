@@ -58,6 +58,10 @@ private:
   /// step(), its time noted as that of `name` for --timing.
   Status timed(StringRef name, llvm::function_ref<Status()> step);
   Status differentiate();
+  Status partition(PartitionOptions sharding);
+  /// What a rank needs of each arena for the module as it is, which has been partitioned.
+  Status measure(std::vector<ArenaBytes> &arenas);
+  PlanOptions planOptions() const;
   Status runPasses(llvm::function_ref<void(OpPassManager &)> build);
   Status buildPlanModule();
   Status writeAndReport();
@@ -83,6 +87,15 @@ void keepMeshPrograms(ModuleOp module) {
   for (auto function : llvm::make_early_inc_range(module.getOps<func::FuncOp>()))
     if (function->hasAttr("moe.reference"))
       function.erase();
+}
+
+/// Whether some program has a backward part.
+bool hasGradients(ModuleOp module) {
+  return module
+      .walk([](Operation *op) {
+        return op->hasAttr(kBackwardAttr) ? WalkResult::interrupt() : WalkResult::advance();
+      })
+      .wasInterrupted();
 }
 
 /// What is wrong, or an internal error if a step failed without saying why.
@@ -143,6 +156,7 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
                                                            {"drop-seed", Phase::autodiff},
                                                            {"aux-loss", Phase::autodiff},
                                                            {"z-loss", Phase::autodiff},
+                                                           {"recompute", Phase::partition},
                                                            {"target", Phase::plan},
                                                            {"host-cpu", Phase::plan}};
   Status status;
@@ -202,7 +216,7 @@ Status Compilation::runPhase(Phase phase) {
     keepMeshPrograms(*module);
     return runPasses([&](OpPassManager &passes) { buildShardPipeline(passes, sharding); });
   case Phase::partition:
-    return runPasses([&](OpPassManager &passes) { buildPartitionPipeline(passes, sharding); });
+    return partition(sharding);
   case Phase::localize:
     return runPasses([&](OpPassManager &passes) { buildLocalizePipeline(passes, sharding); });
   case Phase::plan:
@@ -227,12 +241,78 @@ Status Compilation::differentiate() {
   });
 }
 
-Status Compilation::buildPlanModule() {
+/// "12.0 GiB: state 8.0 GiB, activations 4.0 GiB"
+static std::string arenasText(ArrayRef<ArenaBytes> arenas) {
+  std::string text;
+  uint64_t sum = 0;
+  for (const ArenaBytes &arena : arenas) {
+    text += (text.empty() ? ": " : ", ") + arena.name + " " + rt::bytesText(arena.bytes);
+    sum += arena.bytes;
+  }
+  return rt::bytesText(sum) + text;
+}
+
+Status Compilation::partition(PartitionOptions sharding) {
+  auto run = [&](StringRef recompute) {
+    sharding.recompute = recompute.str();
+    return runPasses([&](OpPassManager &passes) { buildPartitionPipeline(passes, sharding); });
+  };
+  std::string policy = options.recompute;
+  if (policy.empty())
+    policy = options.memoryLimit && hasGradients(*module) ? "auto" : "none";
+  if (policy != "auto")
+    return run(policy);
+  // The least work that fits. What fits is known of a whole plan only, so each policy is planned.
+  OwningOpRef<ModuleOp> sharded = module->clone();
+  std::string table;
+  for (StringRef tried : {"none", "selective", "full"}) {
+    module = sharded->clone();
+    std::vector<ArenaBytes> arenas;
+    if (Status status = run(tried); !status)
+      return status;
+    if (Status status = measure(arenas); !status)
+      return status;
+    uint64_t sum = 0;
+    for (const ArenaBytes &arena : arenas)
+      sum += arena.bytes;
+    if (sum <= *options.memoryLimit)
+      return {};
+    table += "\n  --recompute=" + tried.str() + ": " + arenasText(arenas);
+  }
+  return {ErrorId::OverMemoryLimit,
+          "whatever is made again instead of kept, a rank needs more than "
+          "the limit of " +
+              rt::bytesText(*options.memoryLimit) +
+              "; split further (--mesh) or take a smaller --batch or "
+              "--seq" +
+              table};
+}
+
+Status Compilation::measure(std::vector<ArenaBytes> &arenas) {
+  OwningOpRef<ModuleOp> localized = module->clone();
+  std::swap(module, localized);
+  Status status =
+      runPasses([](OpPassManager &passes) { buildLocalizePipeline(passes, PartitionOptions()); });
+  std::swap(module, localized);
+  if (!status)
+    return status;
+  FailureOr<std::vector<ArenaBytes>> measured = measurePlan(*localized, planOptions());
+  if (failed(measured))
+    return problemsOf(diagnostics, "planning");
+  arenas = std::move(*measured);
+  return {};
+}
+
+PlanOptions Compilation::planOptions() const {
   PlanOptions plan;
   plan.target = options.target;
   plan.hostCpu = options.hostCpu;
+  return plan;
+}
+
+Status Compilation::buildPlanModule() {
   OwningOpRef<ModuleOp> built;
-  if (failed(buildPlan(*module, global ? *global : ModuleOp(), plan, built)))
+  if (failed(buildPlan(*module, global ? *global : ModuleOp(), planOptions(), built)))
     return problemsOf(diagnostics, "planning");
   module = std::move(built);
   return {};
@@ -277,7 +357,11 @@ Status Compilation::checkMemory(const rt::PlanSummary &summary) {
   return {ErrorId::OverMemoryLimit,
           "a rank needs " + rt::bytesText(program->totalBytes) + ", the limit is " +
               rt::bytesText(*options.memoryLimit) +
-              "; split further (--mesh) or take a smaller --batch or --seq" + table};
+              "; split further (--mesh) or take a smaller --batch or --seq" +
+              (options.recompute == "none" || options.recompute == "selective"
+                   ? " or --recompute=full"
+                   : "") +
+              table};
 }
 
 Status Compilation::writeAndReport() {

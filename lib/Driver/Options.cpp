@@ -172,6 +172,11 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeNumber(o.optimizer.clipNorm)},
       {"memory-limit", "BYTES", "refuse a plan that needs more on a rank (K, M, G, T allowed)",
        takeBytes(o.memoryLimit)},
+      {"recompute", "POLICY",
+       "grad and train: values that are made again instead of kept: none, selective (cheap ones), "
+       "full (all but the layers' inputs), auto: the first of these that --memory-limit allows "
+       "(default: auto with a limit, else none)",
+       takeOneOf(o.recompute, {"none", "selective", "full", "auto"})},
       {"compile-to", "PHASE",
        "stop after a phase and print its IR: import autodiff shard partition localize plan",
        takePhase(o.compileTo)},
@@ -328,8 +333,6 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
   if (options.task == "train" && options.target != "host")
     status.add(ErrorId::BadUsage,
                "--task=train is compiled for --target=host only in this version");
-  if (options.task == "train" && options.dtype != "f32")
-    status.add(ErrorId::BadUsage, "--task=train is compiled for --dtype=f32 only in this version");
   for (StringRef name :
        {"optimizer", "lr", "betas", "eps", "weight-decay", "momentum", "clip-norm"})
     if (options.task != "train" && is_contained(options.given, name))
@@ -337,6 +340,11 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
   for (auto [name, value] : {std::pair("aux-loss", options.auxLoss), {"z-loss", options.zLoss}})
     if (value && options.task != "grad" && options.task != "train")
       status.add(ErrorId::BadUsage, std::string("--") + name + " is for --task=grad and train");
+  bool differentiated = options.task == "grad" || options.task == "train" || options.compileFrom;
+  if (!options.recompute.empty() && !differentiated)
+    status.add(ErrorId::BadUsage, "--recompute is for --task=grad and train");
+  if (options.recompute == "auto" && !options.memoryLimit)
+    status.add(ErrorId::BadUsage, "--recompute=auto needs a --memory-limit to choose by");
   if (options.compileTo && options.compileFrom && *options.compileTo < *options.compileFrom)
     status.add(ErrorId::BadUsage,
                std::string("--compile-to=") + phaseName(*options.compileTo) +

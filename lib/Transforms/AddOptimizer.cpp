@@ -137,7 +137,11 @@ private:
   static Value loadOf(OpBuilder &b, Location loc, Value weights, int64_t experts) {
     auto type = RankedTensorType::get({experts}, b.getF32Type());
     llvm::SetVector<Value> routings;
+    SmallVector<Operation *> readers(weights.getUsers());
     for (Operation *user : weights.getUsers())
+      if (user->getNumResults() == 1 && moe::paramOf(user->getResult(0))) // rounds them
+        llvm::append_range(readers, user->getUsers());
+    for (Operation *user : readers)
       for (Value operand : user->getOperands())
         if (auto routing = dyn_cast<moe::RoutingType>(operand.getType());
             routing && routing.getExperts() == experts)

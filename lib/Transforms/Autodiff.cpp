@@ -139,8 +139,11 @@ struct Autodiff : moira::impl::MoeAutodiffBase<Autodiff> {
     for (unsigned i = 0; i < func.getNumResults(); ++i)
       if (auto weight = func.getResultAttrOfType<FloatAttr>(i, "moe.loss_weight")) {
         Value loss = func.front().getTerminator()->getOperand(i);
-        gradients.give(loss, moe::FullOp::create(b, func.getLoc(), cotangentType(loss.getType()),
-                                                 weight.getValue()));
+        auto seed =
+            moe::FullOp::create(b, func.getLoc(), cotangentType(loss.getType()), weight.getValue());
+        if (!any)
+          seed->setAttr(kBackwardAttr, b.getUnitAttr());
+        gradients.give(loss, seed);
         any = true;
       }
     if (!any)

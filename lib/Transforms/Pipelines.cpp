@@ -33,6 +33,8 @@ void moira::buildAutodiffPipeline(OpPassManager &pm, const LossOptions &options)
 void moira::buildTrainPipeline(OpPassManager &pm, const LossOptions &losses,
                                const OptimizerOptions &options) {
   addGradients(pm, losses, "train");
+  // Before there are updates, which take f32 only; behind autodiff, as gradients are f32 anyway.
+  pm.addPass(createMoeMasterWeights());
   // Still on the global program: where a rank's part of an update is follows from shardings later.
   MoeAddOptimizerOptions optimizer;
   optimizer.optimizer = options.optimizer;
@@ -71,6 +73,9 @@ void moira::buildPartitionPipeline(OpPassManager &pm, const PartitionOptions &op
   pm.addPass(createDistLowerReshards());
   // Needs both sides of a collective to be explicit.
   pm.addPass(createDistOptimizeCollectives());
+  // Now every exchange stands there, so its price is known; before localisation, which gives
+  // copies their offsets too.
+  pm.addPass(createDistRecompute({options.recompute, /*remark=*/false}));
   pm.addPass(createDistVerifyPartition({options.gatherRemarkBytes}));
 }
 
@@ -87,7 +92,9 @@ struct PhaseOptions : PassPipelineOptions<PhaseOptions> {
                               llvm::cl::desc("initial bound of ragged rows")};
   Option<int64_t> gatherRemarkBytes{*this, "gather-remark-bytes", llvm::cl::init(0),
                                     llvm::cl::desc("remark on all_gathers of this size")};
-  PartitionOptions get() const { return {mesh, raggedBound, gatherRemarkBytes}; }
+  Option<std::string> recompute{*this, "recompute", llvm::cl::init("none"),
+                                llvm::cl::desc("none, selective or full")};
+  PartitionOptions get() const { return {mesh, raggedBound, gatherRemarkBytes, recompute}; }
 };
 } // namespace
 

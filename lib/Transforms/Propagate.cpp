@@ -85,6 +85,10 @@ private:
   }
 
   LogicalResult visit(ShardingRuleInterface op) {
+    // What rounds a weight is cut as the weight is, which may wait for the first use that says how.
+    if (op->getNumResults() == 1 && states->stateOf(op->getResult(0)) &&
+        !shardingOf(op->getOperand(0)))
+      return success();
     FactorRule rule = op.getFactorRule();
     SmallVector<ShardingAttr> operands = shardingsOf(op->getOperands());
     SmallVector<ShardingAttr> seeds = shardingsOf(op->getResults());

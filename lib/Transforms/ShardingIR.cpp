@@ -44,7 +44,7 @@ StateTable::StateTable(ModuleOp module) {
 }
 
 moe::StateOp StateTable::stateOf(Value value) const {
-  auto param = value.getDefiningOp<moe::ParamOp>();
+  moe::ParamOp param = moe::paramOf(value);
   return param ? states.lookup(param.getStateAttr().getAttr()) : moe::StateOp();
 }
 
@@ -55,8 +55,12 @@ ShardingAttr StateTable::getSharding(moe::StateOp state) const {
 void StateTable::setSharding(moe::StateOp state, ShardingAttr sharding) const {
   Type type = dist::withSharding(state.getTensorType(), sharding);
   state.setType(type);
-  for (moe::ParamOp param : params.lookup(state))
+  for (moe::ParamOp param : params.lookup(state)) {
     param.getResult().setType(cast<RankedTensorType>(type));
+    for (Operation *user : param->getUsers())
+      if (user->getNumResults() == 1 && moe::paramOf(user->getResult(0)) == param)
+        moira::setSharding(user->getResult(0), sharding);
+  }
 }
 
 LogicalResult StateTable::cutDim(moe::StateOp state, int64_t dim, DimShardingAttr cut) const {

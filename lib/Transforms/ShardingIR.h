@@ -27,12 +27,12 @@ llvm::ArrayRef<int64_t> shardableShape(mlir::Type type);
 void updateFunctionType(mlir::func::FuncOp func);
 
 /// The state tensors of a module with the params that read them. A state and its params have one
-/// type.
+/// type, and what rounds a param is cut as they are.
 class StateTable {
 public:
   explicit StateTable(mlir::ModuleOp module);
 
-  /// The state that this value reads, or null.
+  /// The state that this value is, as it lies there or rounded; or null.
   moe::StateOp stateOf(mlir::Value value) const;
   dist::ShardingAttr getSharding(moe::StateOp state) const;
   void setSharding(moe::StateOp state, dist::ShardingAttr sharding) const;

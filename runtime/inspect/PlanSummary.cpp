@@ -218,6 +218,12 @@ void findPeak(const Reader &reader, ProgramSummary &out) {
     change[life.first] += life.bytes;
     change[life.last + 1] -= life.bytes;
   }
+  // The forward pass ends with its loss.
+  for (size_t loss = 0; loss < instrs.size() && !out.keptBytes; ++loss)
+    if (reader.isCall(*instrs.Get(loss), "cross_entropy"))
+      for (const Life &life : lives)
+        if (life.first < loss && life.last > loss)
+          out.keptBytes += life.bytes;
   int64_t live = 0;
   for (size_t i = 0; i < instrs.size(); ++i) {
     live += change[i];

@@ -19,6 +19,7 @@ static Json toJson(const ProgramSummary &p) {
             {{"total_bytes", p.totalBytes},
              {"total_bytes_at_max_bound", p.totalBytesAtMax},
              {"peak_live_bytes", p.peakLiveBytes},
+             {"kept_for_backward_bytes", p.keptBytes},
              {"peak_instruction", p.peakInstruction},
              {"peak_location", p.peakLocation},
              {"arenas", Json::array()}}},

@@ -95,6 +95,8 @@ std::string memoryText(const ProgramSummary &p) {
             format(" (bound %llu rows a slot, worst case %llu)", (unsigned long long)p.boundInitial,
                    (unsigned long long)p.boundMax);
   text += "\n";
+  if (p.keptBytes)
+    text += "               kept for the backward pass " + bytesText(p.keptBytes) + "\n";
   if (!p.peakInstruction.empty())
     text += "               most live values (" + bytesText(p.peakLiveBytes) + ") at " +
             p.peakInstruction + (p.peakLocation.empty() ? "" : " of " + p.peakLocation) + "\n";

@@ -8,6 +8,7 @@
 #include "mlir/IR/BuiltinOps.h"
 #include "mlir/IR/OwningOpRef.h"
 #include <string>
+#include <vector>
 
 namespace moira {
 
@@ -28,6 +29,16 @@ struct PlanOptions {
 mlir::LogicalResult buildPlan(mlir::ModuleOp localized, mlir::ModuleOp global,
                               const PlanOptions &options,
                               mlir::OwningOpRef<mlir::ModuleOp> &planModule);
+
+/// An arena and what a rank allocates for it, at the initial bound.
+struct ArenaBytes {
+  std::string name;
+  uint64_t bytes = 0;
+};
+
+/// What a plan of `localized` would need, without making its kernels and its reference program.
+mlir::FailureOr<std::vector<ArenaBytes>> measurePlan(mlir::ModuleOp localized,
+                                                     const PlanOptions &options);
 
 } // namespace moira
 

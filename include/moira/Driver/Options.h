@@ -39,6 +39,7 @@ struct CompilerOptions {
   std::optional<double> auxLoss, zLoss; // shares of the routers' losses; without: none
   OptimizerOptions optimizer;           // train
   std::optional<uint64_t> memoryLimit;  // bytes a rank
+  std::string recompute; // none, selective, full or auto; empty: auto with a limit, else none
   std::optional<Phase> compileTo, compileFrom;
   std::string dumpPhasesTo;
   std::string report = "text"; // text (stderr), json (stdout) or none

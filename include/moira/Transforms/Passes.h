@@ -17,10 +17,15 @@ namespace moira {
 #define GEN_PASS_REGISTRATION
 #include "moira/Transforms/Passes.h.inc"
 
+/// A unit attribute of the operation that a program's backward part begins with, set by
+/// --moe-autodiff.
+inline constexpr llvm::StringLiteral kBackwardAttr = "moe.backward";
+
 struct PartitionOptions {
-  std::string mesh;              ///< "dp=2,ep=4"; empty: the module's own mesh, or one rank
-  int64_t raggedBound = 0;       ///< initial bound of ragged rows; 0: the default
-  int64_t gatherRemarkBytes = 0; ///< remark on all_gathers from this size on; 0: none
+  std::string mesh;               ///< "dp=2,ep=4"; empty: the module's own mesh, or one rank
+  int64_t raggedBound = 0;        ///< initial bound of ragged rows; 0: the default
+  int64_t gatherRemarkBytes = 0;  ///< remark on all_gathers from this size on; 0: none
+  std::string recompute = "none"; ///< none, selective or full: see --dist-recompute
 };
 
 /// What is added to the cross-entropy, and how much of it.

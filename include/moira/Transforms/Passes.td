@@ -41,6 +41,11 @@ def MoeVjp : Dist_Pass<"moe-vjp"> {
   let summary = "Add the gradients of all results to the results, for each argument: cotangents of the results become arguments (for tests of single operations)";
 }
 
+def MoeMasterWeights : Dist_Pass<"moe-master-weights"> {
+  let summary = "Keep every state that has a gradient in f32, and round it where products take it narrower";
+  let statistics = [Statistic<"states", "states", "States that were widened">];
+}
+
 def MoeAddOptimizer : Dist_Pass<"moe-add-optimizer"> {
   let summary = "Update every state by its gradient instead of giving the gradients as results";
   let options = [Option<"optimizer", "optimizer", "std::string", "\"adamw\"", "adamw or sgd">,
@@ -121,6 +126,18 @@ def DistOptimizeCollectives : Dist_Pass<"dist-optimize-collectives"> {
   let statistics = [Statistic<"scattered", "scattered", "all_reduce + slice made a reduce_scatter">,
                     Statistic<"summed", "summed", "Sums of all_reduces made an all_reduce of a sum">,
                     Statistic<"duplicates", "duplicates", "Collectives that another one already computed">];
+}
+
+def DistRecompute : Dist_Pass<"dist-recompute"> {
+  let summary = "Make values of the forward program again for the backward one instead of keeping them";
+  let description = [{
+    `none` keeps everything. `selective` keeps the fewest bytes without repeating a product, an attention or a collective. `full` keeps what goes from one layer to the next, and
+    repeats what is within one. A routing, the integers that are made of it, and what stands outside of the layers are kept. Locations say which layer an operation is of.
+  }];
+  let options = [Option<"policy", "policy", "std::string", "\"none\"", "none, selective or full">,
+                 Option<"remark", "remark", "bool", "false", "say how much is kept and repeated">];
+  let statistics = [Statistic<"keptBytes", "kept-bytes", "Bytes on a rank that are kept">,
+                    Statistic<"recomputed", "recomputed", "Operations that are repeated">];
 }
 
 def DistVerifyPartition : Dist_Pass<"dist-verify-partition"> {

@@ -74,6 +74,13 @@ LogicalResult moe::verifySource(Operation *op, SourceAttr source, RankedTensorTy
   return success();
 }
 
+ParamOp moe::paramOf(Value weight) {
+  if (auto rounded = weight.getDefiningOp<ScaleOp>();
+      rounded && rounded.getFactor().isExactlyValue(1.0))
+    weight = rounded.getX();
+  return weight.getDefiningOp<ParamOp>();
+}
+
 LogicalResult ParamOp::verifySymbolUses(SymbolTableCollection &symbolTable) {
   auto state = symbolTable.lookupNearestSymbolFrom<StateOp>(*this, getStateAttr());
   if (!state)

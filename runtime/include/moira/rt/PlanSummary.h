@@ -58,6 +58,7 @@ struct ProgramSummary {
   uint64_t totalBytes = 0;      // what the runtime will allocate on a rank at the initial bound
   uint64_t totalBytesAtMax = 0; // and at the largest bound
   uint64_t peakLiveBytes = 0;   // largest sum of live values outside the state arena
+  uint64_t keptBytes = 0;       // live when the loss is known: what its gradient needs again
   std::string peakInstruction;  // "call linear", at peakLocation
   std::string peakLocation;
   std::vector<ShardSummary> shards;

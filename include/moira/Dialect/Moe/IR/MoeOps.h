@@ -9,6 +9,7 @@
 #include "mlir/IR/SymbolTable.h"
 #include "mlir/Interfaces/SideEffectInterfaces.h"
 #include "moira/Analysis/FactorRule.h"
+#include "moira/Dialect/Moe/IR/CostInterface.h"
 #include "moira/Dialect/Moe/IR/MoeDialect.h"
 
 #include "Moe/DifferentiableOpInterface.h.inc"
@@ -22,6 +23,10 @@ namespace moira::moe {
 /// C2 of moe.state for anything with a source: its blocks are the tensor.
 llvm::LogicalResult verifySource(mlir::Operation *op, SourceAttr source,
                                  mlir::RankedTensorType type);
+
+/// The parameter that a weight is, as it lies in its state or rounded to a narrower type; null for
+/// other values.
+ParamOp paramOf(mlir::Value weight);
 
 } // namespace moira::moe
 
