@@ -16,9 +16,11 @@ def recorded(reporter, name):
 
 def pytest_terminal_summary(terminalreporter):
     seed = os.environ.get("MOIRA_SEED", "default")
-    for name, title in (("redraws", "random meshes"), ("training_redraws", "random training")):
-        if counts := recorded(terminalreporter, name):
-            terminalreporter.write_line(f"{title}: {len(counts)} cases, seed {seed}, {sum(counts)} redrawn for unclear routing")
+    if counts := recorded(terminalreporter, "redraws"):
+        terminalreporter.write_line(f"random meshes: {len(counts)} cases, seed {seed}, {sum(counts)} redrawn for unclear routing")
+    if counts := recorded(terminalreporter, "training_redraws"):
+        routing, ill = (sum(column) for column in zip(*counts))
+        terminalreporter.write_line(f"random training: {len(counts)} cases, seed {seed}, redrawn {routing} for unclear routing, {ill} as ill-conditioned")
     if apart := recorded(terminalreporter, "training_apart"):
         worst = [max(column) for column in zip(*apart)]
         terminalreporter.write_line("random training, worst: losses {:.1e} from the oracle, {:.1e} from one rank; elements {:.1e}, relative L2 {:.1e}".format(*worst))

@@ -9,8 +9,10 @@ largest. AdamW divides a gradient by its own size, so where a gradient is nothin
 in relative L2 over all of them. What optimizers keep (momentum, m; v with squares) is as good as the gradients: every element within TOLERANCE of the tensor's largest,
 and of a hundredth of the largest of all tensors, for some gradients are nothing but rounding (those of a gate that chooses all experts and renormalises).
 
-MOIRA_SEED chooses the cases, MOIRA_CASES their number; the optimizers take turns. A case whose routing is nearly a tie in any of its steps (gap under 1e-4) may rightly
-route differently in float32; it is redrawn, and the redraws are counted in the summary.
+MOIRA_SEED chooses the cases, MOIRA_CASES their number; the optimizers take turns. Redrawn, and counted in the summary, is a case
+ * whose routing is nearly a tie in any of its steps (gap under 1e-4): it may rightly route differently in float32;
+ * that no float32 program can answer to TOLERANCE: one rank that begins with every weight one rounding off (a factor of 1 ± 2^-24) ends more than half of TOLERANCE
+   away from where it ends otherwise (norms over two values, for one). Neither asks what a mesh has made of the case.
 """
 
 import json
@@ -86,8 +88,8 @@ class Trained:
 
 
 def train_clearly(number, tmp_path):
-    """Draws until every step routes clearly -> (case, options, one rank's training, how often it was redrawn)."""
-    rng = np.random.default_rng([SEED, number])
+    """-> (case, options, model directory, one rank's training, the oracle's losses, how often it was redrawn for each reason)"""
+    rng, ill = np.random.default_rng([SEED, number]), 0
     for redraws in range(1000):
         case = random_models.draw(rng)
         options, labels = draw_optimizer(rng, number), draw_labels(rng, case)
@@ -102,14 +104,29 @@ def train_clearly(number, tmp_path):
         if labels is not None:
             checkpoint.write(folder / "inputs.safetensors", {**inputs, "labels": labels})
         mesh, case.mesh = case.mesh, ""
-        one = Trained(tmp_path, f"one{redraws}", folder, [*case.options, *options], "--save-every=1", f"--keep={STEPS}")
+        one_rank = [*case.options, *options]
         case.mesh = mesh
+        one = Trained(tmp_path, f"one{redraws}", folder, one_rank, "--save-every=1", f"--keep={STEPS}")
         want = [oracle.forward(case.config, one.weights(folder, s), case.input_ids, case.attention_mask, case.capacity, s + 1) for s in range(STEPS)]
         if min(w.gap for w in want) < GAP:
             continue
+        off = Trained(tmp_path, f"off{redraws}", one_rounding_off(rng, folder), one_rank)
+        if max(apart(off.end(), one.end(), options)) > TOLERANCE / 2:
+            ill += 1
+            continue
         losses = np.array([loss_of(w.logits, case.input_ids, labels) for w in want])
-        return case, options, folder, one, losses, redraws
+        return case, options, folder, one, losses, (redraws - ill, ill)
     raise AssertionError("no case with clear routing in 1000 draws")
+
+
+def one_rounding_off(rng, model):
+    """A copy of the model directory with its weights in float32, each a rounding larger or smaller."""
+    config, tensors = checkpoint.read_model(model)
+    target = model.with_name(model.name + "-off")
+    signs = {name: rng.choice((-1.0, 1.0), value.shape) for name, value in tensors.items()}
+    checkpoint.write_model(target, config, {n: (v * (1 + signs[n] * 2.0**-24)).astype(np.float32) for n, v in tensors.items()})
+    (target / "inputs.safetensors").write_bytes((model / "inputs.safetensors").read_bytes())
+    return target
 
 
 def kept(name):
@@ -139,6 +156,13 @@ def weights_apart(got, want):
     return float(np.sqrt(apart / sum(np.sum(want[n].astype(np.float64) ** 2) for n in names)))
 
 
+def apart(got, want, options):
+    """What is held to TOLERANCE: of SGD the worst element of anything; of AdamW the worst element of what it keeps, and the weights in L2."""
+    if "--optimizer=sgd" in options:
+        return [difference(got, want)]
+    return [difference(got, {name: value for name, value in want.items() if kept(name)}), weights_apart(got, want)]
+
+
 @pytest.mark.parametrize("number", range(CASES), ids=lambda n: f"case{n}-")
 def test_mesh_trains_like_one_rank(number, tmp_path, record_property):
     case, options, folder, one, losses, redraws = train_clearly(number, tmp_path)
@@ -151,10 +175,5 @@ def test_mesh_trains_like_one_rank(number, tmp_path, record_property):
     assert got.keys() == want.keys() and all(got[name].shape == want[name].shape for name in want)
     moved = [name for name, value in state(one.run / "step-1").items() if not np.array_equal(value, want[name])]
     assert moved, "nothing was trained"
-    elements, apart = difference(got, want), weights_apart(got, want)
-    record_property("training_apart", [relative_error(one.losses, losses), relative_error(many.losses, one.losses), elements, apart])
-    if "--optimizer=sgd" in options:
-        assert elements <= TOLERANCE
-    else:
-        assert difference(got, {name: value for name, value in want.items() if kept(name)}) <= TOLERANCE
-        assert apart <= TOLERANCE
+    assert max(apart(got, want, options)) <= TOLERANCE
+    record_property("training_apart", [relative_error(one.losses, losses), relative_error(many.losses, one.losses), apart(got, want, options)[0], weights_apart(got, want)])

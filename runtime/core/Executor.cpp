@@ -74,7 +74,8 @@ void fillTensor(const TensorRef &out, double value) {
 
 Executor::Entry::Entry(const ExecutorSetup &setup, const fb::Program &program, uint32_t number)
     : program(program), number(number),
-      binding(setup.plan->plan(), program, setup.communicator->rank(), setup.f64) {}
+      binding(setup.plan->plan(), program, setup.communicator->rank(), setup.f64),
+      seconds(program.instrs()->size()) {}
 
 Executor::Executor(const ExecutorSetup &setup)
     : setup(setup), counter(std::make_unique<MemoryCounter>()) {
@@ -180,22 +181,21 @@ Status Executor::step(const InputSet &inputs, size_t number) {
     // The list is a valid linear order of the plan's queues and events. The host has one thread for
     // each rank, so it runs the list in that order and the events need no action.
     // It is left where the bound turns out to be too small: what comes behind may change states.
+    bool profiled = setup.profile && setup.profile->recording;
+    auto begin = std::chrono::steady_clock::now();
     for (size_t i = 0;
          i < entry.instrs.size() && needed <= static_cast<int64_t>(entry.binding.bound()); ++i) {
       at.store(uint64_t(number) << 32 | i, std::memory_order_relaxed);
-      if (!setup.profile) {
-        if (Status status = run(entry, i); !status)
-          return status;
-        continue;
-      }
-      auto begin = std::chrono::steady_clock::now();
       Status status = run(entry, i);
-      std::chrono::duration<double, std::micro> start = begin - setup.epoch;
-      std::chrono::duration<double, std::micro> took = std::chrono::steady_clock::now() - begin;
-      setup.profile->events.push_back(
-          {entry.number, static_cast<uint32_t>(i), attempt, start.count(), took.count()});
+      auto end = std::chrono::steady_clock::now();
+      std::chrono::duration<double, std::micro> start = begin - setup.epoch, took = end - begin;
+      entry.seconds[i] += took.count() * 1e-6;
+      if (profiled)
+        setup.profile->events.push_back(
+            {entry.number, static_cast<uint32_t>(i), attempt, start.count(), took.count()});
       if (!status)
         return status;
+      begin = end;
     }
     if (needed <= static_cast<int64_t>(entry.binding.bound())) {
       at.store(kNowhere, std::memory_order_relaxed);

@@ -279,7 +279,8 @@ Expected<GenerateTask> GenerateTask::open(const GeneratePrograms &programs,
 // The loop
 //===----------------------------------------------------------------------===//
 
-RankGeneration::RankGeneration(const GenerateTask &task) : task(task) {
+RankGeneration::RankGeneration(const GenerateTask &task, RankProfile *profile)
+    : task(task), profile(profile) {
   const GenerateOptions &asked = task.asked;
   sampling = {float(asked.temperature), float(asked.topP)};
   draw = {asked.topK, int32_t(uint32_t(asked.seed)), int32_t(uint32_t(asked.seed >> 32)), 0};
@@ -315,6 +316,8 @@ Expected<InputSet> RankGeneration::inputsOf(const fb::Program &program) {
 
 Status RankGeneration::step(ProgramRunner &runner, size_t number, const fb::Program &program,
                             const InputSet &inputs) {
+  uint32_t ran = static_cast<uint32_t>(number);
+  ProfileSpan span(profile, RankProfile::Span::program, static_cast<uint64_t>(stepNumber[0]), ran);
   if (Status status = runner.step(inputs, number); !status)
     return status;
   Expected<std::vector<TensorRef>> outputs = runner.outputs(number);

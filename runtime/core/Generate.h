@@ -5,6 +5,7 @@
 #ifndef MOIRA_RT_CORE_GENERATE_H
 #define MOIRA_RT_CORE_GENERATE_H
 
+#include "moira/rt/Profile.h"
 #include "moira/rt/ProgramRunner.h"
 #include "moira/rt/Run.h"
 
@@ -69,7 +70,8 @@ struct GenerateTimes {
 /// One rank's loop. All ranks make the same decisions, as each gets all tokens from the device.
 class RankGeneration {
 public:
-  explicit RankGeneration(const GenerateTask &task);
+  /// `profile` is this rank's, or null.
+  RankGeneration(const GenerateTask &task, RankProfile *profile);
 
   /// Generates with program 0 and 1 of the runner (prefill, decode), or with its program 0 if it
   /// runs the reference. `onStep` sees every step's tokens, one a row. Collective.
@@ -90,6 +92,7 @@ private:
               const InputSet &inputs);
 
   const GenerateTask &task;
+  RankProfile *profile;
   // What the inputs point to.
   std::vector<int32_t> ids, mask;    // [batch, slots]: everything so far, of the reference
   std::vector<int32_t> next, places; // [batch, 1]

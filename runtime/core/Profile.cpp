@@ -29,6 +29,20 @@ std::string instrLocation(const fb::Plan &plan, const fb::Instr &instr) {
              : std::string();
 }
 
+static std::string spanName(const RankProfile::Span &span, const fb::Program &program) {
+  switch (span.kind) {
+  case RankProfile::Span::input:
+    return "reading a batch";
+  case RankProfile::Span::save:
+    return "saving";
+  case RankProfile::Span::program:
+    return program.name()->str() + " " + std::to_string(span.number);
+  case RankProfile::Span::step:
+    break;
+  }
+  return "step " + std::to_string(span.number);
+}
+
 Status writeProfile(const std::string &path, const fb::Plan &plan,
                     std::span<const fb::Program *const> programs,
                     const std::vector<RankProfile> &ranks) {
@@ -47,13 +61,29 @@ Status writeProfile(const std::string &path, const fb::Plan &plan,
          {"pid", rank.rank},
          {"name", "process_name"},
          {"args", {{"name", "rank " + std::to_string(rank.rank)}}}});
-    // All mesh programs have the same queues.
-    for (size_t q = 0; q < programs[0]->queues()->size(); ++q)
+    // All mesh programs have the same queues. The steps come first.
+    size_t queues = programs[0]->queues()->size();
+    for (size_t q = 0; q <= queues; ++q) {
       put({{"ph", "M"},
            {"pid", rank.rank},
            {"tid", q},
            {"name", "thread_name"},
-           {"args", {{"name", programs[0]->queues()->Get(q)->name()->str()}}}});
+           {"args",
+            {{"name", q < queues ? programs[0]->queues()->Get(q)->name()->str() : "steps"}}}});
+      put({{"ph", "M"},
+           {"pid", rank.rank},
+           {"tid", q},
+           {"name", "thread_sort_index"},
+           {"args", {{"sort_index", q < queues ? q + 1 : 0}}}});
+    }
+    for (const RankProfile::Span &span : rank.spans)
+      put({{"ph", "X"},
+           {"pid", rank.rank},
+           {"tid", queues},
+           {"ts", span.start},
+           {"dur", span.duration},
+           {"name", spanName(span, *programs[span.which])},
+           {"args", {{"number", span.number}}}});
     for (const RankProfile::Event &event : rank.events) {
       const fb::Program &program = *programs[event.program];
       const fb::Instr &instr = *program.instrs()->Get(event.instr);

@@ -423,6 +423,13 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
       return ofAll.takeStatus();
     if (communicator.rank() == 0)
       run.figures = std::move(*ofAll);
+    if (session.training) {
+      Expected<TimeShares> shares = gatherTimes(executor, session.programs(), communicator);
+      if (!shares)
+        return shares.takeStatus();
+      if (communicator.rank() == 0)
+        session.shares = *shares;
+    }
     if (session.profiled) {
       Expected<std::vector<RankProfile>> times =
           gatherProfiles(session.profiles[local], communicator);

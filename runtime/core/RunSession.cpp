@@ -117,6 +117,7 @@ Status RunSession::load(Ranks &ranks) {
     setup.epoch = epoch;
     if (profiled) {
       profiles[local].rank = communicator.rank();
+      profiles[local].epoch = epoch;
       setup.profile = &profiles[local];
     }
     if (routes) {
@@ -141,7 +142,7 @@ Status RunSession::generate(Ranks &ranks, int again) {
   phase = Phase::stepping;
   loops.clear();
   for (int local = 0; local < ranks.localSize(); ++local)
-    loops.push_back(std::make_unique<RankGeneration>(*task));
+    loops.push_back(std::make_unique<RankGeneration>(*task, profiled ? &profiles[local] : nullptr));
   Status status = ranks.each([&](int local) -> Ranks::Verdict {
     bool speaks = task->options().stream && ranks.communicator(local).rank() == 0;
     Status mine;
@@ -159,7 +160,8 @@ Status RunSession::train(Ranks &ranks, const std::function<void(const std::strin
   auto start = std::chrono::steady_clock::now();
   trainings.clear();
   for (int local = 0; local < ranks.localSize(); ++local)
-    trainings.push_back(std::make_unique<RankTraining>(*training));
+    trainings.push_back(
+        std::make_unique<RankTraining>(*training, profiled ? &profiles[local] : nullptr));
   phase = Phase::stepping;
   if (training->options().begins)
     training->options().begins();
@@ -178,6 +180,8 @@ Status RunSession::step(Ranks &ranks) {
   auto start = std::chrono::steady_clock::now();
   phase = Phase::stepping;
   Status status = ranks.each([&](int local) -> Ranks::Verdict {
+    RankProfile *profile = profiled ? &profiles[local] : nullptr;
+    ProfileSpan span(profile, RankProfile::Span::program, profile ? profile->spans.size() + 1 : 0);
     return {executors[local]->step(*inputs), executors[local]->failedTogether()};
   });
   stepSeconds = secondsSince(start);

@@ -53,6 +53,7 @@ struct RunSession {
   std::vector<std::unique_ptr<RankTraining>> trainings;  // likewise, with a training
   double loadSeconds = 0, stepSeconds = 0;               // the first step
   std::vector<double> repeats;                           // seconds of later steps
+  std::optional<TimeShares> shares;                      // of a training run's time
   std::optional<DropCount> drops;   // of a program whose experts have a capacity
   std::vector<uint64_t> arenaSizes; // after the last step, the same on all ranks
 

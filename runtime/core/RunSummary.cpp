@@ -22,19 +22,60 @@ Expected<std::vector<RankFigures>> gatherFigures(const ProgramRunner &executor,
   return all;
 }
 
-Expected<std::vector<RankProfile>> gatherProfiles(const RankProfile &mine,
-                                                  Communicator &communicator) {
-  std::string bytes(reinterpret_cast<const char *>(mine.events.data()),
-                    mine.events.size() * sizeof(RankProfile::Event));
-  Expected<std::vector<std::string>> all =
-      gatherStrings(bytes, communicator, "gathering the profile");
+/// Collective: every rank's list of plain data, in rank order.
+template <typename T>
+static Expected<std::vector<std::vector<T>>>
+gatherLists(std::span<const T> mine, Communicator &communicator, const std::string &what) {
+  std::string bytes(reinterpret_cast<const char *>(mine.data()), mine.size_bytes());
+  Expected<std::vector<std::string>> all = gatherStrings(bytes, communicator, what);
   if (!all)
     return all.takeStatus();
-  std::vector<RankProfile> profiles(all->size());
+  std::vector<std::vector<T>> lists(all->size());
+  for (size_t r = 0; r < lists.size(); ++r) {
+    lists[r].resize((*all)[r].size() / sizeof(T));
+    std::memcpy(lists[r].data(), (*all)[r].data(), (*all)[r].size());
+  }
+  return lists;
+}
+
+Expected<TimeShares> gatherTimes(const ProgramRunner &runner,
+                                 std::span<const fb::Program *const> programs,
+                                 Communicator &communicator) {
+  TimeShares shares;
+  for (size_t p = 0; p < programs.size(); ++p) {
+    auto all =
+        gatherLists<double>(runner.instructionSeconds(p), communicator, "gathering the times");
+    if (!all)
+      return all.takeStatus();
+    double ranks = static_cast<double>(all->size());
+    for (size_t i = 0; i < (*all)[0].size(); ++i) {
+      double sum = 0, least = (*all)[0][i];
+      for (const std::vector<double> &rank : *all) {
+        sum += rank[i];
+        least = std::min(least, rank[i]);
+      }
+      bool exchanges =
+          programs[p]->instrs()->Get(static_cast<unsigned>(i))->kind() == fb::InstrKind::collective;
+      (exchanges ? shares.exchange : shares.compute) += (exchanges ? least : sum / ranks);
+      shares.waiting += exchanges ? sum / ranks - least : 0;
+    }
+  }
+  return shares;
+}
+
+Expected<std::vector<RankProfile>> gatherProfiles(const RankProfile &mine,
+                                                  Communicator &communicator) {
+  auto events = gatherLists<RankProfile::Event>(mine.events, communicator, "gathering the profile");
+  if (!events)
+    return events.takeStatus();
+  auto spans = gatherLists<RankProfile::Span>(mine.spans, communicator, "gathering the steps");
+  if (!spans)
+    return spans.takeStatus();
+  std::vector<RankProfile> profiles(events->size());
   for (size_t r = 0; r < profiles.size(); ++r) {
     profiles[r].rank = static_cast<int>(r);
-    profiles[r].events.resize((*all)[r].size() / sizeof(RankProfile::Event));
-    std::memcpy(profiles[r].events.data(), (*all)[r].data(), (*all)[r].size());
+    profiles[r].events = std::move((*events)[r]);
+    profiles[r].spans = std::move((*spans)[r]);
   }
   return profiles;
 }
@@ -65,6 +106,20 @@ static std::string summarizeGeneration(const RankGeneration &loop, int64_t batch
   return text + format(", decode median %.3f ms a step (%.3f to %.3f), %.1f tokens/s\n",
                        median * 1e3, sorted.front() * 1e3, sorted.back() * 1e3,
                        static_cast<double>(batch) / median);
+}
+
+/// What the time of a training run went into.
+static std::string timeText(const TimeShares &shares, const RankTraining &training) {
+  LoopTimes times = training.times();
+  auto percent = [&](double seconds) { return 100 * seconds / times.whole; };
+  double saving = times.saving, reading = times.reading;
+  double rest = times.whole - shares.compute - shares.exchange - shares.waiting - saving - reading;
+  return format("%.1f %% of the time computing, %.1f %% exchanging, %.1f %% waiting for slower "
+                "ranks, %.1f %% saving, %.1f %% reading batches, %.1f %% besides; of %.3f s, in "
+                "which it makes %.0f tokens/s\n",
+                percent(shares.compute), percent(shares.exchange), percent(shares.waiting),
+                percent(saving), percent(reading), percent(std::max(0.0, rest)), times.whole,
+                training.tokensPerSecond() * training.seconds() / times.whole);
 }
 
 std::string summarize(const RunOptions &options, const LaunchInfo &launch, const Ranks &ranks,
@@ -103,6 +158,8 @@ std::string summarize(const RunOptions &options, const LaunchInfo &launch, const
     text += format("trained %llu steps in %.3f s, %.0f tokens/s, loss %.5f to %.5f\n",
                    static_cast<unsigned long long>(training.steps()), training.seconds(),
                    training.tokensPerSecond(), training.firstLoss(), training.lastLoss());
+    if (session.shares && training.times().whole > 0)
+      text += timeText(*session.shares, training);
   }
 
   if (session.task)

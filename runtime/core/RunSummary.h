@@ -12,6 +12,11 @@ namespace moira::rt {
 /// Collective: the figures of all ranks, in rank order.
 Expected<std::vector<RankFigures>> gatherFigures(const ProgramRunner &executor,
                                                  Communicator &communicator);
+/// Collective: where the time of all steps went, averaged over the ranks. Waiting is what a
+/// collective took longer than on the rank where it took least.
+Expected<TimeShares> gatherTimes(const ProgramRunner &runner,
+                                 std::span<const fb::Program *const> programs,
+                                 Communicator &communicator);
 /// Collective: the profiles of all ranks, in rank order.
 Expected<std::vector<RankProfile>> gatherProfiles(const RankProfile &mine,
                                                   Communicator &communicator);

@@ -36,6 +36,20 @@ Status inStep(uint64_t number, const Status &status) {
   return located;
 }
 
+/// Steps that a profile has where nobody says which.
+constexpr uint64_t kProfiled = 20;
+
+/// What all steps so far have spent on this rank, in collectives or in everything else.
+double secondsOf(const ProgramRunner &runner, const fb::Program &program, bool exchanging) {
+  double sum = 0;
+  std::span<const double> seconds = runner.instructionSeconds();
+  for (size_t i = 0; i < seconds.size(); ++i)
+    if ((program.instrs()->Get(static_cast<unsigned>(i))->kind() == fb::InstrKind::collective) ==
+        exchanging)
+      sum += seconds[i];
+  return sum;
+}
+
 /// The first element of an output, if the program has it.
 std::optional<double> numberOf(const fb::Program &program, std::span<const TensorRef> outputs,
                                std::string_view name) {
@@ -250,9 +264,19 @@ Status RankTraining::step(ProgramRunner &runner, uint64_t number, Communicator &
   lr = static_cast<float>(task.schedule.at(number));
   stepNumber = static_cast<int32_t>(number);
   at = number;
-  if (task.reader)
+  if (profile)
+    profile->recording = task.asked.profileSteps ? number >= task.asked.profileSteps->first &&
+                                                       number <= task.asked.profileSteps->second
+                                                 : made < kProfiled;
+  ProfileSpan span(profile, RankProfile::Span::step, number);
+  double computed = secondsOf(runner, *task.program, false);
+  double exchanged = secondsOf(runner, *task.program, true);
+  if (task.reader) {
+    ProfileSpan reading(profile, RankProfile::Span::input, number);
     if (Status status = readBatch(runner.position()); !status)
       return status;
+    loop.reading += secondsSince(start);
+  }
   if (Status status = runner.step(inputs); !status)
     return inStep(number, status);
   Expected<std::vector<TensorRef>> outputs = runner.outputs();
@@ -284,10 +308,12 @@ Status RankTraining::step(ProgramRunner &runner, uint64_t number, Communicator &
                        {"dropped_fraction", dropped},
                        {"expert_load_max_over_mean", load}}};
   if (reports->shouldSay(made == 1 || number == task.asked.steps))
-    note(format("step %llu/%llu  loss %.5f  grad norm %.3g  lr %.3g  %.0f tokens/s  %.0f ms  "
-                "load %.2f  dropped %.1f %%",
+    note(format("step %llu/%llu  loss %.5f  grad norm %.3g  lr %.3g  %.0f tokens/s  %.0f ms "
+                "(compute %.0f, exchange %.0f)  load %.2f  dropped %.1f %%",
                 (unsigned long long)number, (unsigned long long)task.asked.steps, last, norm,
-                double(lr), double(task.tokens) / took, took * 1e3, load, dropped * 100));
+                double(lr), double(task.tokens) / took, took * 1e3,
+                (secondsOf(runner, *task.program, false) - computed) * 1e3,
+                (secondsOf(runner, *task.program, true) - exchanged) * 1e3, load, dropped * 100));
   // A full disk does not end a run; what it keeps from the files is said once.
   if (Status status = reports->write(metrics); !status && std::exchange(reports->whole, false))
     note(status.str() + "the metrics of some steps are lost; training goes on");
@@ -332,16 +358,24 @@ Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator
   auto finish = [&](bool wait, bool last) -> Status {
     if (!saver || !saver->busy())
       return {};
+    auto start = Clock::now();
+    ProfileSpan span(profile, RankProfile::Span::save, saved);
     std::optional<Status> result = saver->poll(communicator, wait);
+    loop.saving += secondsSince(start);
     return result ? judge(*result, saved, last) : Status();
   };
   auto save = [&](bool last) -> Status {
     if (Status status = finish(true, false); !status)
       return status;
     saved = number;
-    return judge(saver->begin(*parts, progress(number), communicator), number, last);
+    auto start = Clock::now();
+    ProfileSpan span(profile, RankProfile::Span::save, saved);
+    Status begun = saver->begin(*parts, progress(number), communicator);
+    loop.saving += secondsSince(start);
+    return judge(begun, number, last);
   };
 
+  auto begun = Clock::now();
   Group world = worldGroup(communicator);
   while (number < asked.steps && !stopped) {
     if (Status status =
@@ -363,10 +397,11 @@ Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator
       if (Status status = save(false); !status)
         return status;
   }
-  if (saver && saved != number)
-    if (Status status = save(true); !status)
-      return status;
-  return finish(true, true);
+  Status ended = saver && saved != number ? save(true) : Status();
+  if (ended)
+    ended = finish(true, true);
+  loop.whole = secondsSince(begun);
+  return ended;
 }
 
 } // namespace moira::rt

@@ -6,6 +6,7 @@
 #define MOIRA_RT_CORE_TRAIN_H
 
 #include "moira/rt/CheckpointSaver.h"
+#include "moira/rt/Profile.h"
 #include "moira/rt/ProgramRunner.h"
 #include "moira/rt/Run.h"
 #include "moira/rt/Schedule.h"
@@ -18,6 +19,16 @@
 namespace moira::rt {
 
 class RankRoutes;
+
+/// Seconds of a rank's loop: all of it, and in it what is no step.
+struct LoopTimes {
+  double whole = 0, saving = 0, reading = 0;
+};
+
+/// Seconds of a run's steps, averaged over ranks.
+struct TimeShares {
+  double compute = 0, exchange = 0, waiting = 0;
+};
 
 /// Whether the program trains: it has an output `loss` and an input `lr`.
 bool isTraining(const fb::Program &program);
@@ -51,7 +62,9 @@ private:
 /// One rank's loop. All ranks make the same decisions.
 class RankTraining {
 public:
-  explicit RankTraining(const TrainTask &task) : task(task), inputs(*task.inputs) {}
+  /// `profile` is this rank's, or null.
+  RankTraining(const TrainTask &task, RankProfile *profile)
+      : task(task), inputs(*task.inputs), profile(profile) {}
 
   /// Loads the checkpoint, if the run is resumed, and trains. `note` hears what people should know,
   /// on rank 0. `routes`: this rank's, for the load of experts; may be null. Collective.
@@ -70,6 +83,7 @@ public:
   double tokensPerSecond() const {
     return spent > 0 ? double(task.tokens) * double(made) / spent : 0;
   }
+  LoopTimes times() const { return loop; }
   double firstLoss() const { return first; }
   double lastLoss() const { return last; }
 
@@ -99,6 +113,8 @@ private:
   int stopped = 0;
   uint64_t made = 0;
   double spent = 0, first = 0, last = 0;
+  LoopTimes loop;
+  RankProfile *profile;
 };
 
 } // namespace moira::rt

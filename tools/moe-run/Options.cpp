@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
+#include <cstdio>
 
 namespace moira::tool {
 namespace {
@@ -120,6 +121,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   app.add_flag("--version", version, "print the version");
 
   rt::TrainOptions train;
+  std::string profileSteps;
   app.add_option("--steps", train.steps, "train until so many steps are done (--task=train)");
   CLI::Option *trainOptions[] = {
       app.add_option("--checkpoint", train.checkpoint, "directory to save the training state in"),
@@ -127,6 +129,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
       app.add_option("--keep", train.keep, "checkpoints that stay (default 2)"),
       app.add_flag("--resume", train.resume, "go on from the newest checkpoint, if there is one"),
       app.add_option("--metrics", train.metrics, "file of JSON lines, one a step"),
+      app.add_option("--profile-steps", profileSteps,
+                     "FIRST-LAST, the steps that --profile has (default: the first 20 of the run)"),
       app.add_option("--tensorboard", train.tensorboard, "directory for an event file"),
       app.add_option("--lr", train.lr, "learning rate (default: the plan's)"),
       app.add_option("--init", train.init, "begin with random weights of this seed"),
@@ -172,6 +176,18 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
         problems.add(ErrorId::BadRun, option->get_name() +
                                           " is for generating tokens; say how many with "
                                           "--max-new-tokens=N");
+  }
+  if (!profileSteps.empty()) {
+    unsigned long long first = 0, last = 0;
+    int end = 0;
+    if (std::sscanf(profileSteps.c_str(), "%llu-%llu%n", &first, &last, &end) == 2 &&
+        static_cast<size_t>(end) == profileSteps.size() && first <= last)
+      train.profileSteps = {first, last};
+    else
+      problems.add(ErrorId::UnknownFlag,
+                   "--profile-steps=" + profileSteps + " is no pair of steps like 100-120");
+    if (options.profile.empty())
+      problems.add(ErrorId::BadUsage, "--profile-steps needs --profile=FILE");
   }
   if (train.steps != 0) {
     options.train = train;

@@ -28,6 +28,9 @@ public:
   Expected<std::vector<TensorRef>> outputs(size_t program = 0) override;
   Expected<std::vector<TensorRef>> states() override;
   std::string where() const override;
+  std::span<const double> instructionSeconds(size_t program = 0) const override {
+    return entries[program]->seconds;
+  }
   const MeshPosition &position() const override { return entries[0]->binding.position(); }
   RankFigures figures() const override;
   std::vector<uint64_t> arenaSizes() const override;
@@ -40,6 +43,7 @@ private:
     uint32_t number;
     Binding binding;
     std::vector<BoundInstr> instrs;
+    std::vector<double> seconds; // by instruction
   };
 
   explicit Executor(const ExecutorSetup &setup);

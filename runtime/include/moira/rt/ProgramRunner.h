@@ -74,6 +74,10 @@ public:
   /// The instruction that the step is at, for people; empty between steps. Any thread may ask.
   virtual std::string where() const = 0;
 
+  /// Seconds that each instruction of a program has taken in all steps, in the plan's order; empty
+  /// where the device does not say.
+  virtual std::span<const double> instructionSeconds(size_t = 0) const { return {}; }
+
   virtual const MeshPosition &position() const = 0;
   virtual RankFigures figures() const = 0;
   /// Of each arena at the present bounds, in the plan's order.

@@ -10,6 +10,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace moira::rt {
@@ -42,6 +43,8 @@ struct TrainOptions {
   uint64_t dataSeed = 0;
   double dataTemperature = 1;        // TokenData.h
   std::string schedule = "constant"; // Schedule.h
+  /// First and last step that a profile has; nothing: the first 20 that are made.
+  std::optional<std::pair<uint64_t, uint64_t>> profileSteps;
   /// Becomes the number of a signal when the run is to end after its step; null: it never is.
   const std::atomic<int> *stop = nullptr;
   /// Called in every process of the run before its first step, after which `stop` is looked at.
