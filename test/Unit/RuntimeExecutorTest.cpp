@@ -278,6 +278,42 @@ TEST_F(Boxes, KernelsCopiesAndPadsGiveTheNaiveResult) {
       EXPECT_EQ(y[r * 10 + c], 2 * x[r * 10 + c] + table[c % 3 * 4 + c / 3]) << r << " " << c;
 }
 
+TEST_F(Boxes, LaunchesOfManyRowsGiveEveryRow) {
+  // So many rows that they are launched in pieces.
+  constexpr int64_t rows = 60001;
+  PlanBuilder builder({{{"dp", 2}}});
+  auto f32 = fb::DType::f32;
+  uint32_t kernel = builder.kernel("scale_rows",
+                                   {{f32, {1}, false, false},
+                                    {f32, {3}, true, false},
+                                    {f32, {3}, false, false},
+                                    {f32, {3}, true, true}},
+                                   kernelObject(), "+sse2");
+  auto &p = builder.program(false);
+  DimSpec split{{0}, 1};
+  uint32_t in = p.input("x", f32, {rows, 3}, {split, {}});
+  uint32_t a = p.state("a", f32, {1}, {{}}, {{"a"}, false, {1}});
+  uint32_t b = p.state("table", f32, {3, 4}, {{}, {}}, {{"table"}, false, {12}});
+  uint32_t column = p.tensor(f32, {3, 1});
+  p.instr(fb::InstrKind::copy, 0, {b}, {column},
+          {integer("dim", 1), integer("start", 0), offset("offset", 1, {0})});
+  uint32_t y = p.tensor(f32, {(rows + 1) / 2, 3});
+  p.instr(fb::InstrKind::launch, kernel, {a, in, column}, {y},
+          {integer("rows", (rows + 1) / 2), integer("rows_scale_bound", 0)});
+  p.output("y", f32, {rows, 3}, {split, {}}, y);
+  savePlan(dir / "p.moeplan", builder.finish());
+  std::vector<float> many(rows * 3);
+  for (size_t i = 0; i < many.size(); ++i)
+    many[i] = static_cast<float>(i);
+  writeFile(dir / "in.safetensors", safetensorsBytes({testTensor("x", "F32", {rows, 3}, many)}));
+  Ran ran = runIt(options);
+  ASSERT_TRUE(ran.outcome.status) << ran.outcome.status.str();
+  std::vector<float> got = floats(dir / "o.safetensors", "y"), want(many.size());
+  for (size_t i = 0; i < many.size(); ++i)
+    want[i] = 2 * many[i] + table[i % 3 * 4 + i / 3 / ((rows + 1) / 2)];
+  EXPECT_EQ(got, want);
+}
+
 TEST_F(Boxes, ForeignInstructionSetsAndBrokenObjectsAreRefused) {
   savePlan(dir / "p.moeplan", boxesPlan(kernelObject(), "+sse2,+quantum"));
   Ran ran = runIt(options);
