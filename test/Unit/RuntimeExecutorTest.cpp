@@ -214,7 +214,8 @@ TEST(RuntimeExecutor, ProfileHasEveryInstructionOfEveryRank) {
   size_t events = 0;
   for (size_t at = 0; (at = text.find("\"ph\":\"X\"", at)) != std::string::npos; ++at)
     ++events;
-  EXPECT_EQ(events, 4u * 9u * 2u); // ranks, instructions, attempts
+  EXPECT_EQ(events, 4u * (9u * 2u + 1u)); // ranks, instructions, attempts, and the step itself
+  EXPECT_THAT(text, HasSubstr("forward 1"));
   EXPECT_THAT(text, HasSubstr("grouped_matmul"));
 }
 
