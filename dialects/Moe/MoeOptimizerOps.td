@@ -75,6 +75,34 @@ def Moe_SgdOp : Moe_UpdateOp<"sgd", "(getMomentumState() ? 2 : 1)", [AttrSizedOp
   }];
 }
 
+def Moe_BalanceBiasOp : Moe_UpdateOp<"balance_bias", "1"> {
+  let summary = "moves a selection bias towards an even load";
+  let description = [{
+    Changes bias: bias_e += rate · sign(mean of load − load_e), load being the choices of a step (Wang et al. 2024, arXiv:2408.15664).
+
+        moe.balance_bias %bias by %load rate 1.0e-3 : (tensor<8xf32>, tensor<8xf32>) -> ()
+
+    Constraints: (C1) bias and load have one shape [E] and are f32; (C2) rate is finite and not negative; (C3) bias is the parameter of a state that nothing behind this op reads or
+    changes.
+  }];
+  let arguments = (ins Moe_F32Tensor:$bias, Moe_F32Tensor:$load, F64Attr:$rate);
+  let assemblyFormat = "$bias `by` $load `rate` $rate attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_AccumulateOp : Moe_UpdateOp<"accumulate", "1"> {
+  let summary = "adds what one micro-batch gives to what the step has so far";
+  let description = [{
+    Changes the state acc: acc = x in the first micro-batch (`micro` is 0), acc = acc + x in later ones. Linear: acc may be partial, then every rank adds its own part and the sum over the
+    ranks is made where acc is read, once a step.
+
+        moe.accumulate %acc by %grad at %micro : (tensor<64xf32>, tensor<64xf32>, tensor<1xi32>) -> ()
+
+    Constraints: (C1) acc and x have one shape and are f32; (C2) micro has the shape [1]; (C3) acc is the parameter of a state that nothing behind this op reads or changes.
+  }];
+  let arguments = (ins Moe_F32Tensor:$acc, Moe_F32Tensor:$x, Moe_I32Tensor:$micro);
+  let assemblyFormat = "$acc `by` $x `at` $micro attr-dict `:` functional-type(operands, results)";
+}
+
 def Moe_SquaresOp : Moe_RuleOp<"squares"> {
   let summary = "the sum of the squares of all elements";
   let description = [{

@@ -89,10 +89,12 @@ def Plan_InfoAttr : Plan_Attr<"Info", "info"> {
   let summary = "what was planned: the model, its task and its size";
   let description = [{
     `tensors_found` is 0 if the plan was made from config.json alone. `unused_tensors` names those of the checkpoint that are known to be read by nobody (a tied head that is stored, say).
+    `schedule` is that of the learning rate, for runs that give none.
   }];
   let parameters = (ins StringRefParameter<"class of the model">:$model_class, StringRefParameter<"task">:$task, "::mlir::Type":$dtype,
                         "int64_t":$batch, "int64_t":$seq, "uint64_t":$parameters, "uint64_t":$active_parameters,
-                        "uint64_t":$tensors_expected, "uint64_t":$tensors_found, OptionalParameter<"::mlir::ArrayAttr">:$unused_tensors);
+                        "uint64_t":$tensors_expected, "uint64_t":$tensors_found, OptionalParameter<"::mlir::ArrayAttr">:$unused_tensors,
+                        OptionalParameter<"::mlir::StringAttr">:$schedule);
   let assemblyFormat = "`<` struct(params) `>`";
 }
 

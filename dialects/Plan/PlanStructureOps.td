@@ -95,15 +95,15 @@ def Plan_StateOp : Plan_Op<"state", [ParentOneOf<["PlanOp", "ProgramOp"]>]> {
   let summary = "a weight or a cache: where it lies and which checkpoint tensors fill it";
   let description = [{
     The type is global and carries the sharding (none: replicated). Without a source it starts as zeros. In a plan: for all of its mesh programs, in an arena of theirs; in a
-    program: of this reference program.
+    program: of this reference program. What is `transient` holds nothing between steps, and what a rank has of it may be its part of a sum.
 
         plan.state "model.norm.weight" : tensor<64xf32> in "state" at 4096 from #moe.source<names = ["model.norm.weight"], disk_shape = [64]>
 
     Constraints: (C1) the arena exists and has the role state; (C2) the offset is a multiple of 64; (C3) the sharding divides the shape; (C4) the shard lies in the arena;
-    (C5) only reference programs have states of their own.
+    (C5) only reference programs have states of their own; (C6) a transient state has no source.
   }];
-  let arguments = (ins StrAttr:$name, TypeAttr:$type, StrAttr:$arena, I64Attr:$offset, OptionalAttr<AnyAttr>:$source, OptionalAttr<I64Attr>:$layer);
-  let assemblyFormat = "$name `:` $type `in` $arena `at` $offset (`from` $source^)? (`layer` $layer^)? attr-dict";
+  let arguments = (ins StrAttr:$name, TypeAttr:$type, StrAttr:$arena, I64Attr:$offset, OptionalAttr<AnyAttr>:$source, OptionalAttr<I64Attr>:$layer, UnitAttr:$transient);
+  let assemblyFormat = "$name `:` $type `in` $arena `at` $offset (`from` $source^)? (`layer` $layer^)? (`transient` $transient^)? attr-dict";
   let hasVerifier = 1;
 }
 

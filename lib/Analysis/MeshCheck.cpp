@@ -41,8 +41,10 @@ std::vector<MeshConstraint> moira::collectMeshConstraints(ModuleOp module) {
   };
   module.walk([&](moe::EmbeddingOp op) {
     ArrayRef<int64_t> ids = cast<RankedTensorType>(op.getIds().getType()).getShape();
+    auto part = fields ? fields.getAs<StringAttr>("micro_batch") : StringAttr();
     if (!ids.empty())
-      add(kDataAxis, "the batch", ids[0], "--batch", std::nullopt, op.getLoc());
+      add(kDataAxis, part ? "the rows of a micro-batch" : "the batch", ids[0],
+          part ? part.str() : "--batch", std::nullopt, op.getLoc());
   });
   for (const WeightUse &use : collectWeightUses(module))
     for (const MeaningRow &row : kMeanings)

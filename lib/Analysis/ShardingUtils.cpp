@@ -109,7 +109,8 @@ private:
 } // namespace
 
 bool moira::mayBePartial(Linearity linearity, unsigned index) {
-  return linearity == Linearity::jointly || (linearity == Linearity::first && index == 0);
+  return linearity == Linearity::jointly || (linearity == Linearity::first && index == 0) ||
+         (linearity == Linearity::firstTwo && index < 2);
 }
 
 RuleSolution moira::solveRule(MLIRContext *context, const FactorRule &rule,
@@ -144,7 +145,9 @@ RuleSolution moira::solveRule(MLIRContext *context, const FactorRule &rule,
   if (!operands.empty() && operands[0] && operands[0].isPartial() &&
       operands[0].getPartialKind() == ReduceKind::sum && rule.linearity != Linearity::none)
     for (StringAttr axis : operands[0].getPartialAxes()) {
-      bool everywhere = llvm::all_of(operands, [&](ShardingAttr other) {
+      ArrayRef<ShardingAttr> summands =
+          rule.linearity == Linearity::firstTwo ? operands.take_front(2) : operands;
+      bool everywhere = llvm::all_of(summands, [&](ShardingAttr other) {
         return other && contains(other.getPartialAxes(), axis) &&
                other.getPartialKind() == ReduceKind::sum;
       });

@@ -46,7 +46,7 @@ static InfoAttr infoOf(ModuleOp module) {
     break;
   }
   return InfoAttr::get(module.getContext(), "unknown", "forward", dtype, 0, 0, 0, 0, 0, 0,
-                       ArrayAttr());
+                       ArrayAttr(), StringAttr());
 }
 
 namespace {

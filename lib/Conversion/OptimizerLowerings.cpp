@@ -42,6 +42,15 @@ void LoweringTable::addOptimizers() {
             b.integer("nesterov", op.getNesterov())});
     return success();
   });
+  add<moe::BalanceBiasOp>(+[](moe::BalanceBiasOp op, B &b) {
+    b.call("balance_bias", {b.view(op.getLoad())}, {b.view(op.getBias())},
+           {b.real("rate", toDouble(op.getRate()))});
+    return success();
+  });
+  add<moe::AccumulateOp>(+[](moe::AccumulateOp op, B &b) {
+    b.call("accumulate", {b.view(op.getX()), b.view(op.getMicro())}, {b.view(op.getAcc())}, {});
+    return success();
+  });
   add<moe::SquaresOp>(+[](moe::SquaresOp op, B &b) {
     b.call("squares", {b.view(op.getX())}, {b.define(op.getResult())}, {});
     return success();

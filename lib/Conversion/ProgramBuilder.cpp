@@ -160,6 +160,9 @@ NamedAttribute ProgramBuilder::offset(StringRef name, Attribute value) {
 /// `type` as the plan has it: without an encoding that cuts nothing.
 static RankedTensorType globalType(RankedTensorType type, bool reference) {
   dist::ShardingAttr sharding = dist::getSharding(type);
+  // Which axes a state is partial over is what its readers do about it.
+  if (sharding)
+    sharding = sharding.withPartial({});
   if (reference || (sharding && sharding.isFullyReplicated()))
     sharding = {};
   Type element = type.getElementType();
@@ -181,7 +184,7 @@ StatePlaces moira::addStates(ModuleOp module, PlanOp plan, bool reference,
     if (!stateLayer && number >= 0)
       stateLayer = builder.getI64IntegerAttr(number);
     StateOp::create(builder, state.getLoc(), state.getSymName(), type, kStateArena, places.bytes,
-                    state.getSourceAttr(), stateLayer);
+                    state.getSourceAttr(), stateLayer, state.getTransientAttr());
     places.offsets[state.getSymName()] = places.bytes;
     uint64_t bytes = elementBytes(type.getElementType());
     for (int64_t size : shardShape(type, mesh))

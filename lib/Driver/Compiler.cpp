@@ -126,6 +126,8 @@ Status Compilation::load() {
   ImportOptions import;
   import.batch = options.batch;
   import.seq = options.seq;
+  import.microBatches = options.microBatches;
+  import.schedule = options.schedule;
   import.decSeq = options.decSeq;
   import.maxSeq = options.maxSeq;
   import.task = options.task;
@@ -144,6 +146,9 @@ Status Compilation::load() {
 static Status checkDecided(const CompilerOptions &options, Phase reached) {
   constexpr std::pair<const char *, Phase> kDecidedBy[] = {{"task", Phase::import},
                                                            {"batch", Phase::import},
+                                                           {"micro-batches", Phase::import},
+                                                           {"schedule", Phase::import},
+                                                           {"label-smoothing", Phase::autodiff},
                                                            {"seq", Phase::import},
                                                            {"dec-seq", Phase::import},
                                                            {"max-seq", Phase::import},
@@ -225,17 +230,29 @@ Status Compilation::runPhase(Phase phase) {
   return {};
 }
 
+/// Into how many parts the batch is cut: programs have rows for one.
+static int64_t microBatchesOf(ModuleOp module, int64_t batch) {
+  for (auto function : module.getOps<func::FuncOp>())
+    for (unsigned i = 0; i < function.getNumArguments(); ++i)
+      if (auto name = function.getArgAttrOfType<StringAttr>(i, "moe.name");
+          name && name == "input_ids" && !function->hasAttr("moe.reference"))
+        if (auto type = dyn_cast<RankedTensorType>(function.getArgumentTypes()[i]))
+          return std::max<int64_t>(1, batch / std::max<int64_t>(1, type.getDimSize(0)));
+  return 1;
+}
+
 /// What the program's task needs of autodiff; --task=forward has nothing to differentiate.
 Status Compilation::differentiate() {
   auto info = (*module)->getAttrOfType<plan::InfoAttr>("plan.info");
   if (!info || (info.getTask() != "grad" && info.getTask() != "train"))
     return {};
   LossOptions loss;
+  loss.smoothing = options.labelSmoothing;
   loss.balance = options.auxLoss.value_or(0);
   loss.z = options.zLoss.value_or(0);
   return runPasses([&](OpPassManager &passes) {
     if (info.getTask() == "train")
-      buildTrainPipeline(passes, loss, options.optimizer);
+      buildTrainPipeline(passes, loss, options.optimizer, microBatchesOf(*module, info.getBatch()));
     else
       buildAutodiffPipeline(passes, loss);
   });

@@ -1,6 +1,7 @@
 //===- Options.cpp - parsing moe-opt's command line -----------------------===//
 #include "moira/Driver/Options.h"
 #include "mlir/Pass/PassRegistry.h"
+#include "moira/rt/Schedule.h"
 #include "moira/rt/Suggest.h"
 #include "llvm/ADT/STLExtras.h"
 #include "llvm/ADT/StringExtras.h"
@@ -106,6 +107,17 @@ std::function<std::string(StringRef)> takeNumber(double &store) {
   };
 }
 
+/// A number from 0 to under 1.
+std::function<std::string(StringRef)> takeShare(double &store) {
+  return [&store](StringRef text) -> std::string {
+    double number;
+    if (text.getAsDouble(number) || !(number >= 0 && number < 1))
+      return "expects a number of at least 0 and under 1, got '" + text.str() + "'";
+    store = number;
+    return "";
+  };
+}
+
 /// Two numbers from 0 to under 1.
 std::function<std::string(StringRef)> takeBetas(double &first, double &second) {
   return [&first, &second](StringRef text) -> std::string {
@@ -129,6 +141,10 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeOneOf(o.task, {"forward", "grad", "train", "generate"})},
       {"batch", "N", "global batch size (default 1)",
        takeInteger([&o](int64_t n) { o.batch = n; }, 1)},
+      {"micro-batches", "N",
+       "train: the batch is taken in N parts, one after another, with one update for all (default "
+       "1)",
+       takeInteger([&o](int64_t n) { o.microBatches = n; }, 1)},
       {"seq", "N", "sequence length (default 128)", takeInteger([&o](int64_t n) { o.seq = n; }, 1)},
       {"dec-seq", "N",
        "sequence length of an encoder-decoder's decoder (default: --seq; generate: its prompt, 1)",
@@ -159,10 +175,16 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeFactor(o.auxLoss)},
       {"z-loss", "F", "grad and train: share of the routers' z-losses (default 0)",
        takeFactor(o.zLoss)},
+      {"label-smoothing", "F", "grad and train: share of all classes in every label (default 0)",
+       takeShare(o.labelSmoothing)},
       {"optimizer", "NAME", "train: adamw (default) or sgd",
        takeOneOf(o.optimizer.optimizer, {"adamw", "sgd"})},
       {"lr", "RATE", "train: learning rate (default 1e-3; moe-run can change it, also by step)",
        takeNumber(o.optimizer.lr)},
+      {"schedule", "HOW",
+       "train: how the rate changes, if moe-run does not say: constant, linear, cosine or "
+       "inverse-sqrt, then ,warmup=STEPS,steps=STEPS,least=RATE",
+       takeText(o.schedule)},
       {"betas", "B1,B2", "adamw (default 0.9,0.999)",
        takeBetas(o.optimizer.beta1, o.optimizer.beta2)},
       {"eps", "X", "adamw (default 1e-8)", takeNumber(o.optimizer.eps)},
@@ -170,6 +192,9 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
       {"momentum", "X", "sgd (default 0)", takeNumber(o.optimizer.momentum)},
       {"clip-norm", "X", "largest norm of all gradients together (default: any)",
        takeNumber(o.optimizer.clipNorm)},
+      {"bias-update-rate", "F",
+       "train: selection biases move by F a step towards an even load (default: they stay)",
+       takeNumber(o.optimizer.biasRate)},
       {"memory-limit", "BYTES", "refuse a plan that needs more on a rank (K, M, G, T allowed)",
        takeBytes(o.memoryLimit)},
       {"recompute", "POLICY",
@@ -190,8 +215,7 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 
 /// Options of the contract that belong to tasks this version does not compile yet are refused by
 /// name, not as unknown words.
-constexpr StringRef kLaterOptions[] = {"micro-batches", "zero", "offload", "schedule",
-                                       "router-noise"};
+constexpr StringRef kLaterOptions[] = {"zero", "offload", "router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";
@@ -333,13 +357,18 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
   if (options.task == "train" && options.target != "host")
     status.add(ErrorId::BadUsage,
                "--task=train is compiled for --target=host only in this version");
-  for (StringRef name :
-       {"optimizer", "lr", "betas", "eps", "weight-decay", "momentum", "clip-norm"})
+  for (StringRef name : {"optimizer", "lr", "schedule", "betas", "eps", "weight-decay", "momentum",
+                         "clip-norm", "bias-update-rate"})
     if (options.task != "train" && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=train");
-  for (auto [name, value] : {std::pair("aux-loss", options.auxLoss), {"z-loss", options.zLoss}})
-    if (value && options.task != "grad" && options.task != "train")
-      status.add(ErrorId::BadUsage, std::string("--") + name + " is for --task=grad and train");
+  for (StringRef name : {"aux-loss", "z-loss", "label-smoothing"})
+    if (options.task != "grad" && options.task != "train" && is_contained(options.given, name))
+      status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=grad and train");
+  if (!options.schedule.empty())
+    if (rt::Expected<rt::Schedule> schedule =
+            rt::Schedule::parse(options.schedule, options.optimizer.lr);
+        !schedule)
+      status.append(schedule.takeStatus());
   bool differentiated = options.task == "grad" || options.task == "train" || options.compileFrom;
   if (!options.recompute.empty() && !differentiated)
     status.add(ErrorId::BadUsage, "--recompute is for --task=grad and train");

@@ -63,6 +63,15 @@ static int64_t maxSeqOf(const ModelSpec &spec, const ImportOptions &options) {
   return options.maxSeq.value_or(promptOf(spec, options) + 128);
 }
 
+/// "1, 2, 4 or 8"
+static std::string divisorsText(int64_t n) {
+  std::string text;
+  for (int64_t d = 1, last = n; d <= last; ++d)
+    if (n % d == 0)
+      text += (d == 1 ? "" : d == n ? " or " : ", ") + std::to_string(d);
+  return text;
+}
+
 /// Values of the program are counted in int64 bytes.
 static void checkShape(const ModelSpec &spec, const ImportOptions &options, Status &status) {
   auto check = [&](const char *option, int64_t seq) {
@@ -75,6 +84,15 @@ static void checkShape(const ModelSpec &spec, const ImportOptions &options, Stat
                             (long long)options.batch, option, (long long)seq));
   };
   check("seq", options.seq);
+  if (options.microBatches != 1 && options.task != "train")
+    status.add(ErrorId::BadUsage, rt::format("--micro-batches=%lld is for --task=train",
+                                             (long long)options.microBatches));
+  else if (options.microBatches < 1 || options.batch % options.microBatches)
+    status.add(ErrorId::BadUsage,
+               rt::format("--micro-batches=%lld does not divide --batch=%lld into equal parts; it "
+                          "can be %s",
+                          (long long)options.microBatches, (long long)options.batch,
+                          divisorsText(options.batch).c_str()));
   if (options.decSeq && spec.encoder)
     check("dec-seq", *options.decSeq);
   else if (options.decSeq)
@@ -113,9 +131,11 @@ static std::vector<std::string> lackingFor(const ModelSpec &spec, const ImportOp
   return lacking;
 }
 
-static void setConfigFields(ModuleOp module, const ModelSpec &spec) {
+static void setConfigFields(ModuleOp module, const ModelSpec &spec, const ImportOptions &options) {
   Builder b(module.getContext());
   SmallVector<NamedAttribute> fields;
+  if (options.microBatches > 1)
+    fields.push_back(b.getNamedAttr("micro_batch", b.getStringAttr("--batch / --micro-batches")));
   for (const auto &[size, field] : spec.fieldOf)
     fields.push_back(b.getNamedAttr(size, b.getStringAttr(field)));
   module->setAttr("moe.config_fields", b.getDictionaryAttr(fields));
@@ -126,11 +146,20 @@ static void setInfo(ModuleOp module, const ImportOptions &options, const ImportS
   Type dtype = options.dtype == "bf16" ? Type(b.getBF16Type()) : Type(b.getF32Type());
   SmallVector<StringRef> unused(summary.unusedTensors.begin(), summary.unusedTensors.end());
   module->setAttr("plan.info",
-                  plan::InfoAttr::get(b.getContext(), summary.modelClass, options.task, dtype,
-                                      options.batch, options.seq, summary.parameters,
-                                      summary.activeParameters, summary.tensorsExpected,
-                                      summary.tensorsFound,
-                                      unused.empty() ? ArrayAttr() : b.getStrArrayAttr(unused)));
+                  plan::InfoAttr::get(
+                      b.getContext(), summary.modelClass, options.task, dtype, options.batch,
+                      options.seq, summary.parameters, summary.activeParameters,
+                      summary.tensorsExpected, summary.tensorsFound,
+                      unused.empty() ? ArrayAttr() : b.getStrArrayAttr(unused),
+                      options.schedule.empty() ? StringAttr() : b.getStringAttr(options.schedule)));
+}
+
+/// Adds the program of another module over the same states, for the reference program only.
+static void addReference(ModuleOp module, ModuleOp whole) {
+  auto program = *whole.getOps<func::FuncOp>().begin();
+  program->moveBefore(module.getBody(), module.getBody()->end());
+  program.setName("reference");
+  program->setAttr("moe.reference", UnitAttr::get(module.getContext()));
 }
 
 OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
@@ -184,7 +213,7 @@ OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
   summary.defaults = spec->defaults;
 
   ProgramShape shape;
-  shape.batch = options.batch;
+  shape.batch = options.batch / options.microBatches;
   shape.seq = options.seq;
   shape.decSeq = options.decSeq.value_or(options.seq);
   shape.bf16 = options.dtype == "bf16";
@@ -194,10 +223,17 @@ OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
     shape.maxSeq = maxSeqOf(*spec, options);
     module = buildGenerate(context, *spec, table, shape);
   } else {
-    module = spec->encoder ? buildEncoderDecoder(context, *spec, table, shape)
+    auto build = [&] {
+      return spec->encoder ? buildEncoderDecoder(context, *spec, table, shape)
                            : buildDecoder(context, *spec, table, shape);
+    };
+    module = build();
+    if (options.microBatches > 1) {
+      shape.batch = options.batch;
+      addReference(*module, *build());
+    }
   }
-  setConfigFields(*module, *spec);
+  setConfigFields(*module, *spec, options);
   setInfo(*module, options, summary);
   if (failed(verify(*module))) {
     status.add(ErrorId::Internal, "the importer made invalid IR for " + path.str());

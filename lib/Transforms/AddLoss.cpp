@@ -1,9 +1,11 @@
 //===- AddLoss.cpp - --moe-add-loss ---------------------------------------===//
 // A program that gives logits becomes one that gives a loss: mean cross-entropy over the tokens
-// that count, with a normaliser that is global. A decoder's labels are its own next tokens unless
-// it is given others, at the places of the tokens that they are for; an encoder-decoder's are
-// given, at the places of the logits. Routers' losses are results of their own; what is
-// differentiated is the sum of all, each times its `moe.loss_weight`.
+// that count, with a normaliser that is global: the program's own count, or, where the program
+// takes one of several micro-batches, the count of the whole batch, which is then an input
+// `label_count`. Losses of micro-batches add up to those of the batch. A decoder's labels are its
+// own next tokens unless it is given others, at the places of the tokens that they are for; an
+// encoder-decoder's are given, at the places of the logits. Routers' losses are results of their
+// own; what is differentiated is the sum of all, each times its `moe.loss_weight`.
 //===----------------------------------------------------------------------===//
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
@@ -24,9 +26,13 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
 
   void runOnOperation() override {
     for (func::FuncOp func : getOperation().getOps<func::FuncOp>())
-      if (!func.isExternal() && func.getName() == "forward" && failed(addLoss(func)))
+      if (!func.isExternal() && (func.getName() == "forward" || isReference(func)) &&
+          failed(addLoss(func)))
         return signalPassFailure();
   }
+
+  /// It takes the whole batch and keeps its name.
+  static bool isReference(func::FuncOp func) { return func->hasAttr("moe.reference"); }
 
   static std::optional<unsigned> named(unsigned count, StringRef wanted,
                                        llvm::function_ref<Attribute(unsigned)> nameOf) {
@@ -81,15 +87,31 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
                                                    Attribute());
     auto sums = moe::CrossEntropyOp::create(b, loc, f32({1}), f32({1}), stats, labels, classes,
                                             llvm::APFloat(double(smoothing)));
-    Value loss = moe::RatioOp::create(b, loc, f32({1}), sums.getSum(), sums.getCount());
+    bool isPart = microBatches > 1 && !isReference(func);
+    Value count = isPart ? labelCount(func, f32({1})) : sums.getCount();
+    Value loss = moe::RatioOp::create(b, loc, f32({1}), sums.getSum(), count);
 
     end->setOperand(*index, loss);
     func.setResultAttrs(*index, lossAttrs(b, "loss", 1));
     SmallVector<Type> results(end->getOperandTypes());
     func.setFunctionType(b.getFunctionType(func.getArgumentTypes(), results));
-    func.setName(program);
-    addRouterLosses(func, *index + 1);
+    if (!isReference(func))
+      func.setName(program);
+    addRouterLosses(func, *index + 1, isPart ? microBatches : 1);
     return success();
+  }
+
+  /// Nobody who runs the program leaves it out; without it losses are sums.
+  static Value labelCount(func::FuncOp func, Type type) {
+    Builder b(func.getContext());
+    unsigned index = func.getNumArguments();
+    (void)func.insertArgument(
+        index, type,
+        b.getDictionaryAttr({b.getNamedAttr("moe.name", b.getStringAttr("label_count")),
+                             b.getNamedAttr("moe.optional", b.getUnitAttr()),
+                             b.getNamedAttr("moe.fill", b.getF64FloatAttr(1))}),
+        func.getLoc());
+    return func.getArgument(index);
   }
 
   /// A loss and its share in what is differentiated.
@@ -98,8 +120,9 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
             b.getNamedAttr("moe.loss_weight", b.getF64FloatAttr(weight))};
   }
 
-  /// The losses of all routers, each kind added up over the layers, as results of their own.
-  void addRouterLosses(func::FuncOp func, unsigned at) {
+  /// The losses of all routers, each kind added up over the layers, as results of their own; of one
+  /// of several parts of a batch, its share in their mean over the parts.
+  void addRouterLosses(func::FuncOp func, unsigned at, int64_t parts) {
     Operation *end = func.front().getTerminator();
     OpBuilder b(end);
     auto one = RankedTensorType::get({1}, b.getF32Type());
@@ -111,6 +134,8 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
       }
       if (!sum || weight == 0)
         return;
+      if (parts > 1)
+        sum = moe::ScaleOp::create(b, func.getLoc(), one, sum, llvm::APFloat(1.0 / double(parts)));
       (void)func.insertResult(at, one, b.getDictionaryAttr(lossAttrs(b, name, weight)));
       end->insertOperands(at++, sum);
     };

@@ -2,7 +2,9 @@
 // A program that gives gradients becomes one that trains: every state's gradient goes to an update
 // of that state instead of a result, behind everything else. What the optimizer keeps of a state W
 // are states "W.<optimizer>.<what>" without a source. The learning rate and the number of the step
-// are inputs, `lr` and `step`; the norm of all gradients is a result, `grad_norm`.
+// are inputs, `lr` and `step`; the norm of all gradients is a result, `grad_norm`. A state that no
+// loss depends on is not updated, as torch's optimizers pass over what has no gradient. Where there
+// are several losses, `loss` becomes what is minimised, and the cross-entropy `ce_loss`.
 //===----------------------------------------------------------------------===//
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
@@ -45,10 +47,24 @@ private:
     Value step = optimizer == "adamw"
                      ? argument(func, "step", RankedTensorType::get({1}, b.getI32Type()), 1)
                      : Value();
+    addTotalLoss(func, b);
+    takeLoads(func);
     Value factor = clip(func, b, *gradients);
-    for (const Gradient &gradient : *gradients)
+    for (const Gradient &gradient : *gradients) {
       update(func, b, gradient, rate, step, factor);
+      loads.erase(gradient.state.getSymNameAttr());
+    }
     updates += gradients->size();
+    if (biasRate > 0 && loads.empty())
+      return func.emitError("MOE-0102: --bias-update-rate=")
+             << biasRate.getValue() << ": no gate of this model chooses with a bias of its own";
+    // What has a load and no gradient is a bias that experts are chosen with.
+    for (auto [name, load] : loads) {
+      auto bias = getOperation().lookupSymbol<moe::StateOp>(name);
+      moe::BalanceBiasOp::create(b, bias.getLoc(), paramOf(func, bias), load,
+                                 b.getF64FloatAttr(biasRate));
+      ++updates;
+    }
     return success();
   }
 
@@ -65,12 +81,54 @@ private:
         return func.emitError("MOE-0601: result ") << i << " is the gradient of no state";
       if (!state.getTensorType().getElementType().isF32())
         return state.emitOpError("MOE-0601: is not f32, which optimizers update");
-      gradients.push_back({state, end->getOperand(i)});
+      if (!moe::isZero(end->getOperand(i)))
+        gradients.push_back({state, end->getOperand(i)});
       end->eraseOperand(i);
       (void)func.eraseResult(i);
     }
     std::reverse(gradients.begin(), gradients.end());
     return gradients;
+  }
+
+  /// Removes the loads of experts from the results: of a state, how many choices in this step went
+  /// to each of its experts.
+  void takeLoads(func::FuncOp func) {
+    loads.clear();
+    Operation *end = func.front().getTerminator();
+    for (unsigned i = func.getNumResults(); i-- > 0;)
+      if (auto of = func.getResultAttrOfType<ArrayAttr>(i, "moe.load_of")) {
+        for (auto state : of.getAsRange<FlatSymbolRefAttr>())
+          loads[state.getAttr()] = end->getOperand(i);
+        end->eraseOperand(i);
+        (void)func.eraseResult(i);
+      }
+  }
+  llvm::MapVector<StringAttr, Value> loads; // by state
+
+  /// The sum of several losses, each as much of it as its weight says.
+  static void addTotalLoss(func::FuncOp func, OpBuilder &b) {
+    Operation *end = func.front().getTerminator();
+    auto one = RankedTensorType::get({1}, b.getF32Type());
+    Value sum;
+    unsigned losses = 0;
+    for (unsigned i = 0; i < func.getNumResults(); ++i) {
+      auto weight = func.getResultAttrOfType<FloatAttr>(i, "moe.loss_weight");
+      if (!weight)
+        continue;
+      Value part = end->getOperand(i);
+      if (!weight.getValue().isExactlyValue(1))
+        part = moe::ScaleOp::create(b, func.getLoc(), one, part, weight.getValue());
+      sum = sum ? moe::AddOp::create(b, func.getLoc(), one, sum, part).getResult() : part;
+      ++losses;
+    }
+    if (losses < 2)
+      return;
+    auto name = b.getStringAttr("moe.name"), loss = b.getStringAttr("loss");
+    for (unsigned i = 0; i < func.getNumResults(); ++i)
+      if (func.getResultAttr(i, name) == loss)
+        func.setResultAttr(i, name, b.getStringAttr("ce_loss"));
+    (void)func.insertResult(0, one, b.getDictionaryAttr(b.getNamedAttr(name, loss)));
+    end->insertOperands(0, sum);
   }
 
   /// The program's input of that name, added if it has none.
@@ -132,28 +190,6 @@ private:
     return paramOf(func, known);
   }
 
-  /// How many choices in this step went to each of the experts whose weights these are; null if no
-  /// routing chooses among them.
-  static Value loadOf(OpBuilder &b, Location loc, Value weights, int64_t experts) {
-    auto type = RankedTensorType::get({experts}, b.getF32Type());
-    llvm::SetVector<Value> routings;
-    SmallVector<Operation *> readers(weights.getUsers());
-    for (Operation *user : weights.getUsers())
-      if (user->getNumResults() == 1 && moe::paramOf(user->getResult(0))) // rounds them
-        llvm::append_range(readers, user->getUsers());
-    for (Operation *user : readers)
-      for (Value operand : user->getOperands())
-        if (auto routing = dyn_cast<moe::RoutingType>(operand.getType());
-            routing && routing.getExperts() == experts)
-          routings.insert(operand);
-    Value sum;
-    for (Value routing : routings) {
-      Value load = moe::ExpertLoadOp::create(b, loc, type, routing);
-      sum = sum ? moe::AddOp::create(b, loc, type, sum, load).getResult() : load;
-    }
-    return sum;
-  }
-
   void update(func::FuncOp func, OpBuilder &b, const Gradient &gradient, Value rate, Value step,
               Value factor) {
     moe::StateOp state = gradient.state;
@@ -162,8 +198,7 @@ private:
     if (optimizer == "adamw") {
       Value m = kept(func, state, "m"), v = kept(func, state, "v");
       int64_t experts = state.getTensorType().getDimSize(0);
-      Value load = state.getSeparateExperts() ? loadOf(b, loc, w, experts) : Value();
-      if (load) {
+      if (Value load = loads.lookup(state.getSymNameAttr())) {
         Value steps = kept(func, state, "steps", RankedTensorType::get({experts}, b.getF32Type()));
         moe::ExpertAdamWOp::create(b, loc, w, m, v, steps, gradient.value, rate, load, factor,
                                    b.getF64FloatAttr(beta1), b.getF64FloatAttr(beta2),

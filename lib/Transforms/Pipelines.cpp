@@ -16,9 +16,12 @@ using namespace mlir;
 using namespace moira;
 
 /// A loss, and the gradient of every state; the program's name says for which task.
-static void addGradients(OpPassManager &pm, const LossOptions &options, std::string program) {
+static void addGradients(OpPassManager &pm, const LossOptions &options, std::string program,
+                         int64_t microBatches = 1) {
   MoeAddLossOptions loss;
   loss.program = std::move(program);
+  loss.microBatches = microBatches;
+  loss.smoothing = options.smoothing;
   loss.balance = options.balance;
   loss.z = options.z;
   pm.addPass(createMoeAddLoss(loss));
@@ -31,10 +34,13 @@ void moira::buildAutodiffPipeline(OpPassManager &pm, const LossOptions &options)
 }
 
 void moira::buildTrainPipeline(OpPassManager &pm, const LossOptions &losses,
-                               const OptimizerOptions &options) {
-  addGradients(pm, losses, "train");
+                               const OptimizerOptions &options, int64_t microBatches) {
+  addGradients(pm, losses, "train", microBatches);
   // Before there are updates, which take f32 only; behind autodiff, as gradients are f32 anyway.
   pm.addPass(createMoeMasterWeights());
+  pm.addPass(createMoeAddLoads({options.biasRate > 0, options.optimizer == "adamw"}));
+  // Around the gradients of one micro-batch; the optimizer then finds sums in their place.
+  pm.addPass(createMoeMicroBatches({microBatches}));
   // Still on the global program: where a rank's part of an update is follows from shardings later.
   MoeAddOptimizerOptions optimizer;
   optimizer.optimizer = options.optimizer;
@@ -45,6 +51,7 @@ void moira::buildTrainPipeline(OpPassManager &pm, const LossOptions &losses,
   optimizer.weightDecay = options.weightDecay;
   optimizer.momentum = options.momentum;
   optimizer.clipNorm = options.clipNorm;
+  optimizer.biasRate = options.biasRate;
   pm.addPass(createMoeAddOptimizer(optimizer));
 }
 

@@ -89,6 +89,11 @@ private:
     if (op->getNumResults() == 1 && states->stateOf(op->getResult(0)) &&
         !shardingOf(op->getOperand(0)))
       return success();
+    // What is added up over micro-batches lies as it comes, partial sums and all, so that it is
+    // reduced once a step, unless somebody has said otherwise.
+    if (auto sum = dyn_cast<moe::AccumulateOp>(op.getOperation()))
+      if (moe::StateOp state = states->stateOf(sum.getAcc()); state && !states->getSharding(state))
+        states->setSharding(state, shardingOf(sum.getX()));
     FactorRule rule = op.getFactorRule();
     SmallVector<ShardingAttr> operands = shardingsOf(op->getOperands());
     SmallVector<ShardingAttr> seeds = shardingsOf(op->getResults());

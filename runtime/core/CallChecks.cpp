@@ -455,6 +455,13 @@ void check_sgd(CallCheck &c) {
   checkRange(c, "weight_decay", 0);
 }
 
+void check_balance_bias(CallCheck &c) {
+  c.fixed("E");
+  checkRange(c, "rate", 0);
+}
+
+void check_accumulate(CallCheck &c) { c.fixedRun("t"); }
+
 void check_squares(CallCheck &c) { c.fixedRun("t"); }
 
 void check_clip_factor(CallCheck &c) { checkRange(c, "max_norm", 0); }

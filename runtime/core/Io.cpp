@@ -17,17 +17,6 @@ namespace {
 
 bool isInteger(fb::DType type) { return type == fb::DType::i32 || type == fb::DType::i64; }
 
-int64_t integerAt(const void *data, fb::DType type, int64_t index) {
-  if (type == fb::DType::i32) {
-    int32_t v;
-    std::memcpy(&v, static_cast<const char *>(data) + index * 4, 4);
-    return v;
-  }
-  int64_t v;
-  std::memcpy(&v, static_cast<const char *>(data) + index * 8, 8);
-  return v;
-}
-
 std::vector<int64_t> toVector(const flatbuffers::Vector<int64_t> &v) {
   return {v.begin(), v.end()};
 }
@@ -80,6 +69,17 @@ const char *accepted(fb::DType type) {
 
 } // namespace
 
+int64_t integerAt(const void *data, fb::DType type, int64_t index) {
+  if (type == fb::DType::i32) {
+    int32_t v;
+    std::memcpy(&v, static_cast<const char *>(data) + index * 4, 4);
+    return v;
+  }
+  int64_t v;
+  std::memcpy(&v, static_cast<const char *>(data) + index * 8, 8);
+  return v;
+}
+
 std::string indexText(std::span<const int64_t> shape, int64_t flat) {
   std::vector<int64_t> index(shape.size());
   for (size_t d = shape.size(); d-- > 0; flat /= shape[d])
@@ -94,12 +94,19 @@ struct InputSet::Found {
   std::optional<HostTensor> tensor;
 };
 
-Status InputSet::check(const fb::Program &program, const std::string &origin,
+std::vector<int64_t> InputSet::shapeOf(const fb::Input &input) const {
+  std::vector<int64_t> shape = toVector(*input.shape());
+  if (shape.size() > 1)
+    shape[0] *= parts;
+  return shape;
+}
+
+Status InputSet::check(const std::string &origin,
                        const std::function<Found(const fb::Input &)> &find) {
   Status problems;
-  this->program = &program;
-  for (const fb::Input *input : *program.inputs()) {
+  for (const fb::Input *input : *program->inputs()) {
     sources.emplace_back();
+    std::vector<int64_t> shape = shapeOf(*input);
     Found found = find(*input);
     if (!found.present) {
       if (input->optional())
@@ -109,7 +116,7 @@ Status InputSet::check(const fb::Program &program, const std::string &origin,
         there += (j ? ", " : "; what it has is not taken by the plan: ") + quoteName(unused[j]);
       problems.add(ErrorId::BadInput,
                    format("%s: tensor %s %s is missing%s", origin.c_str(), input->name()->c_str(),
-                          shapeText(toVector(*input->shape())).c_str(), there.c_str()));
+                          shapeText(shape).c_str(), there.c_str()));
       continue;
     }
     if (!found.tensor || !converts(found.tensor->type, input->dtype())) {
@@ -118,11 +125,11 @@ Status InputSet::check(const fb::Program &program, const std::string &origin,
                           found.typeName, accepted(input->dtype())));
       continue;
     }
-    if (found.tensor->shape != toVector(*input->shape())) {
+    if (found.tensor->shape != shape) {
       problems.add(ErrorId::BadInput,
                    format("%s: %s has shape %s, the plan was compiled for %s", origin.c_str(),
                           input->name()->c_str(), shapeText(found.tensor->shape).c_str(),
-                          shapeText(toVector(*input->shape())).c_str()));
+                          shapeText(shape).c_str()));
       continue;
     }
     if (isInteger(input->dtype()))
@@ -132,11 +139,14 @@ Status InputSet::check(const fb::Program &program, const std::string &origin,
   return problems;
 }
 
-Expected<InputSet> InputSet::open(const std::string &path, const fb::Program &program) {
+Expected<InputSet> InputSet::open(const std::string &path, const fb::Program &program,
+                                  int64_t parts) {
   Expected<SafeTensorsFile> file = SafeTensorsFile::open(path);
   if (!file)
     return file.takeStatus();
   InputSet set;
+  set.program = &program;
+  set.parts = parts;
   for (const TensorInfo &tensor : file->tensors()) {
     bool taken = std::any_of(
         program.inputs()->begin(), program.inputs()->end(),
@@ -144,7 +154,7 @@ Expected<InputSet> InputSet::open(const std::string &path, const fb::Program &pr
     if (!taken)
       set.unused.push_back(tensor.name);
   }
-  Status status = set.check(program, path, [&](const fb::Input &input) {
+  Status status = set.check(path, [&](const fb::Input &input) {
     Found found;
     if (const TensorInfo *info = file->find(input.name()->string_view())) {
       found.present = true;
@@ -161,10 +171,12 @@ Expected<InputSet> InputSet::open(const std::string &path, const fb::Program &pr
 }
 
 Expected<InputSet> InputSet::fromMemory(const std::map<std::string, HostTensor> &tensors,
-                                        const fb::Program &program) {
+                                        const fb::Program &program, int64_t parts) {
   InputSet set;
+  set.program = &program;
+  set.parts = parts;
   size_t taken = 0;
-  Status status = set.check(program, "inputs", [&](const fb::Input &input) {
+  Status status = set.check("inputs", [&](const fb::Input &input) {
     Found found;
     if (auto it = tensors.find(input.name()->str()); it != tensors.end()) {
       ++taken;
@@ -185,10 +197,17 @@ bool InputSet::give(std::string_view name, const void *data) {
     const fb::Input &input = *program->inputs()->Get(static_cast<unsigned>(i));
     if (input.name()->string_view() != name)
       continue;
-    sources[i] = HostTensor{input.dtype(), toVector(*input.shape()), data};
+    sources[i] = HostTensor{input.dtype(), shapeOf(input), data};
     return true;
   }
   return false;
+}
+
+const HostTensor *InputSet::find(std::string_view name) const {
+  for (size_t i = 0; i < sources.size(); ++i)
+    if (program->inputs()->Get(static_cast<unsigned>(i))->name()->string_view() == name)
+      return sources[i] ? &*sources[i] : nullptr;
+  return nullptr;
 }
 
 void InputSet::store(size_t index, const MeshPosition &position, const TensorRef &to) const {
@@ -212,13 +231,16 @@ void InputSet::store(size_t index, const MeshPosition &position, const TensorRef
     });
     return;
   }
+  int64_t first = shard.global.size() > 1 ? part * product(shard.global) : 0;
+  const void *data =
+      static_cast<const char *>(source->data) + static_cast<size_t>(first) * bytesOf(source->type);
   if (!isInteger(to.dtype) || source->type == to.dtype) {
-    convertBox(shard.inLocal(), to.data, to.dtype, shard.inGlobal(), source->data, source->type);
+    convertBox(shard.inLocal(), to.data, to.dtype, shard.inGlobal(), data, source->type);
     return;
   }
   forEachRun(shard.inLocal(), shard.inGlobal(), [&](int64_t t, int64_t f, int64_t n) {
     for (int64_t i = 0; i < n; ++i) {
-      int64_t value = integerAt(source->data, source->type, f + i);
+      int64_t value = integerAt(data, source->type, f + i);
       if (to.dtype == fb::DType::i32)
         static_cast<int32_t *>(to.data)[t + i] = static_cast<int32_t>(value);
       else

@@ -40,7 +40,9 @@ ProgramContext::StateChange ProgramContext::changeOf(const fb::Instr &instr) con
   const std::string &name = parent.calls[instr.target()]->name;
   if (name == "write_rows")
     return StateChange::rows;
-  bool updates = name == "adamw" || name == "expert_adamw" || name == "sgd";
+  constexpr std::string_view kUpdates[] = {"adamw", "expert_adamw", "sgd", "accumulate",
+                                           "balance_bias"};
+  bool updates = std::find(std::begin(kUpdates), std::end(kUpdates), name) != std::end(kUpdates);
   return updates ? StateChange::update : StateChange::none;
 }
 

@@ -283,6 +283,8 @@ void verifyStates(ProgramContext &ctx) {
     std::optional<std::vector<Dim>> local = localShape(ctx, *state->shape(), *state->dims(), where);
     if (local && state->source())
       verifySource(ctx, *state->source(), *state->shape(), where);
+    if (state->transient() && state->source())
+      ctx.report.add(ErrorId::PlanStructure, where + ": is transient and has a source");
     if (state->arena() >= ctx.program.arenas()->size()) {
       ctx.report.add(ErrorId::PlanIndex, format("%s: arena %u of %u", where.c_str(), state->arena(),
                                                 ctx.program.arenas()->size()));

@@ -168,20 +168,30 @@ void RankRoutes::after(size_t instr, const TensorRef &ids, const TensorRef &weig
   convertRun(site.weights.data(), fb::DType::f32, weights.data, weights.dtype, weights.elements());
 }
 
-Expected<double> RankRoutes::largestLoad(Communicator &communicator) const {
-  std::vector<int32_t> counts;
+void RankRoutes::addLoads() {
+  size_t next = 0;
   for (auto &[index, site] : sites) {
-    size_t first = counts.size();
-    counts.resize(first + static_cast<size_t>(trace.sites.at(index).experts));
+    size_t first = next;
+    next += static_cast<size_t>(trace.sites.at(index).experts);
+    loads.resize(std::max(loads.size(), next));
     if (!site.shard.owner || site.ids.empty())
       continue;
     Box valid = site.shard.inLocal();
     forEachRun(valid, valid, [&](int64_t at, int64_t, int64_t n) {
       for (int64_t i = at; i < at + n; ++i)
         if (int32_t expert = site.ids[static_cast<size_t>(i)]; expert >= 0)
-          ++counts[first + static_cast<size_t>(expert)];
+          ++loads[first + static_cast<size_t>(expert)];
     });
   }
+}
+
+Expected<double> RankRoutes::largestLoad(Communicator &communicator) {
+  std::vector<int32_t> counts = std::move(loads);
+  loads.clear();
+  size_t all = 0;
+  for (auto &[index, site] : trace.sites)
+    all += static_cast<size_t>(site.experts);
+  counts.resize(all);
   if (Status status =
           communicator.allReduce(worldGroup(communicator), counts.data(), counts.data(),
                                  counts.size(), fb::DType::i32, fb::Reduce::sum, "expert loads");

@@ -109,18 +109,26 @@ Status openRoutes(const fb::Plan &plan, bool dump, const std::string &from, RunS
   return {};
 }
 
-/// What a run of a plan that trains needs besides its inputs.
+/// The batch of a step, and what a run of a plan that trains needs besides.
 Status openTraining(const RunOptions &options, RunSession &session) {
-  bool trains = isTraining(*session.program);
-  if (!options.train && !trains)
-    return {};
-  if (!trains)
-    return Status(ErrorId::BadRun, options.plan + " does not train, so it takes no --steps; "
-                                                  "compile the model with --task=train");
   if (!options.train)
     return Status(ErrorId::BadRun, options.plan + " trains: say how many steps with --steps=N");
+  Expected<TrainPrograms> programs = trainPrograms(*session.plan, *session.program);
+  if (!programs)
+    return programs.takeStatus();
+  if (programs->update && (!options.dumpRouting.empty() || !options.routeFrom.empty()))
+    return Status(ErrorId::BadRun, "--dump-routing and --route-from are for one batch; " +
+                                       options.plan + " takes it in " +
+                                       std::to_string(programs->microBatches) + " parts");
+  Expected<InputSet> inputs =
+      options.train->data.empty()
+          ? InputSet::open(options.inputs, *session.program, programs->microBatches)
+          : session.emptyBatch(programs->microBatches);
+  if (!inputs)
+    return inputs.takeStatus();
+  session.inputs = std::move(*inputs);
   Expected<TrainTask> task =
-      TrainTask::open(*session.plan, *session.program, *session.inputs, *options.train);
+      TrainTask::open(*session.plan, *programs, *session.inputs, *options.train);
   if (!task)
     return task.takeStatus();
   session.training = std::move(*task);
@@ -134,14 +142,17 @@ Status openInputs(const RunOptions &options, RunSession &session) {
     return Status(ErrorId::BadRun,
                   options.plan + " generates no tokens, so it takes no --max-new-tokens; compile "
                                  "the model with --task=generate");
+  if (!generate && isTraining(session.plan->plan(), *session.program))
+    return openTraining(options, session);
+  if (options.train)
+    return Status(ErrorId::BadRun, options.plan + " does not train, so it takes no --steps; "
+                                                  "compile the model with --task=train");
   if (!generate) {
-    bool fromData = options.train && !options.train->data.empty();
-    Expected<InputSet> inputs =
-        fromData ? session.emptyBatch() : InputSet::open(options.inputs, *session.program);
+    Expected<InputSet> inputs = InputSet::open(options.inputs, *session.program);
     if (!inputs)
       return inputs.takeStatus();
     session.inputs = std::move(*inputs);
-    return openTraining(options, session);
+    return {};
   }
   if (!options.generate)
     return Status(ErrorId::BadRun, options.plan + " generates tokens: say how many with "
@@ -174,6 +185,12 @@ Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &pl
   session.profiled = !options.profile.empty();
   if (GeneratePrograms all = generatePrograms(plan.plan()); all && !reference)
     session.second = all.decode;
+  if (isTraining(plan.plan(), **program)) {
+    Expected<TrainPrograms> programs = trainPrograms(plan, **program);
+    if (!programs)
+      return programs.takeStatus();
+    session.second = programs->update;
+  }
   int ranks = static_cast<int>(session.program->ranks());
   bool launched = launch.launcher != "none";
   if (launched && launch.size != ranks)
@@ -394,25 +411,27 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
     // A run that was resumed at its end has made no step.
     if (session.training && session.trainings[local]->steps() == 0)
       return Status();
-    Expected<std::vector<TensorRef>> outputs = executor.outputs();
+    Expected<std::vector<TensorRef>> outputs = executor.outputs(session.last());
     if (!outputs)
       return outputs.takeStatus();
+    const fb::Program &last = *session.programs()[session.last()];
     if (!options.outputs.empty() && session.task)
       if (Status s = session.loops[local]->write(options.outputs, communicator); !s)
         return Ranks::shared(std::move(s));
     if (!options.outputs.empty() && !session.task)
-      if (Status s = writeOutputs(options.outputs, *session.program, executor.position(), *outputs,
-                                  communicator);
+      if (Status s =
+              writeOutputs(options.outputs, last, executor.position(), *outputs, communicator);
           !s)
         return Ranks::shared(std::move(s));
     if (communicator.rank() == 0)
-      session.drops = countDrops(*session.program, *outputs);
+      session.drops =
+          session.training ? session.trainings[local]->drops() : countDrops(last, *outputs);
     if (!options.dumpRouting.empty())
       if (Status s = session.rankRoutes[local]->write(options.dumpRouting, communicator); !s)
         return Ranks::shared(std::move(s));
     if (options.check && !session.task) {
       Expected<std::vector<GatheredOutput>> all =
-          gatherOutputs(run.plan.plan(), *session.program, *outputs, communicator);
+          gatherOutputs(run.plan.plan(), last, *outputs, communicator);
       if (!all)
         return all.takeStatus();
       if (communicator.rank() == 0)

@@ -34,10 +34,12 @@ Expected<const fb::Program *> findProgram(const PlanFile &plan, const std::strin
   for (const fb::Program *program : *plan.plan().programs())
     if (program->reference() == reference &&
         (reference || program->name()->string_view() == "forward" ||
-         program->name()->string_view() == "grad" || program->name()->string_view() == "train"))
+         program->name()->string_view() == "grad" || program->name()->string_view() == "train" ||
+         program->name()->string_view() == "accumulate"))
       return program;
-  return Status(ErrorId::BadRun, format("%s has no program %s", path.c_str(),
-                                        reference ? "reference" : "forward, grad or train"));
+  return Status(ErrorId::BadRun,
+                format("%s has no program %s", path.c_str(),
+                       reference ? "reference" : "forward, grad, train or accumulate"));
 }
 
 std::string meshText(const fb::Plan &plan) {
@@ -85,19 +87,20 @@ Status RunSession::openWeights(const std::string &path) {
   return {};
 }
 
-Expected<InputSet> RunSession::emptyBatch() {
+Expected<InputSet> RunSession::emptyBatch(int64_t parts) {
   std::map<std::string, HostTensor> tensors;
   for (const fb::Input *input : *program->inputs()) {
     if (input->name()->string_view() != "input_ids")
       continue;
     std::vector<int64_t> shape(input->shape()->begin(), input->shape()->end());
+    shape[0] *= parts;
     size_t elements = 1;
     for (int64_t d : shape)
       elements *= static_cast<size_t>(d);
     zeros.assign(elements, 0);
     tensors["input_ids"] = {fb::DType::i32, shape, zeros.data()};
   }
-  return InputSet::fromMemory(tensors, *program);
+  return InputSet::fromMemory(tensors, *program, parts);
 }
 
 Status RunSession::load(Ranks &ranks) {

@@ -17,19 +17,10 @@
 
 namespace moira::rt {
 
-/// Choices of experts that a capacity dropped, of all that there were.
-struct DropCount {
-  double dropped = 0, offered = 0;
-};
-
-/// From the output `dropped_choices`; nothing if the program has none. `outputs` are in host
-/// memory.
-std::optional<DropCount> countDrops(const fb::Program &program, std::span<const TensorRef> outputs);
-
 struct RunSession {
   const PlanFile *plan = nullptr;
   const fb::Program *program = nullptr; // the first, or only, program that runs
-  const fb::Program *second = nullptr;  // of a plan that generates: decode, after prefill
+  const fb::Program *second = nullptr;  // decode, after prefill; update, after accumulate
   std::optional<GenerateTask> task;     // of such a plan, instead of `inputs`
   std::optional<TrainTask> training;    // of a plan that trains, besides `inputs`
   std::optional<Checkpoint> weights;    // absent: the program needs none
@@ -62,9 +53,11 @@ struct RunSession {
   /// Opens `path` and checks it against the program. Skipped if no state comes from a file.
   Status openWeights(const std::string &path);
   /// Inputs whose `input_ids` are zeros, for those who read them from elsewhere at every step.
-  Expected<InputSet> emptyBatch();
+  Expected<InputSet> emptyBatch(int64_t parts);
   /// Memory, binding and weights on every rank.
   Status load(Ranks &ranks);
+  /// The program that gives the run's outputs, as a number among `programs()`.
+  size_t last() const { return training && second ? 1 : 0; }
   /// The programs that run.
   std::vector<const fb::Program *> programs() const {
     return second ? std::vector{program, second} : std::vector{program};
@@ -80,7 +73,8 @@ struct RunSession {
   std::string where() const;
 };
 
-/// The plan's program `forward` or `prefill`, or its reference program; BadRun if it has none.
+/// The plan's program `forward`, `prefill`, `grad`, `train` or `accumulate`, or its reference
+/// program; BadRun if it has none.
 Expected<const fb::Program *> findProgram(const PlanFile &plan, const std::string &path,
                                           bool reference);
 

@@ -17,6 +17,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+/// A label that no loss counts.
+constexpr int64_t kNoLabel = -100;
+
 double secondsSince(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
 }
@@ -40,13 +43,15 @@ Status inStep(uint64_t number, const Status &status) {
 constexpr uint64_t kProfiled = 20;
 
 /// What all steps so far have spent on this rank, in collectives or in everything else.
-double secondsOf(const ProgramRunner &runner, const fb::Program &program, bool exchanging) {
+double secondsOf(const ProgramRunner &runner, const TrainPrograms &programs, bool exchanging) {
   double sum = 0;
-  std::span<const double> seconds = runner.instructionSeconds();
-  for (size_t i = 0; i < seconds.size(); ++i)
-    if ((program.instrs()->Get(static_cast<unsigned>(i))->kind() == fb::InstrKind::collective) ==
-        exchanging)
-      sum += seconds[i];
+  for (size_t p = 0; p < (programs.update ? 2 : 1); ++p) {
+    const auto &instrs = *(p == 0 ? programs.first : programs.update)->instrs();
+    std::span<const double> seconds = runner.instructionSeconds(p);
+    for (unsigned i = 0; i < seconds.size(); ++i)
+      if ((instrs.Get(i)->kind() == fb::InstrKind::collective) == exchanging)
+        sum += seconds[i];
+  }
   return sum;
 }
 
@@ -64,21 +69,75 @@ std::optional<double> numberOf(const fb::Program &program, std::span<const Tenso
 
 } // namespace
 
-bool isTraining(const fb::Program &program) {
-  return named(*program.inputs(), "lr") && named(*program.outputs(), "loss");
+bool isTraining(const fb::Plan &plan, const fb::Program &program) {
+  auto updates = [](const fb::Program &one) {
+    return named(*one.inputs(), "lr") && named(*one.outputs(), "loss");
+  };
+  if (program.reference() || program.name()->string_view() != "accumulate")
+    return updates(program);
+  const fb::Program *update = named(*plan.programs(), "update");
+  return update && !update->reference() && updates(*update);
 }
 
-Expected<TrainTask> TrainTask::open(const PlanFile &file, const fb::Program &program,
+Expected<TrainPrograms> trainPrograms(const PlanFile &plan, const fb::Program &program) {
+  TrainPrograms programs;
+  programs.first = &program;
+  if (!isTraining(plan.plan(), program))
+    return Status(ErrorId::BadRun, format("program %s does not train", program.name()->c_str()));
+  if (program.reference() || program.name()->string_view() != "accumulate")
+    return programs;
+  programs.update = plan.program("update");
+  const fb::Input *ids = named(*program.inputs(), "input_ids");
+  int64_t batch = plan.plan().info()->batch();
+  int64_t rows = ids && ids->shape()->size() > 1 ? ids->shape()->Get(0) : 0;
+  if (rows < 1 || batch < rows || batch % rows)
+    return Status(ErrorId::BadRun,
+                  format("program accumulate takes %lld rows of input_ids, which do not divide the "
+                         "plan's batch of %lld; compile the model anew",
+                         (long long)rows, (long long)batch));
+  programs.microBatches = batch / rows;
+  return programs;
+}
+
+/// Labels of the whole batch that losses count. What is no label of its own (none is given, or one
+/// that stands for none) is the next token of the row, for all but the last one.
+static float countLabels(const fb::Program &program, const InputSet &inputs, int64_t batch) {
+  const fb::Input *labels = named(*program.inputs(), "labels");
+  const fb::Input *ids = named(*program.inputs(), "input_ids");
+  if (!labels || !ids || ids->shape()->size() != 2)
+    return 1;
+  int64_t width = labels->shape()->Get(1), count = 0;
+  int64_t shift = labels->optional() ? 1 : 0; // of a decoder: labels stand at their tokens
+  const HostTensor *given = inputs.find("labels");
+  for (int64_t row = 0; row < batch; ++row)
+    for (int64_t s = shift; s < width; ++s)
+      count += !given || integerAt(given->data, given->type, row * width + s) != kNoLabel;
+  return static_cast<float>(count);
+}
+
+Expected<TrainTask> TrainTask::open(const PlanFile &file, const TrainPrograms &programs,
                                     const InputSet &inputs, const TrainOptions &options) {
   const fb::Plan &plan = file.plan();
+  const fb::Program &program = *programs.first;
   TrainTask task;
   task.asked = options;
   task.plan = &plan;
-  task.program = &program;
+  task.programs = programs;
   task.inputs = &inputs;
   task.planHash = format("%08x", file.checksum());
-  double rate = options.lr.value_or(named(*program.inputs(), "lr")->fill());
-  Expected<Schedule> schedule = Schedule::parse(options.schedule, rate);
+  if (programs.update) {
+    Expected<InputSet> settings = InputSet::fromMemory({}, *programs.update);
+    if (!settings)
+      return settings.takeStatus();
+    task.settings = std::move(*settings);
+    task.labelCount = countLabels(program, inputs, plan.info()->batch());
+  }
+  double rate = options.lr.value_or(named(*programs.last().inputs(), "lr")->fill());
+  Expected<Schedule> schedule =
+      Schedule::parse(!options.schedule.empty() ? options.schedule
+                      : plan.info()->schedule() ? plan.info()->schedule()->str()
+                                                : "constant",
+                      rate);
   if (!schedule)
     return schedule.takeStatus();
   task.schedule = *schedule;
@@ -179,10 +238,12 @@ Expected<std::vector<StatePart>> RankTraining::parts(ProgramRunner &runner) cons
   Expected<std::vector<TensorRef>> memory = runner.states();
   if (!memory)
     return memory.takeStatus();
-  const auto &states = statesOf(*task.plan, *task.program);
+  const auto &states = statesOf(*task.plan, *task.programs.first);
   std::vector<StatePart> parts;
   for (size_t i = 0; i < memory->size(); ++i) {
     const fb::State *state = states.Get(static_cast<unsigned>(i));
+    if (state->transient())
+      continue;
     StatePart &part = parts.emplace_back();
     part.name = state->name()->str();
     part.type = (*memory)[i].dtype;
@@ -211,25 +272,47 @@ Expected<uint64_t> RankTraining::begin(std::span<const StatePart> parts) {
     return from->manifest().progress.step;
   }
   if (task.asked.init) {
-    const auto &states = statesOf(*task.plan, *task.program);
-    for (size_t i = 0; i < parts.size(); ++i)
-      if (states.Get(static_cast<unsigned>(i))->source())
-        initWeight(parts[i], {*task.asked.init, task.asked.initDeviation});
+    const auto &states = statesOf(*task.plan, *task.programs.first);
+    for (const StatePart &part : parts)
+      if (named(states, part.name)->source())
+        initWeight(part, {*task.asked.init, task.asked.initDeviation});
   }
   return uint64_t(0);
 }
 
 Status RankTraining::readBatch(const MeshPosition &position) {
-  const fb::Input &ids = *named(*task.program->inputs(), "input_ids");
+  const fb::Input &ids = *named(*task.programs.first->inputs(), "input_ids");
   Shard shard = position.shard(*ids.shape(), *ids.dims());
-  int64_t width = shard.global[1], first = shard.start[0], rows = shard.valid[0];
-  batch.resize(static_cast<size_t>(shard.global[0] * width));
+  int64_t width = shard.global[1], rows = shard.valid[0];
+  int64_t all = shard.global[0] * task.programs.microBatches;
+  batch.resize(static_cast<size_t>(all * width));
   inputs.give("input_ids", batch.data());
-  Status status = task.reader->read(data, static_cast<uint64_t>(first), static_cast<uint64_t>(rows),
-                                    std::span(batch).subspan(static_cast<size_t>(first * width),
-                                                             static_cast<size_t>(rows * width)));
-  data = task.reader->advance(data, static_cast<uint64_t>(shard.global[0]));
+  Status status;
+  for (int64_t first = shard.start[0]; first < all && status; first += shard.global[0])
+    status = task.reader->read(data, static_cast<uint64_t>(first), static_cast<uint64_t>(rows),
+                               std::span(batch).subspan(static_cast<size_t>(first * width),
+                                                        static_cast<size_t>(rows * width)));
+  data = task.reader->advance(data, static_cast<uint64_t>(all));
   return status;
+}
+
+Status RankTraining::runPrograms(ProgramRunner &runner, RankRoutes *routes) {
+  dropped.reset();
+  for (microBatch = 0; microBatch < task.programs.microBatches; ++microBatch) {
+    inputs.choose(microBatch);
+    if (Status status = runner.step(inputs); !status)
+      return status;
+    if (routes && routes->isRecording())
+      routes->addLoads();
+    Expected<std::vector<TensorRef>> outputs = runner.outputs();
+    if (!outputs)
+      return outputs.takeStatus();
+    if (std::optional<DropCount> drops = countDrops(*task.programs.first, *outputs)) {
+      DropCount before = dropped.value_or(DropCount());
+      dropped = {before.dropped + drops->dropped, before.offered + drops->offered};
+    }
+  }
+  return settings ? runner.step(*settings, 1) : Status();
 }
 
 TrainingProgress RankTraining::progress(uint64_t number) const {
@@ -269,22 +352,23 @@ Status RankTraining::step(ProgramRunner &runner, uint64_t number, Communicator &
                                                        number <= task.asked.profileSteps->second
                                                  : made < kProfiled;
   ProfileSpan span(profile, RankProfile::Span::step, number);
-  double computed = secondsOf(runner, *task.program, false);
-  double exchanged = secondsOf(runner, *task.program, true);
+  double computed = secondsOf(runner, task.programs, false);
+  double exchanged = secondsOf(runner, task.programs, true);
   if (task.reader) {
     ProfileSpan reading(profile, RankProfile::Span::input, number);
     if (Status status = readBatch(runner.position()); !status)
       return status;
     loop.reading += secondsSince(start);
   }
-  if (Status status = runner.step(inputs); !status)
+  if (Status status = runPrograms(runner, routes); !status)
     return inStep(number, status);
-  Expected<std::vector<TensorRef>> outputs = runner.outputs();
+  const fb::Program &program = task.programs.last();
+  Expected<std::vector<TensorRef>> outputs = runner.outputs(settings ? 1 : 0);
   if (!outputs)
     return outputs.takeStatus();
   double took = secondsSince(start);
   spent += took;
-  last = numberOf(*task.program, *outputs, "loss").value_or(NAN);
+  last = numberOf(program, *outputs, "loss").value_or(NAN);
   first = made == 0 ? last : first;
   ++made;
 
@@ -297,23 +381,26 @@ Status RankTraining::step(ProgramRunner &runner, uint64_t number, Communicator &
   }
   if (!reports)
     return {};
-  std::optional<DropCount> drops = countDrops(*task.program, *outputs);
-  double dropped = drops && drops->offered > 0 ? drops->dropped / drops->offered : 0;
-  double norm = numberOf(*task.program, *outputs, "grad_norm").value_or(NAN);
+  double share = dropped && dropped->offered > 0 ? dropped->dropped / dropped->offered : 0;
+  double norm = numberOf(program, *outputs, "grad_norm").value_or(NAN);
   StepMetrics metrics{number,
                       {{"loss", last},
                        {"grad_norm", norm},
                        {"lr", lr},
                        {"tokens_per_s", double(task.tokens) / took},
-                       {"dropped_fraction", dropped},
+                       {"dropped_fraction", share},
                        {"expert_load_max_over_mean", load}}};
+  // The parts of the loss, where it has several.
+  for (const char *name : {"ce_loss", "aux_loss", "z_loss"})
+    if (std::optional<double> part = numberOf(program, *outputs, name))
+      metrics.values.emplace_back(name, *part);
   if (reports->shouldSay(made == 1 || number == task.asked.steps))
     note(format("step %llu/%llu  loss %.5f  grad norm %.3g  lr %.3g  %.0f tokens/s  %.0f ms "
                 "(compute %.0f, exchange %.0f)  load %.2f  dropped %.1f %%",
                 (unsigned long long)number, (unsigned long long)task.asked.steps, last, norm,
                 double(lr), double(task.tokens) / took, took * 1e3,
-                (secondsOf(runner, *task.program, false) - computed) * 1e3,
-                (secondsOf(runner, *task.program, true) - exchanged) * 1e3, load, dropped * 100));
+                (secondsOf(runner, task.programs, false) - computed) * 1e3,
+                (secondsOf(runner, task.programs, true) - exchanged) * 1e3, load, share * 100));
   // A full disk does not end a run; what it keeps from the files is said once.
   if (Status status = reports->write(metrics); !status && std::exchange(reports->whole, false))
     note(status.str() + "the metrics of some steps are lost; training goes on");
@@ -327,8 +414,13 @@ Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator
     if (speaks)
       say(text);
   };
-  inputs.give("lr", &lr);
-  inputs.give("step", &stepNumber);
+  for (InputSet *set : {&inputs, settings ? &*settings : nullptr})
+    if (set) {
+      set->give("lr", &lr);
+      set->give("step", &stepNumber);
+      set->give("micro_batch", &microBatch);
+      set->give("label_count", &task.labelCount);
+    }
 
   const TrainOptions &asked = task.asked;
   Expected<std::vector<StatePart>> parts = this->parts(runner);

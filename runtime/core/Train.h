@@ -1,6 +1,7 @@
 //===- Train.h - steps of training, one after another -----------*- C++ -*-===//
-// The loop over a plan's program `train` (or its reference program): learning rates in, losses out,
-// metrics, checkpoints, an end on request. docs/training.md is the contract.
+// The loop over a plan's program `train` (or its reference program), or over `accumulate` for every
+// micro-batch and `update` once a step: learning rates in, losses out, metrics, checkpoints, an end
+// on request. docs/training.md is the contract.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_CORE_TRAIN_H
 #define MOIRA_RT_CORE_TRAIN_H
@@ -30,15 +31,37 @@ struct TimeShares {
   double compute = 0, exchange = 0, waiting = 0;
 };
 
-/// Whether the program trains: it has an output `loss` and an input `lr`.
-bool isTraining(const fb::Program &program);
+/// Choices of experts that a capacity dropped, of all that there were.
+struct DropCount {
+  double dropped = 0, offered = 0;
+};
+
+/// From the output `dropped_choices`; nothing if the program has none. `outputs` are in host
+/// memory.
+std::optional<DropCount> countDrops(const fb::Program &program, std::span<const TensorRef> outputs);
+
+/// The programs of a step. Mesh programs of one plan: both, or one that does all.
+struct TrainPrograms {
+  const fb::Program *first = nullptr;  // once for every micro-batch
+  const fb::Program *update = nullptr; // then once; null: the first does it
+  int64_t microBatches = 1;
+  /// The one that gives losses, and takes the learning rate.
+  const fb::Program &last() const { return update ? *update : *first; }
+};
+
+/// What a step runs if `program`, the plan's first or its reference program, does; BadRun if that
+/// does not train, or if the plan's batch is no whole number of what the program takes.
+Expected<TrainPrograms> trainPrograms(const PlanFile &plan, const fb::Program &program);
+
+/// Whether the plan is one that trains with this program.
+bool isTraining(const fb::Plan &plan, const fb::Program &program);
 
 /// What all ranks of a process share. Outlived by what it is made of.
 class TrainTask {
 public:
   /// BadUsage where options do not fit, FileNotFound, BadCheckpoint, BadInput. `inputs` are the
   /// batch that every step takes, but for what comes from data.
-  static Expected<TrainTask> open(const PlanFile &plan, const fb::Program &program,
+  static Expected<TrainTask> open(const PlanFile &plan, const TrainPrograms &programs,
                                   const InputSet &inputs, const TrainOptions &options);
 
   const TrainOptions &options() const { return asked; }
@@ -49,14 +72,16 @@ private:
   friend class RankTraining;
   TrainOptions asked;
   const fb::Plan *plan = nullptr;
-  const fb::Program *program = nullptr;
-  const InputSet *inputs = nullptr;
+  TrainPrograms programs;
+  const InputSet *inputs = nullptr; // of the first program
+  std::optional<InputSet> settings; // of the update, if that is a program of its own
   std::optional<TrainingCheckpoint> from;
   Schedule schedule;
   std::optional<TokenReader> reader; // of `input_ids`
   DataPosition start;                // of the first step's batch, with a reader
   std::string planHash;
-  int64_t tokens = 0; // of a step
+  int64_t tokens = 0;   // of a step
+  float labelCount = 1; // of a step: labels that losses count
 };
 
 /// One rank's loop. All ranks make the same decisions.
@@ -64,7 +89,7 @@ class RankTraining {
 public:
   /// `profile` is this rank's, or null.
   RankTraining(const TrainTask &task, RankProfile *profile)
-      : task(task), inputs(*task.inputs), profile(profile) {}
+      : task(task), inputs(*task.inputs), settings(task.settings), profile(profile) {}
 
   /// Loads the checkpoint, if the run is resumed, and trains. `note` hears what people should know,
   /// on rank 0. `routes`: this rank's, for the load of experts; may be null. Collective.
@@ -86,6 +111,8 @@ public:
   LoopTimes times() const { return loop; }
   double firstLoss() const { return first; }
   double lastLoss() const { return last; }
+  /// Of the last step; nothing where experts have no capacity.
+  const std::optional<DropCount> &drops() const { return dropped; }
 
 private:
   struct Reports;
@@ -94,6 +121,8 @@ private:
   Expected<uint64_t> begin(std::span<const StatePart> parts);
   /// Reads this rank's rows of the next batch.
   Status readBatch(const MeshPosition &position);
+  /// The step's programs, one after another; the outputs of the last one are the step's.
+  Status runPrograms(ProgramRunner &runner, RankRoutes *routes);
   Status step(ProgramRunner &runner, uint64_t number, Communicator &communicator,
               RankRoutes *routes, Reports *reports);
   TrainingProgress progress(uint64_t number) const;
@@ -102,11 +131,13 @@ private:
   Status judge(const Status &saved, uint64_t number, bool last);
 
   const TrainTask &task;
-  InputSet inputs;            // with the two below
-  std::vector<int32_t> batch; // [B,S], of which this rank's rows are filled; with a reader
-  DataPosition data;          // of the next batch
+  InputSet inputs;                  // of the first program, with what stands below
+  std::optional<InputSet> settings; // of the update
+  std::vector<int32_t> batch;       // [B,S], of which this rank's rows are filled; with a reader
+  DataPosition data;                // of the next batch
   float lr = 0;
-  int32_t stepNumber = 0;
+  int32_t stepNumber = 0, microBatch = 0;
+  std::optional<DropCount> dropped;
   std::function<void(const std::string &)> note;
   std::atomic<uint64_t> at = 0; // the step that is being made, or was made last
   bool together = false;

@@ -1,5 +1,5 @@
 //===- FastOptimizer.cpp - updates of weights as fast as memory is ----------===//
-// adamw, expert_adamw, sgd and squares in f32, one pass over memory in vectors as wide as the
+// adamw, expert_adamw, sgd, accumulate and squares in f32, one pass over memory in vectors as wide as the
 // processor has, shared out among threads in blocks. Which thread does a block changes no bit:
 // updates are element-wise, and sums are made block by block in one order.
 //===----------------------------------------------------------------------===//
@@ -67,6 +67,11 @@ MOIRA_VECTORS void nesterovBlock(const float *__restrict grad, float *__restrict
     b[i] = p.momentum * b[i] + g;
     w[i] -= p.lr * (g + p.momentum * b[i]);
   }
+}
+
+MOIRA_VECTORS void addBlock(const float *__restrict x, float *__restrict sum, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    sum[i] += x[i];
 }
 
 /// Sixteen sums, so that the order is one whatever the width of the vectors.
@@ -149,6 +154,19 @@ template <typename S> Status fast::sgd(const Call &call) {
   return {};
 }
 
+template <typename S> Status fast::accumulate(const Call &call) {
+  bool first = *call.input<int32_t>(1) == 0;
+  const float *x = call.input<float>(0);
+  float *sum = call.output<float>(0);
+  forBlocks(call.out[0].elements(), [&](int64_t i, int64_t end) {
+    if (first)
+      std::copy(x + i, x + end, sum + i);
+    else
+      addBlock(x + i, sum + i, end - i);
+  });
+  return {};
+}
+
 template <typename S> Status fast::squares(const Call &call) {
   const float *x = call.input<float>(0);
   int64_t n = call.in[0].elements();
@@ -165,6 +183,7 @@ template <typename S> Status fast::squares(const Call &call) {
 template Status fast::adamw<float>(const Call &);
 template Status fast::expert_adamw<float>(const Call &);
 template Status fast::sgd<float>(const Call &);
+template Status fast::accumulate<float>(const Call &);
 template Status fast::squares<float>(const Call &);
 
 } // namespace moira::rt::host

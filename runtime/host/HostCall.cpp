@@ -105,6 +105,8 @@ template <typename S> constexpr Fast fastOf(std::string_view name) {
       return {fast::expert_adamw<float>, false};
     if (name == "sgd")
       return {fast::sgd<float>, false};
+    if (name == "accumulate")
+      return {fast::accumulate<float>, false};
     if (name == "squares")
       return {fast::squares<float>, false};
   }

@@ -98,6 +98,7 @@ template <typename S> Status grouped_weight_grad(const Call &call);
 template <typename S> Status adamw(const Call &call);        // f32 only
 template <typename S> Status expert_adamw(const Call &call); // f32 only
 template <typename S> Status sgd(const Call &call);          // f32 only
+template <typename S> Status accumulate(const Call &call);   // f32 only
 template <typename S> Status squares(const Call &call);      // f32 only
 } // namespace fast
 

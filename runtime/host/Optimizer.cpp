@@ -1,6 +1,6 @@
 //===- Optimizer.cpp - reference updates of weights -------------------------===//
-// adamw, expert_adamw, sgd, squares, clip_factor, in double between a load and a store. What an
-// update reads and writes in place are its outputs.
+// adamw, expert_adamw, sgd, balance_bias, accumulate, squares, clip_factor, in double between a load
+// and a store. What an update reads and writes in place are its outputs.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
 
@@ -72,6 +72,31 @@ template <typename S> Status ref::sgd(const Call &call) {
   return {};
 }
 
+template <typename S> Status ref::balance_bias(const Call &call) {
+  using A = Accumulator<S>;
+  const A *load = call.input<A>(0);
+  A *bias = call.output<A>(0);
+  int64_t experts = call.out[0].elements();
+  double sum = 0, rate = call.params.real("rate");
+  for (int64_t e = 0; e < experts; ++e)
+    sum += double(load[e]);
+  // Loads are whole numbers: compared without a division, so that an even load is one.
+  for (int64_t e = 0; e < experts; ++e)
+    if (double over = double(load[e]) * double(experts) - sum; over != 0)
+      bias[e] = A(double(bias[e]) - std::copysign(rate, over));
+  return {};
+}
+
+template <typename S> Status ref::accumulate(const Call &call) {
+  using A = Accumulator<S>;
+  const A *x = call.input<A>(0);
+  bool first = *call.input<int32_t>(1) == 0;
+  A *sum = call.output<A>(0);
+  for (int64_t i = 0, n = call.out[0].elements(); i < n; ++i)
+    sum[i] = first ? x[i] : sum[i] + x[i];
+  return {};
+}
+
 template <typename S> Status ref::squares(const Call &call) {
   using A = Accumulator<S>;
   double sum = 0;
@@ -96,6 +121,8 @@ template <typename S> Status ref::clip_factor(const Call &call) {
   template Status ref::adamw<S>(const Call &);                                                     \
   template Status ref::expert_adamw<S>(const Call &);                                              \
   template Status ref::sgd<S>(const Call &);                                                       \
+  template Status ref::balance_bias<S>(const Call &);                                              \
+  template Status ref::accumulate<S>(const Call &);                                                \
   template Status ref::squares<S>(const Call &);                                                   \
   template Status ref::clip_factor<S>(const Call &);
 INSTANTIATE(float)

@@ -136,6 +136,26 @@ TEST_F(HostOptimizer, SquaresAddUp) {
     }
 }
 
+TEST_F(HostOptimizer, TheFirstMicroBatchIsStoredAndLaterOnesAreAdded) {
+  for (CallFlavor flavor : kFlavors)
+    for (int64_t n : {1, 17, 32769, 300001}) {
+      Tensor<float> x = random.normal<float>({n}), sum = random.normal<float>({n});
+      Tensor<float> was = sum;
+      for (int32_t micro : {1, 0, 2}) {
+        ASSERT_TRUE(call("accumulate", flavor, {x, Tensor<int32_t>({1}, {micro})}, {sum}, {}));
+        for (size_t i = 0; i < x.values.size(); ++i)
+          ASSERT_EQ(sum.values[i], micro == 0 ? x.values[i] : was.values[i] + x.values[i]);
+        was = sum;
+      }
+    }
+}
+
+TEST_F(HostOptimizer, BiasesMoveAgainstTheLoad) {
+  Tensor<float> load({4}, {6, 2, 4, 4}), bias({4}, {1, 1, 1, -1});
+  ASSERT_TRUE(call("balance_bias", CallFlavor::fast, {load}, {bias}, params({}, {{"rate", 0.25}})));
+  EXPECT_EQ(bias.values, (std::vector<float>{0.75, 1.25, 1, -1}));
+}
+
 TEST_F(HostOptimizer, ClippingScalesToTheLargestNorm) {
   Tensor<float> squares = one<float>(16), norm({1}), factor({1});
   for (auto [most, expected] : {std::pair(1.0, 0.25), {8.0, 1.0}, {0.0, 1.0}}) {

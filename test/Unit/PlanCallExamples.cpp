@@ -113,6 +113,8 @@ std::vector<Example> examples() {
        {f({8, 16}), f({1}), f({1})},
        {f({8, 16}), f({8, 16})},
        {real("momentum", 0.9), real("weight_decay", 0), integer("nesterov", 1)}},
+      {"balance_bias", {f({8})}, {f({8})}, {real("rate", 1e-3)}},
+      {"accumulate", {f({8, 16}), i({1})}, {f({8, 16})}, {}},
       {"squares", {f({8, 16})}, {f({1})}, {}},
       {"clip_factor", {f({1})}, {f({1}), f({1})}, {real("max_norm", 1)}},
       {"split_blocks", {f({2, 8, 16})}, {f({8, 2, 16})}, {integer("blocks", 4), integer("dim", 1)}},
@@ -248,7 +250,8 @@ PlanSpec callsPlan() {
     InstrSpec call{.target = static_cast<uint32_t>(plan.calls.size())};
     plan.calls.push_back(e.call);
     bool rows = e.call == "write_rows"; // of a state, at a place that the program is given
-    bool updates = rows || e.call == "adamw" || e.call == "expert_adamw" || e.call == "sgd";
+    bool updates = rows || e.call == "adamw" || e.call == "expert_adamw" || e.call == "sgd" ||
+                   e.call == "accumulate" || e.call == "balance_bias";
     for (const CallOperand &operand : e.inputs) {
       call.inputs.push_back(place(operand));
       if (rows && operand.dtype == fb::DType::i32) {

@@ -142,7 +142,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
       app.add_option("--data-temperature", train.dataTemperature,
                      "sources of n rows are mixed as n^(1/T) (default 1)"),
       app.add_option("--schedule", train.schedule,
-                     "how it changes: constant, linear, cosine or inverse-sqrt, then "
+                     "how it changes (default: as the plan says, else constant): constant, linear, "
+                     "cosine or inverse-sqrt, then "
                      ",warmup=STEPS,steps=STEPS,least=RATE")};
 
   std::vector<std::string> known = {"--help"};

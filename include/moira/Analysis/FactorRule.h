@@ -32,7 +32,8 @@ enum class Linearity {
   none,
   first, ///< linear in operand 0 alone: it may be partial, the result is then partial over the same
          ///< axes
-  jointly ///< a sum: all operands partial over the same axes, or none
+  jointly,  ///< a sum: all operands partial over the same axes, or none
+  firstTwo, ///< the same of the first two operands alone
 };
 
 /// Dimensions → factors. `linear x[b,s,K], w[N,K] → [b,s,N]`: operands {{0,1,2},{3,2}}, results

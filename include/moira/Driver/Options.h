@@ -26,6 +26,7 @@ struct CompilerOptions {
   std::string output; // empty: stdout for IR; a plan file needs a name
   std::string task = "forward";
   int64_t batch = 1, seq = 128;
+  int64_t microBatches = 1;      // train: parts that the batch is taken in
   std::optional<int64_t> decSeq; // encoder-decoders; default: seq, of generate 1
   std::optional<int64_t> maxSeq; // generate; default: 128 more than the prompt
   std::string mesh;              // "dp=2,ep=4"; empty: one rank
@@ -37,8 +38,10 @@ struct CompilerOptions {
   std::string dropPolicy; // none, position, probs, random, priority; empty: the model's
   int64_t minCapacity = 4, dropSeed = 0;
   std::optional<double> auxLoss, zLoss; // shares of the routers' losses; without: none
-  OptimizerOptions optimizer;           // train
-  std::optional<uint64_t> memoryLimit;  // bytes a rank
+  double labelSmoothing = 0;
+  std::string schedule;                // train: of the learning rate; empty: none
+  OptimizerOptions optimizer;          // train
+  std::optional<uint64_t> memoryLimit; // bytes a rank
   std::string recompute; // none, selective, full or auto; empty: auto with a limit, else none
   std::optional<Phase> compileTo, compileFrom;
   std::string dumpPhasesTo;

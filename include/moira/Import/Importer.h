@@ -12,12 +12,14 @@ namespace moira {
 
 struct ImportOptions {
   int64_t batch = 1, seq = 1;
+  int64_t microBatches = 1;     // --task=train: parts that the batch is taken in; divides it
   std::string dtype = "f32";    // f32 or bf16: type of weights and activations
   std::string task = "forward"; // or generate
   /// Tokens of an encoder-decoder's decoder; default: seq, of --task=generate 1.
   std::optional<int64_t> decSeq;
   /// --task=generate: tokens that a row has at most; default: 128 more than the prompt.
   std::optional<int64_t> maxSeq;
+  std::string schedule; // --task=train: of the learning rate; empty: none
   /// Operations that Moira lacks are stood in for by others of the same sizes.
   bool memoryOnly = false;
 };

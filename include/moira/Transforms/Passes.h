@@ -28,10 +28,11 @@ struct PartitionOptions {
   std::string recompute = "none"; ///< none, selective or full: see --dist-recompute
 };
 
-/// What is added to the cross-entropy, and how much of it.
+/// What is minimised: the cross-entropy, and what is added to it.
 struct LossOptions {
-  double balance = 0; ///< of the routers' load-balancing losses
-  double z = 0;       ///< of the routers' z-losses
+  double smoothing = 0; ///< of labels
+  double balance = 0;   ///< of the routers' load-balancing losses
+  double z = 0;         ///< of the routers' z-losses
 };
 
 /// How weights are updated, for --task=train; the options of --moe-add-optimizer.
@@ -40,11 +41,13 @@ struct OptimizerOptions {
   double lr = 1e-3;                ///< of a run that does not say otherwise
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weightDecay = 0.01, momentum = 0;
   double clipNorm = 0; ///< 0: none
+  double biasRate = 0; ///< of selection biases towards an even load; 0: they stay
 };
 
-/// import → autodiff, for --task=train: as for grad, and every state is updated by its gradient.
+/// import → autodiff, for --task=train: as for grad, and every state is updated by its gradient,
+/// once for each `microBatches` runs of the program.
 void buildTrainPipeline(mlir::OpPassManager &pm, const LossOptions &losses,
-                        const OptimizerOptions &options);
+                        const OptimizerOptions &options, int64_t microBatches = 1);
 /// import → autodiff, for --task=grad: a loss, and the gradient of every state.
 void buildAutodiffPipeline(mlir::OpPassManager &pm, const LossOptions &options);
 /// import → shard. Fails with MOE-0103 or MOE-0104 diagnostics if the mesh is malformed or does not

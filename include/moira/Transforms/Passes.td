@@ -27,6 +27,7 @@ def MoeLimitCapacity : Dist_Pass<"moe-limit-capacity"> {
 def MoeAddLoss : Dist_Pass<"moe-add-loss"> {
   let summary = "Make a program that gives logits one that gives a loss";
   let options = [Option<"program", "program", "std::string", "\"grad\"", "the program's new name">,
+                 Option<"microBatches", "micro-batches", "int64_t", "1", "parts of the batch, of which the program takes one; the number of labels that count in all is then an input">,
                  Option<"smoothing", "label-smoothing", "double", "0", "label smoothing">,
                  Option<"balance", "aux-loss", "double", "0", "share of the routers' load-balancing losses">,
                  Option<"z", "z-loss", "double", "0", "share of the routers' z-losses">];
@@ -46,6 +47,19 @@ def MoeMasterWeights : Dist_Pass<"moe-master-weights"> {
   let statistics = [Statistic<"states", "states", "States that were widened">];
 }
 
+def MoeAddLoads : Dist_Pass<"moe-add-loads"> {
+  let summary = "Add to the results of a program that gives gradients how many choices went to the experts, for the states that are updated by it";
+  let options = [Option<"biases", "biases", "bool", "false", "for selection biases">,
+                 Option<"experts", "experts", "bool", "false", "for experts that are parameters of their own">];
+  let statistics = [Statistic<"loads", "loads", "Loads added">];
+}
+
+def MoeMicroBatches : Dist_Pass<"moe-micro-batches"> {
+  let summary = "Make a program that gives losses and gradients two: one adds up those of a part of the batch, one gives the sums";
+  let options = [Option<"count", "count", "int64_t", "1", "parts of the batch">];
+  let statistics = [Statistic<"sums", "sums", "Values that are added up">];
+}
+
 def MoeAddOptimizer : Dist_Pass<"moe-add-optimizer"> {
   let summary = "Update every state by its gradient instead of giving the gradients as results";
   let options = [Option<"optimizer", "optimizer", "std::string", "\"adamw\"", "adamw or sgd">,
@@ -56,6 +70,7 @@ def MoeAddOptimizer : Dist_Pass<"moe-add-optimizer"> {
                  Option<"weightDecay", "weight-decay", "double", "0.01", "decoupled for adamw">,
                  Option<"momentum", "momentum", "double", "0", "sgd">,
                  Option<"nesterov", "nesterov", "bool", "false", "sgd">,
+                 Option<"biasRate", "bias-update-rate", "double", "0", "step of selection biases towards an even load; 0: they stay">,
                  Option<"clipNorm", "clip-norm", "double", "0", "largest norm of all gradients together; 0: any">];
   let statistics = [Statistic<"updates", "updates", "States that are updated">];
 }

@@ -132,7 +132,7 @@ void Reader::readState(const fb::State &state) {
                   TypeAttr::get(globalType(state.dtype(), *state.shape(), *state.dims())),
                   text(program->arenas()->Get(state.arena())->name()),
                   builder.getI64IntegerAttr(state.offset()), sourceOf(state.source()),
-                  layer(state.layer()));
+                  layer(state.layer()), state.transient() ? builder.getUnitAttr() : UnitAttr());
 }
 
 Value Reader::view(uint32_t index) {
@@ -318,10 +318,11 @@ OwningOpRef<ModuleOp> Reader::read() {
       names.push_back(infoText(name));
     unused = builder.getStrArrayAttr(names);
   }
-  auto infoAttr = InfoAttr::get(context, infoText(info->model_class()), infoText(info->task()),
-                                fromDType(info->dtype(), context), info->batch(), info->seq(),
-                                info->parameters(), info->active_parameters(),
-                                info->tensors_expected(), info->tensors_found(), unused);
+  auto infoAttr = InfoAttr::get(
+      context, infoText(info->model_class()), infoText(info->task()),
+      fromDType(info->dtype(), context), info->batch(), info->seq(), info->parameters(),
+      info->active_parameters(), info->tensors_expected(), info->tensors_found(), unused,
+      info->schedule() ? builder.getStringAttr(infoText(info->schedule())) : StringAttr());
   plan = PlanOp::create(builder, loc, text(source.target()), builder.getArrayAttr(names),
                         builder.getDenseI64ArrayAttr(sizes), text(source.producer()), infoAttr);
   builder.createBlock(&plan.getBody());

@@ -109,9 +109,12 @@ Offset<fb::ModelInfo> Writer::writeInfo(InfoAttr info) {
       list.push_back(text(name.getValue()));
     unused = out.CreateVector(list);
   }
+  Offset<flatbuffers::String> schedule;
+  if (StringAttr name = info.getSchedule())
+    schedule = text(name.getValue());
   return fb::CreateModelInfo(out, modelClass, task, toDType(info.getDtype()), info.getBatch(),
                              info.getSeq(), info.getParameters(), info.getActiveParameters(),
-                             info.getTensorsExpected(), info.getTensorsFound(), unused);
+                             info.getTensorsExpected(), info.getTensorsFound(), unused, schedule);
 }
 
 Offset<fb::Kernel> Writer::writeKernel(KernelOp kernel) {
@@ -175,7 +178,8 @@ Offset<fb::State> Writer::writeState(StateOp state) {
   auto cuts = dims(type);
   return fb::CreateState(out, name, toDType(type.getElementType()), shape, cuts,
                          arenas.lookup(state.getArena()), state.getOffset(), from,
-                         state.getLayer() ? static_cast<int32_t>(*state.getLayer()) : -1);
+                         state.getLayer() ? static_cast<int32_t>(*state.getLayer()) : -1,
+                         state.getTransient());
 }
 
 Offset<fb::View> Writer::writeView(ViewOp view) {

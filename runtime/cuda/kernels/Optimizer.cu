@@ -152,6 +152,16 @@ Status ops::sgd(const Call &call) {
   return launched(call);
 }
 
+/// Nothing that training needs besides has been run on a device yet.
+static Status onHostOnly(const char *call) {
+  return Status(ErrorId::BadRun,
+                std::string(call) + ": training runs on the host; compile with --target=host");
+}
+
+Status ops::balance_bias(const Call &) { return onHostOnly("balance_bias"); }
+
+Status ops::accumulate(const Call &) { return onHostOnly("accumulate"); }
+
 Status ops::squares(const Call &call) {
   int64_t n = call.in[0].elements();
   int64_t blocks = std::clamp<int64_t>(ceilDiv(n, kThreads), 1, kBlocks);

@@ -315,3 +315,81 @@ func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
   %0, %1 = moe.clip_factor %lr max_norm -1.0 : (tensor<1xf32>) -> (tensor<1xf32>, tensor<1xf32>)
   return
 }
+
+// -----
+
+// accumulate C1
+moe.state @w : tensor<4xf32>
+func.func @f(%x: tensor<5xf32>, %i: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  // expected-error @+1 {{C1: a state and its gradient must have one shape}}
+  moe.accumulate %w by %x at %i : (tensor<4xf32>, tensor<5xf32>, tensor<1xi32>) -> ()
+  return
+}
+
+// -----
+
+// accumulate C2
+moe.state @w : tensor<4xf32>
+func.func @f(%x: tensor<4xf32>, %i: tensor<2xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  // expected-error @+1 {{C2: micro must be one number}}
+  moe.accumulate %w by %x at %i : (tensor<4xf32>, tensor<4xf32>, tensor<2xi32>) -> ()
+  return
+}
+
+// -----
+
+// accumulate C3
+moe.state @w : tensor<4xf32>
+func.func @f(%x: tensor<4xf32>, %i: tensor<1xi32>) {
+  %w = moe.param @w : tensor<4xf32>
+  // expected-error @+1 {{C3: what is updated must be parameters of different states}}
+  moe.accumulate %x by %x at %i : (tensor<4xf32>, tensor<4xf32>, tensor<1xi32>) -> ()
+  return
+}
+
+// -----
+
+// balance_bias C1
+moe.state @w : tensor<2x2xf32>
+func.func @f(%x: tensor<2x2xf32>) {
+  %w = moe.param @w : tensor<2x2xf32>
+  // expected-error @+1 {{C1: bias and load must have one dimension}}
+  moe.balance_bias %w by %x rate 0.1 : (tensor<2x2xf32>, tensor<2x2xf32>) -> ()
+  return
+}
+
+// -----
+
+// balance_bias C2
+moe.state @w : tensor<4xf32>
+func.func @f(%x: tensor<4xf32>) {
+  %w = moe.param @w : tensor<4xf32>
+  // expected-error @+1 {{C2: the rate must be finite and not negative}}
+  moe.balance_bias %w by %x rate -0.1 : (tensor<4xf32>, tensor<4xf32>) -> ()
+  return
+}
+
+// -----
+
+// balance_bias C3
+moe.state @w : tensor<4xf32>
+func.func @f(%x: tensor<4xf32>) {
+  %w = moe.param @w : tensor<4xf32>
+  // expected-error @+1 {{C3: what is updated must be parameters of different states}}
+  moe.balance_bias %x by %x rate 0.1 : (tensor<4xf32>, tensor<4xf32>) -> ()
+  return
+}
+
+// -----
+
+// state C4
+// expected-error @+1 {{C4: what holds nothing between steps has no source}}
+moe.state @w : tensor<4xf32> from #moe.source<names = ["a"], disk_shape = [4]> transient
+
+// -----
+
+// state C4
+// expected-error @+1 {{C4: only a transient state may be partial}}
+moe.state @w : tensor<4xf32, #dist.sharding<[{}], partial = sum{dp}>>

@@ -12,6 +12,9 @@ moe.state @x.v : tensor<8x4xf32>
 moe.state @x.steps : tensor<8xf32>
 moe.state @u : tensor<8xf32>
 moe.state @u.b : tensor<8xf32>
+// CHECK: moe.state @sum : tensor<8x4xf32> layer 3 transient
+moe.state @sum : tensor<8x4xf32> layer 3 transient
+moe.state @bias : tensor<8xf32>
 
 // CHECK-LABEL: func.func @train
 func.func @train(%g: tensor<8x4xf32>, %h: tensor<8xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) -> tensor<1xf32> {
@@ -38,4 +41,15 @@ func.func @train(%g: tensor<8x4xf32>, %h: tensor<8xf32>, %lr: tensor<1xf32>, %st
   moe.sgd %u with %b by %h rate %lr factor %f momentum 9.000000e-01 weight_decay 0.000000e+00 nesterov
       : (tensor<8xf32>, tensor<8xf32>, tensor<8xf32>, tensor<1xf32>, tensor<1xf32>) -> ()
   return %norm : tensor<1xf32>
+}
+
+// CHECK-LABEL: func.func @accumulate
+func.func @accumulate(%g: tensor<8x4xf32>, %load: tensor<8xf32>, %micro: tensor<1xi32>) {
+  %sum = moe.param @sum : tensor<8x4xf32>
+  %bias = moe.param @bias : tensor<8xf32>
+  // CHECK: moe.accumulate %{{.*}} by %{{.*}} at %{{.*}} : (tensor<8x4xf32>, tensor<8x4xf32>, tensor<1xi32>) -> ()
+  moe.accumulate %sum by %g at %micro : (tensor<8x4xf32>, tensor<8x4xf32>, tensor<1xi32>) -> ()
+  // CHECK: moe.balance_bias %{{.*}} by %{{.*}} rate 1.000000e-03 : (tensor<8xf32>, tensor<8xf32>) -> ()
+  moe.balance_bias %bias by %load rate 1.000000e-03 : (tensor<8xf32>, tensor<8xf32>) -> ()
+  return
 }

@@ -319,6 +319,21 @@ plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
 
 // -----
 
+// StateOp C6
+#info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
+plan.plan "host" mesh ["tp"] = [2] by "t" info #info {
+  // expected-error @+1 {{C6: what holds nothing between steps has no source}}
+  plan.state "w" : tensor<4xf32> in "s" at 0 from #moe.source<names = ["a"], disk_shape = [4]> transient
+  plan.program @p ranks 2 queues ["a", "b"] bound [1, 4] {
+    plan.arena "s" state on device bytes 256 per_bound 0
+    plan.arena "m" activations on device bytes 4096 per_bound 0
+    plan.arena "r" ragged on device bytes 0 per_bound 1024
+  }
+}
+
+
+// -----
+
 // StateOp C5
 #info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
 plan.plan "host" mesh ["tp"] = [2] by "t" info #info {

@@ -11,6 +11,11 @@ using namespace moira::moe;
 
 static ArrayRef<int64_t> shapeOf(Value v) { return cast<RankedTensorType>(v.getType()).getShape(); }
 
+bool moe::isZero(Value v) {
+  auto full = v.getDefiningOp<FullOp>();
+  return full && full.getValue().isZero();
+}
+
 static bool isOneNumber(Value v) { return !v || shapeOf(v) == ArrayRef<int64_t>{1}; }
 
 static bool isFiniteAndNotNegative(const APFloat &value) {
@@ -99,6 +104,24 @@ LogicalResult SgdOp::verify() {
   return verifyStates(*this, getUpdated());
 }
 
+LogicalResult BalanceBiasOp::verify() {
+  if (shapeOf(getLoad()).size() != 1)
+    return emitOpError("C1: bias and load must have one dimension");
+  if (!isFiniteAndNotNegative(getRate()))
+    return emitOpError("C2: the rate must be finite and not negative");
+  if (failed(verifyShapes(*this, getUpdated(), getLoad())))
+    return failure();
+  return verifyStates(*this, getUpdated());
+}
+
+LogicalResult AccumulateOp::verify() {
+  if (!isOneNumber(getMicro()))
+    return emitOpError("C2: micro must be one number");
+  if (failed(verifyShapes(*this, getUpdated(), getX())))
+    return failure();
+  return verifyStates(*this, getUpdated());
+}
+
 LogicalResult SquaresOp::verify() {
   if (!isOneNumber(getResult()))
     return emitOpError("C1: the result must be one number");
@@ -138,6 +161,21 @@ FactorRule ExpertAdamWOp::getFactorRule() {
   rule.operands = {x, x, x, {x.front()}, x, {one}, {x.front()}};
   if (getFactor())
     rule.operands.push_back({one});
+  return rule;
+}
+
+/// bias[e], load[e]: the mean is one over all experts.
+FactorRule BalanceBiasOp::getFactorRule() {
+  FactorRule rule;
+  int experts = rule.addFactor(FactorKind::needReplication, shapeOf(getLoad())[0]);
+  rule.operands = {{experts}, {experts}};
+  return rule;
+}
+
+/// acc[x..], x[x..], micro[o]
+FactorRule AccumulateOp::getFactorRule() {
+  FactorRule rule = updateRule(*this, getUpdated().size());
+  rule.linearity = Linearity::firstTwo;
   return rule;
 }
 

@@ -43,6 +43,11 @@ LogicalResult StateOp::verify() {
   if (!type || !type.hasStaticShape() ||
       (!isa<FloatType>(type.getElementType()) && !type.getElementType().isInteger(32)))
     return emitOpError("C1: the type must be a static ranked tensor of floats or of i32");
+  if (getTransient() && getSourceAttr())
+    return emitOpError("C4: what holds nothing between steps has no source");
+  if (dist::ShardingAttr sharding = dist::getSharding(type);
+      sharding && sharding.isPartial() && !getTransient())
+    return emitOpError("C4: only a transient state may be partial");
   return getSourceAttr() ? verifySource(*this, getSourceAttr(), type) : success();
 }
 

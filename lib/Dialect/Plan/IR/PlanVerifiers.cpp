@@ -164,6 +164,8 @@ LogicalResult StateOp::verify() {
       return emitOpError("C3: the sharding does not divide ") << type;
     bytes *= size;
   }
+  if (getTransient() && getSource())
+    return emitOpError("C6: what holds nothing between steps has no source");
   if (getOffset() + bytes > arena.getBytes())
     return emitOpError("C4: bytes ") << getOffset() << " to " << getOffset() + bytes
                                      << " do not lie in an arena of " << arena.getBytes();

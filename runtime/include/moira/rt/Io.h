@@ -19,19 +19,28 @@ struct HostTensor {
 };
 
 /// Checked inputs of one program. Thread-safe once made; keeps the file mapped.
+///
+/// A program that takes one of several parts of a batch takes the part that was chosen last. Inputs
+/// of more than one dimension hold the rows of all parts then, one part after another.
 class InputSet {
 public:
   /// FileNotFound, BadSafetensors, or BadInput with every problem: a missing tensor, a wrong type
   /// or shape, values out of range (the first position and value of each tensor).
-  static Expected<InputSet> open(const std::string &path, const fb::Program &program);
+  static Expected<InputSet> open(const std::string &path, const fb::Program &program,
+                                 int64_t parts = 1);
   /// The same from memory that outlives the result. Names that the program does not have are
   /// BadInput here.
   static Expected<InputSet> fromMemory(const std::map<std::string, HostTensor> &tensors,
-                                       const fb::Program &program);
+                                       const fb::Program &program, int64_t parts = 1);
 
   /// Lets the input `name` come from `data`, which outlives this: elements of the plan's type and
-  /// shape, read anew at every step and not checked. False if the program has no such input.
+  /// shape (of all parts), read anew at every step and not checked. False if the program has no
+  /// such input.
   bool give(std::string_view name, const void *data);
+  /// The part whose rows `store` takes from now on.
+  void choose(int64_t number) { part = number; }
+  /// The tensor of an input, rows of all parts; null where it is filled.
+  const HostTensor *find(std::string_view name) const;
 
   /// Names in the file that the program does not take.
   const std::vector<std::string> &ignored() const { return unused; }
@@ -40,14 +49,19 @@ public:
 
 private:
   struct Found;
-  Status check(const fb::Program &program, const std::string &origin,
-               const std::function<Found(const fb::Input &)> &find);
+  Status check(const std::string &origin, const std::function<Found(const fb::Input &)> &find);
+  /// The shape of an input with the rows of all parts.
+  std::vector<int64_t> shapeOf(const fb::Input &input) const;
 
   const fb::Program *program = nullptr;
+  int64_t parts = 1, part = 0;
   std::optional<SafeTensorsFile> file;
   std::vector<std::optional<HostTensor>> sources; // one an input; absent: filled
   std::vector<std::string> unused;
 };
+
+/// Element `index` of integers.
+int64_t integerAt(const void *data, fb::DType type, int64_t index);
 
 /// "[2, 5]": the index of element `flat` of a C-order array.
 std::string indexText(std::span<const int64_t> shape, int64_t flat);

@@ -65,9 +65,11 @@ public:
   /// Writes what all ranks have chosen last. Collective; all ranks return the same.
   Status write(const std::string &path, Communicator &communicator);
 
-  /// Of the choices of the last step: the most that one expert got, over its layer's mean, of the
-  /// layer where that is largest; 1 where nothing was chosen. Collective.
-  Expected<double> largestLoad(Communicator &communicator) const;
+  /// Adds what was chosen last to the experts' loads.
+  void addLoads();
+  /// Of the loads that were added since the last call: the most that one expert got, over its
+  /// layer's mean, of the layer where that is largest; 1 where nothing was chosen. Collective.
+  Expected<double> largestLoad(Communicator &communicator);
 
 private:
   struct Site {
@@ -78,6 +80,7 @@ private:
 
   const RouteTrace &trace;
   std::map<size_t, Site> sites; // by instruction
+  std::vector<int32_t> loads;   // of all experts of the sites, one site after another
 };
 
 } // namespace moira::rt

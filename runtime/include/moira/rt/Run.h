@@ -41,8 +41,8 @@ struct TrainOptions {
   double initDeviation = 0.02;
   std::vector<std::string> data; // prefixes of Megatron datasets, instead of one batch in a file
   uint64_t dataSeed = 0;
-  double dataTemperature = 1;        // TokenData.h
-  std::string schedule = "constant"; // Schedule.h
+  double dataTemperature = 1; // TokenData.h
+  std::string schedule;       // Schedule.h; empty: the plan's
   /// First and last step that a profile has; nothing: the first 20 that are made.
   std::optional<std::pair<uint64_t, uint64_t>> profileSteps;
   /// Becomes the number of a signal when the run is to end after its step; null: it never is.

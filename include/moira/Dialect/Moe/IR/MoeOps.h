@@ -28,6 +28,9 @@ llvm::LogicalResult verifySource(mlir::Operation *op, SourceAttr source,
 /// other values.
 ParamOp paramOf(mlir::Value weight);
 
+/// Whether a value is zeros everywhere, by how it is made: the gradient of what no loss depends on.
+bool isZero(mlir::Value value);
+
 } // namespace moira::moe
 
 #endif // MOIRA_DIALECT_MOE_MOEOPS_H
