@@ -104,17 +104,19 @@ def Moe_AccumulateOp : Moe_UpdateOp<"accumulate", "1"> {
 }
 
 def Moe_SquaresOp : Moe_RuleOp<"squares"> {
-  let summary = "the sum of the squares of all elements";
+  let summary = "sums of squares";
   let description = [{
-    x → [1]. Partial where any dimension is cut.
+    x → [1], the sum of the squares of all elements; with `keep` n and `tail` m a sum for each place in the first n and the last m dimensions, which are the result's. Partial where a
+    dimension is cut that is summed.
 
         %0 = moe.squares %grad : (tensor<64x32xf32>) -> tensor<1xf32>
+        %1 = moe.squares %grad keep 1 tail 1 : (tensor<8x64x32xf32>) -> tensor<8x32xf32>
 
-    Constraints: (C1) the result has the shape [1].
+    Constraints: (C1) the result has the shape of the kept dimensions, [1] if there are none; (C2) keep and tail are not negative and not more than x has.
   }];
-  let arguments = (ins Moe_Tensor:$x);
+  let arguments = (ins Moe_Tensor:$x, DefaultValuedAttr<I64Attr, "0">:$keep, DefaultValuedAttr<I64Attr, "0">:$tail);
   let results = (outs Moe_F32Tensor:$result);
-  let assemblyFormat = "$x attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$x (`keep` $keep^)? (`tail` $tail^)? attr-dict `:` functional-type(operands, results)";
 }
 
 def Moe_ClipFactorOp : Moe_RuleOp<"clip_factor"> {
@@ -129,6 +131,65 @@ def Moe_ClipFactorOp : Moe_RuleOp<"clip_factor"> {
   let arguments = (ins Moe_F32Tensor:$squares, F64Attr:$max_norm);
   let results = (outs Moe_F32Tensor:$norm, Moe_F32Tensor:$factor);
   let assemblyFormat = "$squares `max_norm` $max_norm attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_SecondMomentOp : Moe_RuleOp<"second_moment"> {
+  let summary = "Adafactor's average of squares, as it is after a step";
+  let description = [{
+    v[x..], squares[x..] → [x..]: β·v + (1−β)·(factor²·squares / count + eps) with β = 1 − step^−decay; without a factor 1. Every square is the sum of `count`.
+
+        %v1 = moe.second_moment %v by %squares step %step count 64 decay 0.8 eps 1.0e-30 : (tensor<8xf32>, tensor<8xf32>, tensor<1xi32>) -> tensor<8xf32>
+
+    Constraints: (C1) v, squares and the result have one shape; (C2) step and factor have the shape [1]; (C3) count ≥ 1, and decay and eps are finite and not negative.
+  }];
+  let arguments = (ins Moe_F32Tensor:$v, Moe_F32Tensor:$squares, Moe_I32Tensor:$step, Optional<Moe_F32Tensor>:$factor, I64Attr:$count, F64Attr:$decay, F64Attr:$eps);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$v `by` $squares `step` $step (`factor` $factor^)? `count` $count `decay` $decay `eps` $eps attr-dict `:` functional-type(operands, results)";
+}
+
+// How the dimensions of a state are parameters and matrices: the first `parameters` number parameters, the first `kept` (as many or more) number matrices, and the next
+// `rows` are the rows of a matrix, what is left its columns. Moments of a matrix are those of its rows, of its columns, and of all of it: three tensors, whose dimensions are
+// kept and rows, kept and columns, kept ([1] if there are none). Without rows the moments are one tensor, of the state's shape.
+class Moe_Factored { dag layout = (ins I64Attr:$parameters, I64Attr:$kept, I64Attr:$rows); }
+
+def Moe_AdafactorNormOp : Moe_RuleOp<"adafactor_norm">, Moe_Factored {
+  let summary = "sums of the squares of Adafactor's updates";
+  let description = [{
+    grad[x..], moments → [parameters..], or [1]: Σ u² over each parameter, where u = grad / sqrt(r_i·c_j / m) with r, c and m the moments of the element's row, column and matrix, or
+    u = grad / sqrt(v) where there are no rows. Partial where a parameter is cut.
+
+        %0 = moe.adafactor_norm %grad by %r, %c, %m parameters 1 kept 1 rows 1 : (tensor<8x64x32xf32>, tensor<8x64xf32>, tensor<8x32xf32>, tensor<8xf32>) -> tensor<8xf32>
+
+    Constraints: (C1) 0 ≤ parameters ≤ kept, rows ≥ 0, kept + rows less than grad's dimensions if there are rows, and kept no more than they are; (C2) the moments are three with rows,
+    else one, of the shapes that these say; (C3) the result has the shape [parameters..], or [1].
+  }];
+  let arguments = !con((ins Moe_F32Tensor:$grad, Variadic<Moe_F32Tensor>:$moments), layout);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$grad `by` $moments `parameters` $parameters `kept` $kept `rows` $rows attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_AdafactorOp : Moe_UpdateOp<"adafactor", "(1 + getMoments().size())", [AttrSizedOperandSegments]>, Moe_Factored {
+  let summary = "one step of Adafactor";
+  let description = [{
+    Changes w and its moments (Shazeer and Stern 2018, arXiv:1804.04235; as transformers.optimization.Adafactor, without a first moment). The moments become `fresh`. With u = factor · grad
+    divided as in `adafactor_norm`, RMS_u = factor · sqrt(norms / count) of each parameter and a = lr, times max(eps, RMS_w) with RMS_w = sqrt(weights / count) where `weights` are given:
+    w −= a·weight_decay·w + a·u / max(1, RMS_u / clip).
+
+        moe.adafactor %w with %r, %c, %m by %grad to %r1, %c1, %m1 norms %u weights %ww rate %lr factor %f parameters 1 kept 1 rows 1 count 2048 clip 1.0 eps 1.0e-3 weight_decay 0.0
+            : (tensor<8x64x32xf32>, tensor<8x64xf32>, tensor<8x32xf32>, tensor<8xf32>, tensor<8x64x32xf32>, tensor<8x64xf32>, tensor<8x32xf32>, tensor<8xf32>, tensor<8xf32>, tensor<8xf32>,
+               tensor<1xf32>, tensor<1xf32>) -> ()
+
+    Constraints: (C1) those of adafactor_norm's layout and moments, for both the moments and `fresh`, and w has grad's shape; (C2) lr and factor have the shape [1], norms and weights
+    [parameters..] or [1]; (C3) w and the moments are parameters of different states that nothing behind this op reads or changes; (C4) count ≥ 1, clip is positive, and eps and
+    weight_decay are finite and not negative.
+  }];
+  let arguments = !con((ins Moe_F32Tensor:$w, Variadic<Moe_F32Tensor>:$moments, Moe_F32Tensor:$grad, Variadic<Moe_F32Tensor>:$fresh, Moe_F32Tensor:$norms,
+                            Optional<Moe_F32Tensor>:$weights, Moe_F32Tensor:$lr, Optional<Moe_F32Tensor>:$factor), layout,
+                       (ins I64Attr:$count, F64Attr:$clip, F64Attr:$eps, F64Attr:$weight_decay));
+  let assemblyFormat = [{
+    $w `with` $moments `by` $grad `to` $fresh `norms` $norms (`weights` $weights^)? `rate` $lr (`factor` $factor^)? `parameters` $parameters `kept` $kept `rows` $rows
+    `count` $count `clip` $clip `eps` $eps `weight_decay` $weight_decay attr-dict `:` functional-type(operands, results)
+  }];
 }
 
 #endif // MOIRA_MOE_OPTIMIZER_OPS

@@ -23,6 +23,12 @@ template <typename Op> static SmallVector<NamedAttribute> adamwParams(B &b, Op o
           b.real("weight_decay", toDouble(op.getWeightDecay()))};
 }
 
+/// How a state's dimensions are parameters and matrices.
+template <typename Op> static SmallVector<NamedAttribute> layoutParams(B &b, Op op) {
+  return {b.integer("parameters", op.getParameters()), b.integer("kept", op.getKept()),
+          b.integer("rows", op.getRows())};
+}
+
 void LoweringTable::addOptimizers() {
   add<moe::AdamWOp>(+[](moe::AdamWOp op, B &b) {
     b.call("adamw", viewsOf(b, {op.getGrad(), op.getLr(), op.getStep(), op.getFactor()}),
@@ -52,7 +58,49 @@ void LoweringTable::addOptimizers() {
     return success();
   });
   add<moe::SquaresOp>(+[](moe::SquaresOp op, B &b) {
-    b.call("squares", {b.view(op.getX())}, {b.define(op.getResult())}, {});
+    SmallVector<NamedAttribute> params;
+    if (op.getKeep() || op.getTail())
+      params = {b.integer("keep", op.getKeep()), b.integer("tail", op.getTail())};
+    b.call("squares", {b.view(op.getX())}, {b.define(op.getResult())}, params);
+    return success();
+  });
+  add<moe::SecondMomentOp>(+[](moe::SecondMomentOp op, B &b) {
+    b.call("second_moment", viewsOf(b, {op.getV(), op.getSquares(), op.getStep(), op.getFactor()}),
+           {b.define(op.getResult())},
+           {b.integer("count", op.getCount()), b.real("decay", toDouble(op.getDecay())),
+            b.real("eps", toDouble(op.getEps()))});
+    return success();
+  });
+  add<moe::AdafactorNormOp>(+[](moe::AdafactorNormOp op, B &b) {
+    SmallVector<Value> reads{b.view(op.getGrad())};
+    for (Value moment : op.getMoments())
+      reads.push_back(b.view(moment));
+    b.call("adafactor_norm", reads, {b.define(op.getResult())}, layoutParams(b, op));
+    return success();
+  });
+  add<moe::AdafactorOp>(+[](moe::AdafactorOp op, B &b) {
+    SmallVector<Value> reads = viewsOf(b, {op.getGrad(), op.getLr(), op.getNorms()});
+    SmallVector<Value> writes = viewsOf(b, {op.getW()});
+    for (Value moment : op.getFresh())
+      reads.push_back(b.view(moment));
+    for (Value moment : op.getMoments())
+      writes.push_back(b.view(moment));
+    std::string with;
+    for (auto [role, value] : {std::pair("weights", op.getWeights()), {"factor", op.getFactor()}})
+      if (value) {
+        with += (with.empty() ? "" : " ") + std::string(role);
+        reads.push_back(b.view(value));
+      }
+    bool matrices = op.getRows() > 0;
+    SmallVector<NamedAttribute> params =
+        matrices ? layoutParams(b, op)
+                 : SmallVector<NamedAttribute>{b.integer("parameters", op.getParameters())};
+    params.append({b.integer("count", op.getCount()), b.real("clip", toDouble(op.getClip())),
+                   b.real("eps", toDouble(op.getEps())),
+                   b.real("weight_decay", toDouble(op.getWeightDecay()))});
+    if (!with.empty())
+      params.push_back(b.text("with", with));
+    b.call(matrices ? "adafactor" : "adafactor_vector", reads, writes, params);
     return success();
   });
   add<moe::ClipFactorOp>(+[](moe::ClipFactorOp op, B &b) {

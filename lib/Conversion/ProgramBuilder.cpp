@@ -184,7 +184,7 @@ StatePlaces moira::addStates(ModuleOp module, PlanOp plan, bool reference,
     if (!stateLayer && number >= 0)
       stateLayer = builder.getI64IntegerAttr(number);
     StateOp::create(builder, state.getLoc(), state.getSymName(), type, kStateArena, places.bytes,
-                    state.getSourceAttr(), stateLayer, state.getTransientAttr());
+                    state.getSourceAttr(), stateLayer, state.getTransient());
     places.offsets[state.getSymName()] = places.bytes;
     uint64_t bytes = elementBytes(type.getElementType());
     for (int64_t size : shardShape(type, mesh))
@@ -255,7 +255,13 @@ LogicalResult ProgramBuilder::addOutputs() {
     Type own = operand.get().getType();
     RankedTensorType type =
         globalType(globalTypeOf(source.getResultAttr(i, "dist.global"), own), reference);
-    OutputOp::create(builder, source.getLoc(), name, view(operand.get()), TypeAttr::get(type),
+    Value result = view(operand.get());
+    // What a state holds is given as it is now: outputs lie among the activations.
+    if (operand.get().getDefiningOp<moe::ParamOp>()) {
+      Value state = result;
+      copy(state, result = define(viewType(own)), 0, Attribute());
+    }
+    OutputOp::create(builder, source.getLoc(), name, result, TypeAttr::get(type),
                      gradientSource(source, i));
   }
   return success();

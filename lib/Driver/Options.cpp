@@ -132,6 +132,24 @@ std::function<std::string(StringRef)> takeBetas(double &first, double &second) {
   };
 }
 
+/// One number of at least 0, or two.
+std::function<std::string(StringRef)> takeEps(double &first, double &second) {
+  return [&first, &second](StringRef text) -> std::string {
+    auto [one, other] = text.split(',');
+    std::string problem = takeNumber(first)(one);
+    return problem.empty() && text.contains(',') ? takeNumber(second)(other) : problem;
+  };
+}
+
+std::function<std::string(StringRef)> takeSwitch(bool &store) {
+  return [&store](StringRef text) -> std::string {
+    if (text != "on" && text != "off")
+      return "expects on or off, got '" + text.str() + "'";
+    store = text == "on";
+    return "";
+  };
+}
+
 std::vector<OptionSpec> optionTable(CompilerOptions &o) {
   auto takeText = [](std::string &store) {
     return [&store](StringRef text) { return store = text.str(), std::string(); };
@@ -177,8 +195,8 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeFactor(o.zLoss)},
       {"label-smoothing", "F", "grad and train: share of all classes in every label (default 0)",
        takeShare(o.labelSmoothing)},
-      {"optimizer", "NAME", "train: adamw (default) or sgd",
-       takeOneOf(o.optimizer.optimizer, {"adamw", "sgd"})},
+      {"optimizer", "NAME", "train: adamw (default), adafactor or sgd",
+       takeOneOf(o.optimizer.optimizer, {"adamw", "adafactor", "sgd"})},
       {"lr", "RATE", "train: learning rate (default 1e-3; moe-run can change it, also by step)",
        takeNumber(o.optimizer.lr)},
       {"schedule", "HOW",
@@ -187,8 +205,17 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeText(o.schedule)},
       {"betas", "B1,B2", "adamw (default 0.9,0.999)",
        takeBetas(o.optimizer.beta1, o.optimizer.beta2)},
-      {"eps", "X", "adamw (default 1e-8)", takeNumber(o.optimizer.eps)},
-      {"weight-decay", "X", "of every weight (default 0.01)", takeNumber(o.optimizer.weightDecay)},
+      {"eps", "X", "adamw (default 1e-8); adafactor: two (default 1e-30,1e-3)",
+       takeEps(o.optimizer.eps, o.optimizer.eps2)},
+      {"decay-rate", "X", "adafactor: averages have 1 - step^-X (default 0.8)",
+       takeNumber(o.optimizer.decayRate)},
+      {"clip-threshold", "X", "adafactor: largest root mean square of an update (default 1)",
+       takeNumber(o.optimizer.clipThreshold)},
+      {"scale-parameter", "on|off",
+       "adafactor: the rate is relative to a parameter's root mean square (default on)",
+       takeSwitch(o.optimizer.scaleParameter)},
+      {"weight-decay", "X", "of every weight (default 0.01; adafactor: 0)",
+       takeNumber(o.optimizer.weightDecay)},
       {"momentum", "X", "sgd (default 0)", takeNumber(o.optimizer.momentum)},
       {"clip-norm", "X", "largest norm of all gradients together (default: any)",
        takeNumber(o.optimizer.clipNorm)},
@@ -361,6 +388,16 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                          "clip-norm", "bias-update-rate"})
     if (options.task != "train" && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=train");
+  bool adafactor = options.optimizer.optimizer == "adafactor";
+  for (StringRef name : {"decay-rate", "clip-threshold", "scale-parameter"})
+    if (!adafactor && is_contained(options.given, name))
+      status.add(ErrorId::BadUsage, "--" + name.str() + " is for --optimizer=adafactor");
+  if (adafactor && !(options.optimizer.clipThreshold > 0))
+    status.add(ErrorId::BadUsage, "--clip-threshold must be positive");
+  if (adafactor && !is_contained(options.given, "eps"))
+    options.optimizer.eps = 1e-30;
+  if (adafactor && !is_contained(options.given, "weight-decay"))
+    options.optimizer.weightDecay = 0;
   for (StringRef name : {"aux-loss", "z-loss", "label-smoothing"})
     if (options.task != "grad" && options.task != "train" && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=grad and train");

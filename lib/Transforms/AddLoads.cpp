@@ -66,7 +66,7 @@ private:
   void addTo(func::FuncOp func) {
     // States of the same routings share their load, and several programs' parameters are one
     // state's: in program order.
-    llvm::MapVector<FlatSymbolRefAttr, Routings> routings;
+    llvm::MapVector<Attribute, Routings> routings; // by state
     for (auto param : func.getOps<moe::ParamOp>()) {
       auto state = getOperation().lookupSymbol<moe::StateOp>(param.getState());
       Routings found;

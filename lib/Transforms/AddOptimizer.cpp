@@ -6,6 +6,7 @@
 // loss depends on is not updated, as torch's optimizers pass over what has no gradient. Where there
 // are several losses, `loss` becomes what is minimised, and the cross-entropy `ce_loss`.
 //===----------------------------------------------------------------------===//
+#include "Adafactor.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
 #include "moira/Transforms/Passes.h"
@@ -44,13 +45,13 @@ private:
       return success();
     OpBuilder b(func.front().getTerminator());
     Value rate = argument(func, "lr", RankedTensorType::get({1}, b.getF32Type()), lr);
-    Value step = optimizer == "adamw"
+    Value step = optimizer != "sgd"
                      ? argument(func, "step", RankedTensorType::get({1}, b.getI32Type()), 1)
                      : Value();
     addTotalLoss(func, b);
     takeLoads(func);
     Value factor = clip(func, b, *gradients);
-    for (const Gradient &gradient : *gradients) {
+    for (Gradient gradient : *gradients) {
       update(func, b, gradient, rate, step, factor);
       loads.erase(gradient.state.getSymNameAttr());
     }
@@ -195,6 +196,14 @@ private:
     moe::StateOp state = gradient.state;
     Location loc = state.getLoc();
     Value w = paramOf(func, state);
+    if (optimizer == "adafactor") {
+      auto keep = [&](StringRef what, RankedTensorType type) {
+        return kept(func, state, what, type);
+      };
+      addAdafactor(b, state, {w, gradient.value, rate, step, factor, keep},
+                   {decayRate, eps, eps2, clipThreshold, weightDecay, scaleParameter});
+      return;
+    }
     if (optimizer == "adamw") {
       Value m = kept(func, state, "m"), v = kept(func, state, "v");
       int64_t experts = state.getTensorType().getDimSize(0);

@@ -122,7 +122,8 @@ private:
       return func.emitError("MOE-0601: result ")
              << result << " cannot be added up: it has no name, or is not f32";
     return moe::StateOp::create(b, func.getLoc(), (name.getValue() + ".accumulated").str(), type,
-                                moe::SourceAttr(), layer, /*separate_experts=*/false, /*transient=*/true);
+                                moe::SourceAttr(), layer, /*separate_experts=*/false,
+                                /*transient=*/true);
   }
 };
 } // namespace

@@ -50,6 +50,10 @@ void moira::buildTrainPipeline(OpPassManager &pm, const LossOptions &losses,
   optimizer.eps = options.eps;
   optimizer.weightDecay = options.weightDecay;
   optimizer.momentum = options.momentum;
+  optimizer.eps2 = options.eps2;
+  optimizer.decayRate = options.decayRate;
+  optimizer.clipThreshold = options.clipThreshold;
+  optimizer.scaleParameter = options.scaleParameter;
   optimizer.clipNorm = options.clipNorm;
   optimizer.biasRate = options.biasRate;
   pm.addPass(createMoeAddOptimizer(optimizer));

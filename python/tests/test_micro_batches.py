@@ -190,11 +190,3 @@ def test_what_does_not_divide_is_refused(options, words, tmp_path):
     task = () if any("--task" in option for option in options) else ("--task=train",)
     refused = run_tool("moe-opt", GOLDEN / "olmoe", *task, f"--batch={B}", *options, "-o", tmp_path / "x.moeplan")
     assert refused.code in (1, 3) and words in refused.err, refused
-
-
-def test_choices_of_a_part_are_not_taken_for_the_batch(tmp_path):
-    inputs = batch("olmoe", tmp_path)
-    plan = compiled("olmoe", tmp_path, "--micro-batches=2")
-    files = (f"--weights={GOLDEN / 'olmoe'}", f"--inputs={inputs}", "--steps=1")
-    refused = run_tool("moe-run", plan, *files, f"--dump-routing={tmp_path}/routing.safetensors")
-    assert refused.code != 0 and "2 parts" in refused.err

@@ -462,7 +462,88 @@ void check_balance_bias(CallCheck &c) {
 
 void check_accumulate(CallCheck &c) { c.fixedRun("t"); }
 
-void check_squares(CallCheck &c) { c.fixedRun("t"); }
+/// Whether `part` is the dimensions of `whole` before `keep` and from `from` on, or [1] if there
+/// are none.
+bool isPart(const Shape &part, const Shape &whole, int64_t keep, int64_t from) {
+  Shape wanted(whole.begin(), whole.begin() + keep);
+  wanted.insert(wanted.end(), whole.begin() + from, whole.end());
+  if (wanted.empty())
+    return part.size() == 1 && part[0].scale == 1 && !part[0].ragged;
+  return std::equal(part.begin(), part.end(), wanted.begin(), wanted.end(),
+                    [](Dim a, Dim b) { return a.scale == b.scale && a.ragged == b.ragged; });
+}
+
+void check_squares(CallCheck &c) {
+  const Shape &x = c.run("t");
+  int64_t rank = static_cast<int64_t>(x.size());
+  int64_t keep = c.integerOr("keep", 0), tail = c.integerOr("tail", 0);
+  if (keep < 0 || tail < 0 || keep > rank || tail > rank - keep)
+    c.fail(format("keep %lld and tail %lld are not within %s", static_cast<long long>(keep),
+                  static_cast<long long>(tail), shapeText(x).c_str()));
+  else if (!isPart(c.run("O"), x, keep, rank - tail))
+    c.fail(format("%s is not what is kept of %s", shapeText(c.run("O")).c_str(),
+                  shapeText(x).c_str()));
+}
+
+void check_second_moment(CallCheck &c) {
+  if (c.integer("count") < 1)
+    c.fail("count is not positive");
+  checkRange(c, "decay", 0);
+  checkRange(c, "eps", 0);
+}
+
+/// The layout of Adafactor's operands; without `rows` there is one moment, R...
+void checkLayout(CallCheck &c, int64_t kept, int64_t rows) {
+  const Shape &x = c.run("t");
+  auto rank = static_cast<int64_t>(x.size());
+  int64_t parameters = c.integer("parameters");
+  for (Dim size : x)
+    if (size.ragged)
+      return c.fail("its operands may not depend on the bound");
+  if (parameters < 0 || kept < parameters || kept > rank || rows < 0 || rows > rank ||
+      (rows > 0 && kept + rows >= rank))
+    return c.fail(format("parameters %lld, kept %lld, rows %lld do not fit %s",
+                         static_cast<long long>(parameters), static_cast<long long>(kept),
+                         static_cast<long long>(rows), shapeText(x).c_str()));
+  bool fits = isPart(c.run("O"), x, parameters, rank);
+  if (rows > 0)
+    fits &= isPart(c.run("R"), x, kept + rows, rank) && isPart(c.run("C"), x, kept, kept + rows) &&
+            isPart(c.run("M"), x, kept, rank);
+  if (!fits)
+    c.fail("the moments or norms are not those of " + shapeText(x));
+}
+
+void check_adafactor_norm(CallCheck &c) {
+  int64_t rows = c.integer("rows");
+  if (c.hasInput("columns") != (rows > 0) || c.hasInput("matrices") != (rows > 0))
+    return c.fail("columns and matrices go with rows");
+  if (rows == 0 &&
+      !isPart(c.run("R"), c.run("t"), int64_t(c.run("t").size()), int64_t(c.run("t").size())))
+    return c.fail("the moment is not like the gradient");
+  checkLayout(c, c.integer("kept"), rows);
+}
+
+void checkAdafactorStep(CallCheck &c) {
+  if (c.integer("count") < 1)
+    c.fail("count is not positive");
+  checkRange(c, "clip", 0);
+  if (c.real("clip") == 0)
+    c.fail("clip is 0");
+  checkRange(c, "eps", 0);
+  checkRange(c, "weight_decay", 0);
+}
+
+void check_adafactor(CallCheck &c) {
+  if (c.integer("rows") < 1)
+    return c.fail("a matrix has rows");
+  checkLayout(c, c.integer("kept"), c.integer("rows"));
+  checkAdafactorStep(c);
+}
+
+void check_adafactor_vector(CallCheck &c) {
+  checkLayout(c, std::max<int64_t>(0, c.integer("parameters")), 0);
+  checkAdafactorStep(c);
+}
 
 void check_clip_factor(CallCheck &c) { checkRange(c, "max_norm", 0); }
 

@@ -40,8 +40,9 @@ ProgramContext::StateChange ProgramContext::changeOf(const fb::Instr &instr) con
   const std::string &name = parent.calls[instr.target()]->name;
   if (name == "write_rows")
     return StateChange::rows;
-  constexpr std::string_view kUpdates[] = {"adamw", "expert_adamw", "sgd", "accumulate",
-                                           "balance_bias"};
+  constexpr std::string_view kUpdates[] = {"adamw",           "expert_adamw", "sgd",
+                                           "accumulate",      "balance_bias", "adafactor",
+                                           "adafactor_vector"};
   bool updates = std::find(std::begin(kUpdates), std::end(kUpdates), name) != std::end(kUpdates);
   return updates ? StateChange::update : StateChange::none;
 }

@@ -116,10 +116,6 @@ Status openTraining(const RunOptions &options, RunSession &session) {
   Expected<TrainPrograms> programs = trainPrograms(*session.plan, *session.program);
   if (!programs)
     return programs.takeStatus();
-  if (programs->update && (!options.dumpRouting.empty() || !options.routeFrom.empty()))
-    return Status(ErrorId::BadRun, "--dump-routing and --route-from are for one batch; " +
-                                       options.plan + " takes it in " +
-                                       std::to_string(programs->microBatches) + " parts");
   Expected<InputSet> inputs =
       options.train->data.empty()
           ? InputSet::open(options.inputs, *session.program, programs->microBatches)
@@ -411,27 +407,26 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
     // A run that was resumed at its end has made no step.
     if (session.training && session.trainings[local]->steps() == 0)
       return Status();
-    Expected<std::vector<TensorRef>> outputs = executor.outputs(session.last());
+    Expected<std::vector<TensorRef>> outputs = executor.outputs();
     if (!outputs)
       return outputs.takeStatus();
-    const fb::Program &last = *session.programs()[session.last()];
     if (!options.outputs.empty() && session.task)
       if (Status s = session.loops[local]->write(options.outputs, communicator); !s)
         return Ranks::shared(std::move(s));
     if (!options.outputs.empty() && !session.task)
-      if (Status s =
-              writeOutputs(options.outputs, last, executor.position(), *outputs, communicator);
+      if (Status s = writeOutputs(options.outputs, *session.program, executor.position(), *outputs,
+                                  communicator);
           !s)
         return Ranks::shared(std::move(s));
     if (communicator.rank() == 0)
-      session.drops =
-          session.training ? session.trainings[local]->drops() : countDrops(last, *outputs);
+      session.drops = session.training ? session.trainings[local]->drops()
+                                       : countDrops(*session.program, *outputs);
     if (!options.dumpRouting.empty())
       if (Status s = session.rankRoutes[local]->write(options.dumpRouting, communicator); !s)
         return Ranks::shared(std::move(s));
     if (options.check && !session.task) {
       Expected<std::vector<GatheredOutput>> all =
-          gatherOutputs(run.plan.plan(), last, *outputs, communicator);
+          gatherOutputs(run.plan.plan(), *session.program, *outputs, communicator);
       if (!all)
         return all.takeStatus();
       if (communicator.rank() == 0)

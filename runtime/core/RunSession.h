@@ -56,8 +56,6 @@ struct RunSession {
   Expected<InputSet> emptyBatch(int64_t parts);
   /// Memory, binding and weights on every rank.
   Status load(Ranks &ranks);
-  /// The program that gives the run's outputs, as a number among `programs()`.
-  size_t last() const { return training && second ? 1 : 0; }
   /// The programs that run.
   std::vector<const fb::Program *> programs() const {
     return second ? std::vector{program, second} : std::vector{program};

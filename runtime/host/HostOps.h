@@ -72,6 +72,9 @@ inline Status checkRow(const Call &call, int64_t token, int32_t pos, int64_t ava
 template <typename S, typename O>
 void refProduct(const S *x, const S *w, O *out, int64_t m, int64_t n, int64_t k);
 
+/// The leading and trailing dimensions that squares keeps.
+std::pair<size_t, size_t> keptBySquares(const Call &call);
+
 /// What both flavors of linear check of their operands.
 Status checkLinear(const Call &call);
 

@@ -1,6 +1,6 @@
 //===- Optimizer.cpp - reference updates of weights -------------------------===//
-// adamw, expert_adamw, sgd, balance_bias, accumulate, squares, clip_factor, in double between a load
-// and a store. What an update reads and writes in place are its outputs.
+// adamw, expert_adamw, sgd, balance_bias, accumulate, squares, clip_factor, in double between a
+// load and a store. What an update reads and writes in place are its outputs.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
 
@@ -33,6 +33,10 @@ void updateAdamW(const Call &call, double factor, double step, int64_t begin, in
 }
 
 } // namespace
+
+std::pair<size_t, size_t> keptBySquares(const Call &call) {
+  return {size_t(call.params.integer("keep")), size_t(call.params.integer("tail"))};
+}
 
 template <typename S> Status ref::adamw(const Call &call) {
   using A = Accumulator<S>;
@@ -99,12 +103,22 @@ template <typename S> Status ref::accumulate(const Call &call) {
 
 template <typename S> Status ref::squares(const Call &call) {
   using A = Accumulator<S>;
-  double sum = 0;
+  // [keep][summed][tail]
+  const std::vector<int64_t> &shape = call.in[0].shape;
+  auto [keep, tail] = keptBySquares(call);
+  int64_t a = product(shape, 0, keep), b = product(shape, shape.size() - tail, shape.size());
+  int64_t n = product(shape, keep, shape.size() - tail);
   return withEither<S>(call.in[0].dtype, [&]<typename X>(X) {
     const X *x = call.input<X>(0);
-    for (int64_t i = 0, n = call.in[0].elements(); i < n; ++i)
-      sum += double(x[i]) * double(x[i]);
-    call.output<A>(0)[0] = A(sum);
+    for (int64_t i = 0; i < a; ++i)
+      for (int64_t j = 0; j < b; ++j) {
+        double sum = 0;
+        for (int64_t k = 0; k < n; ++k) {
+          auto value = double(x[(i * n + k) * b + j]);
+          sum += value * value;
+        }
+        call.output<A>(0)[i * b + j] = A(sum);
+      }
     return Status();
   });
 }

@@ -115,7 +115,26 @@ std::vector<Example> examples() {
        {real("momentum", 0.9), real("weight_decay", 0), integer("nesterov", 1)}},
       {"balance_bias", {f({8})}, {f({8})}, {real("rate", 1e-3)}},
       {"accumulate", {f({8, 16}), i({1})}, {f({8, 16})}, {}},
-      {"squares", {f({8, 16})}, {f({1})}, {}},
+      {"squares", {f({2, 8, 16})}, {f({2, 16})}, {integer("keep", 1), integer("tail", 1)}},
+      {"second_moment",
+       {f({8}), f({8}), i({1}), f({1})},
+       {f({8})},
+       {integer("count", 16), real("decay", 0.8), real("eps", 1e-30)}},
+      {"adafactor_norm",
+       {f({4, 8, 16}), f({4, 8}), f({4, 16}), f({4})},
+       {f({4})},
+       {integer("parameters", 1), integer("kept", 1), integer("rows", 1)}},
+      {"adafactor",
+       {f({4, 8, 16}), f({1}), f({4}), f({4, 8}), f({4, 16}), f({4}), f({4}), f({1})},
+       {f({4, 8, 16}), f({4, 8}), f({4, 16}), f({4})},
+       {integer("parameters", 1), integer("kept", 1), integer("rows", 1), integer("count", 128),
+        real("clip", 1), real("eps", 1e-3), real("weight_decay", 0),
+        text("with", "weights factor")}},
+      {"adafactor_vector",
+       {f({8}), f({1}), f({1}), f({8}), f({1})},
+       {f({8}), f({8})},
+       {integer("parameters", 0), integer("count", 8), real("clip", 1), real("eps", 1e-3),
+        real("weight_decay", 0), text("with", "factor")}},
       {"clip_factor", {f({1})}, {f({1}), f({1})}, {real("max_norm", 1)}},
       {"split_blocks", {f({2, 8, 16})}, {f({8, 2, 16})}, {integer("blocks", 4), integer("dim", 1)}},
       {"join_blocks", {f({8, 2, 16})}, {f({2, 8, 16})}, {integer("blocks", 4), integer("dim", 1)}},
@@ -251,7 +270,8 @@ PlanSpec callsPlan() {
     plan.calls.push_back(e.call);
     bool rows = e.call == "write_rows"; // of a state, at a place that the program is given
     bool updates = rows || e.call == "adamw" || e.call == "expert_adamw" || e.call == "sgd" ||
-                   e.call == "accumulate" || e.call == "balance_bias";
+                   e.call == "accumulate" || e.call == "balance_bias" ||
+                   e.call.starts_with("adafactor");
     for (const CallOperand &operand : e.inputs) {
       call.inputs.push_back(place(operand));
       if (rows && operand.dtype == fb::DType::i32) {

@@ -37,9 +37,11 @@ struct LossOptions {
 
 /// How weights are updated, for --task=train; the options of --moe-add-optimizer.
 struct OptimizerOptions {
-  std::string optimizer = "adamw"; ///< or sgd
+  std::string optimizer = "adamw"; ///< or adafactor, sgd
   double lr = 1e-3;                ///< of a run that does not say otherwise
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weightDecay = 0.01, momentum = 0;
+  double eps2 = 1e-3, decayRate = 0.8, clipThreshold = 1; ///< of adafactor, whose eps is 1e-30
+  bool scaleParameter = true;
   double clipNorm = 0; ///< 0: none
   double biasRate = 0; ///< of selection biases towards an even load; 0: they stay
 };

@@ -62,11 +62,15 @@ def MoeMicroBatches : Dist_Pass<"moe-micro-batches"> {
 
 def MoeAddOptimizer : Dist_Pass<"moe-add-optimizer"> {
   let summary = "Update every state by its gradient instead of giving the gradients as results";
-  let options = [Option<"optimizer", "optimizer", "std::string", "\"adamw\"", "adamw or sgd">,
+  let options = [Option<"optimizer", "optimizer", "std::string", "\"adamw\"", "adamw, adafactor or sgd">,
                  Option<"lr", "lr", "double", "0.001", "learning rate of a run that gives none">,
                  Option<"beta1", "beta1", "double", "0.9", "adamw">,
                  Option<"beta2", "beta2", "double", "0.999", "adamw">,
-                 Option<"eps", "eps", "double", "1e-8", "adamw">,
+                 Option<"eps", "eps", "double", "1e-8", "adamw; adafactor: what squares of gradients are added to">,
+                 Option<"eps2", "eps2", "double", "1e-3", "adafactor: least root mean square of a parameter">,
+                 Option<"decayRate", "decay-rate", "double", "0.8", "adafactor">,
+                 Option<"clipThreshold", "clip-threshold", "double", "1", "adafactor: largest root mean square of an update">,
+                 Option<"scaleParameter", "scale-parameter", "bool", "true", "adafactor: the rate is relative to a parameter's root mean square">,
                  Option<"weightDecay", "weight-decay", "double", "0.01", "decoupled for adamw">,
                  Option<"momentum", "momentum", "double", "0", "sgd">,
                  Option<"nesterov", "nesterov", "bool", "false", "sgd">,

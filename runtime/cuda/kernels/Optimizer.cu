@@ -162,7 +162,17 @@ Status ops::balance_bias(const Call &) { return onHostOnly("balance_bias"); }
 
 Status ops::accumulate(const Call &) { return onHostOnly("accumulate"); }
 
+Status ops::second_moment(const Call &) { return onHostOnly("second_moment"); }
+
+Status ops::adafactor_norm(const Call &) { return onHostOnly("adafactor_norm"); }
+
+Status ops::adafactor(const Call &) { return onHostOnly("adafactor"); }
+
+Status ops::adafactor_vector(const Call &) { return onHostOnly("adafactor_vector"); }
+
 Status ops::squares(const Call &call) {
+  if (call.params.integer("keep") || call.params.integer("tail"))
+    return onHostOnly("squares");
   int64_t n = call.in[0].elements();
   int64_t blocks = std::clamp<int64_t>(ceilDiv(n, kThreads), 1, kBlocks);
   Scratch scratch(call.context);

@@ -281,7 +281,7 @@ func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
   %w = moe.param @w : tensor<4xf32>
   %m = moe.param @m : tensor<4xf32>
   %v = moe.param @v : tensor<4xf32>
-  // expected-error @+1 {{C1: the result must be one number}}
+  // expected-error @+1 {{C1: the result must have the shape of the kept dimensions, or [1]}}
   %0 = moe.squares %g : (tensor<4xf32>) -> tensor<2xf32>
   return
 }
@@ -393,3 +393,127 @@ moe.state @w : tensor<4xf32> from #moe.source<names = ["a"], disk_shape = [4]> t
 // state C4
 // expected-error @+1 {{C4: only a transient state may be partial}}
 moe.state @w : tensor<4xf32, #dist.sharding<[{}], partial = sum{dp}>>
+
+// -----
+
+// squares C2
+func.func @f(%x: tensor<4x2xf32>) {
+  // expected-error @+1 {{C2: keep and tail must not be negative, nor more than x has}}
+  %0 = moe.squares %x keep 2 tail 1 : (tensor<4x2xf32>) -> tensor<4x2xf32>
+  return
+}
+
+// -----
+
+// second_moment C1
+func.func @f(%v: tensor<4xf32>, %s: tensor<5xf32>, %i: tensor<1xi32>) {
+  // expected-error @+1 {{C1: v, squares and the result must have one shape}}
+  %0 = moe.second_moment %v by %s step %i count 2 decay 0.8 eps 0.0 : (tensor<4xf32>, tensor<5xf32>, tensor<1xi32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
+// second_moment C2
+func.func @f(%v: tensor<4xf32>, %s: tensor<4xf32>, %i: tensor<2xi32>) {
+  // expected-error @+1 {{C2: step and factor must be one number}}
+  %0 = moe.second_moment %v by %s step %i count 2 decay 0.8 eps 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<2xi32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
+// second_moment C3
+func.func @f(%v: tensor<4xf32>, %s: tensor<4xf32>, %i: tensor<1xi32>) {
+  // expected-error @+1 {{C3: count must be at least 1, decay and eps finite and not negative}}
+  %0 = moe.second_moment %v by %s step %i count 0 decay 0.8 eps 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<1xi32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
+// adafactor_norm C1
+func.func @f(%g: tensor<4x3x2xf32>, %m0: tensor<4x3xf32>, %m1: tensor<4x2xf32>, %m2: tensor<4xf32>) {
+  // expected-error @+1 {{C1: parameters, kept and rows do not fit}}
+  %0 = moe.adafactor_norm %g by %m0, %m1, %m2 parameters 2 kept 1 rows 1 : (tensor<4x3x2xf32>, tensor<4x3xf32>, tensor<4x2xf32>, tensor<4xf32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
+// adafactor_norm C2
+func.func @f(%g: tensor<4x3x2xf32>, %m0: tensor<4x3xf32>, %m1: tensor<4x2xf32>) {
+  // expected-error @+1 {{C2: the moments are not those of the layout}}
+  %0 = moe.adafactor_norm %g by %m0, %m1 parameters 1 kept 1 rows 1 : (tensor<4x3x2xf32>, tensor<4x3xf32>, tensor<4x2xf32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
+// adafactor_norm C2 shapes
+func.func @f(%g: tensor<4x3x2xf32>, %m0: tensor<4x3xf32>, %m1: tensor<4x3xf32>, %m2: tensor<4xf32>) {
+  // expected-error @+1 {{C2: the moments are not those of the layout}}
+  %0 = moe.adafactor_norm %g by %m0, %m1, %m2 parameters 1 kept 1 rows 1 : (tensor<4x3x2xf32>, tensor<4x3xf32>, tensor<4x3xf32>, tensor<4xf32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
+// adafactor_norm C3
+func.func @f(%g: tensor<4x3x2xf32>, %m0: tensor<4x3xf32>, %m1: tensor<4x2xf32>, %m2: tensor<4xf32>) {
+  // expected-error @+1 {{C3: the result must have one number for each parameter}}
+  %0 = moe.adafactor_norm %g by %m0, %m1, %m2 parameters 1 kept 1 rows 1 : (tensor<4x3x2xf32>, tensor<4x3xf32>, tensor<4x2xf32>, tensor<4xf32>) -> tensor<1xf32>
+  return
+}
+
+// -----
+
+// adafactor C1
+moe.state @w : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %n: tensor<1xf32>, %lr: tensor<1xf32>, %f: tensor<3xf32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C1: the moments are not those of the layout, or w is not like grad}}
+  moe.adafactor %w with %v by %g to %f norms %n rate %lr parameters 0 kept 0 rows 0 count 4 clip 1.0 eps 1.0e-3 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<3xf32>, tensor<1xf32>, tensor<1xf32>) -> ()
+  return
+}
+
+// -----
+
+// adafactor C2
+moe.state @w : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %n: tensor<4xf32>, %lr: tensor<1xf32>, %f: tensor<4xf32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C2: lr and factor must be one number, norms and weights one for each parameter}}
+  moe.adafactor %w with %v by %g to %f norms %n rate %lr parameters 0 kept 0 rows 0 count 4 clip 1.0 eps 1.0e-3 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>) -> ()
+  return
+}
+
+// -----
+
+// adafactor C3
+moe.state @w : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %n: tensor<1xf32>, %lr: tensor<1xf32>, %f: tensor<4xf32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C3: what is updated must be parameters of different states}}
+  moe.adafactor %g with %v by %g to %f norms %n rate %lr parameters 0 kept 0 rows 0 count 4 clip 1.0 eps 1.0e-3 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>, tensor<1xf32>) -> ()
+  return
+}
+
+// -----
+
+// adafactor C4
+moe.state @w : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%g: tensor<4xf32>, %n: tensor<1xf32>, %lr: tensor<1xf32>, %f: tensor<4xf32>) {
+  %w = moe.param @w : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C4: count and clip must be positive, eps and weight_decay finite and not negative}}
+  moe.adafactor %w with %v by %g to %f norms %n rate %lr parameters 0 kept 0 rows 0 count 0 clip 1.0 eps 1.0e-3 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>, tensor<1xf32>) -> ()
+  return
+}

@@ -15,6 +15,10 @@ moe.state @u.b : tensor<8xf32>
 // CHECK: moe.state @sum : tensor<8x4xf32> layer 3 transient
 moe.state @sum : tensor<8x4xf32> layer 3 transient
 moe.state @bias : tensor<8xf32>
+moe.state @e : tensor<8x4x2xf32>
+moe.state @e.r : tensor<8x4xf32>
+moe.state @e.c : tensor<8x2xf32>
+moe.state @e.m : tensor<8xf32>
 
 // CHECK-LABEL: func.func @train
 func.func @train(%g: tensor<8x4xf32>, %h: tensor<8xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) -> tensor<1xf32> {
@@ -51,5 +55,29 @@ func.func @accumulate(%g: tensor<8x4xf32>, %load: tensor<8xf32>, %micro: tensor<
   moe.accumulate %sum by %g at %micro : (tensor<8x4xf32>, tensor<8x4xf32>, tensor<1xi32>) -> ()
   // CHECK: moe.balance_bias %{{.*}} by %{{.*}} rate 1.000000e-03 : (tensor<8xf32>, tensor<8xf32>) -> ()
   moe.balance_bias %bias by %load rate 1.000000e-03 : (tensor<8xf32>, tensor<8xf32>) -> ()
+  return
+}
+
+// CHECK-LABEL: func.func @adafactor
+func.func @adafactor(%g: tensor<8x4x2xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>, %f: tensor<1xf32>) {
+  %e = moe.param @e : tensor<8x4x2xf32>
+  %r = moe.param @e.r : tensor<8x4xf32>
+  %c = moe.param @e.c : tensor<8x2xf32>
+  %m = moe.param @e.m : tensor<8xf32>
+  // CHECK: moe.squares %{{.*}} keep 2 : (tensor<8x4x2xf32>) -> tensor<8x4xf32>
+  %0 = moe.squares %g keep 2 : (tensor<8x4x2xf32>) -> tensor<8x4xf32>
+  // CHECK: moe.squares %{{.*}} keep 1 tail 1 : (tensor<8x4x2xf32>) -> tensor<8x2xf32>
+  %1 = moe.squares %g keep 1 tail 1 : (tensor<8x4x2xf32>) -> tensor<8x2xf32>
+  %2 = moe.squares %g keep 1 : (tensor<8x4x2xf32>) -> tensor<8xf32>
+  // CHECK: moe.second_moment %{{.*}} by %{{.*}} step %{{.*}} factor %{{.*}} count 2 decay 8.000000e-01 eps 1.000000e-30
+  %r1 = moe.second_moment %r by %0 step %step factor %f count 2 decay 8.000000e-01 eps 1.000000e-30 : (tensor<8x4xf32>, tensor<8x4xf32>, tensor<1xi32>, tensor<1xf32>) -> tensor<8x4xf32>
+  %c1 = moe.second_moment %c by %1 step %step count 4 decay 8.000000e-01 eps 1.000000e-30 : (tensor<8x2xf32>, tensor<8x2xf32>, tensor<1xi32>) -> tensor<8x2xf32>
+  %m1 = moe.second_moment %m by %2 step %step count 8 decay 8.000000e-01 eps 1.000000e-30 : (tensor<8xf32>, tensor<8xf32>, tensor<1xi32>) -> tensor<8xf32>
+  // CHECK: %[[N:.*]] = moe.adafactor_norm %{{.*}} by %{{.*}}, %{{.*}}, %{{.*}} parameters 1 kept 1 rows 1
+  %n = moe.adafactor_norm %g by %r1, %c1, %m1 parameters 1 kept 1 rows 1 : (tensor<8x4x2xf32>, tensor<8x4xf32>, tensor<8x2xf32>, tensor<8xf32>) -> tensor<8xf32>
+  // CHECK: moe.adafactor %{{.*}} with %{{.*}}, %{{.*}}, %{{.*}} by %{{.*}} to %{{.*}}, %{{.*}}, %{{.*}} norms %[[N]] weights %{{.*}} rate %{{.*}} factor %{{.*}} parameters 1 kept 1 rows 1 count 8
+  moe.adafactor %e with %r, %c, %m by %g to %r1, %c1, %m1 norms %n weights %2 rate %lr factor %f parameters 1 kept 1 rows 1 count 8 clip 1.000000e+00 eps 1.000000e-03 weight_decay 0.000000e+00
+      : (tensor<8x4x2xf32>, tensor<8x4xf32>, tensor<8x2xf32>, tensor<8xf32>, tensor<8x4x2xf32>, tensor<8x4xf32>, tensor<8x2xf32>, tensor<8xf32>, tensor<8xf32>, tensor<8xf32>,
+         tensor<1xf32>, tensor<1xf32>) -> ()
   return
 }

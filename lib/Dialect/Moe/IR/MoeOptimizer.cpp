@@ -1,7 +1,7 @@
 //===- MoeOptimizer.cpp - operations that update weights ------------------===//
 // Constraints (their numbers are those of MoeOptimizerOps.td) and sharding rules.
 //===----------------------------------------------------------------------===//
-#include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "MoeUpdates.h"
 
 #include <cmath>
 
@@ -16,9 +16,9 @@ bool moe::isZero(Value v) {
   return full && full.getValue().isZero();
 }
 
-static bool isOneNumber(Value v) { return !v || shapeOf(v) == ArrayRef<int64_t>{1}; }
+bool moe::isOneNumber(Value v) { return !v || shapeOf(v) == ArrayRef<int64_t>{1}; }
 
-static bool isFiniteAndNotNegative(const APFloat &value) {
+bool moe::isFiniteAndNotNegative(const APFloat &value) {
   double number = value.convertToDouble();
   return std::isfinite(number) && number >= 0;
 }
@@ -38,7 +38,7 @@ static LogicalResult verifyShapes(Operation *op, OperandRange states, Value grad
 }
 
 /// C3 of all updates.
-static LogicalResult verifyStates(Operation *op, OperandRange updated) {
+LogicalResult moe::verifyStates(Operation *op, OperandRange updated) {
   llvm::SmallDenseSet<Attribute> states;
   for (Value value : updated) {
     auto param = value.getDefiningOp<ParamOp>();
@@ -123,8 +123,16 @@ LogicalResult AccumulateOp::verify() {
 }
 
 LogicalResult SquaresOp::verify() {
-  if (!isOneNumber(getResult()))
-    return emitOpError("C1: the result must be one number");
+  ArrayRef<int64_t> x = shapeOf(getX());
+  int64_t keep = getKeep(), tail = getTail(), rank = x.size();
+  if (keep < 0 || tail < 0 || keep + tail > rank)
+    return emitOpError("C2: keep and tail must not be negative, nor more than x has");
+  SmallVector<int64_t> kept(x.take_front(keep));
+  llvm::append_range(kept, x.take_back(tail));
+  if (kept.empty())
+    kept.push_back(1);
+  if (shapeOf(getResult()) != ArrayRef(kept))
+    return emitOpError("C1: the result must have the shape of the kept dimensions, or [1]");
   return success();
 }
 
@@ -179,11 +187,21 @@ FactorRule AccumulateOp::getFactorRule() {
   return rule;
 }
 
-/// x[k..] → [o], partial where k.. is cut.
+/// x[a..,k..,b..] → [a..,b..] or [o], partial where k.. is cut.
 FactorRule SquaresOp::getFactorRule() {
   FactorRule rule;
-  rule.operands = {rule.addFactors(FactorKind::reduction, shapeOf(getX()))};
-  rule.results = {{rule.addFactor(FactorKind::needReplication, 1)}};
+  ArrayRef<int64_t> shape = shapeOf(getX());
+  SmallVector<int> x, kept;
+  for (auto [dim, size] : llvm::enumerate(shape)) {
+    bool isKept = int64_t(dim) < int64_t(getKeep()) || dim + getTail() >= shape.size();
+    x.push_back(rule.addFactor(isKept ? FactorKind::passThrough : FactorKind::reduction, size));
+    if (isKept)
+      kept.push_back(x.back());
+  }
+  if (kept.empty())
+    kept.push_back(rule.addFactor(FactorKind::needReplication, 1));
+  rule.operands = {x};
+  rule.results = {kept};
   return rule;
 }
 
