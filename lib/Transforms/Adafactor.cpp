@@ -58,7 +58,8 @@ FactoredLayout moira::factoredLayout(moe::StateOp state) {
   // What is before them is kept, in the state as on disk. A moment of rows is one of columns the
   // other way round, so which of the two comes first does not matter.
   if (!rows || !isRun(columnDims) || !isRun(rowDims) ||
-      llvm::any_of(llvm::enumerate(rest), [](auto it) { return it.value() != int64_t(it.index()); }))
+      llvm::any_of(llvm::enumerate(rest),
+                   [](auto it) { return it.value() != int64_t(it.index()); }))
     return layout;
   layout.kept += rest.size();
   bool columnsFirst = columnDims.front() < rowDims.front();
@@ -107,10 +108,9 @@ void moira::addAdafactor(OpBuilder &b, moe::StateOp state, const AdafactorStep &
       b, loc, RankedTensorType::get(perParameter, b.getF32Type()), step.grad, fresh,
       b.getI64IntegerAttr(layout.parameters), b.getI64IntegerAttr(layout.kept),
       b.getI64IntegerAttr(layout.rows));
-  moe::AdafactorOp::create(
-      b, loc, step.w, moments, step.grad, fresh, norms, weights, step.rate, step.factor,
-      b.getI64IntegerAttr(layout.parameters), b.getI64IntegerAttr(layout.kept),
-      b.getI64IntegerAttr(layout.rows), b.getI64IntegerAttr(count),
-      b.getF64FloatAttr(options.clip), b.getF64FloatAttr(options.eps2),
-      b.getF64FloatAttr(options.weightDecay));
+  moe::AdafactorOp::create(b, loc, step.w, moments, step.grad, fresh, norms, weights, step.rate,
+                           step.factor, b.getI64IntegerAttr(layout.parameters),
+                           b.getI64IntegerAttr(layout.kept), b.getI64IntegerAttr(layout.rows),
+                           b.getI64IntegerAttr(count), b.getF64FloatAttr(options.clip),
+                           b.getF64FloatAttr(options.eps2), b.getF64FloatAttr(options.weightDecay));
 }

@@ -47,12 +47,11 @@ def train(kind, folder, lr, *options):
     return [json.loads(line)["loss"] for line in (folder / "m.jsonl").read_text().splitlines()], state(folder / "run" / f"step-{STEPS}")
 
 
-def of_experts(tensors, layers, experts, names):
-    """The states of experts, each of tensors of the checkpoint: [E, names.., rows, columns]"""
-    return {
-        f"{layer}.{names}": np.stack([np.stack([tensors[f"{layer}.{e}.{n}.weight"] for n in names.split("+")]) for e in range(experts)])
-        for layer in layers
-    }
+def stacked(name, value, tensors):
+    """A state of experts: a tensor of the checkpoint for each, and for each of gate and up."""
+    prefix = name.rsplit(".", 1)[0]
+    parts = ("down_proj",) if value.ndim == 3 else ("gate_proj", "up_proj")
+    return np.stack([np.stack([tensors[f"{prefix}.{e}.{part}.weight"] for part in parts]) for e in range(value.shape[0])])
 
 
 @pytest.mark.parametrize("mesh", ("", "dp=2,ep=2", "ep=2,tp=2", "dp=2,ep=2,tp=2"))
@@ -70,19 +69,10 @@ def test_adafactor_is_transformers(mesh, scaled, tmp_path):
     for name, value in got.items():
         if "adafactor" in name:
             continue
-        if name in want:
-            tensors = [(value, want[name])]
-        else:  # stacked: a tensor of the checkpoint for each expert, and for each of two products
-            prefix = name.rsplit(".", 1)[0]
-            names = [n for n in want if n.startswith(prefix + ".0.")]
-            kinds = sorted((n[len(prefix) + 3 :] for n in names), key=lambda n: ("down" in n, "up" in n))
-            kinds = [k for k in kinds if ("down" in k) == (value.ndim == 3)]
-            whole = np.stack([np.stack([want[f"{prefix}.{e}.{k}"] for k in kinds]) for e in range(value.shape[0])])
-            tensors = [(value.reshape(whole.shape), whole)]
-        for mine, theirs in tensors:
-            error = np.abs(mine.reshape(theirs.shape) - theirs).max()
-            assert error <= 2e-5 * np.abs(theirs).max(), (name, error)
-            compared += theirs.size
+        whole = want[name] if name in want else stacked(name, value, want)
+        error = np.abs(value.reshape(whole.shape) - whole).max()
+        assert error <= 2e-5 * np.abs(whole).max(), (name, error)
+        compared += whole.size
     assert compared == sum(value.size for value in want.values())
 
 

@@ -1,6 +1,6 @@
 //===- Adafactor.cpp - the calls of Adafactor's steps -----------------------===//
-// second_moment, adafactor_norm and both forms of adafactor, in double between a load and a store. What an update
-// reads and writes in place are its outputs.
+// second_moment, adafactor_norm and both forms of adafactor, in double between a load and a store.
+// What an update reads and writes in place are its outputs.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
 
@@ -26,15 +26,14 @@ struct Layout {
   }
 
   /// fn(element, parameter, reciprocal root of its moment) for each element.
-  template <typename A, typename Fn>
-  void forEach(const A *r, const A *c, const A *m, Fn fn) const {
+  template <typename A, typename Fn> void forEach(const A *r, const A *c, const A *m, Fn fn) const {
     int64_t at = 0;
     for (int64_t k = 0; k < matrices; ++k)
       for (int64_t i = 0; i < rows; ++i)
         for (int64_t j = 0; j < columns; ++j, ++at) {
-          double moment = factored ? double(r[k * rows + i]) / double(m[k]) *
-                                         double(c[k * columns + j])
-                                   : double(r[at]);
+          double moment = factored
+                              ? double(r[k * rows + i]) / double(m[k]) * double(c[k * columns + j])
+                              : double(r[at]);
           fn(at, k * parameters / matrices, 1 / std::sqrt(moment));
         }
   }
@@ -101,9 +100,7 @@ template <typename A> static Status step(const Call &call) {
   return {};
 }
 
-template <typename S> Status ref::adafactor(const Call &call) {
-  return step<Accumulator<S>>(call);
-}
+template <typename S> Status ref::adafactor(const Call &call) { return step<Accumulator<S>>(call); }
 
 template <typename S> Status ref::adafactor_vector(const Call &call) {
   return step<Accumulator<S>>(call);

@@ -44,7 +44,7 @@ Offset<fb::State> stateOf(FlatBufferBuilder &b, const StateSpec &s) {
                               s.permute.empty() ? 0 : b.CreateVector(s.permute),
                               s.slice.empty() ? 0 : b.CreateVector(s.slice));
   return fb::CreateState(b, b.CreateString(s.name), s.dtype, b.CreateVector(s.shape),
-                         dimsOf(b, s.dims), s.arena, s.offset, source);
+                         dimsOf(b, s.dims), s.arena, s.offset, source, -1, s.transient);
 }
 
 /// `owns`: whether its states are its own, not the plan's.

@@ -71,6 +71,7 @@ struct StateSpec {
   fb::DType dtype = fb::DType::f32;
   std::vector<uint8_t> permute{}; // empty: none
   std::vector<int64_t> slice{};   // empty: none
+  bool transient = false;
 };
 struct ProgramSpec {
   std::string name{};

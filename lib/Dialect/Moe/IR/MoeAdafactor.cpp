@@ -122,8 +122,8 @@ FactorRule AdafactorNormOp::getFactorRule() {
   SmallVector<int> p =
       rule.addFactors(FactorKind::passThrough, shape.take_front(layout.parameters));
   SmallVector<int> x = p;
-  llvm::append_range(
-      x, rule.addFactors(FactorKind::reduction, shape.drop_front(layout.parameters)));
+  llvm::append_range(x,
+                     rule.addFactors(FactorKind::reduction, shape.drop_front(layout.parameters)));
   rule.operands = {x};
   for (size_t i = 0; i < getMoments().size(); ++i)
     rule.operands.push_back(orOne(rule, layout.ofMoment(ArrayRef<int>(x), i)));
