@@ -26,7 +26,7 @@ moe.state @u : tensor<8xf32> from #moe.source<names = ["u"], disk_shape = [8]>
 
 // ADAMW: func.func @update
 // ADAMW-SAME: moe.name = "lr"
-// ADAMW-SAME: -> (tensor<1xf32> {{{.*}}moe.name = "loss"}, tensor<1xf32> {moe.name = "grad_norm"})
+// ADAMW-SAME: -> (tensor<1xf32> {{.*}}moe.name = "loss"}, tensor<1xf32> {moe.name = "grad_norm"})
 // ADAMW: %[[SUM:.*]] = moe.param @w.accumulated
 // ADAMW: moe.adamw {{.*}} by %[[SUM]]
 // ADAMW-NOT: moe.adamw

@@ -61,7 +61,7 @@ public:
     OwningOpRef<ModuleOp> module = ModuleOp::create(loc);
     builder.setInsertionPointToEnd(module->getBody());
     auto info = InfoAttr::get(builder.getContext(), "random", "forward", builder.getF32Type(), 0, 0,
-                              0, 0, 0, 0, ArrayAttr());
+                              0, 0, 0, 0, ArrayAttr(), StringAttr());
     auto plan =
         PlanOp::create(builder, loc, builder.getStringAttr("host"), builder.getStrArrayAttr({"tp"}),
                        builder.getDenseI64ArrayAttr({2}), builder.getStringAttr("test"), info);
