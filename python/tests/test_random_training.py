@@ -33,14 +33,18 @@ CASES = int(os.environ.get("MOIRA_CASES", "40"))
 GAP, TOLERANCE, STEPS = 1e-4, 1e-5, 3
 
 
-def draw_optimizer(rng, number):
-    """moe-opt's options."""
+def draw_optimizer(rng, number, case):
+    """moe-opt's options. dp divides what micro-batches take too; a capacity is one of a micro-batch, which the oracle knows nothing of."""
+    batch, dp = case.input_ids.shape[0], int((re.search(r"dp=(\d+)", case.mesh) or [0, 1])[1])
     options = [("--optimizer=sgd", "--lr=0.05"), ("--optimizer=sgd", "--momentum=0.9", "--lr=0.05"), ("--optimizer=adamw", "--lr=1e-3")][number % 3]
     more = [f"--weight-decay={rng.choice((0, 0.01, 0.1))}"]
     if rng.random() < 0.4:
         more.append(f"--clip-norm={rng.choice((0.1, 1, 10))}")
     if rng.random() < 0.3:
         more += ["--aux-loss=0.1", "--z-loss=0.01"]
+    parts = [n for n in (1, 1, 2, 3) if batch % (n * dp) == 0 and (n == 1 or not case.capacity)]
+    if (n := int(rng.choice(parts))) > 1:
+        more.append(f"--micro-batches={n}")
     return ["--task=train", *options, *more]
 
 
@@ -92,7 +96,7 @@ def train_clearly(number, tmp_path):
     rng, ill = np.random.default_rng([SEED, number]), 0
     for redraws in range(1000):
         case = random_models.draw(rng)
-        options, labels = draw_optimizer(rng, number), draw_labels(rng, case)
+        options, labels = draw_optimizer(rng, number, case), draw_labels(rng, case)
         if not ((case.input_ids if labels is None else labels)[:, 1:] >= 0).any():
             continue  # no token that counts
         if oracle.forward(case.config, case.tensors, case.input_ids, case.attention_mask, case.capacity, 1).gap < GAP:

@@ -173,6 +173,18 @@ def test_transformers_goes_on_where_training_ended(kind, tmp_path):
     assert plain and all(exported[n].reshape(-1).tobytes() == stored[n].reshape(-1).tobytes() for n in plain)
 
 
+def test_micro_batches_leave_nothing_in_checkpoints(plans, tmp_path):
+    """Of plans that add up gradients over micro-batches: the same tensors as without, for another mesh and as a model."""
+    plan = compiled("olmoe", tmp_path / "p.moeplan", "--micro-batches=2", mesh="ep=2")
+    train("olmoe", plan, tmp_path / "run", 2)
+    want = state(tmp_path / "run" / "step-2")
+    done("reshard", tmp_path / "run", tmp_path / "one", f"--plan={plans['']}")
+    done("reshard", tmp_path / "one", tmp_path / "back", f"--plan={plan}")
+    assert same(state(tmp_path / "one" / "step-2"), want) and same(state(tmp_path / "back" / "step-2"), want)
+    done("export-hf", tmp_path / "run", tmp_path / "model", f"--plan={plan}", f"--model={GOLDEN / 'olmoe'}")
+    assert floats(tmp_path / "model").keys() == floats(GOLDEN / "olmoe").keys()
+
+
 def test_trained_weights_in_another_type(plans, runs, tmp_path):
     trained = ("--plan", plans[""], "--model", GOLDEN / "olmoe" / "config.json")
     done("export-hf", runs["ep=2"], tmp_path / "f32", *trained)

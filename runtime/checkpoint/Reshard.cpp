@@ -83,9 +83,18 @@ private:
 
 rt::Expected<const fb::Program *> trainingProgram(const rt::PlanFile &plan,
                                                   const std::string &path) {
-  if (const fb::Program *program = plan.program("train"))
-    return program;
+  for (const char *name : {"train", "accumulate"})
+    if (const fb::Program *program = plan.program(name))
+      return program;
   return Status(ErrorId::BadRun, path + " does not train; compile the model with --task=train");
+}
+
+std::vector<const fb::State *> savedStates(const rt::PlanFile &plan, const fb::Program &program) {
+  std::vector<const fb::State *> saved;
+  for (const fb::State *state : rt::statesOf(plan.plan(), program))
+    if (!state->transient())
+      saved.push_back(state);
+  return saved;
 }
 
 Status reshard(const rt::TrainingCheckpoint &checkpoint, const std::string &target,
@@ -114,10 +123,10 @@ Status reshard(const rt::TrainingCheckpoint &checkpoint, const std::string &targ
   rt::Expected<const fb::Program *> program = trainingProgram(*plan, options.plan);
   if (!program)
     return program.takeStatus();
-  const auto &states = rt::statesOf(plan->plan(), **program);
+  std::vector<const fb::State *> states = savedStates(*plan, **program);
   auto shardOf = [&](size_t i, int rank) {
-    const fb::State &state = *states.Get(static_cast<unsigned>(i));
-    return rt::MeshPosition(plan->plan(), **program, rank).shard(*state.shape(), *state.dims());
+    return rt::MeshPosition(plan->plan(), **program, rank)
+        .shard(*states[i]->shape(), *states[i]->dims());
   };
   std::vector<StatePart> wanted;
   for (const fb::State *state : states)

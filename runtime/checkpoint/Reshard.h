@@ -21,9 +21,12 @@ struct ReshardOptions {
 rt::Status reshard(const rt::TrainingCheckpoint &checkpoint, const std::string &target,
                    const ReshardOptions &options);
 
-/// The plan's program that trains. BadRun.
+/// The plan's program that trains, or the first one that does. BadRun.
 rt::Expected<const fb::Program *> trainingProgram(const rt::PlanFile &plan,
                                                   const std::string &path);
+
+/// What its checkpoints hold: all but what is transient, in the plan's order.
+std::vector<const fb::State *> savedStates(const rt::PlanFile &plan, const fb::Program &program);
 
 } // namespace moira::ckpt
 

@@ -31,7 +31,7 @@ public:
       : checkpoint(std::move(checkpoint)), plan(std::move(plan)), itsConfig(std::move(config)),
         itsCompanions(std::move(companions)) {
     std::map<std::string, std::pair<rt::TensorSpec, std::vector<Part>>> byName;
-    for (const fb::State *state : rt::statesOf(this->plan.plan(), program))
+    for (const fb::State *state : savedStates(this->plan, program))
       if (state->source())
         addState(*state, byName);
     for (auto &[name, tensor] : byName) {
@@ -156,7 +156,7 @@ rt::Expected<std::unique_ptr<ModelSource>> openTrainingModel(const std::string &
     return program.takeStatus();
   std::vector<rt::StatePart> wanted;
   rt::MeshPosition first(plan->plan(), **program, 0);
-  for (const fb::State *state : rt::statesOf(plan->plan(), **program))
+  for (const fb::State *state : savedStates(*plan, **program))
     wanted.push_back({state->name()->str(), state->dtype(),
                       first.shard(*state->shape(), *state->dims()), nullptr, false});
   if (Status status = checkpoint->check(wanted); !status)
