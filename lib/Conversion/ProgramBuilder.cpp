@@ -49,6 +49,10 @@ Value ProgramBuilder::define(ViewType type) {
 }
 
 Value ProgramBuilder::define(Value tensor) {
+  // What is gathered to become a state is gathered where that lies.
+  if (tensor.hasOneUse() && tensor.getDefiningOp<dist::AllGatherOp>())
+    if (auto assign = dyn_cast<moe::AssignOp>(*tensor.user_begin()))
+      return views[tensor] = view(assign.getState());
   return views[tensor] = define(viewType(tensor.getType()));
 }
 

@@ -155,6 +155,7 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
                                                            {"dtype", Phase::import},
                                                            {"mesh", Phase::shard},
                                                            {"ragged-bound", Phase::shard},
+                                                           {"zero", Phase::shard},
                                                            {"capacity-factor", Phase::autodiff},
                                                            {"drop-policy", Phase::autodiff},
                                                            {"min-capacity", Phase::autodiff},
@@ -211,6 +212,7 @@ Status Compilation::runPhase(Phase phase) {
   PartitionOptions sharding;
   sharding.mesh = options.mesh;
   sharding.raggedBound = options.raggedBound.value_or(0);
+  sharding.zeroStage = options.zeroStage;
   switch (phase) {
   case Phase::import:
     return {};

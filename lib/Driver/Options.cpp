@@ -132,6 +132,17 @@ std::function<std::string(StringRef)> takeBetas(double &first, double &second) {
   };
 }
 
+/// A stage of ZeRO.
+std::function<std::string(StringRef)> takeStage(int64_t &store) {
+  return [&store](StringRef text) -> std::string {
+    int64_t stage;
+    if (text.getAsInteger(10, stage) || stage < 0 || stage > 3)
+      return "expects one of 0, 1, 2, 3, got '" + text.str() + "'";
+    store = stage;
+    return "";
+  };
+}
+
 /// One number of at least 0, or two.
 std::function<std::string(StringRef)> takeEps(double &first, double &second) {
   return [&first, &second](StringRef text) -> std::string {
@@ -222,6 +233,10 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
       {"bias-update-rate", "F",
        "train: selection biases move by F a step towards an even load (default: they stay)",
        takeNumber(o.optimizer.biasRate)},
+      {"zero", "STAGE",
+       "train: ranks that replicate a weight split its update (1, 2) and the weight too (3); "
+       "default 0",
+       takeStage(o.zeroStage)},
       {"memory-limit", "BYTES", "refuse a plan that needs more on a rank (K, M, G, T allowed)",
        takeBytes(o.memoryLimit)},
       {"recompute", "POLICY",
@@ -242,7 +257,7 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 
 /// Options of the contract that belong to tasks this version does not compile yet are refused by
 /// name, not as unknown words.
-constexpr StringRef kLaterOptions[] = {"zero", "offload", "router-noise"};
+constexpr StringRef kLaterOptions[] = {"offload", "router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";
@@ -385,13 +400,17 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     status.add(ErrorId::BadUsage,
                "--task=train is compiled for --target=host only in this version");
   for (StringRef name : {"optimizer", "lr", "schedule", "betas", "eps", "weight-decay", "momentum",
-                         "clip-norm", "bias-update-rate"})
+                         "clip-norm", "bias-update-rate", "zero"})
     if (options.task != "train" && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=train");
   bool adafactor = options.optimizer.optimizer == "adafactor";
   for (StringRef name : {"decay-rate", "clip-threshold", "scale-parameter"})
     if (!adafactor && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --optimizer=adafactor");
+  if (adafactor && options.zeroStage > 0)
+    status.add(ErrorId::BadUsage,
+               "--zero is for adamw and sgd: adafactor keeps rows and columns of "
+               "a weight, which have no parts");
   if (adafactor && !(options.optimizer.clipThreshold > 0))
     status.add(ErrorId::BadUsage, "--clip-threshold must be positive");
   if (adafactor && !is_contained(options.given, "eps"))

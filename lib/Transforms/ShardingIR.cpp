@@ -16,6 +16,8 @@ void moira::setSharding(Value value, ShardingAttr sharding) {
   value.setType(dist::withSharding(value.getType(), sharding));
 }
 
+bool moira::isPartOfWeight(Value value) { return bool(moe::paramOf(value)); }
+
 bool moira::isShardable(Type type) { return isa<RankedTensorType, moe::RoutingType>(type); }
 
 ArrayRef<int64_t> moira::shardableShape(Type type) {
@@ -46,6 +48,11 @@ StateTable::StateTable(ModuleOp module) {
 moe::StateOp StateTable::stateOf(Value value) const {
   moe::ParamOp param = moe::paramOf(value);
   return param ? states.lookup(param.getStateAttr().getAttr()) : moe::StateOp();
+}
+
+ArrayRef<moe::ParamOp> StateTable::paramsOf(moe::StateOp state) const {
+  auto found = params.find(state);
+  return found == params.end() ? ArrayRef<moe::ParamOp>() : found->second;
 }
 
 ShardingAttr StateTable::getSharding(moe::StateOp state) const {

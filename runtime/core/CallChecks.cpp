@@ -474,6 +474,7 @@ bool isPart(const Shape &part, const Shape &whole, int64_t keep, int64_t from) {
 }
 
 void check_squares(CallCheck &c) {
+  c.fixedRun("t");
   const Shape &x = c.run("t");
   int64_t rank = static_cast<int64_t>(x.size());
   int64_t keep = c.integerOr("keep", 0), tail = c.integerOr("tail", 0);

@@ -71,9 +71,18 @@ ArenaSummary summarizeArena(const fb::Arena &arena, const fb::Program &program) 
   return out;
 }
 
+/// What a checkpoint fills are weights.
+const char *roleOf(const fb::State &state, const fb::Plan &plan) {
+  if (state.source())
+    return "weights";
+  const flatbuffers::String *task = plan.info()->task();
+  return task && task->string_view() == "generate" ? "caches" : "optimizer";
+}
+
 ShardSummary summarizeState(const fb::State &state, const fb::Plan &plan) {
   ShardSummary out;
   out.name = state.name()->str();
+  out.role = roleOf(state, plan);
   out.dtype = fb::EnumNameDType(state.dtype());
   out.layer = state.layer();
   out.localBytes = dtypeBytes(state.dtype());
@@ -94,6 +103,19 @@ ShardSummary summarizeState(const fb::State &state, const fb::Plan &plan) {
     out.localBytes *= out.localShape.back();
   }
   return out;
+}
+
+void addToClass(const ShardSummary &shard, const fb::State &state,
+                std::vector<StateClass> &classes) {
+  auto found = std::find_if(classes.begin(), classes.end(),
+                            [&](const StateClass &c) { return c.role == shard.role; });
+  if (found == classes.end())
+    found = classes.insert(classes.end(), {shard.role, 0, 0});
+  uint64_t whole = dtypeBytes(state.dtype());
+  for (int64_t size : shard.shape)
+    whole *= size;
+  found->bytes += shard.localBytes;
+  found->wholeBytes += whole;
 }
 
 /// Tokens·k of the routing that an all_to_all of rows belongs to: the producer is the pack that
@@ -268,8 +290,10 @@ ProgramSummary summarizeProgram(const fb::Plan &plan, const fb::Program &program
     out.totalBytes += out.arenas.back().bytes;
     out.totalBytesAtMax += out.arenas.back().bytesAtMax;
   }
-  for (const fb::State *state : statesOf(plan, program))
+  for (const fb::State *state : statesOf(plan, program)) {
     out.shards.push_back(summarizeState(*state, plan));
+    addToClass(out.shards.back(), *state, out.stateClasses);
+  }
   out.collectives = summarizeCollectives(reader);
   findPeak(reader, out);
   summarizeQueues(reader, out);

@@ -22,7 +22,8 @@ static Json toJson(const ProgramSummary &p) {
              {"kept_for_backward_bytes", p.keptBytes},
              {"peak_instruction", p.peakInstruction},
              {"peak_location", p.peakLocation},
-             {"arenas", Json::array()}}},
+             {"arenas", Json::array()},
+             {"states", Json::array()}}},
            {"queues", Json::array()},
            {"collectives", Json::array()},
            {"weights", Json::array()},
@@ -32,6 +33,9 @@ static Json toJson(const ProgramSummary &p) {
                                                 {"role", a.role},
                                                 {"bytes", a.bytes},
                                                 {"bytes_at_max_bound", a.bytesAtMax}});
+  for (const StateClass &c : p.stateClasses)
+    out["memory_per_rank"]["states"].push_back(
+        {{"role", c.role}, {"bytes", c.bytes}, {"whole_bytes", c.wholeBytes}});
   for (const QueueSummary &q : p.queues)
     out["queues"].push_back({{"name", q.name},
                              {"instructions", q.instructions},
@@ -48,6 +52,7 @@ static Json toJson(const ProgramSummary &p) {
   for (const ShardSummary &s : p.shards)
     out["weights"].push_back({{"name", s.name},
                               {"dtype", s.dtype},
+                              {"role", s.role},
                               {"layer", s.layer},
                               {"shape", s.shape},
                               {"local_shape", s.localShape},

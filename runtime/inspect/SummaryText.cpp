@@ -86,10 +86,19 @@ std::string header(const PlanSummary &s) {
                        (unsigned long long)s.ranks, s.ranks == 1 ? "" : "s");
 }
 
+/// What kinds of states take on a rank, and how often all ranks together hold them.
+std::string statesText(const ProgramSummary &p) {
+  std::string text;
+  for (const StateClass &c : p.stateClasses)
+    text +=
+        (text.empty() ? "" : ", ") + c.role + " " + bytesText(c.bytes) +
+        (p.ranks > 1 ? format(" (held %.2f times)", double(c.bytes) * p.ranks / c.wholeBytes) : "");
+  return text.empty() ? "no states" : text;
+}
+
 std::string memoryText(const ProgramSummary &p) {
-  std::string text = "memory a rank  " + bytesText(p.totalBytes) + ": weights " +
-                     bytesText(bytesOf(p, "state")) + ", activations " +
-                     bytesText(bytesOf(p, "activations"));
+  std::string text = "memory a rank  " + bytesText(p.totalBytes) + ": " + statesText(p) +
+                     ", activations " + bytesText(bytesOf(p, "activations"));
   if (p.boundMax)
     text += ", expert exchange " + bytesText(bytesOf(p, "ragged")) +
             format(" (bound %llu rows a slot, worst case %llu)", (unsigned long long)p.boundInitial,

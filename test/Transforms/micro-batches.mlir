@@ -1,8 +1,8 @@
 // A program of losses and gradients becomes one that adds them up and one that gives the sums, which an optimizer is then added to; what no loss
 // depends on is left out, and the reference program takes the batch as a whole.
-// RUN: moe-opt %s --moe-micro-batches="count=4" | FileCheck %s
-// RUN: moe-opt %s --moe-micro-batches="count=1" | FileCheck %s --check-prefix=WHOLE
-// RUN: moe-opt %s --moe-micro-batches="count=4" --moe-add-optimizer | FileCheck %s --check-prefix=ADAMW
+// RUN: moe-opt %s --moe-micro-batches="parts=4" | FileCheck %s
+// RUN: moe-opt %s --moe-micro-batches="parts=1" | FileCheck %s --check-prefix=WHOLE
+// RUN: moe-opt %s --moe-micro-batches="parts=4" --moe-add-optimizer | FileCheck %s --check-prefix=ADAMW
 
 // CHECK: moe.state @loss.accumulated : tensor<1xf32> transient
 // CHECK: moe.state @w : tensor<4x8xf32> from

@@ -109,7 +109,7 @@ INSTANTIATE_TEST_SUITE_P(Classes, Golden,
                          [](const auto &info) { return std::string(info.param); });
 
 TEST_F(ImportModel, ConfigAloneGivesAProgramWithoutTensors) {
-  auto module = import(kGolden + "mixtral/config.json", {4, 7, "bf16"});
+  auto module = import(kGolden + "mixtral/config.json", {4, 7, 1, "bf16"});
   ASSERT_TRUE(module) << status.str();
   EXPECT_EQ(summary.tensorsFound, 0u);
   EXPECT_EQ(summary.tensorsExpected, 65u);
@@ -284,8 +284,8 @@ TEST_F(ImportModel, ImpossibleSizesAreRefused) {
   std::string path = kGolden + "mixtral/config.json";
   EXPECT_FALSE(import(path, {0, 24}));
   EXPECT_FALSE(import(path, {int64_t(1) << 40, int64_t(1) << 40}));
-  EXPECT_FALSE(import(path, {1, 1, "f17"}));
-  EXPECT_FALSE(import(path, {1, 1, "f32", "dance"}));
+  EXPECT_FALSE(import(path, {1, 1, 1, "f17"}));
+  EXPECT_FALSE(import(path, {1, 1, 1, "f32", "dance"}));
   expectProblems(status, {ErrorId::BadUsage}, {"--batch=0", "--seq=1099511627776", "f17", "dance"});
 }
 

@@ -270,8 +270,8 @@ PlanSpec callsPlan() {
     plan.calls.push_back(e.call);
     bool rows = e.call == "write_rows"; // of a state, at a place that the program is given
     bool updates = rows || e.call == "adamw" || e.call == "expert_adamw" || e.call == "sgd" ||
-                   e.call == "accumulate" || e.call == "balance_bias" ||
-                   e.call.starts_with("adafactor");
+                   e.call == "accumulate" || e.call == "balance_bias" || e.call == "adafactor" ||
+                   e.call == "adafactor_vector";
     for (const CallOperand &operand : e.inputs) {
       call.inputs.push_back(place(operand));
       if (rows && operand.dtype == fb::DType::i32) {

@@ -576,10 +576,10 @@ TEST(HostilePlan, Updates) {
       {
           {"an update that could be repeated",
            [=](auto &p) { std::swap(train(p).instrs[0], train(p).instrs[1]); }, PlanOrder,
-           "instruction 1 may have the step repeated, which would update twice"},
+           "instruction 1 may have the step repeated, which would find other states"},
           {"no state at all",
            [=](auto &p) { train(p).views[3] = {1, 192, 0, fb::DType::f32, {4}}; }, PlanOrder,
-           whole},
+           "reads bytes that nothing has written"},
           {"a part of a state",
            [=](auto &p) {
              train(p).states[1].shape = {8};
