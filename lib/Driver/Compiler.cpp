@@ -398,6 +398,9 @@ Status Compilation::writeAndReport() {
     llvm::errs() << rt::reportText(summary);
   for (const std::string &problem : standIns)
     llvm::errs() << "stood in for   " << problem << "\n";
+  if (options.offload != "none")
+    llvm::errs() << "offload        nothing to do: on --target=host all states are in the host's "
+                    "memory\n";
   if (Status status = checkMemory(summary); !status || options.memoryOnly)
     return status;
   return writeFile(options.output,

@@ -237,6 +237,10 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        "train: ranks that replicate a weight split its update (1, 2) and the weight too (3); "
        "default 0",
        takeStage(o.zeroStage)},
+      {"offload", "WHAT",
+       "train: what lies in the host's memory: none (default), optimizer or optimizer+params; on "
+       "--target=host everything does",
+       takeOneOf(o.offload, {"none", "optimizer", "optimizer+params"})},
       {"memory-limit", "BYTES", "refuse a plan that needs more on a rank (K, M, G, T allowed)",
        takeBytes(o.memoryLimit)},
       {"recompute", "POLICY",
@@ -257,7 +261,7 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 
 /// Options of the contract that belong to tasks this version does not compile yet are refused by
 /// name, not as unknown words.
-constexpr StringRef kLaterOptions[] = {"offload", "router-noise"};
+constexpr StringRef kLaterOptions[] = {"router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";
@@ -400,7 +404,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     status.add(ErrorId::BadUsage,
                "--task=train is compiled for --target=host only in this version");
   for (StringRef name : {"optimizer", "lr", "schedule", "betas", "eps", "weight-decay", "momentum",
-                         "clip-norm", "bias-update-rate", "zero"})
+                         "clip-norm", "bias-update-rate", "zero", "offload"})
     if (options.task != "train" && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=train");
   bool adafactor = options.optimizer.optimizer == "adafactor";

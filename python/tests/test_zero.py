@@ -157,3 +157,20 @@ def test_second_stage_splits_sums_over_micro_batches(tmp_path):
         assert found[1][name] == found[0][name]  # each rank's part of the sum, as large as the weight
         moment = next(other for other in found[2] if other.endswith(".adamw.m") and name.startswith(other.removesuffix(".adamw.m") + "."))
         assert found[2][name] == found[3][name] == found[2][moment]
+
+
+@pytest.mark.parametrize("what", ["optimizer", "optimizer+params"])
+def test_offload_changes_nothing_on_the_host(what, tmp_path):
+    """All states are in the host's memory anyway: the same plan, and a line that says so."""
+    options = ("--batch=2", "--seq=24", "--task=train", "--mesh=dp=2,ep=2", "--zero=2")
+    for name, more in (("plain", ()), ("offload", (f"--offload={what}",))):
+        made = run_tool("moe-opt", GOLDEN / "olmoe", *options, *more, "-o", tmp_path / name)
+        assert made.code == 0 and ("offload        nothing to do" in made.err) == bool(more), made
+    assert (tmp_path / "plain").read_bytes() == (tmp_path / "offload").read_bytes()
+
+
+def test_offload_is_for_training(tmp_path):
+    refused = run_tool("moe-opt", GOLDEN / "olmoe", "--offload=optimizer", "-o", tmp_path / "p.moeplan")
+    assert refused.code == 1 and refused.error_ids == ["MOE-0102"]
+    refused = run_tool("moe-opt", GOLDEN / "olmoe", "--task=train", "--offload=all", "-o", tmp_path / "p.moeplan")
+    assert refused.code == 1 and "optimizer+params" in refused.err

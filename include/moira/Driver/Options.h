@@ -42,6 +42,7 @@ struct CompilerOptions {
   std::string schedule;                // train: of the learning rate; empty: none
   OptimizerOptions optimizer;          // train
   int64_t zeroStage = 0;               // of ZeRO; train
+  std::string offload = "none";        // none, optimizer or optimizer+params; train
   std::optional<uint64_t> memoryLimit; // bytes a rank
   std::string recompute; // none, selective, full or auto; empty: auto with a limit, else none
   std::optional<Phase> compileTo, compileFrom;
