@@ -8,9 +8,9 @@ def UpdateOpInterface : OpInterface<"UpdateOpInterface"> {
   let cppNamespace = "::moira";
   let description = [{
     An operation that changes states in place. Updates stand behind everything that can make a step be repeated (the largest ragged slot), and behind all that read the
-    states.
+    states. Operand 0 is the weight; where the operation has a result, that is the new weight, and the old one stays.
   }];
-  let methods = [InterfaceMethod<"The states that it changes, as parameters; they are its first operands.", "::mlir::OperandRange", "getUpdated", (ins)>];
+  let methods = [InterfaceMethod<"The states that it changes, as parameters.", "::mlir::OperandRange", "getUpdated", (ins)>];
 }
 
 #endif // MOIRA_UPDATE_OP_INTERFACE

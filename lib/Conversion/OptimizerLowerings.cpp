@@ -23,20 +23,41 @@ template <typename Op> static SmallVector<NamedAttribute> adamwParams(B &b, Op o
           b.real("weight_decay", toDouble(op.getWeightDecay()))};
 }
 
+/// Where an update of `w` works: on the state itself, or, where the new weight is a result, on a
+/// copy, which a slice that nobody else reads is already.
+static Value updatedView(B &b, Value w, Value result) {
+  if (!result)
+    return b.view(w);
+  if (w.hasOneUse() && isa_and_present<dist::SliceOp, plan::MoveOp>(w.getDefiningOp()))
+    b.alias(result, b.view(w));
+  else
+    b.copy(b.view(w), b.define(result), 0, {});
+  return b.view(result);
+}
+
 void LoweringTable::addOptimizers() {
+  // A gather that is to become the state has been made in it (ProgramBuilder::define).
+  add<moe::AssignOp>(+[](moe::AssignOp op, B &b) {
+    if (b.view(op.getX()) != b.view(op.getState()))
+      b.copy(b.view(op.getX()), b.view(op.getState()), 0, {});
+    return success();
+  });
   add<moe::AdamWOp>(+[](moe::AdamWOp op, B &b) {
+    Value w = updatedView(b, op.getW(), op.getResult());
     b.call("adamw", viewsOf(b, {op.getGrad(), op.getLr(), op.getStep(), op.getFactor()}),
-           viewsOf(b, {op.getW(), op.getM(), op.getV()}), adamwParams(b, op));
+           {w, b.view(op.getM()), b.view(op.getV())}, adamwParams(b, op));
     return success();
   });
   add<moe::ExpertAdamWOp>(+[](moe::ExpertAdamWOp op, B &b) {
+    Value w = updatedView(b, op.getW(), op.getResult());
     b.call("expert_adamw", viewsOf(b, {op.getGrad(), op.getLr(), op.getLoad(), op.getFactor()}),
-           viewsOf(b, {op.getW(), op.getM(), op.getV(), op.getSteps()}), adamwParams(b, op));
+           {w, b.view(op.getM()), b.view(op.getV()), b.view(op.getSteps())}, adamwParams(b, op));
     return success();
   });
   add<moe::SgdOp>(+[](moe::SgdOp op, B &b) {
-    b.call("sgd", viewsOf(b, {op.getGrad(), op.getLr(), op.getFactor()}),
-           viewsOf(b, {op.getW(), op.getMomentumState()}),
+    SmallVector<Value> updated{updatedView(b, op.getW(), op.getResult())};
+    llvm::append_range(updated, viewsOf(b, {op.getMomentumState()}));
+    b.call("sgd", viewsOf(b, {op.getGrad(), op.getLr(), op.getFactor()}), updated,
            {b.real("momentum", toDouble(op.getMomentum())),
             b.real("weight_decay", toDouble(op.getWeightDecay())),
             b.integer("nesterov", op.getNesterov())});

@@ -20,13 +20,18 @@ struct RoutingViews {
 };
 
 inline constexpr llvm::StringLiteral kStateArena = "state", kActivationArena = "activations",
-                                     kRaggedArena = "ragged", kComputeQueue = "compute",
-                                     kCommQueue = "comm";
+                                     kRaggedArena = "ragged", kHostStateArena = "host_state",
+                                     kHostArena = "host", kComputeQueue = "compute",
+                                     kCommQueue = "comm", kCopyQueue = "copy", kHostQueue = "host";
 
-/// Where state tensors lie in the state arena.
+/// Where state tensors lie in the state arenas, the device's and the host's.
 struct StatePlaces {
-  llvm::StringMap<uint64_t> offsets;
-  uint64_t bytes = 0;
+  struct Place {
+    llvm::StringRef arena;
+    uint64_t offset;
+  };
+  llvm::StringMap<Place> places;
+  uint64_t bytes = 0, hostBytes = 0;
 };
 
 /// Adds a plan.state at `builder` for each state of the module that `wanted` accepts. `reference`:
@@ -47,6 +52,8 @@ public:
 
   // --- for the lowerings of single ops
   bool isReference() const { return reference; }
+  /// Calls and fresh views are the host's from here to the next operation.
+  bool isOnHost() const { return onHost; }
   mlir::Value view(mlir::Value tensor) const { return views.lookup(tensor); }
   RoutingViews &routing(mlir::Value routing) { return routings[routing]; }
   /// A fresh view for the op's result; becomes view(tensor).
@@ -113,6 +120,7 @@ private:
   llvm::StringMap<mlir::Value> stateViews;
   llvm::SmallVector<TracedRoute> routes;
   mlir::Value zero;
+  bool onHost = false; // the current operation
   mlir::Location loc;
   mlir::StringAttr place;
   mlir::IntegerAttr layer;

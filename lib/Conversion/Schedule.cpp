@@ -1,7 +1,8 @@
 //===- Schedule.cpp - --plan-schedule -------------------------------------===//
 // Orders the instructions of each program: collectives as early as they can, what needs their
 // results as late as there is something else to do. So the dense work that does not depend on an
-// exchange (a shared expert, the next projection) lies between its start and its first use.
+// exchange (a shared expert, the next projection) lies between its start and its first use, and
+// gathers of weights that are cut at rest are some work ahead of it, but not all at once.
 //===----------------------------------------------------------------------===//
 #include "ProgramBuilder.h"
 #include "QueueClocks.h"
@@ -18,6 +19,11 @@ namespace {
 /// memory is alive.
 constexpr unsigned kLookahead = 64;
 
+/// How far ahead of the first waiting instruction an exchange may start that nothing holds back: a
+/// gather of a weight, which would otherwise stand at the program's beginning and keep its result
+/// alive until the use.
+constexpr unsigned kPrefetch = 16;
+
 /// A list scheduler with two classes of instructions. Deterministic: ties go to the earlier one.
 class Scheduler {
 public:
@@ -25,9 +31,10 @@ public:
   std::vector<unsigned> run();
 
 private:
+  /// Whatever does not run on the compute queue.
   bool isExchange(unsigned i) {
     InstructionInterface instr = instrs[i];
-    return instr.getQueue() == kCommQueue;
+    return instr.getQueue() != kComputeQueue;
   }
   /// Would wait for an exchange that nothing has waited for yet.
   bool wouldWait(unsigned i);
@@ -61,9 +68,9 @@ bool Scheduler::wouldWait(unsigned i) {
 }
 
 unsigned Scheduler::choose() {
-  if (!readyExchanges.empty())
+  unsigned first = readyWork.empty() ? instrs.size() : *readyWork.begin();
+  if (!readyExchanges.empty() && *readyExchanges.begin() <= first + kPrefetch)
     return *readyExchanges.begin();
-  unsigned first = *readyWork.begin();
   for (unsigned i : readyWork) {
     if (i > first + kLookahead)
       break;

@@ -142,23 +142,16 @@ Status Compilation::load() {
 
 /// Options that were decided before `reached` would be ignored: an error for each.
 static Status checkDecided(const CompilerOptions &options, Phase reached) {
-  constexpr std::pair<const char *, Phase> kDecidedBy[] = {{"task", Phase::import},
-                                                           {"batch", Phase::import},
-                                                           {"seq", Phase::import},
-                                                           {"dec-seq", Phase::import},
-                                                           {"max-seq", Phase::import},
-                                                           {"dtype", Phase::import},
-                                                           {"mesh", Phase::shard},
-                                                           {"ragged-bound", Phase::shard},
-                                                           {"capacity-factor", Phase::autodiff},
-                                                           {"drop-policy", Phase::autodiff},
-                                                           {"min-capacity", Phase::autodiff},
-                                                           {"drop-seed", Phase::autodiff},
-                                                           {"aux-loss", Phase::autodiff},
-                                                           {"z-loss", Phase::autodiff},
-                                                           {"recompute", Phase::partition},
-                                                           {"target", Phase::plan},
-                                                           {"host-cpu", Phase::plan}};
+  constexpr std::pair<const char *, Phase> kDecidedBy[] = {
+      {"task", Phase::import},          {"batch", Phase::import},
+      {"seq", Phase::import},           {"dec-seq", Phase::import},
+      {"max-seq", Phase::import},       {"dtype", Phase::import},
+      {"mesh", Phase::shard},           {"ragged-bound", Phase::shard},
+      {"zero", Phase::shard},           {"capacity-factor", Phase::autodiff},
+      {"drop-policy", Phase::autodiff}, {"min-capacity", Phase::autodiff},
+      {"drop-seed", Phase::autodiff},   {"aux-loss", Phase::autodiff},
+      {"z-loss", Phase::autodiff},      {"recompute", Phase::partition},
+      {"target", Phase::plan},          {"host-cpu", Phase::plan}};
   Status status;
   for (auto [option, phase] : kDecidedBy)
     if (phase <= reached && llvm::is_contained(options.given, option))
@@ -206,6 +199,7 @@ Status Compilation::runPhase(Phase phase) {
   PartitionOptions sharding;
   sharding.mesh = options.mesh;
   sharding.raggedBound = options.raggedBound.value_or(0);
+  sharding.zeroStage = options.zeroStage;
   switch (phase) {
   case Phase::import:
     return {};
@@ -307,6 +301,7 @@ PlanOptions Compilation::planOptions() const {
   PlanOptions plan;
   plan.target = options.target;
   plan.hostCpu = options.hostCpu;
+  plan.offload = options.offload;
   return plan;
 }
 
@@ -377,6 +372,8 @@ Status Compilation::writeAndReport() {
     llvm::outs() << rt::summaryJson(summary);
   else if (options.report == "text")
     llvm::errs() << rt::reportText(summary);
+  if (options.offload != "none" && options.target == "host" && options.report == "text")
+    llvm::errs() << "offload        nothing to do: a host's states are in its memory\n";
   for (const std::string &problem : standIns)
     llvm::errs() << "stood in for   " << problem << "\n";
   if (Status status = checkMemory(summary); !status || options.memoryOnly)

@@ -120,6 +120,17 @@ std::function<std::string(StringRef)> takeBetas(double &first, double &second) {
   };
 }
 
+/// A stage of ZeRO.
+std::function<std::string(StringRef)> takeStage(int64_t &store) {
+  return [&store](StringRef text) -> std::string {
+    int64_t stage;
+    if (text.getAsInteger(10, stage) || stage < 0 || stage > 3)
+      return "expects one of 0, 1, 2, 3, got '" + text.str() + "'";
+    store = stage;
+    return "";
+  };
+}
+
 std::vector<OptionSpec> optionTable(CompilerOptions &o) {
   auto takeText = [](std::string &store) {
     return [&store](StringRef text) { return store = text.str(), std::string(); };
@@ -170,6 +181,13 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
       {"momentum", "X", "sgd (default 0)", takeNumber(o.optimizer.momentum)},
       {"clip-norm", "X", "largest norm of all gradients together (default: any)",
        takeNumber(o.optimizer.clipNorm)},
+      {"zero", "STAGE",
+       "train: ranks that replicate a weight split its update (1, 2) and the weight too (3); "
+       "default 0",
+       takeStage(o.zeroStage)},
+      {"offload", "STATES",
+       "train, GPUs: what lies in the host's memory: none (default), optimizer, optimizer+params",
+       takeOneOf(o.offload, {"none", "optimizer", "optimizer+params"})},
       {"memory-limit", "BYTES", "refuse a plan that needs more on a rank (K, M, G, T allowed)",
        takeBytes(o.memoryLimit)},
       {"recompute", "POLICY",
@@ -190,8 +208,7 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
 
 /// Options of the contract that belong to tasks this version does not compile yet are refused by
 /// name, not as unknown words.
-constexpr StringRef kLaterOptions[] = {"micro-batches", "zero", "offload", "schedule",
-                                       "router-noise"};
+constexpr StringRef kLaterOptions[] = {"micro-batches", "schedule", "router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";
@@ -330,11 +347,11 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                               : "more than one model given: '" + join(models, "', '") + "'");
   else
     options.model = models.front();
-  if (options.task == "train" && options.target != "host")
-    status.add(ErrorId::BadUsage,
-               "--task=train is compiled for --target=host only in this version");
-  for (StringRef name :
-       {"optimizer", "lr", "betas", "eps", "weight-decay", "momentum", "clip-norm"})
+  if (options.offload == "optimizer+params" && options.zeroStage != 3)
+    status.add(ErrorId::BadUsage, "--offload=optimizer+params needs --zero=3: weights that are not "
+                                  "there are gathered where they are used");
+  for (StringRef name : {"optimizer", "lr", "betas", "eps", "weight-decay", "momentum", "clip-norm",
+                         "zero", "offload"})
     if (options.task != "train" && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=train");
   for (auto [name, value] : {std::pair("aux-loss", options.auxLoss), {"z-loss", options.zLoss}})

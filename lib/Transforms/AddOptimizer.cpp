@@ -165,18 +165,18 @@ private:
       Value load = state.getSeparateExperts() ? loadOf(b, loc, w, experts) : Value();
       if (load) {
         Value steps = kept(func, state, "steps", RankedTensorType::get({experts}, b.getF32Type()));
-        moe::ExpertAdamWOp::create(b, loc, w, m, v, steps, gradient.value, rate, load, factor,
-                                   b.getF64FloatAttr(beta1), b.getF64FloatAttr(beta2),
+        moe::ExpertAdamWOp::create(b, loc, Type(), w, m, v, steps, gradient.value, rate, load,
+                                   factor, b.getF64FloatAttr(beta1), b.getF64FloatAttr(beta2),
                                    b.getF64FloatAttr(eps), b.getF64FloatAttr(weightDecay));
         return;
       }
-      moe::AdamWOp::create(b, loc, w, m, v, gradient.value, rate, step, factor,
+      moe::AdamWOp::create(b, loc, Type(), w, m, v, gradient.value, rate, step, factor,
                            b.getF64FloatAttr(beta1), b.getF64FloatAttr(beta2),
                            b.getF64FloatAttr(eps), b.getF64FloatAttr(weightDecay));
       return;
     }
     Value momentumState = momentum > 0 ? kept(func, state, "b") : Value();
-    moe::SgdOp::create(b, loc, w, momentumState, gradient.value, rate, factor,
+    moe::SgdOp::create(b, loc, Type(), w, momentumState, gradient.value, rate, factor,
                        b.getF64FloatAttr(momentum), b.getF64FloatAttr(weightDecay),
                        nesterov ? b.getUnitAttr() : UnitAttr());
   }

@@ -63,6 +63,8 @@ void moira::buildShardPipeline(OpPassManager &pm, const PartitionOptions &option
   pm.addPass(createDistPropagate());
   // After propagation, because only now is it known which norms run over cut dimensions.
   pm.addPass(createDistExpandNorms());
+  // Behind all that decides what is replicated and what is a sum: it splits what is both.
+  pm.addPass(createDistShardZero({options.zeroStage}));
   pm.addPass(createDistVerifyShard());
 }
 
@@ -76,6 +78,8 @@ void moira::buildPartitionPipeline(OpPassManager &pm, const PartitionOptions &op
   // Now every exchange stands there, so its price is known; before localisation, which gives
   // copies their offsets too.
   pm.addPass(createDistRecompute({options.recompute, /*remark=*/false}));
+  // Last, or equal gathers would be made one again.
+  pm.addPass(createDistRegatherWeights());
   pm.addPass(createDistVerifyPartition({options.gatherRemarkBytes}));
 }
 
@@ -94,7 +98,8 @@ struct PhaseOptions : PassPipelineOptions<PhaseOptions> {
                                     llvm::cl::desc("remark on all_gathers of this size")};
   Option<std::string> recompute{*this, "recompute", llvm::cl::init("none"),
                                 llvm::cl::desc("none, selective or full")};
-  PartitionOptions get() const { return {mesh, raggedBound, gatherRemarkBytes, recompute}; }
+  Option<int64_t> zero{*this, "zero", llvm::cl::init(0), llvm::cl::desc("stage of ZeRO")};
+  PartitionOptions get() const { return {mesh, raggedBound, gatherRemarkBytes, recompute, zero}; }
 };
 } // namespace
 

@@ -16,6 +16,14 @@ void moira::setSharding(Value value, ShardingAttr sharding) {
   value.setType(dist::withSharding(value.getType(), sharding));
 }
 
+bool moira::isPartOfWeight(Value value) {
+  auto elementOf = [](Value v) { return cast<RankedTensorType>(v.getType()).getElementType(); };
+  if (auto scale = value.getDefiningOp<moe::ScaleOp>();
+      scale && elementOf(scale.getX()) != elementOf(scale) && scale.getFactor().isExactlyValue(1.0))
+    value = scale.getX();
+  return value.getDefiningOp<moe::ParamOp>() != nullptr;
+}
+
 bool moira::isShardable(Type type) { return isa<RankedTensorType, moe::RoutingType>(type); }
 
 ArrayRef<int64_t> moira::shardableShape(Type type) {
@@ -46,6 +54,11 @@ StateTable::StateTable(ModuleOp module) {
 moe::StateOp StateTable::stateOf(Value value) const {
   moe::ParamOp param = moe::paramOf(value);
   return param ? states.lookup(param.getStateAttr().getAttr()) : moe::StateOp();
+}
+
+ArrayRef<moe::ParamOp> StateTable::paramsOf(moe::StateOp state) const {
+  auto found = params.find(state);
+  return found == params.end() ? ArrayRef<moe::ParamOp>() : found->second;
 }
 
 ShardingAttr StateTable::getSharding(moe::StateOp state) const {

@@ -16,6 +16,10 @@ dist::ShardingAttr shardingOf(mlir::Value value);
 llvm::SmallVector<dist::ShardingAttr> shardingsOf(mlir::ValueRange values);
 void setSharding(mlir::Value value, dist::ShardingAttr sharding);
 
+/// Whether this is what a rank holds of a state, perhaps rounded for its uses (a scale by 1 to
+/// another type).
+bool isPartOfWeight(mlir::Value value);
+
 /// True for what can carry a sharding: ranked tensors and routings.
 bool isShardable(mlir::Type type);
 /// Number of dimensions that a sharding of this type has.
@@ -34,6 +38,8 @@ public:
 
   /// The state that this value is, as it lies there or rounded; or null.
   moe::StateOp stateOf(mlir::Value value) const;
+  /// Everything that reads it, in program order.
+  llvm::ArrayRef<moe::ParamOp> paramsOf(moe::StateOp state) const;
   dist::ShardingAttr getSharding(moe::StateOp state) const;
   void setSharding(moe::StateOp state, dist::ShardingAttr sharding) const;
   /// Cuts one more dimension. False, with a diagnostic, if it is cut otherwise already or an axis

@@ -93,7 +93,8 @@ private:
     for (size_t i = 0; i < path.size(); ++i) {
       if (isa<dist::PackOp, dist::SelectOp>(path[i]))
         continue;
-      if (isa<dist::AllGatherOp>(path[i]))
+      if (auto gather = dyn_cast<dist::AllGatherOp>(path[i]);
+          gather && !isPartOfWeight(gather.getX()))
         error(path[i]) << "rows are gathered between router and combine";
       for (Value operand : path[i]->getOperands())
         push(operand);

@@ -34,12 +34,19 @@ bool ProgramContext::isState(size_t view) const {
 }
 
 ProgramContext::StateChange ProgramContext::changeOf(const fb::Instr &instr) const {
+  // A weight that ranks update in parts becomes what is gathered of them.
+  if (instr.kind() == fb::InstrKind::copy ||
+      (instr.kind() == fb::InstrKind::collective &&
+       instr.target() == uint32_t(fb::CollectiveKind::all_gather)))
+    return StateChange::whole;
   if (instr.kind() != fb::InstrKind::call || instr.target() >= parent.calls.size() ||
       !parent.calls[instr.target()])
     return StateChange::none;
   const std::string &name = parent.calls[instr.target()]->name;
   if (name == "write_rows")
     return StateChange::rows;
+  if (name == "join_blocks")
+    return StateChange::whole;
   bool updates = name == "adamw" || name == "expert_adamw" || name == "sgd";
   return updates ? StateChange::update : StateChange::none;
 }

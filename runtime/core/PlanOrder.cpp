@@ -85,6 +85,7 @@ private:
   bool isWholeState(uint32_t view, const fb::State *&state) const;
   void checkRows(size_t index, const fb::Instr &instr);
   void checkUpdate(size_t index, size_t queue, const fb::Instr &instr);
+  void checkWritten(size_t index, const fb::Instr &instr);
   bool mayBeInPlace(const fb::Instr &instr, size_t input, size_t output) const;
   void read(size_t index, size_t queue, uint32_t view);
   void write(size_t index, size_t queue, uint32_t view);
@@ -218,18 +219,28 @@ bool OrderCheck::isWholeState(uint32_t view, const fb::State *&state) const {
   return true;
 }
 
-/// An update reads what it writes, so it may not be repeated: it stands behind everything from
-/// which a step can be repeated. (Executors repeat a step at once where the bound is too small.)
+/// An update reads what it writes: whole states, or other memory.
 void OrderCheck::checkUpdate(size_t index, size_t queue, const fb::Instr &instr) {
+  for (uint32_t view : *instr.outputs())
+    read(index, queue, view);
+  checkWritten(index, instr);
+}
+
+/// A state that has been given new values is not what a repeated step must find. So they are
+/// written behind everything from which a step can be repeated. (Executors repeat a step at once
+/// where the bound is too small.)
+void OrderCheck::checkWritten(size_t index, const fb::Instr &instr) {
   for (uint32_t view : *instr.outputs()) {
     const fb::State *state = nullptr;
+    if (!ctx.isState(view))
+      continue;
     if (!isWholeState(view, state))
       return fail(index, "an output is not the whole of one state");
-    read(index, queue, view);
+    if (index < lastRequire)
+      return fail(index, format("instruction %zu may have the step repeated, which would find "
+                                "other states",
+                                lastRequire));
   }
-  if (index < lastRequire)
-    fail(index, format("instruction %zu may have the step repeated, which would update twice",
-                       lastRequire));
 }
 
 /// A step may be repeated because the bound was too small, and must then find what it found at
@@ -327,12 +338,15 @@ void OrderCheck::step(size_t index) {
     collectiveIndex = index;
   }
   checkOverlap(index, instr);
-  if (ctx.changeOf(instr) == ProgramContext::StateChange::rows)
+  ProgramContext::StateChange change = ctx.changeOf(instr);
+  if (change == ProgramContext::StateChange::rows)
     checkRows(index, instr);
   for (size_t i = 0; i < sizeOf(instr.inputs()); ++i)
     read(index, queue, instr.inputs()->Get(i));
-  if (ctx.changeOf(instr) == ProgramContext::StateChange::update)
+  if (change == ProgramContext::StateChange::update)
     checkUpdate(index, queue, instr);
+  if (change == ProgramContext::StateChange::whole)
+    checkWritten(index, instr);
   for (size_t i = 0; i < sizeOf(instr.outputs()); ++i)
     write(index, queue, instr.outputs()->Get(i));
 }

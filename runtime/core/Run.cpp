@@ -117,6 +117,10 @@ Status openTraining(const RunOptions &options, RunSession &session) {
   if (!trains)
     return Status(ErrorId::BadRun, options.plan + " does not train, so it takes no --steps; "
                                                   "compile the model with --task=train");
+  if (!session.program->reference() && session.plan->plan().target()->string_view() != "host")
+    return Status(ErrorId::PlanTarget,
+                  options.plan + " trains on GPUs, which this version plans and inspects, but does "
+                                 "not run; compile with --target=host, or run with --reference");
   if (!options.train)
     return Status(ErrorId::BadRun, options.plan + " trains: say how many steps with --steps=N");
   Expected<TrainTask> task =

@@ -1,7 +1,7 @@
 //===- FastAttentionGrad.cpp - gradients of attention by products -----------===//
-// As the reference in GradAttention.cpp, all in float: the weights of a block of queries again, then
-// what flows back through them, as products of matrices by oneDNN. Queries and heads that add to the
-// same gradient are in one task, in a fixed order: same input, same bits.
+// As the reference in GradAttention.cpp, all in float: the weights of a block of queries again,
+// then what flows back through them, as products of matrices by oneDNN. Queries and heads that add
+// to the same gradient are in one task, in a fixed order: same input, same bits.
 //===----------------------------------------------------------------------===//
 #include "AttentionShape.h"
 #include "Sgemm.h"

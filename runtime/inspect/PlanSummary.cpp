@@ -66,14 +66,24 @@ ArenaSummary summarizeArena(const fb::Arena &arena, const fb::Program &program) 
   ArenaSummary out;
   out.name = arena.name()->str();
   out.role = fb::EnumNameArenaRole(arena.role());
+  out.onHost = arena.space() == fb::Space::host;
   out.bytes = arena.bytes() + arena.bytes_per_bound() * program.bound_initial();
   out.bytesAtMax = arena.bytes() + arena.bytes_per_bound() * program.bound_max();
   return out;
 }
 
+/// What a checkpoint fills are weights.
+const char *roleOf(const fb::State &state, const fb::Plan &plan) {
+  if (state.source())
+    return "weights";
+  const flatbuffers::String *task = plan.info()->task();
+  return task && task->string_view() == "generate" ? "caches" : "optimizer";
+}
+
 ShardSummary summarizeState(const fb::State &state, const fb::Plan &plan) {
   ShardSummary out;
   out.name = state.name()->str();
+  out.role = roleOf(state, plan);
   out.dtype = fb::EnumNameDType(state.dtype());
   out.layer = state.layer();
   out.localBytes = dtypeBytes(state.dtype());
@@ -94,6 +104,20 @@ ShardSummary summarizeState(const fb::State &state, const fb::Plan &plan) {
     out.localBytes *= out.localShape.back();
   }
   return out;
+}
+
+void addToClass(const ShardSummary &shard, const fb::State &state, bool onHost,
+                std::vector<StateClass> &classes) {
+  auto found = std::find_if(classes.begin(), classes.end(),
+                            [&](const StateClass &c) { return c.role == shard.role; });
+  if (found == classes.end())
+    found = classes.insert(classes.end(), {shard.role, 0, 0, 0});
+  uint64_t whole = dtypeBytes(state.dtype());
+  for (int64_t size : shard.shape)
+    whole *= size;
+  found->bytes += shard.localBytes;
+  found->hostBytes += onHost ? shard.localBytes : 0;
+  found->wholeBytes += whole;
 }
 
 /// Tokens·k of the routing that an all_to_all of rows belongs to: the producer is the pack that
@@ -255,6 +279,15 @@ void summarizeQueues(const Reader &reader, ProgramSummary &out) {
   out.instructionCounts.assign(counts.begin(), counts.end());
 }
 
+/// A rank's memory, the device's and the host's.
+void addUp(ProgramSummary &program) {
+  program.totalBytes = program.totalBytesAtMax = program.hostBytes = 0;
+  for (const ArenaSummary &arena : program.arenas) {
+    (arena.onHost ? program.hostBytes : program.totalBytes) += arena.bytes;
+    program.totalBytesAtMax += arena.onHost ? 0 : arena.bytesAtMax;
+  }
+}
+
 ProgramSummary summarizeProgram(const fb::Plan &plan, const fb::Program &program) {
   Reader reader{plan, program};
   ProgramSummary out;
@@ -263,13 +296,13 @@ ProgramSummary summarizeProgram(const fb::Plan &plan, const fb::Program &program
   out.ranks = program.ranks();
   out.boundInitial = program.bound_initial();
   out.boundMax = program.bound_max();
-  for (const fb::Arena *arena : *program.arenas()) {
+  for (const fb::Arena *arena : *program.arenas())
     out.arenas.push_back(summarizeArena(*arena, program));
-    out.totalBytes += out.arenas.back().bytes;
-    out.totalBytesAtMax += out.arenas.back().bytesAtMax;
-  }
-  for (const fb::State *state : statesOf(plan, program))
+  addUp(out);
+  for (const fb::State *state : statesOf(plan, program)) {
     out.shards.push_back(summarizeState(*state, plan));
+    addToClass(out.shards.back(), *state, out.arenas[state->arena()].onHost, out.stateClasses);
+  }
   out.collectives = summarizeCollectives(reader);
   findPeak(reader, out);
   summarizeQueues(reader, out);
@@ -290,11 +323,7 @@ void shareArenas(std::vector<ProgramSummary> &programs) {
     if (program.reference)
       continue;
     program.arenas = shared;
-    program.totalBytes = program.totalBytesAtMax = 0;
-    for (const ArenaSummary &arena : shared) {
-      program.totalBytes += arena.bytes;
-      program.totalBytesAtMax += arena.bytesAtMax;
-    }
+    addUp(program);
   }
 }
 

@@ -45,7 +45,7 @@ std::string shardingText(const ShardSummary &shard) {
 uint64_t bytesOf(const ProgramSummary &program, const char *role) {
   uint64_t bytes = 0;
   for (const ArenaSummary &arena : program.arenas)
-    if (arena.role == role)
+    if (arena.role == role && !arena.onHost)
       bytes += arena.bytes;
   return bytes;
 }
@@ -86,10 +86,22 @@ std::string header(const PlanSummary &s) {
                        (unsigned long long)s.ranks, s.ranks == 1 ? "" : "s");
 }
 
+/// What kinds of states take on a rank, and how often all ranks together hold them.
+std::string statesText(const ProgramSummary &p) {
+  std::string text;
+  for (const StateClass &c : p.stateClasses)
+    text +=
+        (text.empty() ? "" : ", ") + c.role + " " + bytesText(c.bytes) +
+        (c.hostBytes == 0         ? ""
+         : c.hostBytes == c.bytes ? " on the host"
+                                  : " partly on the host") +
+        (p.ranks > 1 ? format(" (held %.2f times)", double(c.bytes) * p.ranks / c.wholeBytes) : "");
+  return text.empty() ? "no states" : text;
+}
+
 std::string memoryText(const ProgramSummary &p) {
-  std::string text = "memory a rank  " + bytesText(p.totalBytes) + ": weights " +
-                     bytesText(bytesOf(p, "state")) + ", activations " +
-                     bytesText(bytesOf(p, "activations"));
+  std::string text = "memory a rank  " + bytesText(p.totalBytes) + ": " + statesText(p) +
+                     ", activations " + bytesText(bytesOf(p, "activations"));
   if (p.boundMax)
     text += ", expert exchange " + bytesText(bytesOf(p, "ragged")) +
             format(" (bound %llu rows a slot, worst case %llu)", (unsigned long long)p.boundInitial,
@@ -97,6 +109,8 @@ std::string memoryText(const ProgramSummary &p) {
   text += "\n";
   if (p.keptBytes)
     text += "               kept for the backward pass " + bytesText(p.keptBytes) + "\n";
+  if (p.hostBytes)
+    text += "               and on the host " + bytesText(p.hostBytes) + "\n";
   if (!p.peakInstruction.empty())
     text += "               most live values (" + bytesText(p.peakLiveBytes) + ") at " +
             p.peakInstruction + (p.peakLocation.empty() ? "" : " of " + p.peakLocation) + "\n";

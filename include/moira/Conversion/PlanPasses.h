@@ -10,6 +10,9 @@
 
 namespace moira {
 
+/// `--plan-offload`: localized functions; places states in the host's memory and moves what
+/// crosses. `states`: none, optimizer, or optimizer+params.
+std::unique_ptr<mlir::Pass> createPlanOffloadPass(llvm::StringRef states = "none");
 /// `--plan-fuse-kernels`: localized functions; puts row ops that one kernel can run into
 /// plan.fused.
 std::unique_ptr<mlir::Pass> createPlanFuseKernelsPass();

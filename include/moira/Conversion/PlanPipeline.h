@@ -13,8 +13,9 @@
 namespace moira {
 
 struct PlanOptions {
-  std::string target = "host";          // "host" or a GPU as ptxas names it, "sm_90"
-  std::string hostCpu = "x86-64-v3";    // instruction set of host kernels: KernelImage.h
+  std::string target = "host";       // "host" or a GPU as ptxas names it, "sm_90"
+  std::string hostCpu = "x86-64-v3"; // instruction set of host kernels: KernelImage.h
+  std::string offload = "none"; // what lies in a GPU's host's memory: optimizer, optimizer+params
   std::string producer = "moira 0.1.0"; // stands in the file
 };
 

@@ -38,6 +38,8 @@ struct CompilerOptions {
   int64_t minCapacity = 4, dropSeed = 0;
   std::optional<double> auxLoss, zLoss; // shares of the routers' losses; without: none
   OptimizerOptions optimizer;           // train
+  std::string offload = "none";         // train: optimizer, optimizer+params
+  int64_t zeroStage = 0;                // of ZeRO; train
   std::optional<uint64_t> memoryLimit;  // bytes a rank
   std::string recompute; // none, selective, full or auto; empty: auto with a limit, else none
   std::optional<Phase> compileTo, compileFrom;

@@ -26,6 +26,7 @@ struct PartitionOptions {
   int64_t raggedBound = 0;        ///< initial bound of ragged rows; 0: the default
   int64_t gatherRemarkBytes = 0;  ///< remark on all_gathers from this size on; 0: none
   std::string recompute = "none"; ///< none, selective or full: see --dist-recompute
+  int64_t zeroStage = 0;          ///< of ZeRO; 0: replicas of weights update them alike
 };
 
 /// What is added to the cross-entropy, and how much of it.

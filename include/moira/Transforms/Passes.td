@@ -102,6 +102,13 @@ def DistExpandNorms : Dist_Pass<"dist-expand-norms"> {
   let statistics = [Statistic<"expanded", "expanded", "Norms expanded">];
 }
 
+def DistShardZero : Dist_Pass<"dist-shard-zero"> {
+  let summary = "Split updates, what optimizers keep and, at stage 3, weights over the ranks that replicate a weight (ZeRO)";
+  let options = [Option<"stage", "stage", "int64_t", "0", "0: nothing; 1, 2: optimizer states; 3: weights too">];
+  let statistics = [Statistic<"cut", "cut", "Weights whose update is split">,
+                    Statistic<"uncut", "uncut", "Replicated weights that no dimension lets split">];
+}
+
 def DistVerifyShard : Dist_Pass<"dist-verify-shard"> {
   let summary = "Check what the phase shard promises";
 }
@@ -138,6 +145,12 @@ def DistRecompute : Dist_Pass<"dist-recompute"> {
                  Option<"remark", "remark", "bool", "false", "say how much is kept and repeated">];
   let statistics = [Statistic<"keptBytes", "kept-bytes", "Bytes on a rank that are kept">,
                     Statistic<"recomputed", "recomputed", "Operations that are repeated">];
+}
+
+def DistRegatherWeights : Dist_Pass<"dist-regather-weights"> {
+  let summary = "Gather weights that are cut at rest anew for uses that stand far apart";
+  let options = [Option<"distance", "distance", "int64_t", "32", "operations between two uses that share a gather, at most">];
+  let statistics = [Statistic<"gathers", "gathers", "Gathers of weights">];
 }
 
 def DistVerifyPartition : Dist_Pass<"dist-verify-partition"> {

@@ -9,7 +9,7 @@ func.func @f(%g: tensor<5xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
   %w = moe.param @w : tensor<4xf32>
   %m = moe.param @m : tensor<4xf32>
   %v = moe.param @v : tensor<4xf32>
-  // expected-error @+1 {{C1: a state and its gradient must have one shape}}
+  // expected-error @+1 {{C1: a state and what changes it must have one shape}}
   moe.adamw %w, %m, %v by %g rate %lr step %step betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<5xf32>, tensor<1xf32>, tensor<1xi32>) -> ()
   return
 }
@@ -136,7 +136,7 @@ func.func @f(%g: tensor<4x2xf32>, %lr: tensor<1xf32>, %load: tensor<4xf32>, %oth
   %m = moe.param @m : tensor<4x2xf32>
   %v = moe.param @v : tensor<4x2xf32>
   %s = moe.param @s : tensor<4xf32>
-  // expected-error @+1 {{C1: a state and its gradient must have one shape}}
+  // expected-error @+1 {{C1: a state and what changes it must have one shape}}
   moe.expert_adamw %w, %m, %v, %s by %h rate %lr load %load betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0
       : (tensor<4x2xf32>, tensor<4x2xf32>, tensor<4x2xf32>, tensor<4xf32>, tensor<4x3xf32>, tensor<1xf32>, tensor<4xf32>) -> ()
   return
@@ -206,7 +206,7 @@ func.func @f(%g: tensor<5xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
   %w = moe.param @w : tensor<4xf32>
   %m = moe.param @m : tensor<4xf32>
   %v = moe.param @v : tensor<4xf32>
-  // expected-error @+1 {{C1: a state and its gradient must have one shape}}
+  // expected-error @+1 {{C1: a state and what changes it must have one shape}}
   moe.sgd %w with %m by %g rate %lr momentum 0.9 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<5xf32>, tensor<1xf32>) -> ()
   return
 }
@@ -314,4 +314,51 @@ func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
   // expected-error @+1 {{C2: max_norm must be finite and not negative}}
   %0, %1 = moe.clip_factor %lr max_norm -1.0 : (tensor<1xf32>) -> (tensor<1xf32>, tensor<1xf32>)
   return
+}
+
+// -----
+
+// adamw C1: a result of another shape
+moe.state @m : tensor<4xf32>
+moe.state @v : tensor<4xf32>
+func.func @f(%w: tensor<4xf32>, %g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
+  %m = moe.param @m : tensor<4xf32>
+  %v = moe.param @v : tensor<4xf32>
+  // expected-error @+1 {{C1: the weight before and after must have the gradient's shape}}
+  %0 = moe.adamw %w, %m, %v by %g rate %lr step %step betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.0 : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>, tensor<1xi32>) -> tensor<5xf32>
+  return
+}
+
+// -----
+
+// assign C1
+moe.state @w : tensor<4xf32>
+func.func @f(%x: tensor<5xf32>) {
+  %w = moe.param @w : tensor<4xf32>
+  // expected-error @+1 {{C1: a state and what changes it must have one shape}}
+  moe.assign %w = %x : tensor<4xf32>, tensor<5xf32>
+  return
+}
+
+// -----
+
+// assign C2
+moe.state @w : tensor<4xf32>
+func.func @f(%x: tensor<4xbf16>) {
+  %w = moe.param @w : tensor<4xf32>
+  // expected-error @+1 {{C2: the state and what it becomes must have one element type}}
+  moe.assign %w = %x : tensor<4xf32>, tensor<4xbf16>
+  return
+}
+
+// -----
+
+// assign C3
+moe.state @w : tensor<4xf32>
+func.func @f(%x: tensor<4xf32>) -> tensor<4xf32> {
+  %w = moe.param @w : tensor<4xf32>
+  // expected-error @+1 {{C3: nothing behind it may read or change the states}}
+  moe.assign %w = %x : tensor<4xf32>, tensor<4xf32>
+  // expected-note @+1 {{this does}}
+  return %w : tensor<4xf32>
 }

@@ -12,6 +12,11 @@ moe.state @x.v : tensor<8x4xf32>
 moe.state @x.steps : tensor<8xf32>
 moe.state @u : tensor<8xf32>
 moe.state @u.b : tensor<8xf32>
+moe.state @s : tensor<8xf32>
+moe.state @s.b : tensor<4xf32>
+moe.state @t : tensor<8xf32>
+moe.state @t.m : tensor<4xf32>
+moe.state @t.v : tensor<4xf32>
 
 // CHECK-LABEL: func.func @train
 func.func @train(%g: tensor<8x4xf32>, %h: tensor<8xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) -> tensor<1xf32> {
@@ -38,4 +43,23 @@ func.func @train(%g: tensor<8x4xf32>, %h: tensor<8xf32>, %lr: tensor<1xf32>, %st
   moe.sgd %u with %b by %h rate %lr factor %f momentum 9.000000e-01 weight_decay 0.000000e+00 nesterov
       : (tensor<8xf32>, tensor<8xf32>, tensor<8xf32>, tensor<1xf32>, tensor<1xf32>) -> ()
   return %norm : tensor<1xf32>
+}
+
+// Updates of a part of a weight give the new part, from which the state becomes a new whole.
+// CHECK-LABEL: func.func @parts
+func.func @parts(%g: tensor<4xf32>, %part: tensor<4xf32>, %whole: tensor<8xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) -> (tensor<4xf32>, tensor<4xf32>) {
+  %s = moe.param @s : tensor<8xf32>
+  %b = moe.param @s.b : tensor<4xf32>
+  %t = moe.param @t : tensor<8xf32>
+  %m = moe.param @t.m : tensor<4xf32>
+  %v = moe.param @t.v : tensor<4xf32>
+  // CHECK: %[[NEW:.*]] = moe.adamw %{{.*}} weight_decay {{.*}} -> tensor<4xf32>
+  %0 = moe.adamw %part, %m, %v by %g rate %lr step %step betas 9.000000e-01, 9.990000e-01 eps 1.000000e-08 weight_decay 1.000000e-02
+      : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>, tensor<1xi32>) -> tensor<4xf32>
+  // CHECK: = moe.sgd %{{.*}} with %{{.*}} -> tensor<4xf32>
+  %1 = moe.sgd %part with %b by %g rate %lr momentum 9.000000e-01 weight_decay 0.000000e+00
+      : (tensor<4xf32>, tensor<4xf32>, tensor<4xf32>, tensor<1xf32>) -> tensor<4xf32>
+  // CHECK: moe.assign %{{.*}} = %{{.*}} : tensor<8xf32>, tensor<8xf32>
+  moe.assign %s = %whole : tensor<8xf32>, tensor<8xf32>
+  return %0, %1 : tensor<4xf32>, tensor<4xf32>
 }

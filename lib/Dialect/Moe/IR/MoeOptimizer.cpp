@@ -28,7 +28,10 @@ static bool isFiniteAndNotNegative(const APFloat &value) {
 static LogicalResult verifyShapes(Operation *op, OperandRange states, Value grad) {
   for (Value state : states)
     if (shapeOf(state) != shapeOf(grad))
-      return op->emitOpError("C1: a state and its gradient must have one shape");
+      return op->emitOpError("C1: a state and what changes it must have one shape");
+  for (Value result : op->getResults())
+    if (shapeOf(result) != shapeOf(grad) || shapeOf(op->getOperand(0)) != shapeOf(grad))
+      return op->emitOpError("C1: the weight before and after must have the gradient's shape");
   return success();
 }
 
@@ -99,6 +102,15 @@ LogicalResult SgdOp::verify() {
   return verifyStates(*this, getUpdated());
 }
 
+LogicalResult AssignOp::verify() {
+  auto elementOf = [](Value v) { return cast<RankedTensorType>(v.getType()).getElementType(); };
+  if (elementOf(getState()) != elementOf(getX()))
+    return emitOpError("C2: the state and what it becomes must have one element type");
+  if (failed(verifyShapes(*this, getUpdated(), getX())))
+    return failure();
+  return verifyStates(*this, getUpdated());
+}
+
 LogicalResult SquaresOp::verify() {
   if (!isOneNumber(getResult()))
     return emitOpError("C1: the result must be one number");
@@ -117,18 +129,22 @@ LogicalResult ClipFactorOp::verify() {
 // Sharding rules
 //===----------------------------------------------------------------------===//
 
-/// States[x..] first, so that the gradient is laid out as they are; numbers are whole.
+/// The weight and its states[x..] first, so that the gradient is laid out as they are; numbers are
+/// whole.
 static FactorRule updateRule(Operation *op, size_t updated) {
   FactorRule rule;
   SmallVector<int> x = rule.addFactors(FactorKind::passThrough, shapeOf(op->getOperand(0)));
   for (unsigned i = 0; i < op->getNumOperands(); ++i)
-    rule.operands.push_back(
-        i <= updated ? x : SmallVector<int>{rule.addFactor(FactorKind::needReplication, 1)});
+    rule.operands.push_back(i <= updated + op->getNumResults()
+                                ? x
+                                : SmallVector<int>{rule.addFactor(FactorKind::needReplication, 1)});
+  rule.results.assign(op->getNumResults(), x);
   return rule;
 }
 
 FactorRule AdamWOp::getFactorRule() { return updateRule(*this, getUpdated().size()); }
 FactorRule SgdOp::getFactorRule() { return updateRule(*this, getUpdated().size()); }
+FactorRule AssignOp::getFactorRule() { return updateRule(*this, getUpdated().size()); }
 
 /// w, m and v[e,x..], steps[e], grad[e,x..], lr[o], load[e], factor[o].
 FactorRule ExpertAdamWOp::getFactorRule() {
@@ -138,6 +154,7 @@ FactorRule ExpertAdamWOp::getFactorRule() {
   rule.operands = {x, x, x, {x.front()}, x, {one}, {x.front()}};
   if (getFactor())
     rule.operands.push_back({one});
+  rule.results.assign(getOperation()->getNumResults(), x);
   return rule;
 }
 

@@ -242,6 +242,14 @@ LogicalResult TraceOp::verify() {
 // Groups
 //===----------------------------------------------------------------------===//
 
+LogicalResult MoveOp::verify() {
+  if (getTo() != Space::device && getTo() != Space::host)
+    return emitOpError("C1: goes to device or host");
+  if (getX().getType() != getType())
+    return emitOpError("C2: the type must stay");
+  return success();
+}
+
 LogicalResult FusedOp::verify() {
   Block &block = getBody().front();
   if (block.getArgumentTypes() != getInputs().getTypes())

@@ -16,18 +16,28 @@ namespace moira::rt {
 
 struct ArenaSummary {
   std::string name, role;  // role: state, activations, ragged
+  bool onHost = false;     // of a device: in its host's memory
   uint64_t bytes = 0;      // at the initial bound
   uint64_t bytesAtMax = 0; // at the largest bound
 };
 
-/// One weight: what the checkpoint holds and what a rank holds.
+/// One state: the whole of it, and what a rank holds.
 struct ShardSummary {
   std::string name, dtype;
+  std::string role; // weights, optimizer (what training keeps of them), caches
   int layer = -1;
   std::vector<int64_t> shape, localShape;
   std::vector<std::vector<std::string>> axes; // for each dimension
   std::vector<int64_t> pads;
   uint64_t localBytes = 0;
+};
+
+/// All states of one role.
+struct StateClass {
+  std::string role;
+  uint64_t bytes = 0;      // on a rank
+  uint64_t hostBytes = 0;  // of these, in the memory of a device's host
+  uint64_t wholeBytes = 0; // of one copy of them; ranks · bytes / wholeBytes are held
 };
 
 /// Collectives of one kind over one axis list in one layer (-1: outside the layers).
@@ -55,6 +65,7 @@ struct ProgramSummary {
   bool reference = false;
   uint64_t ranks = 1, boundInitial = 0, boundMax = 0;
   std::vector<ArenaSummary> arenas;
+  uint64_t hostBytes = 0;       // of arenas in the memory of a device's host, which are not in:
   uint64_t totalBytes = 0;      // what the runtime will allocate on a rank at the initial bound
   uint64_t totalBytesAtMax = 0; // and at the largest bound
   uint64_t peakLiveBytes = 0;   // largest sum of live values outside the state arena
@@ -62,6 +73,7 @@ struct ProgramSummary {
   std::string peakInstruction;  // "call linear", at peakLocation
   std::string peakLocation;
   std::vector<ShardSummary> shards;
+  std::vector<StateClass> stateClasses;       // in the order in which states have them
   std::vector<CollectiveSummary> collectives; // sorted by axes, kind, layer
   std::vector<QueueSummary> queues;
   std::vector<std::pair<std::string, uint64_t>> instructionCounts; // by kind and name, sorted

@@ -29,6 +29,8 @@ bool isParams(mlir::Attribute attribute);
 #include "Plan/PlanOps.h.inc"
 
 namespace moira::plan {
+/// Unit attribute of states that lie in the host's memory and of updates that run there.
+inline constexpr llvm::StringLiteral kOnHostAttr = "plan.on_host";
 /// Offsets and sizes in arenas are multiples of this.
 inline constexpr uint64_t kAlignment = 64;
 inline uint64_t alignUp(uint64_t bytes) {
