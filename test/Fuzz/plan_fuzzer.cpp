@@ -5,6 +5,7 @@
 #include "PlanInterpreter.h"
 
 #include "moira/rt/Device.h"
+#include "moira/rt/HostThreads.h"
 
 #include <algorithm>
 #include <cstdlib>
