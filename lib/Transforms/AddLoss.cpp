@@ -7,6 +7,7 @@
 // encoder-decoder's are given, at the places of the logits. Routers' losses are results of their
 // own; what is differentiated is the sum of all, each times its `moe.loss_weight`.
 //===----------------------------------------------------------------------===//
+#include "ProgramInputs.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
@@ -68,15 +69,9 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
 
     // Labels of a decoder are optional: what stands for them is no label.
     bool shifted = !argument(func, "decoder_input_ids");
-    SmallVector<NamedAttribute> attributes{
-        b.getNamedAttr("moe.name", b.getStringAttr("labels")),
-        b.getNamedAttr("moe.range", b.getDenseI64ArrayAttr({-100, classes - 1}))};
-    if (shifted)
-      attributes.append({b.getNamedAttr("moe.optional", b.getUnitAttr()),
-                         b.getNamedAttr("moe.fill", b.getF64FloatAttr(INT32_MIN))});
-    unsigned at = func.getNumArguments();
-    (void)func.insertArgument(at, i32, b.getDictionaryAttr(attributes), loc);
-    Value labels = func.getArgument(at);
+    Value labels =
+        addInput(func, "labels", i32, shifted ? std::optional<double>(INT32_MIN) : std::nullopt,
+                 InputRange{-100, classes - 1});
     if (shifted)
       labels = moe::NextTokensOp::create(b, loc, i32, func.getArgument(*ids), labels);
 
@@ -103,15 +98,7 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
 
   /// Nobody who runs the program leaves it out; without it losses are sums.
   static Value labelCount(func::FuncOp func, Type type) {
-    Builder b(func.getContext());
-    unsigned index = func.getNumArguments();
-    (void)func.insertArgument(
-        index, type,
-        b.getDictionaryAttr({b.getNamedAttr("moe.name", b.getStringAttr("label_count")),
-                             b.getNamedAttr("moe.optional", b.getUnitAttr()),
-                             b.getNamedAttr("moe.fill", b.getF64FloatAttr(1))}),
-        func.getLoc());
-    return func.getArgument(index);
+    return addInput(func, "label_count", type, 1);
   }
 
   /// A loss and its share in what is differentiated.

@@ -7,6 +7,7 @@
 // are several losses, `loss` becomes what is minimised, and the cross-entropy `ce_loss`.
 //===----------------------------------------------------------------------===//
 #include "Adafactor.h"
+#include "ProgramInputs.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
 #include "moira/Transforms/Passes.h"
@@ -44,9 +45,10 @@ private:
     if (gradients->empty())
       return success();
     OpBuilder b(func.front().getTerminator());
-    Value rate = argument(func, "lr", RankedTensorType::get({1}, b.getF32Type()), lr);
+    Value rate = getInput(func, "lr", RankedTensorType::get({1}, b.getF32Type()), lr);
     Value step = optimizer != "sgd"
-                     ? argument(func, "step", RankedTensorType::get({1}, b.getI32Type()), 1)
+                     ? getInput(func, "step", RankedTensorType::get({1}, b.getI32Type()), 1,
+                                InputRange{0, INT32_MAX})
                      : Value();
     addTotalLoss(func, b);
     takeLoads(func);
@@ -130,24 +132,6 @@ private:
         func.setResultAttr(i, name, b.getStringAttr("ce_loss"));
     (void)func.insertResult(0, one, b.getDictionaryAttr(b.getNamedAttr(name, loss)));
     end->insertOperands(0, sum);
-  }
-
-  /// The program's input of that name, added if it has none.
-  static Value argument(func::FuncOp func, StringRef name, Type type, double otherwise) {
-    for (BlockArgument value : func.getArguments())
-      if (auto own = func.getArgAttrOfType<StringAttr>(value.getArgNumber(), "moe.name");
-          own && own.getValue() == name)
-        return value;
-    Builder b(func.getContext());
-    SmallVector<NamedAttribute> attributes{
-        b.getNamedAttr("moe.name", b.getStringAttr(name)),
-        b.getNamedAttr("moe.optional", b.getUnitAttr()),
-        b.getNamedAttr("moe.fill", b.getF64FloatAttr(otherwise))};
-    if (name == "step")
-      attributes.push_back(b.getNamedAttr("moe.range", b.getDenseI64ArrayAttr({0, INT32_MAX})));
-    unsigned index = func.getNumArguments();
-    (void)func.insertArgument(index, type, b.getDictionaryAttr(attributes), func.getLoc());
-    return func.getArgument(index);
   }
 
   /// The norm of all gradients as a result; what they are to be multiplied by, null for nothing.

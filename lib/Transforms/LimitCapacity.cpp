@@ -3,6 +3,7 @@
 // or taken away. Whatever limits the program has then, their drops are added up into one more
 // output, so that nothing is dropped silently.
 //===----------------------------------------------------------------------===//
+#include "ProgramInputs.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
 #include "moira/Transforms/Passes.h"
@@ -151,20 +152,8 @@ private:
 
   /// The program's number of the step: an input that is 0 where a run does not give it.
   static Value stepOf(func::FuncOp func) {
-    for (BlockArgument argument : func.getArguments())
-      if (auto name = func.getArgAttrOfType<StringAttr>(argument.getArgNumber(), "moe.name");
-          name && name == "step")
-        return argument;
-    Builder b(func.getContext());
-    unsigned index = func.getNumArguments();
-    NamedAttribute attributes[] = {
-        b.getNamedAttr("moe.name", b.getStringAttr("step")),
-        b.getNamedAttr("moe.optional", b.getUnitAttr()),
-        b.getNamedAttr("moe.fill", b.getF64FloatAttr(0)),
-        b.getNamedAttr("moe.range", b.getDenseI64ArrayAttr({0, INT32_MAX}))};
-    (void)func.insertArgument(index, RankedTensorType::get({1}, b.getI32Type()),
-                              b.getDictionaryAttr(attributes), func.getLoc());
-    return func.getArgument(index);
+    auto type = RankedTensorType::get({1}, IntegerType::get(func.getContext(), 32));
+    return getInput(func, "step", type, 0, InputRange{0, INT32_MAX});
   }
 
   void dropLimits(func::FuncOp func) {

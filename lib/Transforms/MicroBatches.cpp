@@ -9,6 +9,7 @@
 // That the sums are those of the whole batch is the losses' business: they are divided by what the
 // whole batch has (--moe-add-loss=micro-batches=N).
 //===----------------------------------------------------------------------===//
+#include "ProgramInputs.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
@@ -50,18 +51,8 @@ private:
         summed.push_back(i);
     if (summed.empty())
       return success();
-    Builder attributes(&getContext());
-    unsigned index = func.getNumArguments();
-    (void)func.insertArgument(
-        index, RankedTensorType::get({1}, attributes.getI32Type()),
-        attributes.getDictionaryAttr(
-            {attributes.getNamedAttr("moe.name", attributes.getStringAttr("micro_batch")),
-             attributes.getNamedAttr("moe.optional", attributes.getUnitAttr()),
-             attributes.getNamedAttr("moe.fill", attributes.getF64FloatAttr(0)),
-             attributes.getNamedAttr("moe.range",
-                                     attributes.getDenseI64ArrayAttr({0, count - 1}))}),
-        func.getLoc());
-    Value micro = func.getArgument(index);
+    auto number = RankedTensorType::get({1}, IntegerType::get(&getContext(), 32));
+    Value micro = addInput(func, "micro_batch", number, 0, InputRange{0, count - 1});
 
     OpBuilder b(func);
     b.setInsertionPointAfter(func);
@@ -73,7 +64,7 @@ private:
     SmallVector<DictionaryAttr> names;
     Operation *end = func.front().getTerminator();
     for (unsigned i : summed) {
-      if (moe::isZero(func.front().getTerminator()->getOperand(i)))
+      if (moe::isZero(end->getOperand(i)))
         continue; // what no loss depends on
       FailureOr<moe::StateOp> state = stateFor(func, i);
       if (failed(state))
