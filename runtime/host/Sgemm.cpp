@@ -6,6 +6,8 @@
 #include "moira/rt/HostThreads.h"
 
 #include <algorithm>
+#include <csignal>
+#include <pthread.h>
 
 namespace moira::rt::host {
 namespace {
@@ -14,6 +16,33 @@ namespace {
 constexpr int64_t kPieceRows = 512, kPieceColumns = 256;
 /// Multiplications below which a product is one piece.
 constexpr int64_t kWholeWork = 1 << 20;
+
+/// No signal reaches this thread while it lives. oneDNN's f32 kernels let the stack pointer point
+/// to memory of their own (jit_avx512_common_gemm_f32.cpp and jit_avx_gemm_f32.cpp: `mov rsp, ws`),
+/// and what the system writes for a signal's handler, below it, would then land in somebody else's.
+/// Faults stay deliverable: they end the process.
+class SignalsHeld {
+public:
+  SignalsHeld() {
+    sigset_t all;
+    sigfillset(&all);
+    for (int fault : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP, SIGABRT, SIGSYS})
+      sigdelset(&all, fault);
+    pthread_sigmask(SIG_BLOCK, &all, &before);
+  }
+  ~SignalsHeld() { pthread_sigmask(SIG_SETMASK, &before, nullptr); }
+  SignalsHeld(const SignalsHeld &) = delete;
+  SignalsHeld &operator=(const SignalsHeld &) = delete;
+
+private:
+  sigset_t before;
+};
+
+dnnl_status_t run(const OneDnn &library, const Sgemm &p) {
+  SignalsHeld held;
+  return library.sgemm(p.transposeA ? 'T' : 'N', p.transposeB ? 'T' : 'N', p.m, p.n, p.k, p.alpha,
+                       p.a, p.lda, p.b, p.ldb, p.beta, p.c, p.ldc);
+}
 
 } // namespace
 
@@ -29,9 +58,7 @@ Status sgemm(const Call &call, const Sgemm &p) {
   const OneDnn *library = OneDnn::get();
   thread_local const bool alone = (library->setThreads ? library->setThreads(1) : void(), true);
   (void)alone;
-  dnnl_status_t result =
-      library->sgemm(p.transposeA ? 'T' : 'N', p.transposeB ? 'T' : 'N', p.m, p.n, p.k, p.alpha,
-                     p.a, p.lda, p.b, p.ldb, p.beta, p.c, p.ldc);
+  dnnl_status_t result = run(*library, p);
   if (result == dnnl_success)
     return {};
   return Status(result == dnnl_out_of_memory ? ErrorId::OutOfMemory : ErrorId::Internal,

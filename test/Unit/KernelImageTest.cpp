@@ -78,8 +78,9 @@ double tolerance(ScalarType type, double wanted) {
   return relative * std::max(1.0, std::abs(wanted));
 }
 
-/// What rounding the inputs alone moves each output by, in f32: the reference at inputs moved by half a unit
-/// in the last place. Where this is large (two nearly equal values in a layer_norm), no f32 code can do better.
+/// What rounding the inputs alone moves each output by, in f32: the reference at inputs moved by
+/// half a unit in the last place. Where this is large (two nearly equal values in a layer_norm), no
+/// f32 code can do better.
 std::vector<Data> roundingMoves(const KernelSpec &spec, const std::vector<RowValue> &types,
                                 const std::vector<Data> &inputs, int64_t rows) {
   std::mt19937_64 random(rows);
