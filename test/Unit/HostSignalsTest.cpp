@@ -1,6 +1,6 @@
 //===- HostSignalsTest.cpp - signals that come during products ------------===//
-// A signal's frame is written below the stack pointer of the thread that it interrupts. Handlers must
-// therefore never see one that is not on the thread's stack.
+// A signal's frame is written below the stack pointer of the thread that it interrupts. Handlers
+// must therefore never see one that is not on the thread's stack.
 //===----------------------------------------------------------------------===//
 #include "HostTesting.h"
 #include "OneDnn.h"
