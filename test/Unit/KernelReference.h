@@ -8,6 +8,7 @@
 #define MOIRA_TEST_UNIT_KERNELREFERENCE_H
 
 #include "moira/Target/Kernels/KernelSpec.h"
+#include "llvm/ADT/STLFunctionalExtras.h"
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -98,9 +99,13 @@ inline double activate(Activation a, double x) {
   return 0;
 }
 
+/// What becomes of a value that code in f32 rounds although the reference does not.
+using Rounding = llvm::function_ref<double(double)>;
+inline double exactly(double v) { return v; }
+
 /// One step on one row. `v`: the values before it; `shape`: of its first argument.
 inline Data evaluateStep(const KernelStep &step, const std::vector<Data> &v,
-                         llvm::ArrayRef<int64_t> shape) {
+                         llvm::ArrayRef<int64_t> shape, Rounding round) {
   const Data &x = v[step.args[0]];
   Data out;
   auto normalise = [&](const Data &w, auto meanOf) {
@@ -126,6 +131,7 @@ inline Data evaluateStep(const KernelStep &step, const std::vector<Data> &v,
       double mean = 0, variance = 0;
       for (size_t i = 0; i < n; ++i)
         mean += x[block * n + i] / n;
+      mean = round(mean);
       for (size_t i = 0; i < n; ++i)
         variance += std::pow(x[block * n + i] - mean, 2) / n;
       for (size_t i = 0; i < n; ++i)
@@ -200,7 +206,8 @@ inline Data evaluateStep(const KernelStep &step, const std::vector<Data> &v,
 
 /// Outputs of the kernel for `rows` rows. `inputs`: all elements of each input operand.
 inline std::vector<Data> evaluate(const KernelSpec &spec, const std::vector<RowValue> &types,
-                                  const std::vector<Data> &inputs, int64_t rows) {
+                                  const std::vector<Data> &inputs, int64_t rows,
+                                  Rounding round = exactly) {
   std::vector<Data> outputs(spec.results.size());
   for (int64_t row = 0; row < rows; ++row) {
     std::vector<Data> v;
@@ -209,7 +216,7 @@ inline std::vector<Data> evaluate(const KernelSpec &spec, const std::vector<RowV
       v.emplace_back(inputs[i].begin() + at, inputs[i].begin() + at + n);
     }
     for (const KernelStep &step : spec.steps)
-      v.push_back(evaluateStep(step, v, types[step.args[0]].shape));
+      v.push_back(evaluateStep(step, v, types[step.args[0]].shape, round));
     for (size_t i = 0; i < outputs.size(); ++i)
       outputs[i].insert(outputs[i].end(), v[spec.results[i]].begin(), v[spec.results[i]].end());
   }
