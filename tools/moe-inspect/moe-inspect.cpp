@@ -1,25 +1,43 @@
 //===- moe-inspect.cpp - see what a plan will do --------------------------===//
-//   moe-inspect PLAN [--json | --ranks=0-7]
-// Text or JSON on stdout: mesh, memory, communication, queues, the shard of every weight, or where
-// each rank stands and what it holds.
+//   moe-inspect PLAN [--json | --html=FILE | --dot=FILE | --ranks=0-7 | --diff=OTHER]
+// Text or JSON on stdout, or a page: mesh, memory, communication, queues, the shard of every
+// weight; the flow of data; where each rank stands and what it holds; or what another plan has
+// otherwise.
 //===----------------------------------------------------------------------===//
 #include "moira/rt/PlanSummary.h"
 #include "moira/rt/Suggest.h"
 
 #include <CLI/CLI.hpp>
 
+#include <cerrno>
 #include <charconv>
 #include <cstdio>
+#include <cstring>
+#include <fstream>
 #include <iostream>
 
 using namespace moira::rt;
 
 namespace {
 
+constexpr const char *kUsage =
+    "moe-inspect PLAN [--json | --html=FILE | --dot=FILE | --ranks=0-7 | --diff=OTHER]";
+
 /// Prints every problem and returns the exit code.
 int fail(const Status &status) {
   std::cerr << status.str();
   return status.exitCode();
+}
+
+int leaveWith(const Status &status) { return status.ok() ? 0 : fail(status); }
+
+Status writeFile(const std::string &path, const std::string &text) {
+  std::ofstream file(path, std::ios::binary);
+  file << text;
+  file.close();
+  if (!file)
+    return {ErrorId::CannotWrite, path + ": " + std::strerror(errno)};
+  return {};
 }
 
 /// "3" or "0-7" within the plan's ranks.
@@ -72,39 +90,52 @@ void printRanks(const PlanSummary &summary, uint64_t first, uint64_t last) {
 int main(int argc, char **argv) {
   CLI::App app(
       "Shows what a plan will do: mesh, memory, communication, queues, the shard of every weight.");
-  std::string path, ranks;
+  std::string path, ranks, html, dot, other;
   bool json = false;
   app.allow_extras();
   app.add_option("PLAN", path, "a .moeplan file");
   app.add_flag("--json", json, "everything as JSON");
+  app.add_option("--html", html, "write everything as a page for browsers to this file");
+  app.add_option("--dot", dot, "write the flow of data, for Graphviz, to this file");
   app.add_option("--ranks", ranks, "coordinates and weights of a rank or a range, e.g. 0-7");
+  app.add_option("--diff", other, "what this other .moeplan file has otherwise");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError &error) {
     if (error.get_exit_code() == 0)
       return app.exit(error);
-    return fail({ErrorId::UnknownFlag,
-                 std::string(error.what()) + "; moe-inspect PLAN [--json | --ranks=0-7]"});
+    return fail({ErrorId::UnknownFlag, std::string(error.what()) + "; " + kUsage});
   }
   Status problems;
   for (const std::string &word : app.remaining()) {
-    std::string near = nearestWord(word.substr(0, word.find('=')), {"--json", "--ranks", "--help"});
+    std::string near = nearestWord(word.substr(0, word.find('=')),
+                                   {"--json", "--html", "--dot", "--ranks", "--diff", "--help"});
     problems.add(ErrorId::UnknownFlag,
                  "unknown option '" + word + "'" +
                      (near.empty() ? "; see moe-inspect --help" : "; did you mean " + near + "?"));
   }
   if (path.empty())
-    problems.add(ErrorId::BadUsage, "no plan given; moe-inspect PLAN [--json | --ranks=0-7]");
+    problems.add(ErrorId::BadUsage, std::string("no plan given; ") + kUsage);
+  if (json + !html.empty() + !dot.empty() + !ranks.empty() + !other.empty() > 1)
+    problems.add(ErrorId::BadUsage, "one of --json, --html, --dot, --ranks and --diff at a time");
   if (!problems)
     return fail(problems);
-  if (json && !ranks.empty())
-    return fail(
-        {ErrorId::BadUsage,
-         "--json and --ranks do not go together: --json holds the sharding of every weight"});
   Expected<PlanFile> file = PlanFile::open(path);
   if (!file)
     return fail(file.status());
+  if (!dot.empty())
+    return leaveWith(writeFile(dot, graphDot(*file)));
   PlanSummary summary = summarize(*file);
+  if (!html.empty())
+    return leaveWith(writeFile(html, summaryHtml(summary)));
+  if (!other.empty()) {
+    Expected<PlanFile> second = PlanFile::open(other);
+    if (!second)
+      return fail(second.status());
+    std::string text = diffText(summary, summarize(*second));
+    std::cout << (text.empty() ? "no difference\n" : text);
+    return 0;
+  }
   if (!ranks.empty()) {
     uint64_t first = 0, last = 0;
     if (Status status = parseRanks(ranks, summary.ranks, first, last); !status)

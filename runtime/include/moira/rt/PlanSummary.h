@@ -96,6 +96,13 @@ std::string reportText(const PlanSummary &summary);
 std::string summaryText(const PlanSummary &summary);
 /// The whole summary as JSON (indented, keys in a fixed order).
 std::string summaryJson(const PlanSummary &summary);
+/// The whole summary as one HTML page, without scripts and without anything from elsewhere.
+std::string summaryHtml(const PlanSummary &summary);
+/// What `b` has otherwise than `a`, one section a topic; empty if nothing.
+std::string diffText(const PlanSummary &a, const PlanSummary &b);
+/// The mesh's first program as a Graphviz graph: modules and exchanges, and the bytes that go from
+/// one to the other on a rank.
+std::string graphDot(const PlanFile &file);
 /// "dp=2,ep=2", or "one rank".
 std::string meshText(const PlanSummary &summary);
 /// "1.5 MiB".

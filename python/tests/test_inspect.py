@@ -1,0 +1,176 @@
+"""Shows that moe-inspect's page, graph and comparison say what its JSON says (which test_communication.py, test_memory.py and test_recipes.py hold
+against formulas), and that they are sound HTML and a sound graph."""
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from common import GOLDEN
+from moira import compile_plan, inspect_plan, run_tool
+
+SHAPE = ("--batch=2", "--seq=24")
+PLANS = {
+    "forward": ("mixtral", *SHAPE, "--mesh=dp=2,ep=2"),
+    "tensors": ("mixtral", *SHAPE, "--mesh=ep=2,tp=2"),
+    "generate": ("mixtral", *SHAPE, "--mesh=ep=2", "--task=generate", "--max-seq=32"),
+    "train": ("deepseek_v3", *SHAPE, "--mesh=dp=2,ep=2", "--task=train", "--zero=2"),
+    "seq2seq": ("switch_transformers", *SHAPE, "--dec-seq=12", "--task=grad"),
+}
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plans")
+    made = {}
+    for name, (kind, *options) in PLANS.items():
+        made[name] = folder / f"{name}.moeplan"
+        compile_plan(GOLDEN / kind, made[name], *options)
+    return made
+
+
+def inspect(plan, *options):
+    done = run_tool("moe-inspect", plan, *options)
+    assert done.code == 0, done
+    return done.out
+
+
+class Page(HTMLParser):
+    """The text of every table cell; complains of tags that do not match."""
+
+    VOID = {"meta", "hr"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.cells, self.words = [], [], []
+        self.feed(text)
+        assert self.open == [] and "<script" not in text and "http" not in text
+
+    def handle_starttag(self, tag, attributes):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+        if "td" in self.open:
+            self.cells[-1] += data
+
+
+def bytes_text(n):
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if n < 1024:
+            break
+        n /= 1024
+    return f"{n} B" if unit == "B" else f"{n:.1f} {unit}"
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_page(name, plans, tmp_path):
+    assert inspect(plans[name], f"--html={tmp_path / 'page.html'}") == ""
+    page = Page((tmp_path / "page.html").read_text())
+    for program in inspect_plan(plans[name])["programs"]:
+        if program["reference"]:
+            continue
+        assert f"Memory of a rank: {bytes_text(program['memory_per_rank']['total_bytes'])}" in page.words
+        for weight in program["weights"]:
+            at = page.cells.index(weight["name"])
+            shape, local = ("x".join(map(str, weight[key])) or "scalar" for key in ("shape", "local_shape"))
+            assert page.cells[at + 1 : at + 4] == [weight["dtype"], shape, local]
+        for row in program["collectives"]:
+            layer = "–" if row["layer"] < 0 else str(row["layer"])
+            cells = [row["axes"], row["kind"], layer, str(row["count"]), bytes_text(row["payload_bytes"]), bytes_text(row["padding_bytes"])]
+            assert any(page.cells[i : i + 6] == cells for i in range(len(page.cells))), row
+
+
+def graph(text):
+    """Labels by node, and the edges."""
+    nodes = dict(re.findall(r'^  (n\d+) \[label="((?:[^"\\]|\\.)*)"', text, re.M))
+    edges = re.findall(r"^  (n\d+) -> (n\d+) \[", text, re.M)
+    return nodes, edges
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_graph(name, plans, tmp_path):
+    inspect(plans[name], f"--dot={tmp_path / 'plan.dot'}")
+    text = (tmp_path / "plan.dot").read_text()
+    assert text.startswith("digraph plan {") and text.count("{") == text.count("}")
+    nodes, edges = graph(text)
+    assert all(a in nodes and b in nodes for a, b in edges)
+    program = inspect_plan(plans[name])["programs"][0]
+    # Every exchange is in it, as often as it is made.
+    wanted, found = {}, {}
+    for row in program["collectives"]:
+        key = f"{row['kind']} over {row['axes']}"
+        wanted[key] = wanted.get(key, 0) + row["count"]
+    for label in nodes.values():
+        if made := re.match(r"(\w+ over [\w,]+)\\n(\d+) call", label):
+            found[made[1]] = found.get(made[1], 0) + int(made[2])
+    assert found == wanted
+    # Modules that read weights are drawn, and what goes in comes out: every result hangs on the ids.
+    start = next(n for n, label in nodes.items() if label == "input_ids")
+    reached, todo = {start}, [start]
+    while todo:
+        here = todo.pop()
+        fresh = [b for a, b in edges if a == here and b not in reached]
+        reached.update(fresh)
+        todo += fresh
+    results = {"forward": ["logits"], "tensors": ["logits"], "train": ["loss", "grad_norm"], "seq2seq": ["loss"]}.get(name, [])
+    for result in results:
+        assert any(nodes[n] == result for n in reached), result
+
+
+def test_graph_has_what_data_takes(plans, tmp_path):
+    """One rank of mixtral on dp=2,ep=2, by hand: one sequence of 12 tokens of width 64 in f32; keys and values of 2 heads of 16 are gathered."""
+    inspect(plans["forward"], f"--dot={tmp_path / 'plan.dot'}")
+    text = (tmp_path / "plan.dot").read_text()
+    nodes, _ = graph(text)
+    of = {label.split("\\n")[0]: n for n, label in nodes.items()}
+    edges = {(a, b): size for a, b, size in re.findall(r'^  (n\d+) -> (n\d+) \[label="([^"]*)"', text, re.M)}
+    layer = "model.layers.0."
+    assert edges[of["model.embed_tokens"], of[layer + "input_layernorm"]] == bytes_text(12 * 64 * 4)
+    assert edges[of[layer + "self_attn.q_proj"], of[layer + "self_attn"]] == bytes_text(12 * 4 * 16 * 4)
+    assert edges[of[layer + "self_attn"], of[layer + "self_attn.o_proj"]] == bytes_text(12 * 4 * 16 * 4)
+    assert edges[of["lm_head"], of["logits"]] == bytes_text(12 * 256 * 4)
+    into_gate = {nodes[a].split("\\n")[0] for (a, b) in edges if b == of[layer + "mlp.gate"]}
+    assert into_gate == {layer + "post_attention_layernorm"}
+
+
+def test_comparison(plans):
+    assert inspect(plans["forward"], f"--diff={plans['forward']}") == "no difference\n"
+    text = inspect(plans["forward"], f"--diff={plans['tensors']}")
+    assert re.search(r"mesh +dp=2,ep=2 -> ep=2,tp=2", text)
+    one, two = (inspect_plan(plans[name])["programs"][0] for name in ("forward", "tensors"))
+    total = [p["memory_per_rank"]["total_bytes"] for p in (one, two)]
+    change = 100 * (total[1] - total[0]) / total[0]
+    assert re.search(rf"in all +{bytes_text(total[0])} -> {bytes_text(total[1])} +{change:+.1f} %", text)
+    differ = {a["name"] for a, b in zip(one["weights"], two["weights"]) if (a["local_shape"], a["axes"]) != (b["local_shape"], b["axes"])}
+    said = set(re.findall(r"^  (\S+) +f32 .* -> f32 ", text, re.M))
+    assert said == {re.sub(r"\.\d+\.", ".*.", name) for name in differ}
+    counts = [{k: v for k, v in p["instructions"].items()} for p in (one, two)]
+    for name in set(counts[0]) | set(counts[1]):
+        before, after = (c.get(name, 0) for c in counts)
+        assert bool(re.search(rf"^  {re.escape(name)} +{before} -> {after}$", text, re.M)) == (before != after)
+
+
+def test_comparison_of_tasks(plans):
+    text = inspect(plans["forward"], f"--diff={plans['train']}")
+    assert "program forward: only in the first plan" in text and "program train: only in the second plan" in text
+
+
+def test_bad_words(plans, tmp_path):
+    done = run_tool("moe-inspect", plans["forward"], "--json", f"--html={tmp_path / 'x'}")
+    assert done.code == 1 and "one of" in done.err and not (tmp_path / "x").exists()
+    done = run_tool("moe-inspect", plans["forward"], f"--html={tmp_path}/none/x.html")
+    assert done.code == 5 and "none/x.html" in done.err
+    done = run_tool("moe-inspect", plans["forward"], f"--diff={tmp_path}/none.moeplan")
+    assert done.code == 2 and "none.moeplan" in done.err
+    done = run_tool("moe-inspect", plans["forward"], "--htlm=x")
+    assert done.code == 1 and "did you mean --html" in done.err
