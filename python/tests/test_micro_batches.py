@@ -81,11 +81,8 @@ KINDS = ("olmoe", "deepseek_v3", "gpt_oss", "mt5")
 PARTS = (("", 2), ("", 4), ("dp=2", 4), ("tp=2", 2), ("ep=2", 4), ("dp=2,ep=2", 2), ("ep=2,tp=2", 4))
 
 
-@pytest.mark.parametrize("mesh,parts", PARTS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind,mesh,parts", [(kind, *layout) for kind in KINDS for layout in PARTS if "ep=" not in layout[0] or kind != "mt5"])  # mt5 has no experts
 def test_parts_give_the_step_of_the_whole_batch(kind, mesh, parts, tmp_path):
-    if kind == "mt5" and "ep=" in mesh:
-        pytest.skip("it has no experts")
     inputs = batch(kind, tmp_path)
     clip = "--clip-norm=0.5"
     want = train(kind, compiled(kind, tmp_path, *SGD, clip), inputs, "--steps=3", f"--checkpoint={tmp_path}/one")

@@ -1,6 +1,6 @@
-"""Shows that a mesh never changes what training does: random small models of four classes on random meshes, three steps, against one rank and the oracle.
+"""Shows that a mesh never changes what training does: random small models of four classes on random meshes at every stage of ZeRO, three steps, against one rank and the oracle.
 
-The models, meshes, inputs and capacities are those of test_random_mesh.py; the optimizer and what belongs to it are drawn besides. On one rank every step's loss must
+The models, meshes, inputs and capacities are those of test_random_mesh.py; the optimizer, what belongs to it and the stage of ZeRO are drawn besides. On one rank every step's loss must
 be the oracle's (float64 NumPy, on the weights that the steps before have left, exported from the checkpoints). On the mesh losses must be those of one rank, and so must
 after the last step every weight and everything that the optimizer keeps.
 
@@ -45,6 +45,7 @@ def draw_optimizer(rng, number, case):
     parts = [n for n in (1, 1, 2, 3) if batch % (n * dp) == 0 and (n == 1 or not case.capacity)]
     if (n := int(rng.choice(parts))) > 1:
         more.append(f"--micro-batches={n}")
+    more.append(f"--zero={rng.integers(0, 4)}")
     return ["--task=train", *options, *more]
 
 
@@ -182,4 +183,5 @@ def test_mesh_trains_like_one_rank(number, tmp_path, record_property):
     moved = [name for name, value in state(one.run / "step-1").items() if not np.array_equal(value, want[name])]
     assert moved, "nothing was trained"
     assert max(apart(got, want, options)) <= TOLERANCE
+    record_property("training_stage", int(options[-1].removeprefix("--zero=")))
     record_property("training_apart", [relative_error(one.ce_losses, losses), relative_error(many.losses, one.losses), apart(got, want, options)[0], weights_apart(got, want)])

@@ -12,7 +12,8 @@ from common import GOLDEN, GOLDEN_CLASSES, golden_options, has_experts
 from moira import checkpoint, compile_plan, run_tool
 from training_state import manifest, state
 
-MESHES = ("", "dp=2", "ep=2", "tp=2", "ep=4", "dp=2,ep=2", "ep=2,tp=2", "dp=2,ep=2,tp=2")
+# Meshes, some with states that are split over replicas (ZeRO), of which the third stage splits weights too.
+MESHES = ("", "dp=2 zero=1", "ep=2", "tp=2", "ep=4 zero=2", "dp=2,ep=2 zero=3", "ep=2,tp=2", "dp=2,ep=2,tp=2 zero=3")
 STILL = ("--optimizer=sgd", "--lr=0", "--weight-decay=0")  # steps that change no weight
 
 
@@ -21,7 +22,10 @@ def files(kind):
 
 
 def compiled(kind, path, *options, mesh=""):
-    compile_plan(GOLDEN / kind, path, "--task=train", *golden_options(kind), *options, *([f"--mesh={mesh}"] if mesh else []))
+    """`mesh` as in MESHES"""
+    axes, _, zero = mesh.partition(" ")
+    more = [*([f"--mesh={axes}"] if axes else []), *([f"--{zero}"] if zero else [])]
+    compile_plan(GOLDEN / kind, path, "--task=train", *golden_options(kind), *options, *more)
     return path
 
 
@@ -77,7 +81,7 @@ def test_every_mesh_takes_over_what_any_other_saved(saved, plans, runs, tmp_path
     done("verify", target)
 
 
-@pytest.mark.parametrize("saved, loaded", [("", "dp=2,ep=2,tp=2"), ("ep=4", "tp=2"), ("ep=2,tp=2", "dp=2"), ("dp=2,ep=2", "")])
+@pytest.mark.parametrize("saved, loaded", [("", MESHES[7]), (MESHES[4], "tp=2"), ("ep=2,tp=2", MESHES[1]), (MESHES[5], ""), (MESHES[7], MESHES[4])])
 def test_a_run_goes_on_alike_from_either(saved, loaded, plans, runs, tmp_path):
     """From another mesh's checkpoint as from that one cut anew: the same next steps, to the bit."""
     done("reshard", runs[saved], tmp_path / "anew", f"--plan={plans[loaded]}")
@@ -89,7 +93,7 @@ def test_a_run_goes_on_alike_from_either(saved, loaded, plans, runs, tmp_path):
 
 @pytest.mark.parametrize("ranks", [1, 3, 7, 64])
 def test_any_number_of_files(ranks, runs, tmp_path):
-    source = runs["dp=2,ep=2,tp=2"]
+    source = runs[MESHES[7]]
     done("reshard", source / "step-2", tmp_path / "run", f"--ranks={ranks}")
     assert same(state(tmp_path / "run" / "step-2"), state(source / "step-2"))
     names = [p.name for p in (tmp_path / "run" / "step-2").iterdir() if p.name.startswith("rank-")]

@@ -22,11 +22,14 @@ OLMOE = GOLDEN / "olmoe"
 FILES = (f"--weights={OLMOE}", f"--inputs={OLMOE / 'io.safetensors'}")
 
 
+def compiled(path, *options):
+    compile_plan(OLMOE, path, "--task=train", "--batch=2", "--seq=24", "--mesh=dp=2,ep=2", *options)
+    return path
+
+
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory):
-    path = tmp_path_factory.mktemp("plan") / "train.moeplan"
-    compile_plan(OLMOE, path, "--task=train", "--batch=2", "--seq=24", "--mesh=dp=2,ep=2")
-    return path
+    return compiled(tmp_path_factory.mktemp("plan") / "train.moeplan")
 
 
 def script(name, *arguments):
@@ -41,10 +44,14 @@ def need_mpirun():
         pytest.skip("no mpirun here")
 
 
-def test_killed_runs_go_on_to_the_bit(plan, tmp_path):
+@pytest.mark.parametrize("zero, count", [(0, 20), (3, 10)])
+def test_killed_runs_go_on_to_the_bit(zero, count, plan, tmp_path):
+    """Where every rank has whole states, and where it has a part of what others do not have."""
+    if zero:
+        plan = compiled(tmp_path / "zero.moeplan", f"--zero={zero}")
     launchers = "threads,processes,mpirun" if shutil.which("mpirun") else "threads,processes"
-    said = script("check-resume.py", plan, *FILES, f"--launchers={launchers}", "--count=20", f"--folder={tmp_path}", "--window=0.3", "--save-every=10")
-    assert "20 of 20 as promised" in said and not said.splitlines()[-2].startswith("0 kills inside a save"), said
+    said = script("check-resume.py", plan, *FILES, f"--launchers={launchers}", f"--count={count}", f"--folder={tmp_path}", "--window=0.3", "--save-every=10")
+    assert f"{count} of {count} as promised" in said and not said.splitlines()[-2].startswith("0 kills inside a save"), said
 
 
 @pytest.mark.parametrize("launcher", ["mpirun", "processes"])

@@ -16,7 +16,7 @@ using rt::StatePart;
 using rt::Status;
 using rt::StoredTensor;
 
-/// Whether a tensor was saved expert by expert.
+/// Whether a tensor looks as if it was saved expert by expert; only a plan knows.
 bool hasExperts(const StoredTensor &tensor) {
   return std::ranges::all_of(tensor.boxes, [](const rt::StoredBox &box) {
     return !box.extent.empty() && box.extent[0] == 1;
@@ -48,10 +48,11 @@ class RankMemory {
 public:
   explicit RankMemory(const rt::TrainingCheckpoint &checkpoint) : checkpoint(checkpoint) {}
 
-  /// Reads what the rank owns of `tensors`, in their order; `shardOf` says what that is.
-  template <typename ShardOf>
+  /// Reads what the rank owns of `tensors`, in their order; `shardOf` says what that is, `byExpert`
+  /// whether it is to be saved expert by expert.
+  template <typename ShardOf, typename ByExpert>
   rt::Expected<std::vector<StatePart>> read(std::span<const StoredTensor *const> tensors,
-                                            ShardOf shardOf) {
+                                            ShardOf shardOf, ByExpert byExpert) {
     blocks.clear();
     std::vector<StatePart> parts;
     for (size_t i = 0; i < tensors.size(); ++i) {
@@ -59,7 +60,7 @@ public:
       StatePart part;
       part.name = tensor.name;
       part.type = tensor.type;
-      part.experts = hasExperts(tensor);
+      part.experts = byExpert(i);
       part.shard = shardOf(i);
       if (!part.shard.owner)
         continue;
@@ -110,8 +111,9 @@ Status reshard(const rt::TrainingCheckpoint &checkpoint, const std::string &targ
     if (Status status = staging.make(); !status)
       return status;
     auto parts = [&](int rank) {
-      return memory.read(tensors,
-                         [&](size_t i) { return evenShard(*tensors[i], options.ranks, rank); });
+      return memory.read(
+          tensors, [&](size_t i) { return evenShard(*tensors[i], options.ranks, rank); },
+          [&](size_t i) { return hasExperts(*tensors[i]); });
     };
     Status status = saver.saveAlone(options.ranks, parts, progress);
     return status ? staging.publish() : status;
@@ -141,7 +143,11 @@ Status reshard(const rt::TrainingCheckpoint &checkpoint, const std::string &targ
     return status;
   progress.planHash = rt::format("%08x", plan->checksum());
   auto parts = [&](int rank) {
-    return memory.read(tensors, [&](size_t i) { return shardOf(i, rank); });
+    return memory.read(
+        tensors, [&](size_t i) { return shardOf(i, rank); },
+        [&](size_t i) {
+          return rt::isSavedByExpert(rt::statesOf(plan->plan(), **program), *states[i]);
+        });
   };
   Status status = saver.saveAlone(static_cast<int>((*program)->ranks()), parts, progress);
   return status ? staging.publish() : status;

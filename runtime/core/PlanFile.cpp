@@ -320,4 +320,17 @@ std::vector<uint8_t> assemblePlanFile(std::vector<uint8_t> flatbuffer,
   return file;
 }
 
+bool isSavedByExpert(const flatbuffers::Vector<flatbuffers::Offset<fb::State>> &states,
+                     const fb::State &state) {
+  std::string_view name = state.name()->string_view();
+  // What an optimizer keeps of a weight W is called W.….
+  return std::any_of(states.begin(), states.end(), [&](const fb::State *weight) {
+    std::string_view whole = weight->name()->string_view();
+    bool of = name == whole ||
+              (name.size() > whole.size() && name.starts_with(whole) && name[whole.size()] == '.' &&
+               weight->shape()->size() == state.shape()->size());
+    return of && weight->source() && weight->source()->per_expert();
+  });
+}
+
 } // namespace moira::rt

@@ -249,15 +249,7 @@ Expected<std::vector<StatePart>> RankTraining::parts(ProgramRunner &runner) cons
     part.type = (*memory)[i].dtype;
     part.shard = runner.position().shard(*state->shape(), *state->dims());
     part.data = (*memory)[i].data;
-    // What an optimizer keeps of a weight W is called W.…: its experts are the weight's.
-    for (const fb::State *weight : states) {
-      std::string_view name = weight->name()->string_view();
-      bool of =
-          part.name == name ||
-          (part.name.size() > name.size() && part.name.starts_with(name) &&
-           part.name[name.size()] == '.' && weight->shape()->size() == state->shape()->size());
-      part.experts |= of && weight->source() && weight->source()->per_expert();
-    }
+    part.experts = isSavedByExpert(states, *state);
   }
   return parts;
 }

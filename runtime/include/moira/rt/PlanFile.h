@@ -66,6 +66,11 @@ statesOf(const fb::Plan &plan, const fb::Program &program) {
   return program.reference() ? *program.states() : *plan.states();
 }
 
+/// Whether training checkpoints have a box for each expert (dimension 0) of this state of a mesh
+/// program: a weight that the checkpoint has expert by expert, or what an optimizer keeps of one.
+bool isSavedByExpert(const flatbuffers::Vector<flatbuffers::Offset<fb::State>> &states,
+                     const fb::State &state);
+
 /// The semantic rules on a structurally sound FlatBuffer; `sectionBytes` is the file from its first
 /// byte. All problems are reported.
 Status verifyPlan(const fb::Plan &plan, std::span<const uint8_t> file);
