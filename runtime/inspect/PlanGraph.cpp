@@ -1,8 +1,8 @@
 //===- PlanGraph.cpp - the flow of data through a plan's program ----------===//
-// moe-inspect --dot: a Graphviz graph. A node is a module of the model (what its instructions compute
-// on a rank) or its exchanges of one kind; an edge is what one leaves in memory and the other reads.
-// Modules of a layer stand in one frame; of a training step they stand apart by forward pass, backward
-// pass and update.
+// moe-inspect --dot: a Graphviz graph. A node is a module of the model (what its instructions
+// compute on a rank) or its exchanges of one kind; an edge is what one leaves in memory and the
+// other reads. Modules of a layer stand in one frame; of a training step they stand apart by
+// forward pass, backward pass and update.
 //===----------------------------------------------------------------------===//
 #include "moira/rt/CallRegistry.h"
 #include "moira/rt/PlanSummary.h"
@@ -40,7 +40,7 @@ std::string layerOf(const std::string &path) {
 
 bool isUpdate(const std::string &call) {
   static const std::set<std::string> calls = {
-      "adamw",         "expert_adamw",   "sgd",         "adafactor", "adafactor_vector",
+      "adamw",         "expert_adamw",   "sgd",         "adafactor",  "adafactor_vector",
       "second_moment", "adafactor_norm", "clip_factor", "accumulate", "balance_bias"};
   return calls.contains(call);
 }
@@ -71,9 +71,10 @@ public:
   }
 
   std::string dot(const std::string &title) const {
-    std::string text = "digraph plan {\n  label=" + quoted(title) +
-                       ";\n  labelloc=t;\n  newrank=true;\n  node [shape=box, fontname=\"sans-serif\", "
-                       "fontsize=10];\n  edge [fontname=\"sans-serif\", fontsize=9];\n";
+    std::string text =
+        "digraph plan {\n  label=" + quoted(title) +
+        ";\n  labelloc=t;\n  newrank=true;\n  node [shape=box, fontname=\"sans-serif\", "
+        "fontsize=10];\n  edge [fontname=\"sans-serif\", fontsize=9];\n";
     std::map<std::string, std::vector<size_t>> frames;
     for (size_t i = 0; i < nodes.size(); ++i)
       frames[layers[i]].push_back(i);
@@ -88,9 +89,9 @@ public:
     }
     // What goes back to an earlier module does not pull it down: ranks stay free of cycles.
     for (const auto &[ends, bytes] : edges)
-      text += format("  n%zu -> n%zu [label=\"%s\"%s];\n", ends.first, ends.second,
-                     bytesText(bytes).c_str(),
-                     ends.second < ends.first ? ", constraint=false" : "");
+      text +=
+          format("  n%zu -> n%zu [label=\"%s\"%s];\n", ends.first, ends.second,
+                 bytesText(bytes).c_str(), ends.second < ends.first ? ", constraint=false" : "");
     return text + "}\n";
   }
 

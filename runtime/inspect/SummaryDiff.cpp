@@ -1,6 +1,6 @@
 //===- SummaryDiff.cpp - two plan summaries side by side ------------------===//
-// moe-inspect A --diff=B. Only what differs is said, so two plans of one model on two meshes read as
-// what the mesh changes.
+// moe-inspect A --diff=B. Only what differs is said, so two plans of one model on two meshes read
+// as what the mesh changes.
 //===----------------------------------------------------------------------===//
 #include "SummaryWords.h"
 
@@ -170,8 +170,8 @@ Topic describeInstructions(const ProgramSummary &a, const ProgramSummary &b) {
 
 std::string describeProgram(const ProgramSummary &a, const ProgramSummary &b) {
   std::string text;
-  for (const Topic &topic : {describeMemory(a, b), describeCommunication(a, b), describeStates(a, b),
-                             describeInstructions(a, b)})
+  for (const Topic &topic : {describeMemory(a, b), describeCommunication(a, b),
+                             describeStates(a, b), describeInstructions(a, b)})
     if (std::string part = topic.text(); !part.empty())
       text += (text.empty() ? "" : "\n") + part;
   return text;

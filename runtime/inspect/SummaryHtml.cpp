@@ -1,6 +1,6 @@
 //===- SummaryHtml.cpp - a plan summary as a page -------------------------===//
-// moe-inspect --html: one file without scripts and without anything from elsewhere, so that it can be
-// sent to somebody and looks the same in ten years. Numbers come from PlanSummary.cpp only.
+// moe-inspect --html: one file without scripts and without anything from elsewhere, so that it can
+// be sent to somebody and looks the same in ten years. Numbers come from PlanSummary.cpp only.
 //===----------------------------------------------------------------------===//
 #include "SummaryWords.h"
 
@@ -131,16 +131,15 @@ std::string describeMemory(const ProgramSummary &p) {
   text += "</div>\n";
   Table table({"", "bytes", "", ""}, 1, 2);
   for (const Part &part : parts)
-    table.add({format("<span class=key><span class=%s></span></span>", part.look.c_str()) +
-                   part.name,
-               bytesText(part.bytes),
-               p.totalBytes ? format("%.1f %%", 100.0 * part.bytes / p.totalBytes) : "", part.note});
+    table.add(
+        {format("<span class=key><span class=%s></span></span>", part.look.c_str()) + part.name,
+         bytesText(part.bytes),
+         p.totalBytes ? format("%.1f %%", 100.0 * part.bytes / p.totalBytes) : "", part.note});
   text += table.str();
   if (!p.peakInstruction.empty())
     text += "<p>Most live values (" + bytesText(p.peakLiveBytes) + ") at <code>" +
             escaped(p.peakInstruction) + "</code>" +
-            (p.peakLocation.empty() ? ""
-                                    : " of <code>" + escaped(p.peakLocation) + "</code>") +
+            (p.peakLocation.empty() ? "" : " of <code>" + escaped(p.peakLocation) + "</code>") +
             (p.keptBytes ? "; kept for the backward pass: " + bytesText(p.keptBytes) : "") +
             ".</p>\n";
   return text;

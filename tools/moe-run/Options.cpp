@@ -2,6 +2,7 @@
 // See Options.h.
 //===----------------------------------------------------------------------===//
 #include "Options.h"
+#include "moira/rt/Simulate.h"
 #include "moira/rt/Suggest.h"
 
 #include <CLI/CLI.hpp>
@@ -81,7 +82,9 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   app.add_option("--check-tolerance", options.checkTolerance,
                  "largest difference allowed, as a part of the largest reference value (default: "
                  "1e-5, with bf16 2e-2)");
-  app.add_option("--device", options.device, "host or cuda (default: what the plan is for)");
+  app.add_option("--device", options.device,
+                 "host or cuda (default: what the plan is for), or sim: nothing is run, the plan's "
+                 "times on a described cluster are printed");
   app.add_option("--devices", devices,
                  "CUDA devices by rank on this machine, e.g. 0,1; ranks may share: 0,0");
   app.add_option("--repeat", options.repeat,
@@ -116,6 +119,13 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
       app.add_option("--seed", generate.seed, "of the draws (default 0)"),
       app.add_flag("--stream", generate.stream,
                    "print each step's tokens as a line of JSON on stdout")};
+  std::string report;
+  CLI::Option *simOptions[] = {
+      app.add_option("--cluster", line.cluster,
+                     "sim: " + rt::SimCluster::knownNames() + ", or a JSON file (default: h100)"),
+      app.add_option("--expert-load", line.expertLoad,
+                     "sim: rows of a rank's experts, as a multiple of the mean (default 1)"),
+      app.add_option("--report", report, "sim: text (default) or json")};
   app.add_option("--profile", options.profile,
                  "write the time of every instruction to this file, for Perfetto");
   app.add_flag("--version", version, "print the version");
@@ -223,11 +233,19 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   else if (!reference.empty())
     problems.add(ErrorId::UnknownFlag,
                  "--reference=" + reference + " is unknown; it is f32 or f64");
-  if (options.device == "sim")
-    problems.add(ErrorId::PlanTarget, "--device=sim is not in this build; it has host and cuda");
-  else if (!options.device.empty() && options.device != "host" && options.device != "cuda")
+  if (!options.device.empty() && options.device != "host" && options.device != "cuda" &&
+      options.device != "sim")
     problems.add(ErrorId::UnknownFlag,
-                 "--device=" + options.device + " is unknown; it is host or cuda");
+                 "--device=" + options.device + " is unknown; it is host, cuda or sim");
+  if (options.device != "sim")
+    for (const CLI::Option *option : simOptions)
+      if (option->count())
+        problems.add(ErrorId::BadUsage, option->get_name() + " is for --device=sim");
+  if (!report.empty() && report != "text" && report != "json")
+    problems.add(ErrorId::UnknownFlag, "--report=" + report + " is unknown; it is text or json");
+  line.json = report == "json";
+  if (!(line.expertLoad > 0) || std::isinf(line.expertLoad))
+    problems.add(ErrorId::UnknownFlag, "--expert-load must be over 0");
   for (size_t at = 0; at < devices.size();) {
     size_t comma = std::min(devices.find(',', at), devices.size());
     int number = -1;
@@ -241,7 +259,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     options.devices.push_back(number);
     at = comma + 1;
   }
-  if (!options.devices.empty() && options.device == "host")
+  if (!options.devices.empty() && (options.device == "host" || options.device == "sim"))
     problems.add(ErrorId::BadUsage, "--devices is for --device=cuda");
   if (options.repeat < 0)
     problems.add(ErrorId::UnknownFlag, "--repeat must be a number of steps, 0 or more");
@@ -258,6 +276,12 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
 
   if (options.plan == "doctor") {
     line.command = Command::doctor;
+    return line;
+  }
+  if (options.device == "sim") {
+    line.command = Command::simulate;
+    if (options.plan.empty())
+      return Status(ErrorId::BadUsage, "missing: the plan file; moe-run PLAN --device=sim");
     return line;
   }
   options.mayStartAgain = true;

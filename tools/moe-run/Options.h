@@ -10,12 +10,15 @@
 
 namespace moira::tool {
 
-enum class Command { run, doctor, help, version };
+enum class Command { run, simulate, doctor, help, version };
 
 struct CommandLine {
   Command command = Command::run;
   rt::RunOptions options;
-  int ranks = 1;        // command doctor: of the self test on devices
+  int ranks = 1;       // command doctor: of the self test on devices
+  std::string cluster; // command simulate: a known one or a file
+  double expertLoad = 1;
+  bool json = false;
   std::string helpText; // command help
 };
 

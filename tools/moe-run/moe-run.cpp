@@ -1,11 +1,12 @@
 //===- moe-run.cpp - runs plans ---------------------------------------------===//
 // The command: its line is read in Options.cpp, the work is moira/rt/Run.h's. stdout is for results
-// (help, version, doctor); a run says everything on stderr.
+// (help, version, doctor, a simulation); a run says everything on stderr.
 //===----------------------------------------------------------------------===//
 #include "Doctor.h"
 #include "Options.h"
 
 #include "moira/rt/Communicator.h"
+#include "moira/rt/Simulate.h"
 #include "moira/rt/Spawn.h"
 
 #include <atomic>
@@ -66,6 +67,33 @@ int leave(const rt::Status &status, bool waits) {
   return status.exitCode();
 }
 
+int runSimulation(const tool::CommandLine &line) {
+  auto fail = [](const rt::Status &status) {
+    say(textOf(status));
+    return status.exitCode();
+  };
+  rt::SimOptions options;
+  rt::Expected<rt::SimCluster> cluster =
+      rt::SimCluster::open(line.cluster.empty() ? "h100" : line.cluster);
+  if (!cluster)
+    return fail(cluster.status());
+  rt::Expected<rt::PlanFile> plan = rt::PlanFile::open(line.options.plan);
+  if (!plan)
+    return fail(plan.status());
+  options.cluster = *cluster;
+  options.expertLoad = line.expertLoad;
+  rt::SimResult result = rt::simulate(*plan, options);
+  std::string text = line.json ? rt::simulationJson(*plan, options, result)
+                               : rt::simulationText(*plan, options, result);
+  std::fputs(text.c_str(), stdout);
+  if (!line.options.outputs.empty())
+    say("--device=sim computes nothing: " + line.options.outputs + " is not written");
+  if (line.options.profile.empty())
+    return 0;
+  rt::Status written = rt::writeSimulation(line.options.profile, *plan, result);
+  return written.ok() ? 0 : fail(written);
+}
+
 int run(int argc, char **argv) {
   bool speaks = rt::discoverLaunch().rank == 0;
   rt::Expected<tool::CommandLine> line = tool::parseCommandLine(argc, argv);
@@ -85,6 +113,8 @@ int run(int argc, char **argv) {
     return 0;
   case tool::Command::doctor:
     return tool::runDoctor(*line);
+  case tool::Command::simulate:
+    return speaks ? runSimulation(*line) : 0;
   case tool::Command::run:
     break;
   }
