@@ -1,36 +1,36 @@
 //===- Optimizer.cu - updates of weights -------------------------------------===//
-// adamw, expert_adamw and sgd, fused: one pass over memory, in place. squares and clip_factor: the
-// norm of all gradients without a copy to the host.
+// adamw, expert_adamw, sgd, balance_bias and accumulate, fused: one pass over memory, in place.
+// squares and clip_factor: the norm of all gradients without a copy to the host.
 //===----------------------------------------------------------------------===//
-#include "DeviceTools.h"
+#include "RowSums.h"
 
-#include <algorithm>
+#include <cmath>
 
 namespace moira::rt::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlocks = 512; // of sums; the second launch adds as many numbers
 
-__host__ unsigned blocksFor(int64_t n) {
+unsigned blocksFor(int64_t n) {
   return unsigned(std::min<int64_t>(ceilDiv(n, kThreads), int64_t(1) << 20));
 }
 
+/// A beta near 1 is not taken from 1 in float, which would leave few of its digits.
 struct AdamW {
-  float beta1, beta2, eps, weightDecay;
+  float beta1, rest1, log1, beta2, rest2, log2, eps, weightDecay; // rest = 1 - beta, log = ln beta
 };
 
 /// The n elements of one parameter, at its step `at`.
 __device__ void updateAdamW(const float *grad, const float *lr, float at, const float *factor,
                             float *w, float *m, float *v, int64_t n, AdamW p) {
-  float rate = *lr / (1 - powf(p.beta1, at));
-  float root = rsqrtf(1 - powf(p.beta2, at));
+  // 1 - beta^at = -expm1(at * ln beta)
+  float rate = *lr / -expm1f(at * p.log1), root = rsqrtf(-expm1f(at * p.log2));
   float decay = 1 - *lr * p.weightDecay, scale = factor ? *factor : 1;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n;
        i += int64_t(gridDim.x) * kThreads) {
     float g = scale * grad[i];
-    float first = p.beta1 * m[i] + (1 - p.beta1) * g;
-    float second = p.beta2 * v[i] + (1 - p.beta2) * g * g;
+    float first = p.beta1 * m[i] + p.rest1 * g;
+    float second = p.beta2 * v[i] + p.rest2 * (g * g);
     m[i] = first;
     v[i] = second;
     w[i] = w[i] * decay - rate * first / (sqrtf(second) * root + p.eps);
@@ -70,36 +70,69 @@ __global__ void updateSgd(const float *grad, const float *lr, const float *facto
   }
 }
 
-/// The sum of term(i) over a block's part of [0, n), for thread 0. In double: thousands of tensors
-/// are added up.
-template <typename Term> __device__ double blockSum(int64_t n, Term term) {
-  __shared__ double partial[kThreads];
-  double sum = 0;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n;
-       i += int64_t(gridDim.x) * kThreads)
-    sum += term(i);
-  partial[threadIdx.x] = sum;
-  for (int half = kThreads / 2; half > 0; half /= 2) {
-    __syncthreads();
-    if (int(threadIdx.x) < half)
-      partial[threadIdx.x] += partial[threadIdx.x + half];
+/// Loads are whole numbers: compared without a division, so that an even load is one. One block.
+__global__ void moveBiases(const float *load, float *bias, int64_t experts, double rate) {
+  __shared__ double all;
+  double own = 0;
+  for (int64_t e = threadIdx.x; e < experts; e += kSumThreads)
+    own += load[e];
+  own = blockSum(own);
+  if (threadIdx.x == 0)
+    all = own;
+  __syncthreads();
+  for (int64_t e = threadIdx.x; e < experts; e += kSumThreads) {
+    double over = double(load[e]) * double(experts) - all;
+    if (over != 0)
+      bias[e] = float(double(bias[e]) - copysign(rate, over));
   }
-  return partial[0];
 }
 
-template <typename T> __global__ void squareBlocks(const T *x, int64_t n, double *sums) {
-  double sum = blockSum(n, [=](int64_t i) {
-    double v = toFloat(x[i]);
-    return v * v;
-  });
-  if (threadIdx.x == 0)
-    sums[blockIdx.x] = sum;
+__global__ void addMicroBatch(const float *x, const int32_t *micro, float *sum, int64_t n) {
+  bool first = *micro == 0;
+  for (int64_t i = threadNumber(); i < n; i += threadCount())
+    sum[i] = first ? x[i] : sum[i] + x[i];
 }
 
-__global__ void addBlocks(const double *sums, int64_t n, float *out) {
-  double sum = blockSum(n, [=](int64_t i) { return sums[i]; });
-  if (threadIdx.x == 0)
-    *out = float(sum);
+/// x * x of element i of a row of n.
+template <typename T> struct Square {
+  const T *x;
+  int64_t n;
+  __device__ double operator()(int64_t row, int64_t i) const {
+    double value = toFloat(x[row * n + i]);
+    return value * value;
+  }
+};
+
+/// Of x [a, n, b], b > 1: the sum over n of x * x for each of a and b, in `chunks` parts of
+/// `length` of n. A thread a sum, whose neighbours read what lies beside it. `partial` is not used
+/// if it is one part.
+template <typename T>
+__global__ void squareColumns(const T *x, int64_t sums, int64_t n, int64_t b, int64_t chunks,
+                              int64_t length, double *partial, float *out) {
+  for (int64_t at = threadNumber(); at < sums * chunks; at += threadCount()) {
+    int64_t chunk, which, i, j;
+    divide(at, sums, chunk, which);
+    divide(which, b, i, j);
+    int64_t first = chunk * length, last = first + length < n ? first + length : n;
+    double sum = 0;
+    for (int64_t k = first; k < last; ++k) {
+      double value = toFloat(x[(i * n + k) * b + j]);
+      sum += value * value;
+    }
+    if (chunks == 1)
+      out[which] = float(sum);
+    else
+      partial[at] = sum;
+  }
+}
+
+__global__ void addColumnChunks(const double *partial, int64_t sums, int64_t chunks, float *out) {
+  for (int64_t at = threadNumber(); at < sums; at += threadCount()) {
+    double sum = 0;
+    for (int64_t c = 0; c < chunks; ++c)
+      sum += partial[c * sums + at];
+    out[at] = float(sum);
+  }
 }
 
 __global__ void clip(const float *squares, float *norm, float *factor, float most) {
@@ -109,8 +142,15 @@ __global__ void clip(const float *squares, float *norm, float *factor, float mos
 }
 
 AdamW adamwOf(const Call &call) {
-  return {float(call.params.real("beta1")), float(call.params.real("beta2")),
-          float(call.params.real("eps")), float(call.params.real("weight_decay"))};
+  double beta1 = call.params.real("beta1"), beta2 = call.params.real("beta2");
+  return {float(beta1),
+          float(1 - beta1),
+          float(std::log(beta1)),
+          float(beta2),
+          float(1 - beta2),
+          float(std::log(beta2)),
+          float(call.params.real("eps")),
+          float(call.params.real("weight_decay"))};
 }
 
 } // namespace
@@ -152,37 +192,50 @@ Status ops::sgd(const Call &call) {
   return launched(call);
 }
 
-/// Nothing that training needs besides has been run on a device yet.
-static Status onHostOnly(const char *call) {
-  return Status(ErrorId::BadRun,
-                std::string(call) + ": training runs on the host; compile with --target=host");
+Status ops::balance_bias(const Call &call) {
+  moveBiases<<<1, kSumThreads, 0, call.stream()>>>(call.input<float>(0), call.output<float>(0),
+                                                   call.out[0].elements(),
+                                                   call.params.real("rate"));
+  return launched(call);
 }
 
-Status ops::balance_bias(const Call &) { return onHostOnly("balance_bias"); }
+Status ops::accumulate(const Call &call) {
+  int64_t n = call.out[0].elements();
+  if (n == 0)
+    return {};
+  addMicroBatch<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
+      call.input<float>(0), call.input<int32_t>(1), call.output<float>(0), n);
+  return launched(call);
+}
 
-Status ops::accumulate(const Call &) { return onHostOnly("accumulate"); }
-
-Status ops::second_moment(const Call &) { return onHostOnly("second_moment"); }
-
-Status ops::adafactor_norm(const Call &) { return onHostOnly("adafactor_norm"); }
-
-Status ops::adafactor(const Call &) { return onHostOnly("adafactor"); }
-
-Status ops::adafactor_vector(const Call &) { return onHostOnly("adafactor_vector"); }
+template <typename T>
+static Status squaresOfColumns(const Call &call, int64_t sums, int64_t n, int64_t b) {
+  constexpr int64_t kLength = 64, kWork = int64_t(1) << 18; // of a part; threads worth having
+  int64_t chunks = std::clamp<int64_t>(ceilDiv(n, kLength), 1, std::max<int64_t>(1, kWork / sums));
+  double *partial = nullptr;
+  if (chunks > 1) {
+    Scratch scratch(call.context);
+    partial = scratch.take<double>(sums * chunks);
+    if (!partial)
+      return noScratch(call);
+  }
+  squareColumns<<<blocksOfThreads(sums * chunks), kWarpBlock, 0, call.stream()>>>(
+      call.input<T>(0), sums, n, b, chunks, ceilDiv(n, chunks), partial, call.output<float>(0));
+  if (chunks > 1)
+    addColumnChunks<<<blocksOfThreads(sums), kWarpBlock, 0, call.stream()>>>(partial, sums, chunks,
+                                                                             call.output<float>(0));
+  return launched(call);
+}
 
 Status ops::squares(const Call &call) {
-  if (call.params.integer("keep") || call.params.integer("tail"))
-    return onHostOnly("squares");
-  int64_t n = call.in[0].elements();
-  int64_t blocks = std::clamp<int64_t>(ceilDiv(n, kThreads), 1, kBlocks);
-  Scratch scratch(call.context);
-  double *sums = scratch.take<double>(blocks);
-  if (!sums)
-    return noScratch(call);
+  int64_t sums = call.out[0].elements(), tail = call.params.integer("tail");
+  if (sums == 0)
+    return {};
+  int64_t n = call.in[0].elements() / sums, b = trailing(call.in[0], tail);
   return withFloat(call.in[0].dtype, [&]<typename T>(T) {
-    squareBlocks<<<unsigned(blocks), kThreads, 0, call.stream()>>>(call.input<T>(0), n, sums);
-    addBlocks<<<1, kThreads, 0, call.stream()>>>(sums, blocks, call.output<float>(0));
-    return launched(call);
+    if (b > 1)
+      return squaresOfColumns<T>(call, sums, n, b);
+    return sumRows(call, sums, n, Square<T>{call.input<T>(0), n}, call.output<float>(0));
   });
 }
 
