@@ -166,7 +166,7 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
     return [&store](StringRef text) { return store = text.str(), std::string(); };
   };
   return {
-      {"task", "NAME", "forward (default), grad or generate",
+      {"task", "NAME", "forward (default), grad, train or generate",
        takeOneOf(o.task, {"forward", "grad", "train", "generate"})},
       {"batch", "N", "global batch size (default 1)",
        takeInteger([&o](int64_t n) { o.batch = n; }, 1)},
@@ -287,7 +287,7 @@ std::string hintFor(StringRef name, ArrayRef<OptionSpec> table) {
   return near.empty() ? "; moe-opt --help lists them" : "; did you mean --" + near + "?";
 }
 
-void printHelp(ArrayRef<OptionSpec> table) {
+void printHelp(ArrayRef<OptionSpec> table, bool hidden) {
   outs() << "moe-opt MODEL [options] -o FILE      compile a model for a mesh\n"
             "moe-opt FILE.mlir --some-pass …      run passes (moe-opt --list-passes names them)\n\n"
             "MODEL is a model directory (config.json and safetensors), a config.json alone, .mlir "
@@ -304,6 +304,9 @@ void printHelp(ArrayRef<OptionSpec> table) {
          "  --timing                    print on stderr how long each phase took\n"
          "  --verify-roundtrip          print, parse and compare the IR after every phase\n"
          "  --mlir-…                    MLIR's debugging options, e.g. --mlir-print-ir-after-all\n";
+  if (hidden)
+    outs() << "  --experimental-cuda-train   let --task=train have another --target than host; the "
+              "plans have not been run on a GPU\n";
 }
 
 } // namespace
@@ -315,7 +318,8 @@ bool moira::wantsCompiler(int argc, char **argv) {
   for (int i = 1; i < argc; ++i) {
     StringRef arg = argv[i];
     if (auto flag = splitFlag(arg)) {
-      if (flag->first == "help" || is_contained(kLaterOptions, flag->first) ||
+      if (flag->first == "help" || flag->first == "help-hidden" ||
+          is_contained(kLaterOptions, flag->first) ||
           any_of(table, [&](const OptionSpec &o) { return o.name == flag->first; }))
         return true;
       continue;
@@ -336,11 +340,16 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
   Status status;
   std::vector<OptionSpec> table = optionTable(options);
   help = argc == 1;
+  bool hidden = false;
   std::vector<std::string> models;
   for (int i = 1; i < argc; ++i) {
     StringRef arg = argv[i];
     if (arg == "--help" || arg == "-h" || arg == "-help") {
       help = true;
+      continue;
+    }
+    if (arg == "--help-hidden") {
+      help = hidden = true;
       continue;
     }
     if (arg == "-o") {
@@ -374,6 +383,8 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
       options.memoryOnly = true;
     } else if (name == "timing" && !value) {
       options.timing = true;
+    } else if (name == "experimental-cuda-train" && !value) {
+      options.cudaTraining = true;
     } else if (name == "verify-roundtrip" && !value) {
       options.verifyRoundtrip = true;
     } else if (isMlirFlag(name)) {
@@ -391,7 +402,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     }
   }
   if (help) {
-    printHelp(table);
+    printHelp(table, hidden);
     return {};
   }
   if (models.size() != 1)
@@ -400,7 +411,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                               : "more than one model given: '" + join(models, "', '") + "'");
   else
     options.model = models.front();
-  if (options.task == "train" && options.target != "host")
+  if (options.task == "train" && options.target != "host" && !options.cudaTraining)
     status.add(ErrorId::BadUsage,
                "--task=train is compiled for --target=host only in this version");
   for (StringRef name : {"optimizer", "lr", "schedule", "betas", "eps", "weight-decay", "momentum",

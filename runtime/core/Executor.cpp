@@ -161,7 +161,7 @@ Status Executor::loadWeights(const Checkpoint *checkpoint) {
   return {};
 }
 
-Expected<std::vector<TensorRef>> Executor::states() {
+std::vector<TensorRef> Executor::states() {
   const Entry &first = *entries[0];
   std::vector<TensorRef> refs;
   for (const fb::State *state : statesOf(setup.plan->plan(), first.program)) {
@@ -169,6 +169,18 @@ Expected<std::vector<TensorRef>> Executor::states() {
     refs.push_back({first.binding.stateData(*state), first.binding.stateType(*state), shard.local});
   }
   return refs;
+}
+
+Status Executor::readState(size_t state, void *to) {
+  TensorRef from = states()[state];
+  std::memcpy(to, from.data, static_cast<size_t>(from.elements()) * bytesOf(from.dtype));
+  return {};
+}
+
+Status Executor::writeState(size_t state, const void *from) {
+  TensorRef to = states()[state];
+  std::memcpy(to.data, from, static_cast<size_t>(to.elements()) * bytesOf(to.dtype));
+  return {};
 }
 
 Status Executor::step(const InputSet &inputs, size_t number) {

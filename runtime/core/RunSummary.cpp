@@ -113,6 +113,12 @@ static std::string timeText(const TimeShares &shares, const RankTraining &traini
   LoopTimes times = training.times();
   auto percent = [&](double seconds) { return 100 * seconds / times.whole; };
   double saving = times.saving, reading = times.reading;
+  if (shares.compute + shares.exchange == 0) // the device does not say
+    return format(
+        "%.1f %% of the time saving, %.1f %% reading batches; of %.3f s, in which it makes "
+        "%.0f tokens/s\n",
+        percent(saving), percent(reading), times.whole,
+        training.tokensPerSecond() * training.seconds() / times.whole);
   double rest = times.whole - shares.compute - shares.exchange - shares.waiting - saving - reading;
   return format("%.1f %% of the time computing, %.1f %% exchanging, %.1f %% waiting for slower "
                 "ranks, %.1f %% saving, %.1f %% reading batches, %.1f %% besides; of %.3f s, in "

@@ -234,42 +234,59 @@ struct RankTraining::Reports {
 // The loop
 //===----------------------------------------------------------------------===//
 
-Expected<std::vector<StatePart>> RankTraining::parts(ProgramRunner &runner) const {
-  Expected<std::vector<TensorRef>> memory = runner.states();
-  if (!memory)
-    return memory.takeStatus();
+RankTraining::Parts RankTraining::partsOf(ProgramRunner &runner) const {
+  std::vector<TensorRef> memory = runner.states();
   const auto &states = statesOf(*task.plan, *task.programs.first);
-  std::vector<StatePart> parts;
-  for (size_t i = 0; i < memory->size(); ++i) {
+  Parts parts;
+  for (size_t i = 0; i < memory.size(); ++i) {
     const fb::State *state = states.Get(static_cast<unsigned>(i));
     if (state->transient())
       continue;
-    StatePart &part = parts.emplace_back();
+    parts.states.push_back(i);
+    StatePart &part = parts.parts.emplace_back();
     part.name = state->name()->str();
-    part.type = (*memory)[i].dtype;
+    part.type = memory[i].dtype;
     part.shard = runner.position().shard(*state->shape(), *state->dims());
-    part.data = (*memory)[i].data;
+    part.data = memory[i].data;
+    if (!part.data)
+      part.read = [&runner, i](void *to) { return runner.readState(i, to); };
     part.experts = isSavedByExpert(states, *state);
   }
   return parts;
 }
 
-Expected<uint64_t> RankTraining::begin(std::span<const StatePart> parts) {
-  if (const TrainingCheckpoint *from = task.resumed()) {
-    if (Status status = from->check(parts); !status)
+Expected<uint64_t> RankTraining::begin(const Parts &parts, ProgramRunner &runner) {
+  const TrainingCheckpoint *from = task.resumed();
+  if (from)
+    if (Status status = from->check(parts.parts); !status)
       return status;
-    for (const StatePart &part : parts)
-      if (Status status = from->load(part); !status)
-        return status;
-    return from->manifest().progress.step;
+  auto fill = [&](const StatePart &part) {
+    if (from)
+      return from->load(part);
+    initWeight(part, {*task.asked.init, task.asked.initDeviation});
+    return Status();
+  };
+  const auto &states = statesOf(*task.plan, *task.programs.first);
+  std::vector<char> there; // what becomes of one that lies on a device
+  for (size_t i = 0; i < parts.parts.size(); ++i) {
+    StatePart part = parts.parts[i];
+    if (!from && !(task.asked.init && named(states, part.name)->source()))
+      continue;
+    bool onDevice = !part.data;
+    if (onDevice) {
+      int64_t elements = 1;
+      for (int64_t size : part.shard.local)
+        elements *= size;
+      there.assign(static_cast<size_t>(elements) * bytesOf(part.type), 0); // pads are zero
+      part.data = there.data();
+    }
+    Status status = fill(part);
+    if (status && onDevice)
+      status = runner.writeState(parts.states[i], there.data());
+    if (!status)
+      return status;
   }
-  if (task.asked.init) {
-    const auto &states = statesOf(*task.plan, *task.programs.first);
-    for (const StatePart &part : parts)
-      if (named(states, part.name)->source())
-        initWeight(part, {*task.asked.init, task.asked.initDeviation});
-  }
-  return uint64_t(0);
+  return from ? from->manifest().progress.step : uint64_t(0);
 }
 
 Status RankTraining::readBatch(const MeshPosition &position) {
@@ -387,12 +404,15 @@ Status RankTraining::step(ProgramRunner &runner, uint64_t number, Communicator &
     if (std::optional<double> part = numberOf(program, *outputs, name))
       metrics.values.emplace_back(name, *part);
   if (reports->shouldSay(made == 1 || number == task.asked.steps))
-    note(format("step %llu/%llu  loss %.5f  grad norm %.3g  lr %.3g  %.0f tokens/s  %.0f ms "
-                "(compute %.0f, exchange %.0f)  load %.2f  dropped %.1f %%",
+    note(format("step %llu/%llu  loss %.5f  grad norm %.3g  lr %.3g  %.0f tokens/s  %.0f ms",
                 (unsigned long long)number, (unsigned long long)task.asked.steps, last, norm,
-                double(lr), double(task.tokens) / took, took * 1e3,
-                (secondsOf(runner, task.programs, false) - computed) * 1e3,
-                (secondsOf(runner, task.programs, true) - exchanged) * 1e3, load, share * 100));
+                double(lr), double(task.tokens) / took, took * 1e3) +
+         (runner.instructionSeconds().empty()
+              ? std::string()
+              : format(" (compute %.0f, exchange %.0f)",
+                       (secondsOf(runner, task.programs, false) - computed) * 1e3,
+                       (secondsOf(runner, task.programs, true) - exchanged) * 1e3)) +
+         format("  load %.2f  dropped %.1f %%", load, share * 100));
   // A full disk does not end a run; what it keeps from the files is said once.
   if (Status status = reports->write(metrics); !status && std::exchange(reports->whole, false))
     note(status.str() + "the metrics of some steps are lost; training goes on");
@@ -415,10 +435,8 @@ Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator
     }
 
   const TrainOptions &asked = task.asked;
-  Expected<std::vector<StatePart>> parts = this->parts(runner);
-  if (!parts)
-    return parts.takeStatus();
-  Expected<uint64_t> done = begin(*parts);
+  Parts parts = partsOf(runner);
+  Expected<uint64_t> done = begin(parts, runner);
   Status mine = done ? Status() : done.takeStatus();
   uint64_t number = done ? *done : 0;
   data = task.start;
@@ -454,7 +472,7 @@ Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator
     saved = number;
     auto start = Clock::now();
     ProfileSpan span(profile, RankProfile::Span::save, saved);
-    Status begun = saver->begin(*parts, progress(number), communicator);
+    Status begun = saver->begin(parts.parts, progress(number), communicator);
     loop.saving += secondsSince(start);
     return judge(begun, number, last);
   };

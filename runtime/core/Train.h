@@ -116,9 +116,14 @@ public:
 
 private:
   struct Reports;
-  Expected<std::vector<StatePart>> parts(ProgramRunner &runner) const;
+  /// The states that are in checkpoints, and which of the runner's each is.
+  struct Parts {
+    std::vector<StatePart> parts;
+    std::vector<size_t> states;
+  };
+  Parts partsOf(ProgramRunner &runner) const;
   /// Loads or draws what the run begins with; the number of steps that are done.
-  Expected<uint64_t> begin(std::span<const StatePart> parts);
+  Expected<uint64_t> begin(const Parts &parts, ProgramRunner &runner);
   /// Reads this rank's rows of the next batch.
   Status readBatch(const MeshPosition &position);
   /// The step's programs, one after another; the outputs of the last one are the step's.

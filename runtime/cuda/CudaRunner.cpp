@@ -181,13 +181,11 @@ Status CudaRunner::loadWeights(const Checkpoint *checkpoint) {
     return {};
   if (Status s = used(); !s)
     return s;
-  // Two buffers: one is filled while the other is on its way.
-  constexpr uint64_t kPieceBytes = uint64_t(32) << 20;
   uint64_t most = 0;
   auto pieces = [&](const fb::State &state, const Checkpoint *from, const auto &fn) {
     int64_t size = static_cast<int64_t>(bytesOf(state.dtype()));
     forEachPiece(state, position().shard(*state.shape(), *state.dims()), from,
-                 static_cast<int64_t>(kPieceBytes) / size, fn);
+                 static_cast<int64_t>(Ferry::kBytes) / size, fn);
   };
   const Binding &binding = parts->entries[0]->binding; // the states are the same for all
   std::vector<const fb::State *> states;
@@ -198,18 +196,9 @@ Status CudaRunner::loadWeights(const Checkpoint *checkpoint) {
     pieces(*state, nullptr, [&](const WeightPiece &piece) {
       most = std::max<uint64_t>(most, piece.elements() * bytesOf(state->dtype()));
     });
-  PinnedBlock buffers[2];
-  Event sent[2];
-  for (int i = 0; i < 2; ++i) {
-    Expected<PinnedBlock> block = PinnedBlock::allocate(most, "loading weights");
-    if (!block)
-      return block.takeStatus();
-    buffers[i] = std::move(*block);
-    Expected<Event> event = Event::make();
-    if (!event)
-      return event.takeStatus();
-    sent[i] = std::move(*event);
-  }
+  Ferry ferry;
+  if (Status s = ferry.make(most, "loading weights"); !s)
+    return s;
   cudaStream_t stream = parts->entries[0]->queue->firstStream();
   Status status;
   int turn = 0;
@@ -218,9 +207,9 @@ Status CudaRunner::loadWeights(const Checkpoint *checkpoint) {
       if (!status)
         return;
       size_t size = bytesOf(state->dtype());
-      PinnedBlock &buffer = buffers[turn];
+      PinnedBlock &buffer = ferry.buffers[turn];
       // An event that was never recorded counts as done.
-      status = check(cudaEventSynchronize(sent[turn].get()), "loading weights");
+      status = check(cudaEventSynchronize(ferry.moved[turn].get()), "loading weights");
       if (!status)
         return;
       if (piece.inPiece.extent != piece.inPiece.shape)
@@ -230,11 +219,96 @@ Status CudaRunner::loadWeights(const Checkpoint *checkpoint) {
                                      piece.elements() * size, cudaMemcpyHostToDevice, stream),
                      "loading weights");
       if (status)
-        status = check(cudaEventRecord(sent[turn].get(), stream), "loading weights");
+        status = check(cudaEventRecord(ferry.moved[turn].get(), stream), "loading weights");
       turn = 1 - turn;
     });
   if (status)
     status = check(cudaStreamSynchronize(stream), "loading weights");
+  dead |= !status.ok();
+  return status;
+}
+
+Status CudaRunner::Ferry::make(uint64_t bytes, const std::string &what) {
+  for (int i = 0; i < 2; ++i) {
+    Expected<PinnedBlock> block = PinnedBlock::allocate(bytes, what);
+    if (!block)
+      return block.takeStatus();
+    buffers[i] = std::move(*block);
+    Expected<Event> event = Event::make();
+    if (!event)
+      return event.takeStatus();
+    moved[i] = std::move(*event);
+  }
+  return {};
+}
+
+std::vector<TensorRef> CudaRunner::states() {
+  std::vector<TensorRef> refs;
+  for (const fb::State *state : *setup.plan->plan().states())
+    refs.push_back(
+        {nullptr, state->dtype(), position().shard(*state->shape(), *state->dims()).local});
+  return refs;
+}
+
+Status CudaRunner::readState(size_t state, void *to) {
+  return moveState(state, static_cast<char *>(to), false);
+}
+
+Status CudaRunner::writeState(size_t state, const void *from) {
+  return moveState(state, const_cast<char *>(static_cast<const char *>(from)), true);
+}
+
+Status CudaRunner::moveState(size_t index, char *host, bool toDevice) {
+  const char *what = toDevice ? "sending a state" : "fetching a state";
+  if (Status s = used(); !s)
+    return s;
+  if (!parts->ferry) {
+    auto ferry = std::make_unique<Ferry>();
+    if (Status s = ferry->make(Ferry::kBytes, "moving states"); !s)
+      return s;
+    parts->ferry = std::move(ferry);
+  }
+  Ferry &ferry = *parts->ferry;
+  const fb::State &state = *setup.plan->plan().states()->Get(static_cast<unsigned>(index));
+  char *there = parts->entries[0]->binding.stateData(state);
+  TensorRef ref = states()[index];
+  uint64_t bytes = bytesOfTensor(ref);
+  cudaStream_t stream = parts->entries[0]->queue->firstStream();
+  Status status;
+  // Piece i is copied on the host while piece i + 1, or i - 1, is copied by the device.
+  uint64_t pieces = (bytes + Ferry::kBytes - 1) / Ferry::kBytes;
+  auto sizeOf = [&](uint64_t i) { return std::min(Ferry::kBytes, bytes - i * Ferry::kBytes); };
+  auto onHost = [&](uint64_t i) {
+    status = check(cudaEventSynchronize(ferry.moved[i % 2].get()), what);
+    char *buffer = ferry.buffers[i % 2].data(), *at = host + i * Ferry::kBytes;
+    if (status)
+      std::memcpy(toDevice ? buffer : at, toDevice ? at : buffer, sizeOf(i));
+  };
+  auto onDevice = [&](uint64_t i) {
+    char *buffer = ferry.buffers[i % 2].data(), *at = there + i * Ferry::kBytes;
+    status =
+        check(cudaMemcpyAsync(toDevice ? at : buffer, toDevice ? buffer : at, sizeOf(i),
+                              toDevice ? cudaMemcpyHostToDevice : cudaMemcpyDeviceToHost, stream),
+              what);
+    if (status)
+      status = check(cudaEventRecord(ferry.moved[i % 2].get(), stream), what);
+  };
+  if (!toDevice && pieces > 0)
+    onDevice(0);
+  for (uint64_t i = 0; i < pieces && status; ++i) {
+    if (toDevice) {
+      onHost(i);
+      if (status)
+        onDevice(i);
+      continue;
+    }
+    if (i + 1 < pieces)
+      onDevice(i + 1);
+    if (status)
+      onHost(i);
+  }
+  if (status)
+    status = check(cudaStreamSynchronize(stream), what);
   dead |= !status.ok();
   return status;
 }
@@ -296,10 +370,14 @@ Status CudaRunner::attempt(Entry &entry, const InputSet &inputs, uint32_t number
     }
     return {};
   };
-  Status status = entry.queue->enqueue(upload, *parts->groups, number);
+  Status waited;
+  auto wait = [&](cudaEvent_t event) { return waited = waitForDevice(entry, event); };
+  Status status = entry.queue->enqueue(upload, *parts->groups, number, wait);
+  if (!waited)
+    return waited;
   if (!status) {
     // The device or a peer may have failed earlier than where it was noticed.
-    if (Status device = deviceError(entry, entry.queue->query()); !device)
+    if (Status device = deviceError(entry, cudaEventQuery(entry.queue->end())); !device)
       return device;
     Status verdict = entry.watchdog ? entry.watchdog->verdict() : Status();
     if (!verdict)
@@ -309,13 +387,13 @@ Status CudaRunner::attempt(Entry &entry, const InputSet &inputs, uint32_t number
       named.add(d.id, format("rank %d: %s", position().rank(), d.message.c_str()));
     return named;
   }
-  return waitForDevice(entry);
+  return waitForDevice(entry, entry.queue->end());
 }
 
-Status CudaRunner::waitForDevice(Entry &entry) {
+Status CudaRunner::waitForDevice(Entry &entry, cudaEvent_t event) {
   auto start = Clock::now();
   for (;;) {
-    cudaError_t code = entry.queue->query();
+    cudaError_t code = cudaEventQuery(event);
     if (code == cudaSuccess)
       return {};
     if (Status device = deviceError(entry, code); !device)

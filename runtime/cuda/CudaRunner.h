@@ -29,6 +29,9 @@ public:
   Status step(const InputSet &inputs, size_t program = 0) override;
   bool failedTogether() const override { return together; }
   Expected<std::vector<TensorRef>> outputs(size_t program = 0) override;
+  std::vector<TensorRef> states() override;
+  Status readState(size_t state, void *to) override;
+  Status writeState(size_t state, const void *from) override;
   std::string where() const override;
   const MeshPosition &position() const override { return parts->entries[0]->binding.position(); }
   RankFigures figures() const override;
@@ -54,13 +57,24 @@ private:
   Status grow(Entry &entry);
   /// Everything of one attempt, until the device has done it.
   Status attempt(Entry &entry, const InputSet &inputs, uint32_t number);
-  Status waitForDevice(Entry &entry);
+  /// Until the device has come to the event.
+  Status waitForDevice(Entry &entry, cudaEvent_t event);
   /// What a step's query says, as an error that names where the device was.
   Status deviceError(const Entry &entry, cudaError_t code) const;
   /// Where the device was when it failed, as far as is known.
   std::string failedAt(const Entry &entry) const;
   static std::string whereOf(const Entry &entry);
   Status used();
+  /// Copies between a state on the device and host memory that it cannot reach by itself.
+  Status moveState(size_t state, char *host, bool toDevice);
+
+  /// Page-locked buffers, one of which is filled or emptied while the other is on its way.
+  struct Ferry {
+    static constexpr uint64_t kBytes = uint64_t(32) << 20; // of a buffer that is large enough
+    PinnedBlock buffers[2];
+    Event moved[2];
+    Status make(uint64_t bytes, const std::string &what);
+  };
 
   /// All that lies on the device. Not given back after the device has failed: that could hang.
   struct Parts {
@@ -69,6 +83,7 @@ private:
     std::unique_ptr<KernelModule> kernels;
     std::unique_ptr<DeviceGroups> groups;
     std::vector<std::unique_ptr<Entry>> entries;
+    std::unique_ptr<Ferry> ferry; // once a state has been moved
   };
 
   ExecutorSetup setup;

@@ -45,14 +45,19 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
     if (instrs[i].kind == fb::InstrKind::require_bound)
       q.requirements[i] = slots++;
   take(q.readBack, PinnedBlock::allocate(slots * sizeof(int32_t), "values read back"));
+  q.gate = q.findGate();
   for (size_t n = 0; n < count && problems.ok(); ++n) {
     Queue &queue = q.queues[n];
     take(queue.stream, Stream::make());
     take(queue.joined, Event::make());
-    bool calls = std::any_of(instrs.begin(), instrs.end(), [&](const BoundInstr &instr) {
-      return instr.queue == n && instr.kind == fb::InstrKind::call;
-    });
-    if (calls)
+    auto has = [&](fb::InstrKind kind) {
+      return std::any_of(instrs.begin(), instrs.end(), [&](const BoundInstr &instr) {
+        return instr.queue == n && instr.kind == kind;
+      });
+    };
+    if (has(fb::InstrKind::require_bound))
+      take(queue.bounded, Event::make());
+    if (has(fb::InstrKind::call))
       take(queue.workspace, DeviceBlock::allocate(kWorkspaceBytes, "a workspace of library calls"));
     queue.context.stream = queue.stream.get();
     queue.context.blaslt = q.blaslt;
@@ -110,12 +115,33 @@ bool StepQueue::isLocal(size_t index) const {
   }
 }
 
+/// A step that is repeated must find the states that it found at first, so what changes them waits
+/// for the bounds. Rows that are written anew (write_rows) may be written twice. The plan's order
+/// has every such change behind every require_bound (docs/plan-format.md, rules O8 and O9).
+size_t StepQueue::findGate() const {
+  bool bounds = false;
+  for (size_t i = 0; i < instrs.size(); ++i) {
+    bounds |= instrs[i].kind == fb::InstrKind::require_bound;
+    bool rows = instrs[i].kind == fb::InstrKind::call && instrs[i].call == "write_rows";
+    const auto *outputs = program.instrs()->Get(static_cast<unsigned>(i))->outputs();
+    if (!bounds || rows || !outputs)
+      continue;
+    for (uint32_t view : *outputs) {
+      const fb::Arena *arena = program.arenas()->Get(program.views()->Get(view)->arena());
+      if (arena->role() == fb::ArenaRole::state)
+        return i;
+    }
+  }
+  return instrs.size();
+}
+
 void StepQueue::cutIntoActions(bool record) {
   dropGraphs();
   for (size_t i = 0; i < instrs.size();) {
     size_t end = i + 1;
     if (record && isLocal(i))
-      while (end < instrs.size() && isLocal(end) && instrs[end].queue == instrs[i].queue)
+      while (end < instrs.size() && end != gate && isLocal(end) &&
+             instrs[end].queue == instrs[i].queue)
         ++end;
     actions.push_back({i, end});
     i = end;
@@ -148,8 +174,11 @@ Status StepQueue::record(Action &action) {
 }
 
 Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, DeviceGroups &groups,
-                          uint32_t attempt) {
-  if (graphsWanted && enqueuedOnce && !recordedNow && !setup.profile) {
+                          uint32_t attempt, const std::function<Status(cudaEvent_t)> &wait) {
+  // A graph has no times of its instructions.
+  if (recordedNow && isTimed())
+    rebound();
+  if (graphsWanted && enqueuedOnce && !recordedNow && !isTimed()) {
     cutIntoActions(true);
     recordedNow = true;
     for (Action &action : actions) {
@@ -168,13 +197,16 @@ Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, Dev
   }
 
   marks.reset();
+  for (size_t slot : requirements)
+    if (slot)
+      readBack.as<int32_t>()[slot] = 0;
   cudaStream_t first = firstStream();
   if (Status s = inputs(first); !s)
     return s;
   if (Status s = check(cudaMemsetAsync(flags.data(), 0, sizeof(int32_t), first), "the error flag");
       !s)
     return s;
-  if (setup.profile) {
+  if (isTimed()) {
     cudaEventRecord(base.get(), first);
     baseTime = microsecondsSince(setup.epoch);
   }
@@ -182,7 +214,16 @@ Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, Dev
   for (size_t q = 1; q < queues.size(); ++q)
     cudaStreamWaitEvent(queues[q].stream.get(), ready.get(), 0);
 
+  ran = 0;
   for (const Action &action : actions) {
+    if (action.first == gate) {
+      for (Queue &queue : queues)
+        if (queue.bounded.get())
+          if (Status s = wait(queue.bounded.get()); !s)
+            return s;
+      if (needed() > static_cast<int64_t>(binding.bound()))
+        break;
+    }
     Queue &queue = queues[instrs[action.first].queue];
     cudaStream_t stream = queue.stream.get();
     if (instrs[action.first].kind != fb::InstrKind::record)
@@ -191,16 +232,17 @@ Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, Dev
               binding.describe(action.first));
           !s)
         return s;
-    if (setup.profile)
+    if (isTimed())
       cudaEventRecord(starts[action.first].get(), stream);
     Status status = action.graph
                         ? located(action.first,
                                   check(cudaGraphLaunch(action.graph, stream), "replaying a graph"))
                         : run(action.first, groups);
-    if (setup.profile)
+    if (isTimed())
       cudaEventRecord(stops[action.first].get(), stream);
     if (!status)
       return status;
+    ran = action.last;
   }
 
   for (size_t q = 0; q < queues.size(); ++q) {
@@ -231,10 +273,13 @@ Status StepQueue::run(size_t index, DeviceGroups &groups) {
   case fb::InstrKind::collective:
     return located(index, groups.run(instr, stream));
   case fb::InstrKind::require_bound:
-    return located(
-        index, check(cudaMemcpyAsync(readBack.as<int32_t>() + requirements[index], instr.in[0].data,
-                                     sizeof(int32_t), cudaMemcpyDeviceToHost, stream),
-                     "reading the bound"));
+    if (Status s =
+            check(cudaMemcpyAsync(readBack.as<int32_t>() + requirements[index], instr.in[0].data,
+                                  sizeof(int32_t), cudaMemcpyDeviceToHost, stream),
+                  "reading the bound");
+        !s)
+      return located(index, s);
+    return located(index, check(cudaEventRecord(queue.bounded.get(), stream), "an event"));
   case fb::InstrKind::record:
     return located(index, check(cudaEventRecord(events[instr.event].get(), stream), "an event"));
   case fb::InstrKind::wait:
@@ -290,9 +335,9 @@ Status StepQueue::complaints() const {
 }
 
 Status StepQueue::collectTimes(uint32_t attempt) {
-  if (!setup.profile)
+  if (!isTimed())
     return {};
-  for (size_t i = 0; i < instrs.size(); ++i) {
+  for (size_t i = 0; i < ran; ++i) {
     float start = 0, took = 0;
     cudaError_t code = cudaEventElapsedTime(&start, base.get(), starts[i].get());
     if (code == cudaSuccess)

@@ -32,11 +32,13 @@ public:
   void rebound();
 
   /// Enqueues a whole step: `inputs` copies from host memory on the given stream before everything
-  /// else. Returns with everything enqueued, nothing waited for. Errors name the instruction.
+  /// else. Nothing is waited for, but in a program that changes states for good behind a bound:
+  /// what changes them is enqueued once `wait` has come back from the bounds, and not at all if one
+  /// was too small (needed() says so). Errors name the instruction.
   Status enqueue(const std::function<Status(cudaStream_t)> &inputs, DeviceGroups &groups,
-                 uint32_t attempt);
-  /// After enqueue: notReady until the device has done all of it.
-  cudaError_t query() const { return cudaEventQuery(finished.get()); }
+                 uint32_t attempt, const std::function<Status(cudaEvent_t)> &wait);
+  /// After enqueue: what the device comes to when it has done all of it.
+  cudaEvent_t end() const { return finished.get(); }
 
   /// After the step is done: the largest bound that was asked for, and what kernels complained of.
   int64_t needed() const;
@@ -59,6 +61,7 @@ private:
     DeviceBlock workspace;
     CallContext context;
     Event joined;
+    Event bounded; // behind its last require_bound; none if it has none
   };
   /// A run of instructions [first, last) of one queue, with a graph once it is recorded.
   struct Action {
@@ -74,6 +77,9 @@ private:
   /// Launch, call, copy or fill: what needs nothing but its stream.
   Status runLocal(size_t index, Queue &queue);
   bool isLocal(size_t index) const;
+  size_t findGate() const;
+  /// Whether times of this step are wanted.
+  bool isTimed() const { return setup.profile && setup.profile->recording; }
   void cutIntoActions(bool record);
   Status record(Action &action);
   void dropGraphs();
@@ -99,6 +105,8 @@ private:
   std::vector<size_t> requirements;      // slot of each instruction in readBack, 0: none
   std::map<size_t, RouteBuffers> routes; // by instruction; none if nobody looks or forces
   std::vector<Action> actions;
+  size_t gate = 0; // the first instruction that may run only if every bound was large enough
+  size_t ran = 0;  // instructions of the last step that were enqueued
   bool enqueuedOnce = false, recordedNow = false;
   uint32_t inGraphs = 0;
   std::string note;

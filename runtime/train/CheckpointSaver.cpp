@@ -121,7 +121,11 @@ Status CheckpointSaver::begin(std::span<const StatePart> parts, const TrainingPr
   next->temporary = temporaryOf(progress);
   Status mine;
   try {
-    next->file = std::make_unique<RankFile>(parts);
+    Expected<std::unique_ptr<RankFile>> file = RankFile::copy(parts);
+    if (file)
+      next->file = std::move(*file);
+    else
+      mine = file.takeStatus();
   } catch (const std::bad_alloc &) {
     mine.add(ErrorId::OutOfMemory,
              format("rank %d has no memory for a copy of its state, which a checkpoint needs",
@@ -185,10 +189,14 @@ CheckpointSaver::saveAlone(int ranks,
       status = parts.takeStatus();
       break;
     }
-    RankFile file(*parts);
-    if (!file.empty())
-      status = file.write(temporary, rankFileName(rank), files);
-    lists.push_back(file.listing().write());
+    Expected<std::unique_ptr<RankFile>> file = RankFile::copy(*parts);
+    if (!file) {
+      status = file.takeStatus();
+      break;
+    }
+    if (!(*file)->empty())
+      status = (*file)->write(temporary, rankFileName(rank), files);
+    lists.push_back((*file)->listing().write());
   }
   if (status)
     status = publish(progress, lists);

@@ -3,12 +3,17 @@
 //===----------------------------------------------------------------------===//
 #include "moira/rt/InitWeights.h"
 
+#include "moira/rt/HostThreads.h"
 #include "moira/rt/Philox.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace moira::rt {
 namespace {
+
+/// Elements that are worth a thread's while.
+constexpr int64_t kTask = 1 << 14;
 
 /// FNV-1a.
 uint64_t hashOf(const std::string &name) {
@@ -37,14 +42,16 @@ void initWeight(const StatePart &part, const InitOptions &options) {
   uint64_t key = options.seed ^ hashOf(part.name);
   // The place of the shard's elements in the whole tensor.
   forEachRun(shard.inLocal(), shard.inGlobal(), [&](int64_t local, int64_t global, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) {
-      double value = zero   ? 0
-                     : norm ? 1
-                            : options.deviation * normal(key, static_cast<uint64_t>(global + i));
-      convertRun(static_cast<char *>(part.data) +
-                     (local + i) * static_cast<int64_t>(bytesOf(part.type)),
-                 part.type, &value, fb::DType::f64, 1);
-    }
+    host::parallelFor((n + kTask - 1) / kTask, [&](int64_t task) {
+      for (int64_t i = task * kTask, end = std::min(n, i + kTask); i < end; ++i) {
+        double value = zero   ? 0
+                       : norm ? 1
+                              : options.deviation * normal(key, static_cast<uint64_t>(global + i));
+        convertRun(static_cast<char *>(part.data) +
+                       (local + i) * static_cast<int64_t>(bytesOf(part.type)),
+                   part.type, &value, fb::DType::f64, 1);
+      }
+    });
   });
 }
 

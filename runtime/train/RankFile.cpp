@@ -34,39 +34,54 @@ TensorType fileType(fb::DType type) {
 
 } // namespace
 
-RankFile::RankFile(std::span<const StatePart> parts) {
+Expected<std::unique_ptr<RankFile>> RankFile::copy(std::span<const StatePart> parts) {
+  auto file = std::make_unique<RankFile>();
+  std::vector<uint8_t> fetched; // of one part that lies on a device
   for (const StatePart &part : parts) {
-    const Shard &shard = part.shard;
-    bool any = shard.owner;
-    for (int64_t d : shard.valid)
-      any &= d > 0;
+    bool any = part.shard.owner;
+    size_t elements = 1;
+    for (size_t d = 0; d < part.shard.valid.size(); ++d) {
+      any &= part.shard.valid[d] > 0;
+      elements *= static_cast<size_t>(part.shard.local[d]);
+    }
     if (!any)
       continue;
-    StoredTensor &tensor = list.tensors.emplace_back();
-    tensor.name = part.name;
-    tensor.type = part.type;
-    tensor.shape = shard.global;
-    bool cut = part.experts && !shard.valid.empty();
-    for (int64_t e = 0, n = cut ? shard.valid[0] : 1; e < n; ++e) {
-      StoredBox &box = tensor.boxes.emplace_back();
-      box.start = shard.start;
-      box.extent = shard.valid;
-      rt::Box from = shard.inLocal();
-      if (cut) {
-        box.start[0] += e;
-        box.extent[0] = 1;
-        from.start[0] = e;
-        from.extent[0] = 1;
-      }
-      int64_t elements = 1;
-      for (int64_t d : box.extent)
-        elements *= d;
-      Box &copy = boxes.emplace_back();
-      copy.tensor = list.tensors.size() - 1;
-      copy.index = tensor.boxes.size() - 1;
-      copy.bytes.resize(static_cast<size_t>(elements) * bytesOf(part.type));
-      copyBox(rt::Box::all(box.extent), copy.bytes.data(), from, part.data, bytesOf(part.type));
+    if (!part.data) {
+      fetched.resize(elements * bytesOf(part.type));
+      if (Status status = part.read(fetched.data()); !status)
+        return status;
     }
+    file->add(part, part.data ? part.data : fetched.data());
+  }
+  return file;
+}
+
+void RankFile::add(const StatePart &part, const void *data) {
+  const Shard &shard = part.shard;
+  StoredTensor &tensor = list.tensors.emplace_back();
+  tensor.name = part.name;
+  tensor.type = part.type;
+  tensor.shape = shard.global;
+  bool cut = part.experts && !shard.valid.empty();
+  for (int64_t e = 0, n = cut ? shard.valid[0] : 1; e < n; ++e) {
+    StoredBox &box = tensor.boxes.emplace_back();
+    box.start = shard.start;
+    box.extent = shard.valid;
+    rt::Box from = shard.inLocal();
+    if (cut) {
+      box.start[0] += e;
+      box.extent[0] = 1;
+      from.start[0] = e;
+      from.extent[0] = 1;
+    }
+    int64_t elements = 1;
+    for (int64_t d : box.extent)
+      elements *= d;
+    Box &copy = boxes.emplace_back();
+    copy.tensor = list.tensors.size() - 1;
+    copy.index = tensor.boxes.size() - 1;
+    copy.bytes.resize(static_cast<size_t>(elements) * bytesOf(part.type));
+    copyBox(rt::Box::all(box.extent), copy.bytes.data(), from, data, bytesOf(part.type));
   }
 }
 

@@ -6,12 +6,15 @@
 
 #include "moira/rt/TrainingCheckpoint.h"
 
+#include <memory>
+
 namespace moira::rt {
 
 class RankFile {
 public:
-  /// Copies what the rank owns of `parts`, without pads. std::bad_alloc passes.
-  explicit RankFile(std::span<const StatePart> parts);
+  /// Copies what the rank owns of `parts`, without pads. What a part's read() says; std::bad_alloc
+  /// passes.
+  static Expected<std::unique_ptr<RankFile>> copy(std::span<const StatePart> parts);
 
   /// Whether the rank owns anything; else it has no file.
   bool empty() const { return boxes.empty(); }
@@ -28,6 +31,8 @@ private:
     std::vector<uint8_t> bytes;
   };
   std::string header();
+  /// Copies what the rank owns of a part whose elements are in `data`.
+  void add(const StatePart &part, const void *data);
 
   TrainingManifest list;
   std::vector<Box> boxes; // in the order of the file

@@ -4,11 +4,7 @@
 // replayed from graphs and when the ragged bound must grow; that memory is as planned and given
 // back; and that what goes wrong on the device is named with rank, instruction and layer.
 //===----------------------------------------------------------------------===//
-#include "FakeCuda.h"
-#include "RuntimeFiles.h"
-
-#include "../../runtime/core/RunSession.h"
-#include "../../runtime/cuda/CudaRunner.h"
+#include "CudaRunnerTesting.h"
 
 #include <dlfcn.h>
 #include <gmock/gmock.h>
@@ -21,49 +17,6 @@ using testing::HasSubstr;
 namespace fb = moira::fb;
 
 namespace {
-
-class FakePlugin final : public DevicePlugin {
-public:
-  Expected<int> deviceCount() override { return 16; }
-  Expected<std::unique_ptr<ProgramRunner>> create(const ExecutorSetup &setup,
-                                                  const DeviceSetup &given) override {
-    DeviceSetup device = given;
-    device.device = setup.communicator->rank();
-    return cuda::makeRunner(setup, device);
-  }
-  std::vector<std::string> describe() override { return {}; }
-  Expected<std::vector<std::string>> selfTest(Communicator &, const DeviceSetup &) override {
-    return std::vector<std::string>();
-  }
-};
-
-/// Compiles a golden model for the mesh: the plan for sm_90, and the same for the host, whose
-/// kernels stand in for the device's.
-struct Compiled {
-  Compiled(const TempDir &dir, const std::string &model, const std::string &options)
-      : folder(MOIRA_SOURCE_DIR "/test/golden/" + model) {
-    for (std::string target : {"sm_90", "host"}) {
-      std::string path = dir / target + ".moeplan";
-      std::string command = MOIRA_MOE_OPT " " + folder + " --batch=2 --seq=24 --report=none " +
-                            options + " --target=" + target + " -o " + path;
-      EXPECT_EQ(std::system(command.c_str()), 0) << command;
-      Expected<PlanFile> plan = PlanFile::open(path);
-      EXPECT_TRUE(plan) << plan.status().str();
-      (target == "host" ? host : device) = std::move(*plan);
-    }
-    Expected<std::shared_ptr<const HostImages>> loaded = HostImages::load(host);
-    EXPECT_TRUE(loaded) << loaded.status().str();
-    images = *loaded;
-    for (uint32_t k = 0; k < host.plan().kernels()->size(); ++k) {
-      const fb::Kernel &kernel = *host.plan().kernels()->Get(k);
-      fake::addKernel(kernel.name()->str(), images->kernel(k),
-                      static_cast<int>(kernel.operands()->size()));
-    }
-  }
-  std::string folder;
-  PlanFile device, host;
-  std::shared_ptr<const HostImages> images;
-};
 
 struct Ran {
   Status status;

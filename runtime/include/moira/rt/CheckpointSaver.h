@@ -30,9 +30,10 @@ public:
   CheckpointSaver &operator=(const CheckpointSaver &) = delete;
 
   /// Begins to save. Every part is copied before it returns; it takes as much host memory as the
-  /// bytes that this rank owns. The same tensors on every rank, in the same order. A save that is
-  /// still being written is finished first, and its result lost: ask poll() before.
-  /// On failure (CannotWrite, OutOfMemory) nothing is begun.
+  /// bytes that this rank owns, and for states on a device as its largest one. The same tensors on
+  /// every rank, in the same order. A save that is still being written is finished first, and its
+  /// result lost: ask poll() before. On failure (CannotWrite, OutOfMemory, DeviceFailed) nothing is
+  /// begun.
   Status begin(std::span<const StatePart> parts, const TrainingProgress &progress,
                Communicator &communicator);
 

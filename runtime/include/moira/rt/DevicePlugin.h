@@ -38,7 +38,7 @@ public:
 };
 
 /// Raised whenever a class of the interface or of what it uses changes its layout.
-inline constexpr int devicePluginVersion = 2;
+inline constexpr int devicePluginVersion = 3;
 /// Symbol `moiraDevicePluginVersion`: int(void).
 using DevicePluginVersionFn = int();
 /// Symbol `moiraDevicePlugin`: the plugin, owned by the library.

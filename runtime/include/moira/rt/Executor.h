@@ -26,7 +26,9 @@ public:
   Status step(const InputSet &inputs, size_t program = 0) override;
   bool failedTogether() const override { return together; }
   Expected<std::vector<TensorRef>> outputs(size_t program = 0) override;
-  Expected<std::vector<TensorRef>> states() override;
+  std::vector<TensorRef> states() override;
+  Status readState(size_t state, void *to) override;
+  Status writeState(size_t state, const void *from) override;
   std::string where() const override;
   std::span<const double> instructionSeconds(size_t program = 0) const override {
     return entries[program]->seconds;

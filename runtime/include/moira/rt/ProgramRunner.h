@@ -64,12 +64,13 @@ public:
   /// until the next one.
   virtual Expected<std::vector<TensorRef>> outputs(size_t program = 0) = 0;
 
-  /// This rank's part of every state, in the plan's order, where it lies: in host memory, to be
-  /// read and written between steps. BadRun where it lies elsewhere.
-  virtual Expected<std::vector<TensorRef>> states() {
-    return Status(ErrorId::BadRun, "this device keeps its states to itself: training runs on the "
-                                   "host; compile with --target=host");
-  }
+  /// This rank's part of every state, in the plan's order. Its data are where it lies in host
+  /// memory, to be read and written between steps; null where it lies on a device.
+  virtual std::vector<TensorRef> states() = 0;
+  /// Between steps, for the states that lie on a device: copies all of this rank's part to host
+  /// memory, or from there.
+  virtual Status readState(size_t state, void *to) = 0;
+  virtual Status writeState(size_t state, const void *from) = 0;
 
   /// The instruction that the step is at, for people; empty between steps. Any thread may ask.
   virtual std::string where() const = 0;

@@ -16,15 +16,18 @@
 #include "moira/rt/Mesh.h"
 #include "moira/rt/TrainingManifest.h"
 
+#include <functional>
+
 namespace moira::rt {
 
-/// One rank's part of one tensor of the training state, in host memory.
+/// One rank's part of one tensor of the training state.
 struct StatePart {
   std::string name;
   fb::DType type = fb::DType::f32;
   Shard shard;          ///< of the rank; its pads are neither saved nor loaded
-  void *data = nullptr; ///< shard.local elements, C order
+  void *data = nullptr; ///< shard.local elements, C order; null: they lie on a device
   bool experts = false; ///< dimension 0 counts experts: each is saved as a box of its own
+  std::function<Status(void *to)> read = {}; ///< of one without data: copies the elements
 };
 
 /// The names of the finished checkpoints in `directory` ("step-200"), oldest first; none if there
@@ -48,8 +51,9 @@ public:
   /// stored tensor that no part names), all at once.
   Status check(std::span<const StatePart> parts) const;
 
-  /// Fills the part without its pads. Needs a successful check. BadCheckpoint names the tensor and
-  /// the place of a wrong byte; nothing of a chunk that fails its checksum is written to `part`.
+  /// Fills the part, which has data, without its pads. Needs a successful check. BadCheckpoint
+  /// names the tensor and the place of a wrong byte; nothing of a chunk that fails its checksum is
+  /// written to `part`.
   Status load(const StatePart &part) const;
 
   /// Reads and checks every byte of every file. BadCheckpoint with all boxes that are damaged (the
