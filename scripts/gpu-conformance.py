@@ -5,10 +5,13 @@ Needs Python 3, NumPy and safetensors, the CUDA libraries (cuBLASLt, NCCL) on th
 Prints one line a check as it ends, then the seconds that every group took, and ends with `N passed, N failed`; exit code 0 only if none
 failed. Runs go side by side where they do not disturb each other, `--processes` processes at a time in all.
 
-    run-conformance.py [--groups=LIST] [--only=WORDS] [--processes=N] [--keep=DIR] [--scratch=DIR] [--gpus=N]
+    run-conformance.py [--groups=LIST] [--only=WORDS] [--processes=N] [--keep=DIR] [--scratch=DIR] [--gpus=N] [--minutes=N]
 
-Groups: doctor, kernels, f32, bound, graphs, bf16, routing, generate, profile, failures, memory, size. The last one writes a checkpoint of 14 GB to
-the scratch folder (default: /dev/shm where that has room), and compares with transformers where PyTorch and transformers are.
+Groups: doctor, kernels, memcheck, racecheck, f32, bound, graphs, bf16, routing, generate, grad, train, profile, failures, memory, size, train-3b.
+kernels runs every test of the library calls at once; memcheck and racecheck run each by itself under that tool of compute-sanitizer, with smaller
+cases. size writes a checkpoint of 14 GB to the scratch folder (default: /dev/shm where that has room), and compares with transformers where PyTorch
+and transformers are. train-3b trains 3.3 billion weights, in 52 GiB of device memory. After --minutes what has not begun counts as failed, and what
+runs is ended.
 """
 
 import argparse
@@ -23,6 +26,7 @@ import shutil
 import site
 import subprocess
 import sys
+import tarfile
 import tempfile
 import threading
 import time
@@ -38,7 +42,7 @@ SCRATCH_BYTES = 40 << 30  # the real-size checkpoint, and logits
 # These meet all meshes and checks, the others the meshes that they have plans for.
 MODELS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 OTHERS = sorted(set(os.listdir(os.path.join(ROOT, "models"))) - {*MODELS, REAL})
-RANKS = {"one": 1, "ep=2": 2, "tp=2": 2, "dp=2": 2, "ep=4": 4, "ep=2+tp=2": 4}
+RANKS = {"one": 1, "ep=2": 2, "tp=2": 2, "dp=2": 2, "ep=4": 4, "ep=2+tp=2": 4, "dp=2+ep=2": 4}
 # SparseMixer's weights jump where another expert's logit comes near enough to share the softmax.
 JUMPING = {"phimoe"}
 JUMP = 0.05
@@ -46,7 +50,11 @@ F32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 2e-2
 SAME_CHOICES = 0.9
 GPUS = 1
-APART = {"doctor", "kernels", "failures", "memory", "size"}  # groups that do not run beside all others
+APART = {"doctor", "kernels", "memcheck", "racecheck", "failures", "memory", "size", "train-3b"}  # groups that do not run beside all others
+TOOLS = {"memcheck": 3, "racecheck": 8}  # every n-th case of a test
+TRAIN_TOLERANCE = 1e-3  # of losses, relative
+PLANS = f"{ROOT}/plans"
+DEADLINE = None  # of time.monotonic()
 CLEAR_GAP = 1e-4  # of selection scores: above it f32 runs choose the same experts however they add
 
 
@@ -120,15 +128,23 @@ def library_path():
 ENVIRONMENT = dict(os.environ, LD_LIBRARY_PATH=library_path())
 
 
+def time_left(wanted):
+    """Seconds that something may take which wants so many."""
+    left = wanted if DEADLINE is None else min(wanted, DEADLINE - time.monotonic())
+    if left <= 0:
+        raise Wrong("no time is left for it")
+    return left
+
+
 def run(words, timeout=240, **more):
-    start = time.time()
+    start, timeout = time.time(), time_left(timeout)
     environment = dict(ENVIRONMENT, **more)
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, env=environment)
     return done.returncode, done.stdout.decode(errors="replace"), time.time() - start
 
 
 def plan_words(plan, weights, inputs, outputs, *more):
-    return [RUN, f"{ROOT}/plans/{plan}.moeplan", f"--weights={weights}", f"--inputs={inputs}", f"--outputs={outputs}", *more]
+    return [RUN, f"{PLANS}/{plan}.moeplan", f"--weights={weights}", f"--inputs={inputs}", f"--outputs={outputs}", *more]
 
 
 def model_words(plan, model, outputs, ranks, *more):
@@ -151,7 +167,7 @@ def has_experts(model):
 
 
 def meshes_of(model):
-    return [mesh for mesh in RANKS if os.path.exists(f"{ROOT}/plans/{model}.{mesh}.f32.moeplan")]
+    return [mesh for mesh in RANKS if os.path.exists(f"{PLANS}/{model}.{mesh}.f32.moeplan")]
 
 
 def golden(model):
@@ -326,6 +342,146 @@ class Suite:
             raise Wrong("no events with durations")
         return f"{len(timed)} events"
 
+    # --- gradients and training -----------------------------------------------------------------------------------------------------
+
+    def grad(self, model, mesh):
+        """The golden loss, and the golden norms of all gradients together and of those that are a tensor of the checkpoint."""
+        outputs = os.path.join(self.folder, f"{model}.{mesh}.grad.safetensors")
+        with self.slots.take(RANKS[mesh]):
+            code, text, _ = run(model_words(f"{model}.{mesh}.grad", model, outputs, RANKS[mesh]))
+        if code != 0 or "; as planned" not in text:
+            raise Wrong(f"exit code {code}: {text.strip()}")
+        tensors, io = load_file(outputs), load_file(f"{ROOT}/models/{model}/io.safetensors")
+        with open(f"{ROOT}/models/{model}/grad_norms.json") as file:
+            norms = json.load(file)
+        loss = abs(float(tensors["loss"][0]) / float(io["loss"].reshape(-1)[0]) - 1)
+        squares = {name.removeprefix("grad."): float(np.sum(value.astype(np.float64)**2)) for name, value in tensors.items() if name.startswith("grad.")}
+        total = np.sqrt(sum(value**2 for value, _ in norms.values()))
+        whole, worst = abs(np.sqrt(sum(squares.values())) / total - 1), 0.0
+        for name, (value, shape) in norms.items():
+            if name in squares and list(tensors["grad." + name].shape) == shape:
+                worst = max(worst, abs(np.sqrt(squares[name]) - value) / (value + 1e-3 * total))
+        if not (loss < 1e-5 and whole < 1e-4 and worst < 1e-3):
+            raise Wrong(f"loss {loss:.1e}, norm of all gradients {whole:.1e}, of one {worst:.1e} from the golden ones")
+        return f"loss {loss:.1e}, norm of all gradients {whole:.1e}, of one at most {worst:.1e} from the golden ones"
+
+    def trained(self, plan, model, ranks, *more, tag="", inputs=True, seconds=240):
+        """Trains and returns the metrics of every step and what moe-run said."""
+        metrics = os.path.join(self.folder, f"{plan}{tag}.jsonl")
+        batch = [f"--weights={ROOT}/models/{model}", f"--inputs={ROOT}/models/{model}/io.safetensors"] if inputs else []
+        words = [RUN, f"{PLANS}/{plan}.moeplan", *batch, f"--metrics={metrics}", "--timeout=90", *more]
+        if ranks > 1:
+            words.append(devices_of(ranks))
+        with self.slots.take(ranks):
+            code, text, _ = run(words, timeout=seconds)
+        if code != 0 or "; as planned" not in text:
+            raise Wrong(f"exit code {code}: {text.strip()}")
+        with open(metrics) as file:
+            return [json.loads(line) for line in file], text
+
+    def train(self, model, mesh, kind="train", tolerance=TRAIN_TOLERANCE):
+        """Ten steps of AdamW against the golden losses; those of bf16 relative to the first loss."""
+        steps, text = self.trained(f"{model}.{mesh}.{kind}", model, RANKS[mesh], "--steps=10")
+        losses, want = np.array([step["loss"] for step in steps]), load_file(f"{ROOT}/models/{model}/io.safetensors")["adamw_losses"].astype(np.float64)
+        bf16 = "bf16" in kind
+        worst = float(np.max(np.abs(losses - want) / (want[0] if bf16 else want))) if losses.shape == want.shape else float("inf")
+        retries, count = (int(re.search(p, text).group(1)) for p in (r"retries (\d+)", r"(\d+) of \d+ instructions replayed"))
+        if not worst <= (1e-2 if bf16 else tolerance):
+            raise Wrong(f"losses {losses.tolist()} differ by {worst:.2e} from {want.tolist()}")
+        if count == 0 or (retries == 0 and "ep=" in mesh and not bf16):
+            raise Wrong(f"{count} instructions replayed, {retries} retries: {text}")
+        return f"losses {worst:.1e} from the golden ones, {count} instructions replayed, {retries} retries, {steps[-1]['tokens_per_s']:.0f} tokens/s"
+
+    def train_beside_host(self, plan, model):
+        ours, _ = self.trained(plan, model, 1, "--steps=10")
+        theirs, _ = self.trained(f"{plan}.host", model, 1, "--steps=10")
+        worst = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(ours, theirs, strict=True))
+        norm = max(abs(a["grad_norm"] - b["grad_norm"]) / abs(b["grad_norm"]) for a, b in zip(ours, theirs, strict=True))
+        if not (worst <= TRAIN_TOLERANCE and norm <= 1e-2):
+            raise Wrong(f"losses {[s['loss'] for s in ours]} instead of {[s['loss'] for s in theirs]}; norms of gradients differ by {norm:.1e}")
+        return f"losses {worst:.1e}, norms of gradients {norm:.1e} from the host's"
+
+    def resume(self, mesh, kind="train", onto=None):
+        """A run that ends in the middle and is taken up again is the uninterrupted one; `onto`: by another plan."""
+        plan, ranks = f"olmoe.{mesh}.{kind}", RANKS[mesh]
+        name = f"{plan}.{onto or 'same'}"
+        folders = [os.path.join(self.folder, f"{name}.{which}") for which in ("whole", "parts")]
+        whole, _ = self.trained(plan, "olmoe", ranks, "--steps=6", "--save-every=2", f"--checkpoint={folders[0]}", tag=f".{name}.whole")
+        first, _ = self.trained(plan, "olmoe", ranks, "--steps=4", "--save-every=2", f"--checkpoint={folders[1]}", tag=f".{name}.first")
+        rest, text = self.trained(onto or plan, "olmoe", 1 if onto else ranks, "--steps=6", f"--checkpoint={folders[1]}", "--resume", tag=f".{name}.rest")
+        if "resumed from" not in text or [s["step"] for s in first + rest] != [1, 2, 3, 4, 5, 6]:
+            raise Wrong(f"steps {[s['step'] for s in first + rest]}: {text}")
+        worst = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(first + rest, whole, strict=True))
+        if onto or ranks > 1:  # the order in which NCCL adds is its own
+            if worst > (TRAIN_TOLERANCE if onto else 1e-6):
+                raise Wrong(f"losses differ by {worst:.2e}")
+            return f"losses within {worst:.1e} of the uninterrupted run's"
+        if worst > 0:
+            raise Wrong(f"losses differ by {worst:.2e}")
+        for file in sorted(os.listdir(f"{folders[0]}/step-6")):
+            with open(f"{folders[0]}/step-6/{file}", "rb") as a, open(f"{folders[1]}/step-6/{file}", "rb") as b:
+                if file.endswith(".safetensors") and a.read() != b.read():
+                    raise Wrong(f"{file} of step 6 differs")
+        return "to the bit, checkpoints too"
+
+    def stopped(self):
+        """SIGTERM ends a run after its step, with a checkpoint, also in the middle of saves."""
+        folder, metrics = os.path.join(self.folder, "stopped"), os.path.join(self.folder, "stopped.jsonl")
+        words = [RUN, f"{PLANS}/olmoe.ep=2.train.moeplan", f"--weights={ROOT}/models/olmoe", f"--inputs={ROOT}/models/olmoe/io.safetensors",
+                 "--steps=1000000", "--save-every=5", f"--checkpoint={folder}", f"--metrics={metrics}", "--timeout=90", devices_of(2)]
+        with self.slots.take(2), tempfile.TemporaryFile() as output:
+            process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+            end = time.monotonic() + time_left(120)
+            while time.monotonic() < end and not (os.path.exists(metrics) and os.path.getsize(metrics) > 2000) and process.poll() is None:
+                time.sleep(0.05)
+            process.terminate()
+            try:
+                code = process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise Wrong("it does not end") from None
+            output.seek(0)
+            text = output.read().decode(errors="replace")
+        with open(metrics) as file:
+            last = [json.loads(line)["step"] for line in file][-1]
+        if code != 143 or not os.path.exists(f"{folder}/step-{last}/manifest.json"):
+            raise Wrong(f"exit code {code}, step {last}, {sorted(os.listdir(folder)) if os.path.exists(folder) else 'no checkpoint'}: {text}")
+        return f"after step {last}"
+
+    def from_data(self):
+        """From random weights, on a dataset: the host's losses."""
+        words = ("--init=3", f"--data={PLANS}/text", "--steps=5")
+        ours, _ = self.trained("olmoe.one.train.adamw", "olmoe", 1, *words, tag=".data", inputs=False)
+        theirs, _ = self.trained("olmoe.one.train.adamw.host", "olmoe", 1, *words, tag=".data", inputs=False)
+        worst = max(abs(a["loss"] - b["loss"]) / abs(b["loss"]) for a, b in zip(ours, theirs, strict=True))
+        if worst > TRAIN_TOLERANCE:
+            raise Wrong(f"losses {[s['loss'] for s in ours]} instead of {[s['loss'] for s in theirs]}")
+        return f"losses {worst:.1e} from the host's"
+
+    def train_real(self, dtype, steps):
+        """3.3 billion weights on text: the loss falls."""
+        metrics, text = self.trained(f"train-3b.{dtype}", "", 1, "--init=1", f"--data={PLANS}/text", f"--steps={steps}", inputs=False, seconds=500)
+        print("\n".join("    " + line for line in text.splitlines() if "bytes" in line or "trained" in line or "of the time" in line), flush=True)
+        losses = [step["ce_loss"] for step in metrics]
+        print("    " + " ".join(f"{loss:.3f}" for loss in losses), flush=True)
+        speed = float(np.median([step["tokens_per_s"] for step in metrics[2:]]))
+        if not np.all(np.isfinite(losses)) or not np.mean(losses[-5:]) < losses[0] - 1:
+            raise Wrong(f"losses {losses}")
+        flops = 6 * 169.2e6 + 12 * 16 * 1024 * 1024 / 2
+        self.kept[("train-3b", dtype)] = losses
+        return f"loss {losses[0]:.3f} to {losses[-1]:.3f}, {speed:.0f} tokens/s, {speed * flops / 1e12:.1f} TFLOP/s"
+
+    def train_real_alike(self):
+        """bf16's losses fall as f32's."""
+        bf16, f32 = (np.array(self.kept.get(("train-3b", dtype), [])) for dtype in ("bf16", "f32"))
+        n = min(len(bf16), len(f32))
+        if n == 0:
+            raise Wrong("one of the runs failed")
+        worst = float(np.max(np.abs(bf16[:n] - f32[:n]) / f32[0]))
+        if worst > 3e-2:
+            raise Wrong(f"losses of {n} steps differ by {worst:.1e} of the first")
+        return f"losses of {n} steps within {worst:.1e} of the first"
+
     # --- failures -----------------------------------------------------------------------------------------------------------------
 
     def lost(self, launcher, kinds, count):
@@ -333,7 +489,7 @@ class Suite:
         if launcher == "mpirun" and not shutil.which("mpirun"):
             return "not available: no mpirun here"
         # NCCL takes some seconds to connect ranks that share a device, and that counts as waiting for a rank.
-        code, text, took = run([sys.executable, f"{ROOT}/check-failures.py", f"{ROOT}/plans/mixtral.ep=2.f32.moeplan",
+        code, text, took = run([sys.executable, f"{ROOT}/check-failures.py", f"{PLANS}/mixtral.ep=2.f32.moeplan",
                                 f"--weights={ROOT}/models/mixtral", f"--inputs={ROOT}/models/mixtral/io.safetensors", "--ranks=2",
                                 devices_of(2), f"--launcher={launcher}", f"--kinds={kinds}", f"--count={count}", "--victims=0,1",
                                 "--timeout=10", "--window=6", "--start=30"], timeout=60 * count)
@@ -381,7 +537,7 @@ class Suite:
         try:
             if b"held" not in holder.stdout.readline():
                 raise Wrong("the device's memory could not be filled by PyTorch")
-            code, text, took = run([RUN, f"{ROOT}/plans/large.moeplan", f"--weights={ROOT}/models/mixtral",
+            code, text, took = run([RUN, f"{PLANS}/large.moeplan", f"--weights={ROOT}/models/mixtral",
                                     f"--inputs={inputs}", f"--outputs={self.folder}/large-out.safetensors"])
         finally:
             holder.stdin.close()
@@ -490,20 +646,40 @@ class Suite:
             raise Wrong(f"exit code {code}, {len(speeds)} collectives tested")
         return ", ".join(f"{name} {speed} GB/s" for name, speed in speeds)
 
-    def calls(self, tool=None):
-        """The tests of the library calls, which is all our kernels; under a tool of compute-sanitizer if one is named."""
-        program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-        if tool and not os.path.exists(program):
-            return "not available: no compute-sanitizer here"
-        words = [program, f"--tool={tool}", "--error-exitcode=99"] if tool else []
-        code, text, took = run([*words, f"{ROOT}/test/CudaCallsTests"], timeout=580, OMP_NUM_THREADS="4")
-        if tool and "Device not supported" in text:
-            return "not available: the tool refuses this machine's device"
+    def calls(self):
+        """The tests of the library calls, which is all our kernels."""
+        code, text, took = run([f"{ROOT}/test/CudaCallsTests"], timeout=580, OMP_NUM_THREADS="4")
         passed = re.search(r"\[  PASSED  \] (\d+) tests?", text)
-        summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)
-        if code != 0 or not passed or "no CUDA device" in text or "SKIPPED" in text or bool(tool) != bool(summary):
+        if code != 0 or not passed or "no CUDA device" in text or "SKIPPED" in text:
             raise Wrong(f"exit code {code}: {text[-4000:]}")
-        return f"{passed.group(1)} tests in {took:.0f} s" + (f", {summary[-1]}" if tool else "")
+        return f"{passed.group(1)} tests in {took:.0f} s"
+
+    def checked_call(self, test, tool):
+        """One of these tests, with fewer and smaller cases, under a tool of compute-sanitizer."""
+        program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+        if not os.path.exists(program):
+            return "not available: no compute-sanitizer here"
+        words = [program, f"--tool={tool}", "--error-exitcode=99", f"{ROOT}/test/CudaCallsTests", f"--gtest_filter={test}"]
+        with self.slots.take(1):
+            code, text, _ = run(words, timeout=150, OMP_NUM_THREADS="2", MOIRA_TEST_SMALL=str(TOOLS[tool]))
+        if "Device not supported" in text:
+            return "not available: the tool refuses this machine's device"
+        summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)
+        if code != 0 or not re.search(r"\[  PASSED  \] 1 test", text) or "SKIPPED" in text or not summary:
+            raise Wrong(f"exit code {code}: {text[-4000:]}")
+        return summary[-1]
+
+
+def call_tests():
+    """The names of the tests of the library calls."""
+    done = subprocess.run([f"{ROOT}/test/CudaCallsTests", "--gtest_list_tests"], stdout=subprocess.PIPE, env=ENVIRONMENT, check=False)
+    names, suite = [], ""
+    for line in done.stdout.decode().splitlines():
+        if line.startswith("  "):
+            names.append(suite + line.split()[0])
+        elif line.endswith("."):
+            suite = line.strip()
+    return names
 
 
 def main():
@@ -514,27 +690,34 @@ def main():
     parser.add_argument("--scratch", help="a folder with 40 GiB of room, for what is of real size")
     parser.add_argument("--groups", default="", help="only these, with commas between")
     parser.add_argument("--gpus", type=int, default=1, help="that ranks are put on in turn")
+    parser.add_argument("--minutes", type=float, help="that all checks together may take")
     options = parser.parse_args()
-    global GPUS
+    global GPUS, PLANS, DEADLINE
     GPUS = options.gpus
+    if options.minutes:
+        DEADLINE = time.monotonic() + 60 * options.minutes
     folder = options.keep or tempfile.mkdtemp(prefix="moira-conformance-")
     os.makedirs(folder, exist_ok=True)
+    with tarfile.open(f"{ROOT}/plans.tar.xz") as plans:
+        plans.extractall(folder)
+    PLANS = f"{folder}/plans"
     scratch = options.scratch or next((f for f in ("/dev/shm", tempfile.gettempdir())
                                        if os.path.isdir(f) and shutil.disk_usage(f).free > SCRATCH_BYTES), tempfile.gettempdir())
     scratch = tempfile.mkdtemp(prefix="moira-real-size-", dir=scratch)
     suite = Suite(folder, scratch, Slots(max(1, options.processes)))
 
-    suite.add("kernels", "racecheck", lambda: suite.calls("racecheck"))
-    suite.add("kernels", "memcheck", lambda: suite.calls("memcheck"))
     suite.add("kernels", "alone", suite.calls)
+    for tool in TOOLS:
+        for test in call_tests():
+            suite.add(tool, test, lambda t=test, tool=tool: suite.checked_call(t, tool))
     for ranks in (1, 2):
         suite.add("doctor", f"{ranks} ranks", lambda ranks=ranks: suite.doctor(ranks))
     for model in MODELS:
-        for mesh in RANKS:
+        for mesh in meshes_of(model):
             suite.add("f32", f"{model} {mesh}", lambda m=model, x=mesh: suite.f32(m, x))
-        for mesh in (m for m in RANKS if "ep" in m):
+        for mesh in (m for m in meshes_of(model) if "ep" in m):
             suite.add("bound", f"{model} {mesh}", lambda m=model, x=mesh: suite.bound(m, x))
-        for mesh in RANKS:
+        for mesh in meshes_of(model):
             suite.add("bf16", f"{model} {mesh}", lambda m=model, x=mesh: suite.bf16(m, x))
             suite.add("bf16", f"{model} {mesh} free", lambda m=model, x=mesh: suite.free(m, x))
         suite.add("graphs", f"{model} one", lambda m=model: suite.graphs(m, "one"))
@@ -549,6 +732,27 @@ def main():
     for model in MODELS + OTHERS:
         for mesh in ("one", "ep=2" if has_experts(model) else "tp=2"):
             suite.add("generate", f"{model} {mesh}", lambda m=model, x=mesh: suite.tokens(m, x))
+    for model in MODELS + OTHERS:
+        for mesh in RANKS:
+            if os.path.exists(f"{PLANS}/{model}.{mesh}.grad.moeplan"):
+                suite.add("grad", f"{model} {mesh}", lambda m=model, x=mesh: suite.grad(m, x))
+                suite.add("train", f"{model} {mesh}", lambda m=model, x=mesh: suite.train(m, x))
+            if os.path.exists(f"{PLANS}/{model}.{mesh}.train.bf16.moeplan"):
+                suite.add("train", f"{model} {mesh} bf16", lambda m=model, x=mesh: suite.train(m, x, "train.bf16"))
+    for mesh, kind in [*((mesh, f"zero{stage}") for mesh in ("dp=2", "dp=2+ep=2") for stage in (1, 2, 3)), ("one", "micro2"), ("ep=2", "micro2"),
+                       ("ep=2", "recompute")]:
+        suite.add("train", f"olmoe {mesh} {kind}", lambda x=mesh, k=kind: suite.train("olmoe", x, f"train.{k}"))
+    for model, kind in (("olmoe", "adamw"), ("olmoe", "adafactor"), ("olmoe", "sgd"), ("olmoe", "losses"), ("deepseek_v3", "bias")):
+        suite.add("train", f"{model} {kind} beside the host", lambda m=model, k=kind: suite.train_beside_host(f"{m}.one.train.{k}", m))
+    for mesh, kind in (("one", "train"), ("dp=2+ep=2", "train.zero3")):
+        suite.add("train", f"resume {mesh}", lambda x=mesh, k=kind: suite.resume(x, k))
+    suite.add("train", "resume dp=2+ep=2 on one rank", lambda: suite.resume("dp=2+ep=2", "train.zero3", "olmoe.one.train"))
+    suite.add("train", "resume one on the host", lambda: suite.resume("one", "train", "olmoe.one.train.adamw.host"))
+    suite.add("train", "stopped", suite.stopped)
+    suite.add("train", "data", suite.from_data)
+    for dtype, steps in (("bf16", 30), ("f32", 15)):
+        suite.add("train-3b", dtype, lambda d=dtype, n=steps: suite.train_real(d, n))
+    suite.add("train-3b", "bf16 as f32", suite.train_real_alike)
     suite.add("profile", "olmoe ep=2", suite.profile)
     suite.add("failures", "started by another launcher", suite.as_torchrun)
     suite.add("failures", "lost ranks of moe-run", lambda: suite.lost("processes", "kill,stop", 4))
@@ -590,7 +794,8 @@ def main():
     # Alone are those that measure speeds or fill the device, and together but apart from the rest those that count seconds, and the kernels,
     # since processes share a GPU by turns and theirs are many and short.
     begin = time.time()
-    for group, threads in (("doctor", 1), ("kernels", 3), (None, options.processes), ("failures", 5), ("memory", 1), ("size", 1)):
+    for group, threads in (("doctor", 1), ("kernels", 1), ("memcheck", 4), ("racecheck", 4), (None, options.processes), ("failures", 5), ("memory", 1),
+                           ("size", 1), ("train-3b", 1)):
         part = [c for c in chosen if (c[0] == group if group else c[0] not in APART)]
         with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
             many = {pool.submit(attempt, c): c for c in part}

@@ -1,7 +1,8 @@
 //===- Cluster.cpp - described clusters -----------------------------------===//
-// Rates of devices are those of NVIDIA's data sheets (dense, without sparsity). Efficiencies and the time
-// of a launch are what this project's own kernels reached on an H100 (docs/performance.md); a node's rate
-// is the bus bandwidth that rings of eight devices reach in NVIDIA's nccl-tests.
+// Rates of devices are those of NVIDIA's data sheets (dense, without sparsity). Efficiencies and
+// the time of a launch are what this project's own kernels reached on an H100
+// (docs/performance.md); a node's rate is the bus bandwidth that rings of eight devices reach in
+// NVIDIA's nccl-tests.
 //===----------------------------------------------------------------------===//
 #include "moira/rt/Simulate.h"
 #include "moira/rt/Suggest.h"
@@ -99,9 +100,8 @@ Expected<SimCluster> readCluster(const std::string &path, std::istream &file) {
   if (!json.is_object())
     return Status(ErrorId::BadJson, path + " is no JSON object; docs/simulation.md shows one");
   Status problems;
-  std::string like = json.value("like", nlohmann::json("h100")).is_string()
-                         ? json.value("like", "h100")
-                         : "";
+  std::string like =
+      json.value("like", nlohmann::json("h100")).is_string() ? json.value("like", "h100") : "";
   SimCluster cluster;
   if (const SimCluster *base = find(like))
     cluster = *base;
@@ -112,8 +112,8 @@ Expected<SimCluster> readCluster(const std::string &path, std::istream &file) {
   cluster.name = path;
   for (const auto &[name, value] : json.items()) {
     auto bad = [&](const std::string &what) {
-      problems.add(ErrorId::BadConfigValue, path + ": " + name + " must be " + what + ", not " +
-                                                value.dump());
+      problems.add(ErrorId::BadConfigValue,
+                   path + ": " + name + " must be " + what + ", not " + value.dump());
     };
     if (name == "like")
       continue;
@@ -125,8 +125,7 @@ Expected<SimCluster> readCluster(const std::string &path, std::istream &file) {
       continue;
     }
     if (name == "devices_per_node") {
-      if (value.is_number_integer() && value.get<int64_t>() >= 1 &&
-          value.get<int64_t>() <= 1 << 20)
+      if (value.is_number_integer() && value.get<int64_t>() >= 1 && value.get<int64_t>() <= 1 << 20)
         cluster.devicesPerNode = value.get<int>();
       else
         bad("a number of devices, 1 or more");
@@ -138,10 +137,10 @@ Expected<SimCluster> readCluster(const std::string &path, std::istream &file) {
         field = &one;
     if (!field) {
       std::string near = nearestWord(name, fieldNames());
-      problems.add(ErrorId::UnknownConfigField,
-                   path + ": unknown field " + name +
-                       (near.empty() ? "; docs/simulation.md lists them"
-                                     : "; did you mean " + near + "?"));
+      problems.add(
+          ErrorId::UnknownConfigField,
+          path + ": unknown field " + name +
+              (near.empty() ? "; docs/simulation.md lists them" : "; did you mean " + near + "?"));
       continue;
     }
     double number = value.is_number() ? value.get<double>() : 0;
@@ -169,8 +168,8 @@ Expected<SimCluster> SimCluster::open(const std::string &nameOrFile) {
     return *known;
   std::ifstream file(nameOrFile);
   if (!file)
-    return Status(ErrorId::FileNotFound, "--cluster=" + nameOrFile + " is no file and none of " +
-                                             knownNames());
+    return Status(ErrorId::FileNotFound,
+                  "--cluster=" + nameOrFile + " is no file and none of " + knownNames());
   return readCluster(nameOrFile, file);
 }
 

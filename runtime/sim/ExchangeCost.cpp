@@ -1,8 +1,9 @@
 //===- ExchangeCost.cpp - how long collectives take -----------------------===//
-// See ExchangeCost.h. A collective takes a latency, which grows with the steps of its algorithm, and the
-// time of its bytes at the algorithm's bandwidth; the fastest of algorithms (ring, tree) and protocols
-// (LL: 8-byte words with flags, half of the bandwidth or less; LL128: 128-byte lines with flags, 0.92 of
-// it; simple: all of it, with the largest latency) is taken. Constants are those of NCCL's tuner.
+// See ExchangeCost.h. A collective takes a latency, which grows with the steps of its algorithm,
+// and the time of its bytes at the algorithm's bandwidth; the fastest of algorithms (ring, tree)
+// and protocols (LL: 8-byte words with flags, half of the bandwidth or less; LL128: 128-byte lines
+// with flags, 0.92 of it; simple: all of it, with the largest latency) is taken. Constants are
+// those of NCCL's tuner.
 //===----------------------------------------------------------------------===//
 #include "ExchangeCost.h"
 
@@ -48,9 +49,7 @@ double ringSeconds(double bytes, int64_t steps, const GroupPlace &place, double 
   int64_t between = place.nodes == 1 ? 0 : rounds * (place.nodes - 1);
   double best = 0;
   for (int p = 0; p < kProtocols; ++p) {
-    double bus = p == LL      ? std::min(mostLL(place), rate * 0.5)
-                 : p == LL128 ? rate * 0.92
-                              : rate;
+    double bus = p == LL ? std::min(mostLL(place), rate * 0.5) : p == LL128 ? rate * 0.92 : rate;
     double overhead = place.nodes == 1 ? 0 : kStepOverhead * (p == Simple ? 3 : 1);
     // With one rank a node nothing hides the network.
     double far = place.ranksOfNode == 1 ? kTree.network[p] : kRing.network[p];
@@ -92,8 +91,8 @@ double pairwiseSeconds(double bytes, const GroupPlace &place, const SimCluster &
 
 } // namespace
 
-GroupPlace placeOf(const fb::Plan &plan, const fb::Program &program,
-                   std::span<const uint8_t> axes, int devicesPerNode) {
+GroupPlace placeOf(const fb::Plan &plan, const fb::Program &program, std::span<const uint8_t> axes,
+                   int devicesPerNode) {
   GroupPlace worst;
   for (uint32_t rank = 0; rank < program.ranks(); ++rank) {
     Group group = MeshPosition(plan, program, int(rank)).group(axes);

@@ -16,8 +16,8 @@ struct GroupPlace {
 };
 
 /// The most spread group of those that differ along `axes` only.
-GroupPlace placeOf(const fb::Plan &plan, const fb::Program &program,
-                   std::span<const uint8_t> axes, int devicesPerNode);
+GroupPlace placeOf(const fb::Plan &plan, const fb::Program &program, std::span<const uint8_t> axes,
+                   int devicesPerNode);
 
 /// Seconds, with `bytes` of this rank's operand. Source: NCCL, src/graph/tuning.cc.
 double exchangeSeconds(fb::CollectiveKind kind, double bytes, const GroupPlace &place,

@@ -1,7 +1,8 @@
 //===- KernelCost.cpp - how much an instruction computes and moves --------===//
-// See KernelCost.h. Products and attention have operations by formula; everything else is its operands'
-// bytes. Rows of experts count as routing that is balanced gives them (times the load that is asked for),
-// not as the slots that could hold more; a kernel over rows of slots counts as it runs, over all.
+// See KernelCost.h. Products and attention have operations by formula; everything else is its
+// operands' bytes. Rows of experts count as routing that is balanced gives them (times the load
+// that is asked for), not as the slots that could hold more; a kernel over rows of slots counts as
+// it runs, over all.
 //===----------------------------------------------------------------------===//
 #include "KernelCost.h"
 
@@ -16,8 +17,8 @@ namespace moira::rt {
 namespace {
 
 /// Which operands are a product's three matrices: those of [t,K], [N,K] and [t,N] in any order. A
-/// negative number is an output, counted from -1. `batch`: the operand whose dimension `dim` counts the
-/// matrices of a batch, each with its own K and N.
+/// negative number is an output, counted from -1. `batch`: the operand whose dimension `dim` counts
+/// the matrices of a batch, each with its own K and N.
 struct ProductCall {
   std::array<int, 3> operands;
   int batch = 99, dim = 0;
@@ -36,7 +37,7 @@ const std::map<std::string, ProductCall, std::less<>> kProducts = {
 
 /// Calls over rows of experts.
 bool isOfExperts(const std::string &name) {
-  static const std::set<std::string, std::less<>> others = {"select", "pack",    "regroup",
+  static const std::set<std::string, std::less<>> others = {"select",  "pack",    "regroup",
                                                             "ungroup", "combine", "choice_dots"};
   return name.starts_with("grouped_") || others.contains(name);
 }
@@ -44,7 +45,8 @@ bool isOfExperts(const std::string &name) {
 /// Calls that read what they write.
 bool isInPlace(const std::string &name) {
   static const std::set<std::string, std::less<>> names = {
-      "adamw", "expert_adamw", "sgd", "adafactor", "adafactor_vector", "accumulate", "balance_bias"};
+      "adamw",      "expert_adamw", "sgd", "adafactor", "adafactor_vector",
+      "accumulate", "balance_bias"};
   return names.contains(name);
 }
 
@@ -118,8 +120,8 @@ Work WorkReader::read(const fb::Instr &instr) {
   return work;
 }
 
-/// A routing of t tokens, k choices each: with pack this rank gets as many rows as it sends, with select
-/// those of the experts that it has.
+/// A routing of t tokens, k choices each: with pack this rank gets as many rows as it sends, with
+/// select those of the experts that it has.
 void WorkReader::noteRows(const fb::Instr &instr, const std::string &name) {
   if (name != "pack" && name != "select")
     return;

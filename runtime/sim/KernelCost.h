@@ -1,6 +1,6 @@
 //===- KernelCost.h - how much an instruction computes and moves -*- C++ -*-===//
-// Operations and bytes of calls, kernels and copies on one rank, by their operands' shapes. Seconds are
-// Simulate.cpp's.
+// Operations and bytes of calls, kernels and copies on one rank, by their operands' shapes. Seconds
+// are Simulate.cpp's.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_SIM_KERNELCOST_H
 #define MOIRA_RT_SIM_KERNELCOST_H
@@ -14,8 +14,8 @@ namespace moira::rt {
 /// What one instruction does on a rank.
 struct Work {
   enum Kind { nothing, product, attention, other, move } kind = nothing;
-  double flops = 0; ///< of products and attention
-  double bytes = 0; ///< read and written; move: over the link to the host
+  double flops = 0;    ///< of products and attention
+  double bytes = 0;    ///< read and written; move: over the link to the host
   bool narrow = false; ///< products of bf16
   bool onHost = false; ///< a call whose operands lie in the host's memory
 };

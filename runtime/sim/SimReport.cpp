@@ -56,10 +56,9 @@ std::string simulationText(const PlanFile &file, const SimOptions &options,
                    100 * flopsOf(result) / result.stepSeconds / peakOf(file, c));
   text += "\n";
   for (const SimProgram &p : result.programs) {
-    text += format("\nprogram %s: %s%s\n", p.name.c_str(), timeText(p.seconds).c_str(),
-                   p.repeats > 1
-                       ? format(", %llu times a step", (unsigned long long)p.repeats).c_str()
-                       : "");
+    text += format(
+        "\nprogram %s: %s%s\n", p.name.c_str(), timeText(p.seconds).c_str(),
+        p.repeats > 1 ? format(", %llu times a step", (unsigned long long)p.repeats).c_str() : "");
     text += format("  kernels run %.1f %% of it, exchanges and copies are alone %.1f %%\n",
                    p.seconds > 0 ? 100 * p.busy / p.seconds : 0,
                    p.seconds > 0 ? 100 * p.exposed / p.seconds : 0);
@@ -75,22 +74,21 @@ std::string simulationText(const PlanFile &file, const SimOptions &options,
 std::string simulationJson(const PlanFile &file, const SimOptions &options,
                            const SimResult &result) {
   const SimCluster &c = options.cluster;
-  Json out{{"cluster", c.name},
-           {"devices_per_node", c.devicesPerNode},
-           {"mesh", meshText(summarize(file))},
-           {"expert_load", options.expertLoad},
-           {"memory_bytes", result.deviceBytes},
-           {"memory_bytes_of_device", uint64_t(c.memoryBytes)},
-           {"fits", double(result.deviceBytes) <= c.memoryBytes},
-           {"step_seconds", result.stepSeconds},
-           {"tokens_per_s",
-            result.stepSeconds > 0 ? result.tokensPerStep / result.stepSeconds : 0.0},
-           {"flops", flopsOf(result)},
-           {"programs", Json::array()}};
+  Json out{
+      {"cluster", c.name},
+      {"devices_per_node", c.devicesPerNode},
+      {"mesh", meshText(summarize(file))},
+      {"expert_load", options.expertLoad},
+      {"memory_bytes", result.deviceBytes},
+      {"memory_bytes_of_device", uint64_t(c.memoryBytes)},
+      {"fits", double(result.deviceBytes) <= c.memoryBytes},
+      {"step_seconds", result.stepSeconds},
+      {"tokens_per_s", result.stepSeconds > 0 ? result.tokensPerStep / result.stepSeconds : 0.0},
+      {"flops", flopsOf(result)},
+      {"programs", Json::array()}};
   for (const SimProgram &p : result.programs) {
-    Json program{{"name", p.name},       {"repeats", p.repeats},
-                 {"seconds", p.seconds}, {"kernel_seconds", p.busy},
-                 {"flops", p.flops},     {"exposed_seconds", p.exposed},
+    Json program{{"name", p.name},           {"repeats", p.repeats}, {"seconds", p.seconds},
+                 {"kernel_seconds", p.busy}, {"flops", p.flops},     {"exposed_seconds", p.exposed},
                  {"shares", Json::array()}};
     for (const SimShare &s : p.shares)
       program["shares"].push_back({{"what", s.what},
@@ -115,8 +113,7 @@ Status writeSimulation(const std::string &path, const PlanFile &file, const SimR
     for (const SimEvent &event : p.events)
       profile.events.push_back(
           {which, event.instr, 0, (start + event.start) * 1e6, event.duration * 1e6});
-    profile.spans.push_back(
-        {RankProfile::Span::program, which, 0, start * 1e6, p.seconds * 1e6});
+    profile.spans.push_back({RankProfile::Span::program, which, 0, start * 1e6, p.seconds * 1e6});
     start += p.seconds;
   }
   return writeProfile(path, file.plan(), programs, {profile});

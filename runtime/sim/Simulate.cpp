@@ -1,7 +1,8 @@
 //===- Simulate.cpp - a plan's steps on a described cluster ---------------===//
-// See Simulate.h. One pass over a program's list: each queue has a clock, an instruction starts where its
-// queue is and takes its time, a record keeps the clock, a wait moves the clock on to it. That is what
-// streams and events do; the verifier has proven that records stand in front of their waits.
+// See Simulate.h. One pass over a program's list: each queue has a clock, an instruction starts
+// where its queue is and takes its time, a record keeps the clock, a wait moves the clock on to it.
+// That is what streams and events do; the verifier has proven that records stand in front of their
+// waits.
 //===----------------------------------------------------------------------===//
 #include "moira/rt/Simulate.h"
 
@@ -21,8 +22,8 @@ double secondsOf(const Work &work, const SimCluster &cluster) {
     return work.bytes / cluster.hostLinkRate;
   if (work.onHost)
     return work.bytes / cluster.hostMemoryRate;
-  double efficiency = work.kind == Work::attention ? cluster.attentionEfficiency
-                                                   : cluster.productEfficiency;
+  double efficiency =
+      work.kind == Work::attention ? cluster.attentionEfficiency : cluster.productEfficiency;
   double rate = (work.narrow ? cluster.flopsBf16 : cluster.flopsF32) * efficiency;
   return cluster.launchSeconds +
          std::max(work.flops / rate, work.bytes / (cluster.memoryRate * cluster.memoryEfficiency));
@@ -148,8 +149,7 @@ private:
                   .first;
     auto kind = static_cast<fb::CollectiveKind>(instr.target());
     double bytes = reader.bytesOf(instr.inputs()->Get(0));
-    take(index, clocks[instr.queue()],
-         exchangeSeconds(kind, bytes, place->second, options.cluster),
+    take(index, clocks[instr.queue()], exchangeSeconds(kind, bytes, place->second, options.cluster),
          axes + " " + fb::EnumNameCollectiveKind(kind), true,
          exchangeBytes(kind, bytes, place->second.ranks));
   }
@@ -214,8 +214,8 @@ SimResult simulate(const PlanFile &file, const SimOptions &options) {
   const fb::ModelInfo &info = *plan.info();
   bool generates = info.task() && info.task()->string_view() == "generate";
   for (const SimProgram &program : result.programs)
-    result.stepSeconds = (generates ? 0 : result.stepSeconds) +
-                         double(program.repeats) * program.seconds;
+    result.stepSeconds =
+        (generates ? 0 : result.stepSeconds) + double(program.repeats) * program.seconds;
   result.tokensPerStep = double(info.batch()) * (generates ? 1 : double(info.seq()));
   PlanSummary summary = summarize(file);
   if (const ProgramSummary *main = summary.main())

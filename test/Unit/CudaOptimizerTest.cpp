@@ -46,6 +46,8 @@ void expectStep(std::string_view name, const Tensor<float> &was, const Tensor<fl
 
 void CudaOptimizer::expectUpdates(std::string_view name, const std::vector<Operand> &in,
                                   const std::vector<Operand> &places, const CallParams &p) {
+  if (isLeftOut())
+    return;
   std::vector<std::vector<double>> want;
   {
     std::vector<Tensor<double>> outputs, inputs;
@@ -66,7 +68,7 @@ void CudaOptimizer::expectUpdates(std::string_view name, const std::vector<Opera
   }
   for (bool shifted : {false, true}) {
     std::vector<std::vector<uint8_t>> first;
-    for (int run = 0; run < 2; ++run) {
+    for (int run = 0; run < (everyNthCase() > 1 ? 1 : 2); ++run) {
       std::vector<std::unique_ptr<OnDevice>> inputs, outputs;
       std::vector<TensorRef> inRefs, outRefs;
       for (const Operand &o : in)

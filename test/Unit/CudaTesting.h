@@ -42,6 +42,19 @@ inline Operand A(Shape shape) { return A(Tensor<float>(std::move(shape))); }
 template <typename Int> Operand I(Tensor<Int> t) { return {std::move(t), false}; }
 inline Operand I(Shape shape) { return I(Tensor<int32_t>(std::move(shape))); }
 
+/// Of which only every n-th case is run, and only once: MOIRA_TEST_SMALL=n, for tools under which a
+/// kernel takes a thousand times as long. Without it 1.
+inline int64_t everyNthCase() {
+  static const char *text = std::getenv("MOIRA_TEST_SMALL");
+  static const int64_t n = text ? std::max(1, std::atoi(text)) : 1;
+  return n;
+}
+/// Whether this case is left out. The first one never is.
+inline bool isLeftOut() {
+  static int64_t count = 0;
+  return count++ % everyNthCase() != 0;
+}
+
 inline void mustWork(cudaError_t error) {
   if (error != cudaSuccess)
     throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(error));
@@ -212,8 +225,9 @@ struct Mode {
   int32_t fault = 0; // the error flag afterwards
 };
 
-/// Runs the call twice on the GPU, on differently poisoned outputs, and returns the outputs after
-/// checking that both runs agree bit for bit, touch nothing beside them and leave `mode.fault`.
+/// Runs the call twice (everyNthCase) on the GPU, on differently poisoned outputs, and returns the
+/// outputs after checking that both runs agree bit for bit, touch nothing beside them and leave
+/// `mode.fault`.
 inline std::vector<Operand> runOnGpu(Gpu &gpu, std::string_view name,
                                      const std::vector<Operand> &in,
                                      const std::vector<Operand> &out, const CallParams &p,
@@ -244,6 +258,8 @@ inline std::vector<Operand> runOnGpu(Gpu &gpu, std::string_view name,
             << name << ": output " << i << " differs from run to run";
       EXPECT_TRUE(outputs[i]->bytes().guardsIntact()) << name << " writes outside output " << i;
     }
+    if (everyNthCase() > 1)
+      break;
   }
   for (size_t i = 0; i < inputs.size(); ++i)
     EXPECT_TRUE(inputs[i]->bytes().guardsIntact()) << name << " writes outside input " << i;
@@ -304,6 +320,8 @@ inline Operand rounded(Operand o, fb::DType dtype) {
 /// Runs the call on both sides and compares all outputs.
 inline void expectAgrees(Gpu &gpu, std::string_view name, std::vector<Operand> in,
                          const std::vector<Operand> &out, const CallParams &p, const Mode &mode) {
+  if (isLeftOut())
+    return;
   for (Operand &o : in)
     o = rounded(std::move(o), mode.dtype);
   std::vector<std::vector<double>> expected;

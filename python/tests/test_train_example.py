@@ -1,0 +1,65 @@
+"""Shows that examples/train-3b makes a dataset of this repository's own files, byte by byte, on which its model learns: here a tiny one of the same
+class, and the true one is planned for a GPU.
+"""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+
+from common import ROOT
+from moira import compile_plan, run_tool
+
+EXAMPLE = ROOT / "examples" / "train-3b"
+TINY = dict(hidden_size=64, intermediate_size=64, num_attention_heads=4, num_hidden_layers=2, num_key_value_heads=4, num_local_experts=4)
+OPTIONS = ("--task=train", "--lr=3e-3", "--betas=0.9,0.95", "--weight-decay=0.1", "--clip-norm=1", "--aux-loss=0.01", "--schedule=constant,warmup=5")
+
+
+def make(prefix, *options):
+    done = subprocess.run([sys.executable, EXAMPLE / "make.py", prefix, *options], capture_output=True, text=True, check=True)
+    return [int(n) for n in re.findall(r"\d+", done.stdout.removeprefix(str(prefix)))]
+
+
+def test_every_file_is_a_document(tmp_path):
+    tokens, files = make(tmp_path / "text")
+    data, index = np.fromfile(tmp_path / "text.bin", np.uint16), (tmp_path / "text.idx").read_bytes()
+    assert index[:9] == b"MMIDIDX\0\0" and int.from_bytes(index[9:17], "little") == 1 and index[17] == 8
+    assert len(data) == tokens and (data == 256).sum() == files == int.from_bytes(index[18:26], "little")
+    documents = np.split(data, np.flatnonzero(data == 256) + 1)[:-1]
+    texts = {document[:-1].astype(np.uint8).tobytes() for document in documents}
+    for path in ("README.md", "docs/training.md", "runtime/core/Train.cpp", "examples/train-3b/make.py"):
+        assert (ROOT / path).read_bytes() in texts, path
+    assert np.frombuffer(index, np.int32, files, 34).sum() == tokens
+    again, fewer = make(tmp_path / "less", "--most=100000")
+    assert again - fewer == 100000 and np.array_equal(np.fromfile(tmp_path / "less.bin", np.uint16)[:1000], data[:1000])
+
+
+def test_a_tiny_one_learns(tmp_path):
+    make(tmp_path / "text", "--most=100000")
+    config = json.loads((EXAMPLE / "config.json").read_text()) | TINY
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    losses = {}
+    for dtype in ("f32", "bf16"):
+        plan, metrics = tmp_path / f"{dtype}.moeplan", tmp_path / f"{dtype}.jsonl"
+        compile_plan(tmp_path / "config.json", plan, *OPTIONS, "--batch=4", "--seq=64", f"--dtype={dtype}")
+        done = run_tool("moe-run", plan, "--init=1", f"--data={tmp_path / 'text'}", "--steps=40", f"--metrics={metrics}")
+        assert done.code == 0, done
+        losses[dtype] = np.array([json.loads(line)["ce_loss"] for line in metrics.read_text().splitlines()])
+        assert abs(losses[dtype][0] - np.log(320)) < 0.2  # it knows nothing
+        assert losses[dtype][-5:].mean() < losses[dtype][0] - 1.5
+    assert np.abs(losses["bf16"] - losses["f32"]).max() < 0.05 * losses["f32"][0]
+
+
+def test_the_true_one_is_planned_for_a_gpu(tmp_path):
+    """Only where the option that is not for users yet is given."""
+    options = (EXAMPLE / "config.json", *OPTIONS, "--batch=8", "--seq=1024", "--dtype=bf16", "--target=sm_90", "-o", tmp_path / "train.moeplan")
+    refused = run_tool("moe-opt", *options)
+    assert refused.code == 1 and refused.error_ids == ["MOE-0102"] and "--target=host only" in refused.err
+    planned = run_tool("moe-opt", *options, "--experimental-cuda-train", "--report=json")
+    assert planned.code == 0, planned
+    report = json.loads(planned.out)
+    assert 3.2e9 < report["parameters"] < 3.4e9
+    listed, hidden = run_tool("moe-opt", "--help"), run_tool("moe-opt", "--help-hidden")
+    assert "--experimental-cuda-train" not in listed.out and "--experimental-cuda-train" in hidden.out
