@@ -1,5 +1,5 @@
-//===- PlanFusedOps.td - groups of row ops, before they are kernels -----------*- tablegen -*-===//
-// What belongs here: the form between `plan-fuse-kernels` and `plan-lower`, on tensors.
+//===- PlanFusedOps.td - plan operations on tensors, before they are instructions -*- tablegen -*-===//
+// What belongs here: the form before `plan-lower`: groups of row ops that will be kernels, and moves between device and host.
 //===------------------------------------------------------------------------------------------===//
 #ifndef MOIRA_PLAN_FUSED_OPS
 #define MOIRA_PLAN_FUSED_OPS
@@ -23,6 +23,21 @@ def Plan_YieldOp : Plan_Op<"yield", [Terminator, ReturnLike, Pure, HasParent<"Fu
   let summary = "the results of a group";
   let arguments = (ins Variadic<AnyRankedTensor>:$values);
   let assemblyFormat = "($values^ `:` type($values))? attr-dict";
+}
+
+def Plan_MoveOp : Plan_Op<"move", [Pure, AllTypesMatch<["x", "result"]>]> {
+  let summary = "the same tensor in the other memory";
+  let description = [{
+    Becomes a copy on a queue of its own, `d2h` or `h2d`. An operation with the attribute `plan.on_host` runs on the host, on the queue `host`; its operands lie there.
+
+        %1 = plan.move %0 to host : tensor<64xf32>
+
+    Constraints: (C1) it goes to device or host; (C2) its shape is static and has no sharding or bound.
+  }];
+  let arguments = (ins AnyRankedTensor:$x, Plan_SpaceAttr:$to);
+  let results = (outs AnyRankedTensor:$result);
+  let assemblyFormat = "$x `to` `` $to attr-dict `:` type($x)";
+  let hasVerifier = 1;
 }
 
 #endif // MOIRA_PLAN_FUSED_OPS

@@ -130,7 +130,7 @@ void Fuser::run() {
     order[&op] = i;
 
   for (Operation &op : block) {
-    if (!isRowOp(&op) || op.use_empty())
+    if (!isRowOp(&op) || op.use_empty() || op.hasAttr(plan::kOnHostAttr))
       continue;
     bool joined = false;
     for (Value operand : op.getOperands())

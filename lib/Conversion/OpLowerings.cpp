@@ -51,6 +51,10 @@ void LoweringTable::addDense() {
 /// kernel can.
 void LoweringTable::addRowWise() {
   add<plan::FusedOp>(+[](plan::FusedOp op, B &b) { return b.launch(op); });
+  add<plan::MoveOp>(+[](plan::MoveOp op, B &b) {
+    b.copy(b.view(op.getX()), b.define(op.getResult()), 0, {});
+    return success();
+  });
   add<moe::RmsNormOp>(+[](moe::RmsNormOp op, B &b) {
     b.call("rms_norm", {b.view(op.getX()), b.view(op.getW())}, {b.define(op.getResult())},
            {b.real("eps", toDouble(op.getEps())), b.integer("norm_dims", rankOf(op.getW()))});

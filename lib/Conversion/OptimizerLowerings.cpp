@@ -30,11 +30,11 @@ template <typename Op> static SmallVector<NamedAttribute> layoutParams(B &b, Op 
 }
 
 /// Where an update of `w` works: on the state itself, or, where the new weight is a result, on a
-/// copy, which a slice that nobody else reads is already.
+/// copy, which what is sliced or moved for nobody else is already.
 static Value updatedView(B &b, Value w, Value result) {
   if (!result)
     return b.view(w);
-  if (w.hasOneUse() && w.getDefiningOp<dist::SliceOp>())
+  if (w.hasOneUse() && isa_and_present<dist::SliceOp, plan::MoveOp>(w.getDefiningOp()))
     b.alias(result, b.view(w));
   else
     b.copy(b.view(w), b.define(result), 0, {});

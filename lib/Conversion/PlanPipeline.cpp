@@ -46,6 +46,9 @@ static OwningOpRef<ModuleOp> runOnClone(ModuleOp module,
 
 /// Up to where addresses are known.
 static void addProgramPasses(OpPassManager &passes, const PlanOptions &options) {
+  // First, as what is moved is no part of a kernel. On the host everything is in its memory.
+  if (options.target != "host" && options.offload != "none")
+    passes.addPass(createPlanOffloadPass(options.offload));
   // On tensors, where producers and consumers are one step apart.
   passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
   passes.addPass(createPlanLowerPass(options));
@@ -65,7 +68,8 @@ FailureOr<std::vector<ArenaBytes>> moira::measurePlan(ModuleOp localized,
     for (auto [i, arena] : llvm::enumerate(program.getOps<plan::ArenaOp>())) {
       if (i == arenas.size())
         arenas.push_back({arena.getName().str(), 0});
-      arenas[i].bytes = std::max(arenas[i].bytes, arena.getBytes() + arena.getPerBound() * bound);
+      if (arena.getSpace() != plan::Space::host)
+        arenas[i].bytes = std::max(arenas[i].bytes, arena.getBytes() + arena.getPerBound() * bound);
     }
   }
   return arenas;
@@ -99,6 +103,7 @@ LogicalResult moira::buildPlan(ModuleOp localized, ModuleOp global, const PlanOp
 }
 
 void moira::registerPlanPasses() {
+  registerPass([] { return createPlanOffloadPass(); });
   registerPass([] { return createPlanFuseKernelsPass(); });
   registerPass([] { return createPlanLowerPass(); });
   registerPass([] { return createPlanSchedulePass(); });

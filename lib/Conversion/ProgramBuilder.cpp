@@ -16,6 +16,8 @@ ProgramBuilder::ProgramBuilder(PlanOp plan, func::FuncOp source, const StatePlac
   SmallVector<StringRef> queues{kComputeQueue};
   if (!reference && plan.numRanks() > 1)
     queues.push_back(kCommQueue);
+  if (shared && shared->hostBytes)
+    queues.append({kToHostQueue, kToDeviceQueue, kHostQueue});
   StringRef name = reference ? "reference" : source.getName();
   program = ProgramOp::create(builder, loc, name, reference ? 1 : plan.numRanks(), reference,
                               builder.getStrArrayAttr(queues), DenseI64ArrayAttr());
@@ -44,8 +46,8 @@ ViewType ProgramBuilder::viewType(Type type) const {
 }
 
 Value ProgramBuilder::define(ViewType type) {
-  return ViewOp::create(builder, loc, type, type.isBounded() ? kRaggedArena : kActivationArena,
-                        IntegerAttr(), IntegerAttr());
+  StringRef arena = onHost ? kHostArena : type.isBounded() ? kRaggedArena : kActivationArena;
+  return ViewOp::create(builder, loc, type, arena, IntegerAttr(), IntegerAttr());
 }
 
 Value ProgramBuilder::define(Value tensor) {
@@ -77,6 +79,8 @@ Value ProgramBuilder::zeroNeed() {
 
 void ProgramBuilder::setSource(Operation *op) {
   loc = op->getLoc();
+  auto move = dyn_cast<MoveOp>(op);
+  onHost = op->hasAttr(kOnHostAttr) || (move && move.getTo() == Space::host);
   StringRef name = placeOf(loc);
   int64_t number = layerOf(name);
   place = name.empty() ? StringAttr() : builder.getStringAttr(name);
@@ -86,8 +90,8 @@ void ProgramBuilder::setSource(Operation *op) {
 void ProgramBuilder::call(StringRef callee, ArrayRef<Value> inputs, ArrayRef<Value> outputs,
                           ArrayRef<NamedAttribute> params) {
   CallOp::create(builder, loc, builder.getStringAttr(callee), inputs, outputs,
-                 builder.getDictionaryAttr(params), builder.getStringAttr(kComputeQueue), place,
-                 layer);
+                 builder.getDictionaryAttr(params),
+                 builder.getStringAttr(onHost ? kHostQueue : kComputeQueue), place, layer);
 }
 
 void ProgramBuilder::collective(CollectiveKind kind, Value input, Value output, ArrayAttr axes,
@@ -97,12 +101,23 @@ void ProgramBuilder::collective(CollectiveKind kind, Value input, Value output, 
                        builder.getStringAttr(kCommQueue), place, layer);
 }
 
+/// What crosses between memories has queues of its own, one a direction.
+static StringRef queueOfCopy(Value input, Value output) {
+  auto isHosts = [](Value view) {
+    StringRef arena = view.getDefiningOp<ViewOp>().getArena();
+    return arena == kHostStateArena || arena == kHostArena;
+  };
+  if (isHosts(input) != isHosts(output))
+    return isHosts(output) ? kToHostQueue : kToDeviceQueue;
+  return isHosts(input) ? kHostQueue : kComputeQueue;
+}
+
 void ProgramBuilder::copy(Value input, Value output, int64_t dim, Attribute start) {
   SmallVector<NamedAttribute> params{integer("dim", dim), integer("start", 0)};
   if (start)
     params.push_back(offset("offset", start));
   CopyOp::create(builder, loc, input, output, builder.getDictionaryAttr(params),
-                 builder.getStringAttr(kComputeQueue), place, layer);
+                 builder.getStringAttr(queueOfCopy(input, output)), place, layer);
 }
 
 void ProgramBuilder::fill(Value output, double value) {
@@ -187,26 +202,29 @@ StatePlaces moira::addStates(ModuleOp module, PlanOp plan, bool reference,
     IntegerAttr stateLayer = state.getLayerAttr();
     if (!stateLayer && number >= 0)
       stateLayer = builder.getI64IntegerAttr(number);
-    StateOp::create(builder, state.getLoc(), state.getSymName(), type, kStateArena, places.bytes,
+    bool onHost = state->hasAttr(kOnHostAttr);
+    StringRef arena = onHost ? kHostStateArena : kStateArena;
+    uint64_t &used = onHost ? places.hostBytes : places.bytes;
+    StateOp::create(builder, state.getLoc(), state.getSymName(), type, arena, used,
                     state.getSourceAttr(), stateLayer, state.getTransient());
-    places.offsets[state.getSymName()] = places.bytes;
+    places.places[state.getSymName()] = {arena, used};
     uint64_t bytes = elementBytes(type.getElementType());
     for (int64_t size : shardShape(type, mesh))
       bytes *= size;
-    places.bytes += alignUp(bytes);
+    used += alignUp(bytes);
   }
   return places;
 }
 
 LogicalResult ProgramBuilder::defineParam(moe::ParamOp param) {
-  const StatePlaces &places = shared ? *shared : own;
-  auto offset = places.offsets.find(param.getState());
-  if (offset == places.offsets.end())
+  const StatePlaces &states = shared ? *shared : own;
+  auto place = states.places.find(param.getState());
+  if (place == states.places.end())
     return param.emitOpError("MOE-0601: reads a state that the module does not have");
   Value &view = stateViews[param.getState()];
   if (!view)
-    view = ViewOp::create(builder, loc, viewType(param.getType()), kStateArena,
-                          builder.getI64IntegerAttr(offset->second), IntegerAttr());
+    view = ViewOp::create(builder, loc, viewType(param.getType()), place->second.arena,
+                          builder.getI64IntegerAttr(place->second.offset), IntegerAttr());
   views[param.getResult()] = view;
   return success();
 }
@@ -365,11 +383,15 @@ LogicalResult ProgramBuilder::build() {
 
   // Arenas stand first. Those without addresses yet get their sizes from plan-allocate.
   builder.setInsertionPointToStart(&program.getBody().front());
-  auto arena = [&](StringRef name, ArenaRole role, uint64_t bytes) {
-    ArenaOp::create(builder, source.getLoc(), name, role, Space::device, bytes, 0);
+  auto arena = [&](StringRef name, ArenaRole role, uint64_t bytes, Space space = Space::device) {
+    ArenaOp::create(builder, source.getLoc(), name, role, space, bytes, 0);
   };
   arena(kStateArena, ArenaRole::state, shared ? shared->bytes : own.bytes);
   arena(kActivationArena, ArenaRole::activations, 0);
+  if (shared && shared->hostBytes) {
+    arena(kHostStateArena, ArenaRole::state, shared->hostBytes, Space::host);
+    arena(kHostArena, ArenaRole::activations, 0, Space::host);
+  }
   if (program.getBound())
     arena(kRaggedArena, ArenaRole::ragged, 0);
   return success();

@@ -20,13 +20,19 @@ struct RoutingViews {
 };
 
 inline constexpr llvm::StringLiteral kStateArena = "state", kActivationArena = "activations",
-                                     kRaggedArena = "ragged", kComputeQueue = "compute",
-                                     kCommQueue = "comm";
+                                     kRaggedArena = "ragged", kHostStateArena = "host_state",
+                                     kHostArena = "host", kComputeQueue = "compute",
+                                     kCommQueue = "comm", kToHostQueue = "d2h",
+                                     kToDeviceQueue = "h2d", kHostQueue = "host";
 
-/// Where state tensors lie in the state arena.
+/// Where state tensors lie in the state arenas, the device's and the host's.
 struct StatePlaces {
-  llvm::StringMap<uint64_t> offsets;
-  uint64_t bytes = 0;
+  struct Place {
+    llvm::StringRef arena;
+    uint64_t offset;
+  };
+  llvm::StringMap<Place> places;
+  uint64_t bytes = 0, hostBytes = 0;
 };
 
 /// Adds a plan.state at `builder` for each state of the module that `wanted` accepts. `reference`:
@@ -113,6 +119,7 @@ private:
   llvm::StringMap<mlir::Value> stateViews;
   llvm::SmallVector<TracedRoute> routes;
   mlir::Value zero;
+  bool onHost = false; // fresh views and calls of the present op are the host's
   mlir::Location loc;
   mlir::StringAttr place;
   mlir::IntegerAttr layer;

@@ -41,7 +41,7 @@ void moira::forEachDependence(ArrayRef<InstructionInterface> instrs,
   std::optional<unsigned> mayRepeat;
   auto isState = [](Value view) {
     auto op = view.getDefiningOp<ViewOp>();
-    return op && op.getArena() == kStateArena;
+    return op && (op.getArena() == kStateArena || op.getArena() == kHostStateArena);
   };
   for (unsigned i = 0; i < instrs.size(); ++i) {
     InstructionInterface instr = instrs[i];

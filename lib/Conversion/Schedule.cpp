@@ -2,7 +2,9 @@
 // Orders the instructions of each program: collectives as early as they can, what needs their
 // results as late as there is something else to do. So the dense work that does not depend on an
 // exchange (a shared expert, the next projection) lies between its start and its first use, and
-// gathers of weights that are cut at rest are some work ahead of it, but not all at once.
+// gathers of weights that are cut at rest, or moves of weights that rest on the host, are some work
+// ahead of it, but not all at once. What runs on the host and what moves between it and the device
+// are exchanges too.
 //===----------------------------------------------------------------------===//
 #include "ProgramBuilder.h"
 #include "QueueClocks.h"
@@ -24,6 +26,10 @@ constexpr unsigned kLookahead = 64;
 /// alive until the use.
 constexpr unsigned kPrefetch = 16;
 
+/// The same for what the host does ahead of a use on the device, and its move there: the way is
+/// longer.
+constexpr unsigned kMoveAhead = 48;
+
 /// A list scheduler with two classes of instructions. Deterministic: ties go to the earlier one.
 class Scheduler {
 public:
@@ -31,10 +37,13 @@ public:
   std::vector<unsigned> run();
 
 private:
+  /// Whatever does not run on the compute queue.
   bool isExchange(unsigned i) {
     InstructionInterface instr = instrs[i];
-    return instr.getQueue() == kCommQueue;
+    return instr.getQueue() != kComputeQueue;
   }
+  /// How far ahead of the first waiting instruction it may start.
+  unsigned ahead(unsigned i);
   /// Would wait for an exchange that nothing has waited for yet.
   bool wouldWait(unsigned i);
   unsigned choose();
@@ -66,10 +75,22 @@ bool Scheduler::wouldWait(unsigned i) {
   return llvm::any_of(needs[i], [&](unsigned j) { return exchangeNumber[j] > waitedFor; });
 }
 
+unsigned Scheduler::ahead(unsigned i) {
+  InstructionInterface instr = instrs[i];
+  if (instr.getQueue() == kCommQueue)
+    return kPrefetch;
+  // An update on the host takes nothing of the device.
+  bool updates = llvm::any_of(instr.getWrites(), [](Value view) {
+    return view.getDefiningOp<ViewOp>().getArena() == kHostStateArena;
+  });
+  return updates ? instrs.size() : kMoveAhead;
+}
+
 unsigned Scheduler::choose() {
   unsigned first = readyWork.empty() ? instrs.size() : *readyWork.begin();
-  if (!readyExchanges.empty() && *readyExchanges.begin() <= first + kPrefetch)
-    return *readyExchanges.begin();
+  for (unsigned i : readyExchanges)
+    if (i <= first || i - first <= ahead(i))
+      return i;
   for (unsigned i : readyWork) {
     if (i > first + kLookahead)
       break;

@@ -33,6 +33,10 @@ bool ProgramContext::isState(size_t view) const {
   return (*program.arenas())[views[view].arena]->role() == fb::ArenaRole::state;
 }
 
+bool ProgramContext::isOnHost(size_t view) const {
+  return (*program.arenas())[views[view].arena]->space() == fb::Space::host;
+}
+
 ProgramContext::StateChange ProgramContext::changeOf(const fb::Instr &instr) const {
   // A weight that ranks update in parts becomes what is gathered of them.
   if (instr.kind() == fb::InstrKind::copy ||
@@ -95,6 +99,7 @@ private:
   void copy();
   void event();
   void requireBound();
+  void place();
 
   ProgramContext &ctx;
   size_t index;
@@ -413,9 +418,32 @@ void InstrCheck::requireBound() {
                 dtypeText(ctx.views[in(0)].dtype).c_str()));
 }
 
+/// Who reads and writes memory works on its own: a device on its memory, its host on the host's.
+/// Copies may cross.
+void InstrCheck::place() {
+  size_t host = 0, device = 0;
+  for (const auto *views : {instr.inputs(), instr.outputs()})
+    for (size_t i = 0; i < sizeOf(views); ++i)
+      ++(ctx.isOnHost(views->Get(i)) ? host : device);
+  switch (instr.kind()) {
+  case fb::InstrKind::copy:
+    return;
+  case fb::InstrKind::call:
+  case fb::InstrKind::fill:
+    if (host && device)
+      fail(ErrorId::PlanStructure,
+           "works on the device's memory and on the host's; only copies do");
+    return;
+  default:
+    if (host)
+      fail(ErrorId::PlanStructure, "works on the host's memory; only calls, copies and fills do");
+  }
+}
+
 void InstrCheck::run() {
   if (!checkCommon())
     return;
+  place();
   switch (instr.kind()) {
   case fb::InstrKind::launch:
     return launch();
@@ -456,9 +484,36 @@ void verifyWritersOfTraces(ProgramContext &ctx) {
   }
 }
 
+/// Runtimes give each queue to one of three: the device, its host, and what copies between them.
+void verifyQueues(ProgramContext &ctx) {
+  enum class Engine { none, device, host, copies };
+  std::vector<Engine> engines(ctx.program.queues()->size());
+  for (size_t i = 0; i < ctx.program.instrs()->size(); ++i) {
+    const fb::Instr *instr = (*ctx.program.instrs())[i];
+    size_t host = 0, views = 0;
+    for (const auto *list : {instr->inputs(), instr->outputs()})
+      for (size_t j = 0; j < sizeOf(list); ++j, ++views) {
+        if (!ctx.views[list->Get(j)].sound)
+          return; // reported already
+        host += ctx.isOnHost(list->Get(j));
+      }
+    if (views == 0)
+      continue; // of events
+    Engine engine = host == 0 ? Engine::device : host == views ? Engine::host : Engine::copies;
+    Engine &mine = engines[instr->queue()];
+    if (mine != Engine::none && mine != engine) {
+      ctx.report.add(ErrorId::PlanStructure,
+                     ctx.describe(i) + ": its queue has work of another memory");
+      return;
+    }
+    mine = engine;
+  }
+}
+
 } // namespace
 
 void verifyInstructions(ProgramContext &ctx) {
+  size_t before = ctx.report.count();
   bool required = false;
   for (size_t i = 0; i < ctx.program.instrs()->size(); ++i) {
     InstrCheck(ctx, i).run();
@@ -467,6 +522,8 @@ void verifyInstructions(ProgramContext &ctx) {
   if (ctx.boundMax != 0 && !required)
     ctx.report.add(ErrorId::PlanStructure,
                    ctx.where + ": has a bound, but no require_bound checks it");
+  if (ctx.report.count() == before)
+    verifyQueues(ctx);
   verifyWritersOfTraces(ctx);
 }
 

@@ -70,6 +70,8 @@ void verifyArenas(ProgramContext &ctx) {
       ctx.report.add(ErrorId::PlanStructure,
                      format("%s: unknown space %d or role %d", where.c_str(),
                             static_cast<int>(arena->space()), static_cast<int>(arena->role())));
+    else if (arena->space() != fb::Space::device && arena->space() != fb::Space::host)
+      ctx.report.add(ErrorId::PlanStructure, where + ": is neither a device's nor its host's");
     if (arena->bytes_per_bound() != 0 &&
         (arena->role() != fb::ArenaRole::ragged || ctx.boundMax == 0))
       ctx.report.add(ErrorId::PlanStructure,
@@ -344,6 +346,9 @@ bool verifyPort(ProgramContext &ctx, const T &port, const std::string &where,
   if ((*ctx.program.arenas())[view.arena]->role() != fb::ArenaRole::activations)
     ctx.report.add(ErrorId::PlanStructure, format("%s: view %u is not in an activations arena",
                                                   where.c_str(), port.view()));
+  if (ctx.isOnHost(port.view()))
+    ctx.report.add(ErrorId::PlanStructure,
+                   format("%s: view %u is not in the device's memory", where.c_str(), port.view()));
   return true;
 }
 

@@ -104,6 +104,8 @@ struct ProgramContext {
   std::vector<Dim> shapeOf(size_t view) const;
   /// Whether a sound view lies in a state arena.
   bool isState(size_t view) const;
+  /// Whether a sound view lies in the memory of a device's host.
+  bool isOnHost(size_t view) const;
   /// How an instruction may change states where they lie; PlanOrder.cpp says when. rows: it
   /// replaces rows; update: it makes new values of the old ones; whole: it writes all of one.
   enum class StateChange { none, rows, update, whole };

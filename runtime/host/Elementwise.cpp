@@ -3,6 +3,7 @@
 // instead of these.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
+#include "Widened.h"
 
 #include <algorithm>
 #include <cmath>
@@ -118,8 +119,10 @@ template <typename S> Status add(const Call &call) {
 
 template <typename S> Status scale(const Call &call) {
   double factor = call.params.real("factor");
+  Widened<Accumulator<S>> x(call.in[0]);
+  Rounded<Accumulator<S>> out(call.out[0]);
   for (int64_t i = 0, n = call.in[0].elements(); i < n; ++i)
-    call.output<S>(0)[i] = S(double(call.input<S>(0)[i]) * factor);
+    out[i] = Accumulator<S>(double(x[i]) * factor);
   return {};
 }
 

@@ -1,7 +1,8 @@
 //===- FastOptimizer.cpp - updates of weights as fast as memory is ----------===//
-// adamw, expert_adamw, sgd, accumulate and squares in f32, one pass over memory in vectors as wide
-// as the processor has, shared out among threads in blocks. Which thread does a block changes no
-// bit: updates are element-wise, and sums are made block by block in one order.
+// adamw, expert_adamw, sgd, accumulate and squares in f32, and the rounding of f32 to bf16, one
+// pass over memory in vectors as wide as the processor has, shared out among threads in blocks.
+// Which thread does a block changes no bit: updates are element-wise, and sums are made block by
+// block in one order.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
 #include "Vectors.h"
@@ -72,6 +73,15 @@ MOIRA_VECTORS void nesterovBlock(const float *__restrict grad, float *__restrict
 MOIRA_VECTORS void addBlock(const float *__restrict x, float *__restrict sum, int64_t n) {
   for (int64_t i = 0; i < n; ++i)
     sum[i] += x[i];
+}
+
+/// As Bf16 does, whose constructor is a template: a function with clones cannot make it.
+MOIRA_VECTORS void roundBlock(const float *__restrict x, Bf16 *__restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) {
+    uint32_t wide = __builtin_bit_cast(uint32_t, x[i]);
+    uint32_t nan = wide >> 16 | 0x40, near = (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
+    out[i].bits = uint16_t((wide & 0x7fffffff) > 0x7f800000 ? nan : near);
+  }
 }
 
 /// Sixteen sums, so that the order is one whatever the width of the vectors.
@@ -182,6 +192,18 @@ template <typename S> Status fast::squares(const Call &call) {
   return {};
 }
 
+template <typename S> Status fast::scale(const Call &call) {
+  if (call.params.real("factor") != 1 || call.in[0].dtype != fb::DType::f32 ||
+      call.out[0].dtype != fb::DType::bf16)
+    return ref::scale<S>(call);
+  const float *x = call.input<float>(0);
+  Bf16 *out = call.output<Bf16>(0);
+  forBlocks(call.in[0].elements(),
+            [&](int64_t i, int64_t end) { roundBlock(x + i, out + i, end - i); });
+  return {};
+}
+
+template Status fast::scale<Bf16>(const Call &);
 template Status fast::adamw<float>(const Call &);
 template Status fast::expert_adamw<float>(const Call &);
 template Status fast::sgd<float>(const Call &);

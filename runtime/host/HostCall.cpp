@@ -98,6 +98,8 @@ template <typename S> constexpr Fast fastOf(std::string_view name) {
     return {fast::grouped_input_grad<S>, true};
   if (name == "grouped_weight_grad")
     return {fast::grouped_weight_grad<S>, true};
+  if (name == "scale" && std::is_same_v<S, Bf16>)
+    return {fast::scale<Bf16>, false};
   if (std::is_same_v<S, float>) {
     if (name == "adamw")
       return {fast::adamw<float>, false};
@@ -127,9 +129,11 @@ constexpr Entry table[] = {
 };
 
 /// Calls that take f32 and bf16 side by side, whichever comes first: U is then each operand's own.
-/// Gradients all do: the cotangents of tokens are f32 in a bf16 program.
+/// Gradients all do: the cotangents of tokens are f32 in a bf16 program. So does scale, which
+/// rounds.
 constexpr bool mixes(std::string_view name) {
-  return name == "rope" || name == "rms_sums" || name == "choice_dots" || name.ends_with("_grad");
+  return name == "rope" || name == "rms_sums" || name == "choice_dots" || name == "scale" ||
+         name.ends_with("_grad");
 }
 
 /// Checks operands against a Calls.def list ("x:T[t..,D] ids:i32[t..,k]"): how many, and their

@@ -103,6 +103,7 @@ template <typename S> Status expert_adamw(const Call &call); // f32 only
 template <typename S> Status sgd(const Call &call);          // f32 only
 template <typename S> Status accumulate(const Call &call);   // f32 only
 template <typename S> Status squares(const Call &call);      // f32 only
+template <typename S> Status scale(const Call &call);        // bf16 only
 } // namespace fast
 
 } // namespace moira::rt::host

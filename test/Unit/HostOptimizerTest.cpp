@@ -136,6 +136,19 @@ TEST_F(HostOptimizer, SquaresAddUp) {
     }
 }
 
+TEST_F(HostOptimizer, WeightsAreRoundedToNearestEven) {
+  for (CallFlavor flavor : kFlavors)
+    for (int64_t n : {5, 17, 32769, 300001}) {
+      Tensor<float> x = random.normal<float>({n});
+      x.values[0] = INFINITY, x.values[1] = 1.00390625f, x.values[2] = 1.01171875f; // ties
+      x.values[3] = -3.4e38f, x.values[4] = -0.0f;
+      Tensor<Bf16> out({n});
+      ASSERT_TRUE(call("scale", flavor, {x}, {out}, params({}, {{"factor", 1}})));
+      for (int64_t i = 0; i < n; ++i)
+        ASSERT_EQ(out.values[i].bits, Bf16(x.values[i]).bits) << i << " " << x.values[i];
+    }
+}
+
 TEST_F(HostOptimizer, TheFirstMicroBatchIsStoredAndLaterOnesAreAdded) {
   for (CallFlavor flavor : kFlavors)
     for (int64_t n : {1, 17, 32769, 300001}) {

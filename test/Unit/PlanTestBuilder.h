@@ -21,7 +21,7 @@ struct ArenaSpec {
   std::string name{};
   fb::ArenaRole role = fb::ArenaRole::activations;
   uint64_t bytes = 0, bytesPerBound = 0;
-  fb::Space space = fb::Space::host;
+  fb::Space space = fb::Space::device;
 };
 struct ViewSpec {
   uint16_t arena = 0;

@@ -15,6 +15,7 @@ namespace moira {
 struct PlanOptions {
   std::string target = "host";          // "host" or a GPU as ptxas names it, "sm_90"
   std::string hostCpu = "x86-64-v3";    // instruction set of host kernels: KernelImage.h
+  std::string offload = "none";         // what lies in a GPU's host's memory: --offload
   std::string producer = "moira 0.1.0"; // stands in the file
 };
 
@@ -30,7 +31,7 @@ mlir::LogicalResult buildPlan(mlir::ModuleOp localized, mlir::ModuleOp global,
                               const PlanOptions &options,
                               mlir::OwningOpRef<mlir::ModuleOp> &planModule);
 
-/// An arena and what a rank allocates for it, at the initial bound.
+/// An arena of a device and what a rank allocates for it, at the initial bound.
 struct ArenaBytes {
   std::string name;
   uint64_t bytes = 0;

@@ -241,8 +241,17 @@ LogicalResult TraceOp::verify() {
 }
 
 //===----------------------------------------------------------------------===//
-// Groups
+// On tensors
 //===----------------------------------------------------------------------===//
+
+LogicalResult MoveOp::verify() {
+  if (getTo() != Space::device && getTo() != Space::host)
+    return emitOpError("C1: goes to device or host");
+  auto type = cast<RankedTensorType>(getType());
+  if (!type.hasStaticShape() || type.getEncoding())
+    return emitOpError("C2: not a whole tensor of one rank: ") << type;
+  return success();
+}
 
 LogicalResult FusedOp::verify() {
   Block &block = getBody().front();

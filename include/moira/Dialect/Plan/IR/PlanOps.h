@@ -34,6 +34,8 @@ inline constexpr uint64_t kAlignment = 64;
 inline uint64_t alignUp(uint64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
+/// On a moe.state: it lies in the memory of a device's host. On another operation: it runs there.
+inline constexpr llvm::StringLiteral kOnHostAttr = "plan.on_host";
 /// Bytes of an element of a view; 0 for a type that views do not have.
 unsigned elementBytes(mlir::Type type);
 /// The mesh of a plan.
