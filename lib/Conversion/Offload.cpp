@@ -61,14 +61,12 @@ private:
 
   llvm::MapVector<StringAttr, SmallVector<moe::ParamOp>> params; // of a state, in all programs
   llvm::DenseSet<StringAttr> onHost;
-  llvm::DenseMap<Value, Value> movedToHost;         // of one program
-  llvm::DenseMap<Operation *, int64_t> places;      // in its block, before anything was moved
+  llvm::DenseMap<Value, Value> movedToHost;    // of one program
+  llvm::DenseMap<Operation *, int64_t> places; // in its block, before anything was moved
 };
 
 /// Updates that know nothing of other elements.
-bool isOptimizer(Operation *op) {
-  return isa<moe::AdamWOp, moe::ExpertAdamWOp, moe::SgdOp>(op);
-}
+bool isOptimizer(Operation *op) { return isa<moe::AdamWOp, moe::ExpertAdamWOp, moe::SgdOp>(op); }
 
 /// A parameter as products take it.
 bool isRounding(Operation *op) {

@@ -163,6 +163,7 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
                                                            {"aux-loss", Phase::autodiff},
                                                            {"z-loss", Phase::autodiff},
                                                            {"recompute", Phase::partition},
+                                                           {"offload", Phase::plan},
                                                            {"target", Phase::plan},
                                                            {"host-cpu", Phase::plan}};
   Status status;
@@ -265,6 +266,8 @@ static std::string arenasText(ArrayRef<ArenaBytes> arenas) {
   std::string text;
   uint64_t sum = 0;
   for (const ArenaBytes &arena : arenas) {
+    if (arena.bytes == 0)
+      continue;
     text += (text.empty() ? ": " : ", ") + arena.name + " " + rt::bytesText(arena.bytes);
     sum += arena.bytes;
   }
@@ -326,6 +329,7 @@ PlanOptions Compilation::planOptions() const {
   PlanOptions plan;
   plan.target = options.target;
   plan.hostCpu = options.hostCpu;
+  plan.offload = options.offload;
   return plan;
 }
 
@@ -372,7 +376,8 @@ Status Compilation::checkMemory(const rt::PlanSummary &summary) {
     return {};
   std::string table;
   for (const rt::ArenaSummary &arena : program->arenas)
-    table += "\n  " + arena.name + ": " + rt::bytesText(arena.bytes);
+    if (!arena.onHost)
+      table += "\n  " + arena.name + ": " + rt::bytesText(arena.bytes);
   return {ErrorId::OverMemoryLimit,
           "a rank needs " + rt::bytesText(program->totalBytes) + ", the limit is " +
               rt::bytesText(*options.memoryLimit) +
@@ -398,7 +403,7 @@ Status Compilation::writeAndReport() {
     llvm::errs() << rt::reportText(summary);
   for (const std::string &problem : standIns)
     llvm::errs() << "stood in for   " << problem << "\n";
-  if (options.offload != "none")
+  if (options.offload != "none" && options.target == "host")
     llvm::errs() << "offload        nothing to do: on --target=host all states are in the host's "
                     "memory\n";
   if (Status status = checkMemory(summary); !status || options.memoryOnly)

@@ -241,7 +241,8 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        "train: what lies in the host's memory: none (default), optimizer or optimizer+params; on "
        "--target=host everything does",
        takeOneOf(o.offload, {"none", "optimizer", "optimizer+params"})},
-      {"memory-limit", "BYTES", "refuse a plan that needs more on a rank (K, M, G, T allowed)",
+      {"memory-limit", "BYTES",
+       "refuse a plan that needs more of a rank's device (K, M, G, T allowed)",
        takeBytes(o.memoryLimit)},
       {"recompute", "POLICY",
        "grad and train: values that are made again instead of kept: none, selective (cheap ones), "
@@ -415,9 +416,11 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     status.add(ErrorId::BadUsage,
                "--task=train is compiled for --target=host only in this version");
   for (StringRef name : {"optimizer", "lr", "schedule", "betas", "eps", "weight-decay", "momentum",
-                         "clip-norm", "bias-update-rate", "zero", "offload"})
+                         "clip-norm", "bias-update-rate", "zero"})
     if (options.task != "train" && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=train");
+  if (options.offload != "none" && options.task != "train" && !options.compileFrom)
+    status.add(ErrorId::BadUsage, "--offload is for --task=train");
   bool adafactor = options.optimizer.optimizer == "adafactor";
   for (StringRef name : {"decay-rate", "clip-threshold", "scale-parameter"})
     if (!adafactor && is_contained(options.given, name))
@@ -426,6 +429,14 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     status.add(ErrorId::BadUsage,
                "--zero is for adamw and sgd: adafactor keeps rows and columns of "
                "a weight, which have no parts");
+  if (adafactor && options.offload != "none")
+    status.add(ErrorId::BadUsage,
+               "--offload is for adamw and sgd: what adafactor keeps of a weight is small");
+  if (options.offload == "optimizer+params" && (options.zeroStage == 1 || options.zeroStage == 2))
+    status.add(ErrorId::BadUsage,
+               "--offload=optimizer+params goes with --zero=3 (or 0): at stages 1 and 2 a device "
+               "holds every weight whole, to gather its parts in; take --zero=3, or "
+               "--offload=optimizer");
   if (adafactor && !(options.optimizer.clipThreshold > 0))
     status.add(ErrorId::BadUsage, "--clip-threshold must be positive");
   if (adafactor && !is_contained(options.given, "eps"))

@@ -60,6 +60,12 @@ Status CudaRunner::prepare() {
                   format("the plan's target is %s, this device is cuda; compile with "
                          "--target=sm_90",
                          std::string(target).c_str()));
+  for (const fb::Program *program : setup.programs)
+    for (const fb::Arena *arena : *program->arenas())
+      if (arena->space() == fb::Space::host)
+        return Status(ErrorId::PlanTarget,
+                      "the plan has states in the memory of the device's host, which this version "
+                      "plans and inspects, but does not run; compile without --offload");
   if (Status s = used(); !s)
     return s;
   // The first call makes the context.

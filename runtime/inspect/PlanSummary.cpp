@@ -57,6 +57,12 @@ struct Reader {
     }
   }
 
+  const fb::Arena &arenaOf(uint32_t view) const {
+    return *program.arenas()->Get(program.views()->Get(view)->arena());
+  }
+
+  bool isOnHost(uint32_t view) const { return arenaOf(view).space() == fb::Space::host; }
+
   bool isCall(const fb::Instr &instr, const char *name) const {
     return instr.kind() == fb::InstrKind::call && plan.calls()->Get(instr.target())->str() == name;
   }
@@ -66,6 +72,7 @@ ArenaSummary summarizeArena(const fb::Arena &arena, const fb::Program &program) 
   ArenaSummary out;
   out.name = arena.name()->str();
   out.role = fb::EnumNameArenaRole(arena.role());
+  out.onHost = arena.space() == fb::Space::host;
   out.bytes = arena.bytes() + arena.bytes_per_bound() * program.bound_initial();
   out.bytesAtMax = arena.bytes() + arena.bytes_per_bound() * program.bound_max();
   return out;
@@ -105,16 +112,17 @@ ShardSummary summarizeState(const fb::State &state, const fb::Plan &plan) {
   return out;
 }
 
-void addToClass(const ShardSummary &shard, const fb::State &state,
+void addToClass(const ShardSummary &shard, const fb::State &state, bool onHost,
                 std::vector<StateClass> &classes) {
   auto found = std::find_if(classes.begin(), classes.end(),
                             [&](const StateClass &c) { return c.role == shard.role; });
   if (found == classes.end())
-    found = classes.insert(classes.end(), {shard.role, 0, 0});
+    found = classes.insert(classes.end(), {shard.role, 0, 0, 0});
   uint64_t whole = dtypeBytes(state.dtype());
   for (int64_t size : shard.shape)
     whole *= size;
   found->bytes += shard.localBytes;
+  found->hostBytes += onHost ? shard.localBytes : 0;
   found->wholeBytes += whole;
 }
 
@@ -209,12 +217,8 @@ void findPeak(const Reader &reader, ProgramSummary &out) {
     const fb::View *v = reader.program.views()->Get(index);
     return std::make_tuple(v->arena(), v->offset(), v->offset_per_bound());
   };
-  auto isState = [&](uint32_t index) {
-    return reader.program.arenas()->Get(reader.program.views()->Get(index)->arena())->role() ==
-           fb::ArenaRole::state;
-  };
   auto start = [&](uint32_t view, size_t when) {
-    if (isState(view))
+    if (reader.arenaOf(view).role() == fb::ArenaRole::state || reader.isOnHost(view))
       return;
     current[keyOf(view)] = lives.size();
     lives.push_back({when, when, reader.viewBytes(view)});
@@ -260,6 +264,17 @@ void findPeak(const Reader &reader, ProgramSummary &out) {
   }
 }
 
+/// What goes from one memory to the other.
+void summarizeMoves(const Reader &reader, ProgramSummary &out) {
+  for (const fb::Instr *instr : *reader.program.instrs()) {
+    if (instr->kind() != fb::InstrKind::copy)
+      continue;
+    uint32_t to = instr->outputs()->Get(0);
+    if (reader.isOnHost(instr->inputs()->Get(0)) != reader.isOnHost(to))
+      (reader.isOnHost(to) ? out.bytesToHost : out.bytesToDevice) += reader.viewBytes(to);
+  }
+}
+
 void summarizeQueues(const Reader &reader, ProgramSummary &out) {
   std::map<std::string, uint64_t> counts;
   for (const fb::Queue *queue : *reader.program.queues())
@@ -277,6 +292,15 @@ void summarizeQueues(const Reader &reader, ProgramSummary &out) {
   out.instructionCounts.assign(counts.begin(), counts.end());
 }
 
+/// A rank's memory, the device's and the host's.
+void addUp(ProgramSummary &program) {
+  program.totalBytes = program.totalBytesAtMax = program.hostBytes = 0;
+  for (const ArenaSummary &arena : program.arenas) {
+    (arena.onHost ? program.hostBytes : program.totalBytes) += arena.bytes;
+    program.totalBytesAtMax += arena.onHost ? 0 : arena.bytesAtMax;
+  }
+}
+
 ProgramSummary summarizeProgram(const fb::Plan &plan, const fb::Program &program) {
   Reader reader{plan, program};
   ProgramSummary out;
@@ -285,17 +309,16 @@ ProgramSummary summarizeProgram(const fb::Plan &plan, const fb::Program &program
   out.ranks = program.ranks();
   out.boundInitial = program.bound_initial();
   out.boundMax = program.bound_max();
-  for (const fb::Arena *arena : *program.arenas()) {
+  for (const fb::Arena *arena : *program.arenas())
     out.arenas.push_back(summarizeArena(*arena, program));
-    out.totalBytes += out.arenas.back().bytes;
-    out.totalBytesAtMax += out.arenas.back().bytesAtMax;
-  }
+  addUp(out);
   for (const fb::State *state : statesOf(plan, program)) {
     out.shards.push_back(summarizeState(*state, plan));
-    addToClass(out.shards.back(), *state, out.stateClasses);
+    addToClass(out.shards.back(), *state, out.arenas[state->arena()].onHost, out.stateClasses);
   }
   out.collectives = summarizeCollectives(reader);
   findPeak(reader, out);
+  summarizeMoves(reader, out);
   summarizeQueues(reader, out);
   return out;
 }
@@ -314,11 +337,7 @@ void shareArenas(std::vector<ProgramSummary> &programs) {
     if (program.reference)
       continue;
     program.arenas = shared;
-    program.totalBytes = program.totalBytesAtMax = 0;
-    for (const ArenaSummary &arena : shared) {
-      program.totalBytes += arena.bytes;
-      program.totalBytesAtMax += arena.bytesAtMax;
-    }
+    addUp(program);
   }
 }
 

@@ -94,8 +94,12 @@ Topic describeMemory(const ProgramSummary &a, const ProgramSummary &b) {
   matchByName(
       a.stateClasses, b.stateClasses, [](const StateClass &c) { return c.role; },
       [&](const std::string &name, const StateClass *x, const StateClass *y) {
-        topic.addBytes(name, x ? x->bytes : 0, y ? y->bytes : 0);
+        topic.addBytes(name, x ? x->bytes - x->hostBytes : 0, y ? y->bytes - y->hostBytes : 0);
+        topic.addBytes(name + " on the host", x ? x->hostBytes : 0, y ? y->hostBytes : 0);
       });
+  topic.addBytes("on the host in all", a.hostBytes, b.hostBytes);
+  topic.addBytes("moved to the host", a.bytesToHost, b.bytesToHost);
+  topic.addBytes("moved to the device", a.bytesToDevice, b.bytesToDevice);
   topic.addBytes("activations", bytesOf(a, "activations"), bytesOf(b, "activations"));
   topic.addBytes("expert exchange", bytesOf(a, "ragged"), bytesOf(b, "ragged"));
   topic.addBytes("kept for the backward pass", a.keptBytes, b.keptBytes);

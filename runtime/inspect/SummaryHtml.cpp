@@ -113,10 +113,11 @@ std::string describeMemory(const ProgramSummary &p) {
   };
   std::vector<Part> parts;
   for (const StateClass &c : p.stateClasses)
-    parts.push_back({c.role, c.role, c.bytes,
-                     p.ranks > 1 ? format("all ranks hold %.2f copies",
-                                          double(c.bytes) * p.ranks / c.wholeBytes)
-                                 : ""});
+    if (uint64_t bytes = c.bytes - c.hostBytes)
+      parts.push_back({c.role, c.role, bytes,
+                       p.ranks > 1 ? format("all ranks hold %.2f copies",
+                                            double(bytes) * p.ranks / c.wholeBytes)
+                                   : ""});
   parts.push_back({"activations", "activations", bytesOf(p, "activations"), ""});
   if (p.boundMax)
     parts.push_back({"ragged", "expert exchange", bytesOf(p, "ragged"),
@@ -136,6 +137,14 @@ std::string describeMemory(const ProgramSummary &p) {
          bytesText(part.bytes),
          p.totalBytes ? format("%.1f %%", 100.0 * part.bytes / p.totalBytes) : "", part.note});
   text += table.str();
+  if (p.hostBytes) {
+    text += "<p>On its host " + bytesText(p.hostBytes);
+    for (const StateClass &c : p.stateClasses)
+      if (c.hostBytes)
+        text += ", " + c.role + " " + bytesText(c.hostBytes);
+    text += "; a run moves " + bytesText(p.bytesToHost) + " there and " +
+            bytesText(p.bytesToDevice) + " back.</p>\n";
+  }
   if (!p.peakInstruction.empty())
     text += "<p>Most live values (" + bytesText(p.peakLiveBytes) + ") at <code>" +
             escaped(p.peakInstruction) + "</code>" +

@@ -18,12 +18,14 @@ static Json toJson(const ProgramSummary &p) {
            {"memory_per_rank",
             {{"total_bytes", p.totalBytes},
              {"total_bytes_at_max_bound", p.totalBytesAtMax},
+             {"host_bytes", p.hostBytes},
              {"peak_live_bytes", p.peakLiveBytes},
              {"kept_for_backward_bytes", p.keptBytes},
              {"peak_instruction", p.peakInstruction},
              {"peak_location", p.peakLocation},
              {"arenas", Json::array()},
              {"states", Json::array()}}},
+           {"moves", {{"to_host_bytes", p.bytesToHost}, {"to_device_bytes", p.bytesToDevice}}},
            {"queues", Json::array()},
            {"collectives", Json::array()},
            {"weights", Json::array()},
@@ -31,11 +33,14 @@ static Json toJson(const ProgramSummary &p) {
   for (const ArenaSummary &a : p.arenas)
     out["memory_per_rank"]["arenas"].push_back({{"name", a.name},
                                                 {"role", a.role},
+                                                {"space", a.onHost ? "host" : "device"},
                                                 {"bytes", a.bytes},
                                                 {"bytes_at_max_bound", a.bytesAtMax}});
   for (const StateClass &c : p.stateClasses)
-    out["memory_per_rank"]["states"].push_back(
-        {{"role", c.role}, {"bytes", c.bytes}, {"whole_bytes", c.wholeBytes}});
+    out["memory_per_rank"]["states"].push_back({{"role", c.role},
+                                                {"bytes", c.bytes},
+                                                {"host_bytes", c.hostBytes},
+                                                {"whole_bytes", c.wholeBytes}});
   for (const QueueSummary &q : p.queues)
     out["queues"].push_back({{"name", q.name},
                              {"instructions", q.instructions},

@@ -28,24 +28,30 @@ std::string header(const PlanSummary &s) {
                        (unsigned long long)s.ranks, s.ranks == 1 ? "" : "s");
 }
 
-/// What kinds of states take on a rank, and how often all ranks together hold them.
-std::string statesText(const ProgramSummary &p) {
+/// What kinds of states take on a rank, in the device's memory or in its host's, and how often all
+/// ranks together hold them.
+std::string statesText(const ProgramSummary &p, bool onHost) {
   std::string text;
   for (const StateClass &c : p.stateClasses)
-    text +=
-        (text.empty() ? "" : ", ") + c.role + " " + bytesText(c.bytes) +
-        (p.ranks > 1 ? format(" (held %.2f times)", double(c.bytes) * p.ranks / c.wholeBytes) : "");
+    if (uint64_t bytes = onHost ? c.hostBytes : c.bytes - c.hostBytes)
+      text +=
+          (text.empty() ? "" : ", ") + c.role + " " + bytesText(bytes) +
+          (p.ranks > 1 ? format(" (held %.2f times)", double(bytes) * p.ranks / c.wholeBytes) : "");
   return text.empty() ? "no states" : text;
 }
 
 std::string memoryText(const ProgramSummary &p) {
-  std::string text = "memory a rank  " + bytesText(p.totalBytes) + ": " + statesText(p) +
+  std::string text = "memory a rank  " + bytesText(p.totalBytes) + ": " + statesText(p, false) +
                      ", activations " + bytesText(bytesOf(p, "activations"));
   if (p.boundMax)
     text += ", expert exchange " + bytesText(bytesOf(p, "ragged")) +
             format(" (bound %llu rows a slot, worst case %llu)", (unsigned long long)p.boundInitial,
                    (unsigned long long)p.boundMax);
   text += "\n";
+  if (p.hostBytes)
+    text += "on its host    " + bytesText(p.hostBytes) + ": " + statesText(p, true) +
+            "; a run of " + p.name + " moves " + bytesText(p.bytesToHost) + " there and " +
+            bytesText(p.bytesToDevice) + " back\n";
   if (p.keptBytes)
     text += "               kept for the backward pass " + bytesText(p.keptBytes) + "\n";
   if (!p.peakInstruction.empty())

@@ -40,7 +40,7 @@ std::string moira::rt::shardingText(const ShardSummary &shard) {
 uint64_t moira::rt::bytesOf(const ProgramSummary &program, const char *role) {
   uint64_t bytes = 0;
   for (const ArenaSummary &arena : program.arenas)
-    if (arena.role == role)
+    if (arena.role == role && !arena.onHost)
       bytes += arena.bytes;
   return bytes;
 }

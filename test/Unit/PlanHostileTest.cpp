@@ -447,6 +447,69 @@ TEST(HostilePlan, Order) {
   });
 }
 
+/// A program that moves its input to the host, works there, and moves what it has made back.
+PlanSpec offloadedPlan() {
+  using fb::DType;
+  PlanSpec plan;
+  plan.calls = {"clamp"};
+  ProgramSpec p;
+  p.name = "forward";
+  p.queues = {"compute", "d2h", "host", "h2d"};
+  p.events = 2;
+  p.arenas = {{"activations", fb::ArenaRole::activations, 128, 0},
+              {"host", fb::ArenaRole::activations, 128, 0, fb::Space::host}};
+  p.views = {{0, 0, 0, DType::f32, {4}},
+             {1, 0, 0, DType::f32, {4}},
+             {1, 64, 0, DType::f32, {4}},
+             {0, 64, 0, DType::f32, {4}}};
+  auto whole = [] { return std::vector{integerParam("dim", 0), integerParam("start", 0)}; };
+  p.instrs = {{fb::InstrKind::copy, 0, 1, {0}, {1}, whole()},
+              {fb::InstrKind::record, 0, 1},
+              {fb::InstrKind::wait, 0, 2},
+              {fb::InstrKind::call, 0, 2, {1}, {2}, {realParam("min", 0), realParam("max", 1)}},
+              {fb::InstrKind::record, 1, 2},
+              {fb::InstrKind::wait, 1, 3},
+              {fb::InstrKind::copy, 0, 3, {2}, {3}, whole()}};
+  p.inputs = {{"x", DType::f32, {4}, {{}}, 0}};
+  p.outputs = {{"y", DType::f32, {4}, {{}}, 3}};
+  plan.programs = {p};
+  return plan;
+}
+
+TEST(HostilePlan, Memories) {
+  Expected<PlanFile> valid = PlanFile::fromBytes(offloadedPlan().build());
+  ASSERT_TRUE(valid) << valid.status().str();
+  expectRefused(
+      {
+          {"memory of neither", [](auto &p) { p.forward().arenas[1].space = fb::Space::comm; },
+           PlanStructure, "arena 1: is neither a device's nor its host's"},
+          {"input on the host", [](auto &p) { p.forward().inputs[0].view = 1; }, PlanStructure,
+           "view 1 is not in the device's memory"},
+          {"output on the host", [](auto &p) { p.forward().outputs[0].view = 2; }, PlanStructure,
+           "view 2 is not in the device's memory"},
+          {"call that reads the device's and writes the host's",
+           [](auto &p) { instr(p, 3).inputs = {0}; }, PlanStructure,
+           "works on the device's memory and on the host's"},
+          {"call that reads the host's and writes the device's",
+           [](auto &p) { instr(p, 3).outputs = {3}; }, PlanStructure,
+           "works on the device's memory and on the host's"},
+          {"host's call on a queue of copies", [](auto &p) { instr(p, 3).queue = 1; },
+           PlanStructure, "its queue has work of another memory"},
+          {"copy on the host's queue", [](auto &p) { instr(p, 6).queue = 2; }, PlanStructure,
+           "its queue has work of another memory"},
+          {"no wait for the move", [](auto &p) { erase(p, 2); }, PlanOrder,
+           "reads bytes that another queue may still be writing"},
+      },
+      offloadedPlan());
+  // Products, exchanges and bounds are the device's.
+  expectRefused({{"launches, collectives and bounds on the host",
+                  [](auto &p) {
+                    for (ArenaSpec &arena : p.forward().arenas)
+                      arena.space = fb::Space::host;
+                  },
+                  PlanStructure, "works on the host's memory; only calls, copies and fills do"}});
+}
+
 TEST(HostilePlan, SharedStates) {
   auto decode = [](PlanSpec &p) -> ProgramSpec & { return p.programs[1]; };
   expectRefused(

@@ -856,3 +856,19 @@ func.func @f(%a: tensor<2xf32>) -> tensor<2xf32> {
   }
   return %0 : tensor<2xf32>
 }
+
+// -----
+
+func.func @move_to_nowhere(%a: tensor<2xf32>) -> tensor<2xf32> {
+  // expected-error@+1 {{C1: goes to device or host}}
+  %0 = plan.move %a to pinned : tensor<2xf32>
+  func.return %0 : tensor<2xf32>
+}
+
+// -----
+
+func.func @move_of_ragged_rows(%a: tensor<8x2xf32, #dist.rows<0, 2>>) {
+  // expected-error@+1 {{C2: not a whole tensor of one rank}}
+  %0 = plan.move %a to host : tensor<8x2xf32, #dist.rows<0, 2>>
+  func.return
+}

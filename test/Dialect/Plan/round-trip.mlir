@@ -71,6 +71,8 @@ plan.plan "host" mesh ["dp", "ep"] = [2, 2] by "moira" info #plan.info<model_cla
 
 // CHECK-LABEL: func.func @group
 func.func @group(%a: tensor<2x64xf32>, %b: tensor<2x64xf32>) -> tensor<2x64xf32> {
+  // CHECK: plan.move %{{.*}} to host : tensor<2x64xf32>
+  %moved = plan.move %a to host : tensor<2x64xf32>
   // CHECK: plan.fused(%{{.*}}, %{{.*}}) : (tensor<2x64xf32>, tensor<2x64xf32>) -> tensor<2x64xf32> {
   %0 = plan.fused(%a, %b) : (tensor<2x64xf32>, tensor<2x64xf32>) -> tensor<2x64xf32> {
   ^bb0(%x: tensor<2x64xf32>, %y: tensor<2x64xf32>):

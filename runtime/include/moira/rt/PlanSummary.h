@@ -16,6 +16,7 @@ namespace moira::rt {
 
 struct ArenaSummary {
   std::string name, role;  // role: state, activations, ragged
+  bool onHost = false;     // in the memory of a device's host
   uint64_t bytes = 0;      // at the initial bound
   uint64_t bytesAtMax = 0; // at the largest bound
 };
@@ -35,6 +36,7 @@ struct ShardSummary {
 struct StateClass {
   std::string role;
   uint64_t bytes = 0;      // on a rank
+  uint64_t hostBytes = 0;  // of these, in the memory of a device's host
   uint64_t wholeBytes = 0; // of one copy of them; ranks · bytes / wholeBytes are held
 };
 
@@ -65,9 +67,11 @@ struct ProgramSummary {
   std::vector<ArenaSummary> arenas;
   uint64_t totalBytes = 0;      // what the runtime will allocate on a rank at the initial bound
   uint64_t totalBytesAtMax = 0; // and at the largest bound
-  uint64_t peakLiveBytes = 0;   // largest sum of live values outside the state arena
-  uint64_t keptBytes = 0;       // live when the loss is known: what its gradient needs again
-  std::string peakInstruction;  // "call linear", at peakLocation
+  uint64_t hostBytes = 0;       // what it will allocate in the memory of a device's host
+  uint64_t bytesToHost = 0, bytesToDevice = 0; // that one run moves between them
+  uint64_t peakLiveBytes = 0;  // largest sum of live values of the device outside the state arena
+  uint64_t keptBytes = 0;      // live when the loss is known: what its gradient needs again
+  std::string peakInstruction; // "call linear", at peakLocation
   std::string peakLocation;
   std::vector<ShardSummary> shards;
   std::vector<StateClass> stateClasses;       // in the order in which states have them
