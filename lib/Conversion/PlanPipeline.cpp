@@ -52,6 +52,8 @@ static void addProgramPasses(OpPassManager &passes, const PlanOptions &options) 
   // On tensors, where producers and consumers are one step apart.
   passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
   passes.addPass(createPlanLowerPass(options));
+  // On instructions, which say what they wait for; before these are scheduled one by one.
+  passes.nest<plan::PlanOp>().addPass(createPlanMergeProductsPass());
   addPlanPasses(passes);
 }
 
@@ -106,6 +108,7 @@ void moira::registerPlanPasses() {
   registerPass([] { return createPlanOffloadPass(); });
   registerPass([] { return createPlanFuseKernelsPass(); });
   registerPass([] { return createPlanLowerPass(); });
+  registerPass([] { return createPlanMergeProductsPass(); });
   registerPass([] { return createPlanSchedulePass(); });
   registerPass([] { return createPlanInsertEventsPass(); });
   registerPass([] { return createPlanAllocatePass(); });

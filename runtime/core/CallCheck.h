@@ -36,6 +36,8 @@ public:
   Dim dim(const char *name) const { return dims.at(name); }
   const Shape &run(const char *name) const { return runs.at(name); }
   int64_t integer(const char *name) const { return find(name)->integer; }
+  size_t inputCount() const { return inputs.size(); }
+  size_t outputCount() const { return outputs.size(); }
   /// One of the call's operands, which are all there.
   fb::DType inputType(size_t i) const { return inputs[i].dtype; }
   fb::DType outputType(size_t i) const { return outputs[i].dtype; }

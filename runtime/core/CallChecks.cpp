@@ -17,8 +17,8 @@ namespace {
 //===----------------------------------------------------------------------===//
 
 /// Results have the type of what they are made of, or the wider one that sums have.
-void checkRounding(CallCheck &c, fb::DType from) {
-  fb::DType to = c.outputType(0);
+void checkRounding(CallCheck &c, fb::DType from, size_t output = 0) {
+  fb::DType to = c.outputType(output);
   if (to != from && dtypeBytes(to) < dtypeBytes(from))
     c.fail(format("the result is %s, narrower than its operands' %s", dtypeText(to).c_str(),
                   dtypeText(from).c_str()));
@@ -33,11 +33,22 @@ void check_embedding(CallCheck &c) {
 
 void check_lookup(CallCheck &c) { c.fixed("v"); }
 
-void check_linear(CallCheck &c) {
-  if (c.inputType(0) != c.inputType(1))
+/// Weight i (from 1) and its result.
+void checkProduct(CallCheck &c, size_t i) {
+  if (c.inputType(0) != c.inputType(i))
     c.fail(format("x is %s, w is %s; they have one type", dtypeText(c.inputType(0)).c_str(),
-                  dtypeText(c.inputType(1)).c_str()));
-  checkRounding(c, c.inputType(0));
+                  dtypeText(c.inputType(i)).c_str()));
+  checkRounding(c, c.inputType(0), i - 1);
+}
+
+void check_linear(CallCheck &c) { checkProduct(c, 1); }
+
+void check_linears(CallCheck &c) {
+  size_t weights = c.inputCount() - 1;
+  if (c.outputCount() != weights)
+    return c.fail(format("%zu weights, %zu results", weights, c.outputCount()));
+  for (size_t i = 1; i <= weights; ++i)
+    checkProduct(c, i);
 }
 
 void check_positions(CallCheck &c) {

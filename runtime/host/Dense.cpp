@@ -30,6 +30,18 @@ Status checkLinear(const Call &call) {
   return checkTrailing(call, "contract", {&call.in[0], &call.in[1]});
 }
 
+Status eachLinear(const Call &call, Implementation linear) {
+  if (call.in.size() != call.out.size() + 1)
+    return badCall(call, format("%zu weights, %zu results", call.in.size() - 1, call.out.size()));
+  for (size_t i = 0; i < call.out.size(); ++i) {
+    const TensorRef operands[] = {call.in[0], call.in[i + 1]};
+    if (Status s = linear({call.name, operands, call.out.subspan(i, 1), call.params, call.hooks});
+        !s)
+      return s;
+  }
+  return {};
+}
+
 namespace ref {
 
 template <typename S> Status embedding(const Call &call) {
@@ -78,6 +90,8 @@ template <typename S> Status linear(const Call &call) {
   });
 }
 
+template <typename S> Status linears(const Call &call) { return eachLinear(call, linear<S>); }
+
 template <typename S> Status positions(const Call &call) {
   int32_t *out = call.output<int32_t>(0);
   int64_t n = call.out[0].elements(), start = call.params.integer("start");
@@ -117,6 +131,7 @@ template <typename T> Status rope_table(const Call &call) {
 INSTANTIATE(embedding)
 INSTANTIATE(lookup)
 INSTANTIATE(linear)
+INSTANTIATE(linears)
 INSTANTIATE(positions)
 INSTANTIATE(rope_table)
 

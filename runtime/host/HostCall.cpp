@@ -80,6 +80,8 @@ struct Entry {
 template <typename S> constexpr Fast fastOf(std::string_view name) {
   if (name == "linear")
     return {fast::linear<S>, false};
+  if (name == "linears")
+    return {fast::linears<S>, false};
   if (name == "head_linear" && std::is_same_v<S, float>)
     return {fast::head_linear<float>, true};
   if (name == "attention")

@@ -77,6 +77,8 @@ std::pair<size_t, size_t> keptBySquares(const Call &call);
 
 /// What both flavors of linear check of their operands.
 Status checkLinear(const Call &call);
+/// Runs the products of a `linears`, one after the other, each by `linear`.
+Status eachLinear(const Call &call, Implementation linear);
 
 /// Reference implementations, each named like its call, S = float, double or Bf16.
 namespace ref {
@@ -89,6 +91,7 @@ namespace ref {
 /// oneDNN may only be called where it is there.
 namespace fast {
 template <typename S> Status linear(const Call &call);
+template <typename S> Status linears(const Call &call);
 template <typename S> Status head_linear(const Call &call); // f32 only
 template <typename S> Status attention(const Call &call);
 template <typename S> Status grouped_matmul(const Call &call);

@@ -127,6 +127,10 @@ template <typename S> Status linear(const Call &call) {
 template Status linear<float>(const Call &);
 template Status linear<Bf16>(const Call &);
 
+template <typename S> Status linears(const Call &call) { return eachLinear(call, linear<S>); }
+template Status linears<float>(const Call &);
+template Status linears<Bf16>(const Call &);
+
 template <typename S> Status grouped_matmul(const Call &call) {
   std::vector<RowProduct<S, S>> products;
   int64_t n = 0, k = 0;

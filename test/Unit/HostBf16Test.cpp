@@ -84,6 +84,42 @@ TEST(HostBf16, ProductsAgree) {
   }
 }
 
+TEST(HostBf16, LinearsAreLinearsToTheBit) {
+  // For every number of weights, results of both types in one call, few and many rows.
+  Random random(testSeed() + 3);
+  CallParams p = params({{"contract", 1}});
+  for (CallFlavor flavor : {CallFlavor::reference, CallFlavor::fast})
+    for (int64_t rows : {1, 5, 40})
+      for (size_t weights = 2; weights <= 4; ++weights) {
+        int64_t inner = random.between(1, 90);
+        std::vector<Tensor<Bf16>> w, narrow, narrowAlone;
+        std::vector<Tensor<float>> wide, wideAlone;
+        Tensor<Bf16> x = random.normal<float>({rows, inner}).as<Bf16>();
+        for (size_t i = 0; i < weights; ++i) {
+          int64_t n = random.between(1, 70);
+          w.push_back(random.normal<float>({n, inner}).as<Bf16>());
+          wide.emplace_back(Shape{rows, n});
+          narrow.emplace_back(Shape{rows, n});
+        }
+        wideAlone = wide;
+        narrowAlone = narrow;
+        std::vector<TensorRef> in{x}, out;
+        for (size_t i = 0; i < weights; ++i) {
+          in.push_back(w[i]);
+          out.push_back(i % 2 ? wide[i].ref() : narrow[i].ref());
+          TensorRef alone = i % 2 ? wideAlone[i].ref() : narrowAlone[i].ref();
+          ASSERT_TRUE(call("linear", flavor, {x, w[i]}, {alone}, p).ok());
+        }
+        ASSERT_TRUE(call("linears", flavor, in, out, p).ok());
+        for (size_t i = 0; i < weights; ++i) {
+          EXPECT_EQ(wide[i].values, wideAlone[i].values);
+          EXPECT_EQ(narrow[i].as<float>().values, narrowAlone[i].as<float>().values);
+        }
+        in.pop_back();
+        EXPECT_FALSE(call("linears", flavor, in, out, p).ok());
+      }
+}
+
 TEST(HostBf16, GroupedProductsAgree) {
   Random random(testSeed() + 1);
   for (int i = 0; i < 40; ++i) {

@@ -9,6 +9,10 @@ std::vector<Example> examples() {
   return {
       {"embedding", {i({2, 8}), f({100, 16})}, {f({2, 8, 16})}, {offset("row_offset", 100, kTp)}},
       {"linear", {f({2, 8, 4, 16}), f({32, 4, 16})}, {f({2, 8, 32})}, {integer("contract", 2)}},
+      {"linears",
+       {f({2, 8, 4, 16}), f({32, 4, 16}), f({2, 3, 4, 16}), f({8, 4, 16}), f({1, 4, 16})},
+       {f({2, 8, 32}), f({2, 8, 2, 3}), f({2, 8, 8}), f({2, 8, 1})},
+       {integer("contract", 2)}},
       {"positions", {}, {i({8})}, {offset("start", 8, kDp)}},
       {"token_positions",
        {i({2, 16}), i({1})},

@@ -225,6 +225,11 @@ TEST(CallRegistry, RefusesBrokenContracts) {
       {"linear", [](Example &e) { e.params[0].integer = 1; }, "operand"},
       {"linear", [](Example &e) { e.inputs[0].dtype = DType(200); }, "dtype 200"},
       {"linear", [](Example &e) { e.params.push_back(e.params[0]); }, "twice"},
+      {"linears", [](Example &e) { e.outputs.pop_back(); }, "4 weights, 3 results"},
+      {"linears", [](Example &e) { e.inputs.pop_back(); }, "3 weights, 4 results"},
+      {"linears", [](Example &e) { e.inputs.push_back(e.inputs[1]); }, "6 inputs where 5"},
+      {"linears", [](Example &e) { e.inputs[3].shape[1] = {2, false}; }, "operand w3"},
+      {"linears", [](Example &e) { e.outputs[2].shape[2] = {7, false}; }, "operand out3"},
       {"add", [](Example &e) { e.inputs[1] = f({2, 8, 16, 1}); }, "at least"},
   };
   for (const Case &c : cases)

@@ -20,6 +20,8 @@ std::unique_ptr<mlir::Pass> createPlanFuseKernelsPass();
 /// programs of a plan.plan.
 std::unique_ptr<mlir::Pass> createPlanLowerPass(const PlanOptions &options = {},
                                                 bool reference = false);
+/// `--plan-merge-products`: one call for the products of the same few rows by several weights.
+std::unique_ptr<mlir::Pass> createPlanMergeProductsPass();
 /// `--plan-schedule`: orders each program so that dense work stands between an exchange and its
 /// first use.
 std::unique_ptr<mlir::Pass> createPlanSchedulePass();

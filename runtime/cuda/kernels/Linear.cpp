@@ -219,6 +219,18 @@ Status ops::linear(const Call &call) {
   return status == CUBLAS_STATUS_SUCCESS ? Status() : failed("linear", status);
 }
 
+Status ops::linears(const Call &call) {
+  if (call.in.size() != call.out.size() + 1)
+    return badCall(call, format("%zu weights, %zu results", call.in.size() - 1, call.out.size()));
+  for (size_t i = 0; i < call.out.size(); ++i) {
+    const TensorRef operands[] = {call.in[0], call.in[i + 1]};
+    if (Status s = linear({call.name, operands, call.out.subspan(i, 1), call.params, call.context});
+        !s)
+      return s;
+  }
+  return {};
+}
+
 Expected<cublasLtHandle_t> createBlasLt() {
   if (!lt().problem.empty())
     return Status(ErrorId::DeviceUnavailable,

@@ -1,0 +1,96 @@
+// Products of the same few rows become one call at the place of the first; not those of other rows, of many,
+// with a weight that is made later, contracted otherwise, or behind an exchange. A call takes four weights.
+// RUN: moe-opt %s --plan-merge-products | FileCheck %s
+
+#info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
+plan.plan "host" mesh ["ep"] = [2] by "t" info #info {
+  // CHECK-LABEL: plan.program @decode
+  // CHECK: plan.input "x" %[[X:[0-9]+]] :
+  // CHECK: plan.call "linears"(%[[X]], %[[Q:[0-9]+]], %[[K:[0-9]+]], %[[V:[0-9]+]]) -> (%[[QO:[0-9]+]], %[[KO:[0-9]+]], %[[VO:[0-9]+]]) {contract = 1 : i64} on "compute" at "layers.3.attn" layer 3 :
+  // CHECK-SAME: -> (!plan.view<2x1x2x4xf32>, !plan.view<2x1x4xf32>, !plan.view<2x1x6xf32>)
+  // CHECK: plan.call "act"(%[[KO]]) -> (%[[MADE:[0-9]+]])
+  // CHECK: plan.call "linear"(%[[X]], %{{[0-9]+}}) -> (%{{[0-9]+}}) {contract = 2 : i64}
+  // CHECK: plan.call "linear"(%[[MADE]], %{{[0-9]+}})
+  // CHECK: plan.call "scale"(%{{[0-9]+}}) -> (%[[W:[0-9]+]])
+  // CHECK: plan.call "linear"(%[[X]], %[[W]])
+  // CHECK-NOT: plan.call
+  plan.program @decode ranks 2 queues ["compute", "comm"] {
+    plan.arena "activations" activations on device bytes 0 per_bound 0
+    plan.arena "state" state on device bytes 0 per_bound 0
+    %x = plan.view "activations" : !plan.view<2x1x4xf32>
+    plan.input "x" %x : tensor<2x1x4xf32> : !plan.view<2x1x4xf32>
+    %q = plan.view "state" : !plan.view<2x4x4xf32>
+    %qo = plan.view "activations" : !plan.view<2x1x2x4xf32>
+    plan.call "linear"(%x, %q) -> (%qo) {contract = 1 : i64} on "compute" at "layers.3.attn.q" layer 3 : (!plan.view<2x1x4xf32>, !plan.view<2x4x4xf32>) -> !plan.view<2x1x2x4xf32>
+    %k = plan.view "state" : !plan.view<4x4xf32>
+    %ko = plan.view "activations" : !plan.view<2x1x4xf32>
+    plan.call "linear"(%x, %k) -> (%ko) {contract = 1 : i64} on "compute" at "layers.3.attn.k" layer 3 : (!plan.view<2x1x4xf32>, !plan.view<4x4xf32>) -> !plan.view<2x1x4xf32>
+    %made = plan.view "activations" : !plan.view<2x1x4xf32>
+    plan.call "act"(%ko) -> (%made) {activation = "relu"} on "compute" : (!plan.view<2x1x4xf32>) -> !plan.view<2x1x4xf32>
+    %v = plan.view "state" : !plan.view<6x4xf32>
+    %vo = plan.view "activations" : !plan.view<2x1x6xf32>
+    plan.call "linear"(%x, %v) -> (%vo) {contract = 1 : i64} on "compute" at "layers.3.attn.v" layer 3 : (!plan.view<2x1x4xf32>, !plan.view<6x4xf32>) -> !plan.view<2x1x6xf32>
+    %flat = plan.view "state" : !plan.view<3x1x4xf32>
+    %fo = plan.view "activations" : !plan.view<2x3xf32>
+    plan.call "linear"(%x, %flat) -> (%fo) {contract = 2 : i64} on "compute" at "layers.3.attn.o" layer 3 : (!plan.view<2x1x4xf32>, !plan.view<3x1x4xf32>) -> !plan.view<2x3xf32>
+    %oo = plan.view "activations" : !plan.view<2x1x4xf32>
+    plan.call "linear"(%made, %k) -> (%oo) {contract = 1 : i64} on "compute" at "layers.3.attn.o" layer 3 : (!plan.view<2x1x4xf32>, !plan.view<4x4xf32>) -> !plan.view<2x1x4xf32>
+    %w = plan.view "activations" : !plan.view<4x4xf32>
+    plan.call "scale"(%k) -> (%w) {factor = 2.0 : f64} on "compute" : (!plan.view<4x4xf32>) -> !plan.view<4x4xf32>
+    %wo = plan.view "activations" : !plan.view<2x1x4xf32>
+    plan.call "linear"(%x, %w) -> (%wo) {contract = 1 : i64} on "compute" at "layers.3.mlp" layer 3 : (!plan.view<2x1x4xf32>, !plan.view<4x4xf32>) -> !plan.view<2x1x4xf32>
+  }
+
+  // Five weights are a call and a product; 17 rows stay as they are.
+  // CHECK-LABEL: plan.program @more
+  // CHECK: plan.call "linears"(%[[X:[0-9]+]], %[[W:[0-9]+]], %[[W]], %[[W]], %[[W]]) -> {{.*}} {contract = 1 : i64} on "compute" :
+  // CHECK: plan.call "linear"(%[[X]], %[[W]])
+  // CHECK: plan.call "linear"(%[[MANY:[0-9]+]], %[[W]])
+  // CHECK: plan.call "linear"(%[[MANY]], %[[W]])
+  // CHECK-NOT: plan.call
+  plan.program @more ranks 2 queues ["compute", "comm"] {
+    plan.arena "activations" activations on device bytes 0 per_bound 0
+    plan.arena "state" state on device bytes 0 per_bound 0
+    %x = plan.view "activations" : !plan.view<16x4xf32>
+    plan.input "x" %x : tensor<16x4xf32> : !plan.view<16x4xf32>
+    %many = plan.view "activations" : !plan.view<17x4xf32>
+    plan.input "many" %many : tensor<17x4xf32> : !plan.view<17x4xf32>
+    %w = plan.view "state" : !plan.view<4x4xf32>
+    %y0 = plan.view "activations" : !plan.view<16x4xf32>
+    plan.call "linear"(%x, %w) -> (%y0) {contract = 1 : i64} on "compute" at "b" : (!plan.view<16x4xf32>, !plan.view<4x4xf32>) -> !plan.view<16x4xf32>
+    %y1 = plan.view "activations" : !plan.view<16x4xf32>
+    plan.call "linear"(%x, %w) -> (%y1) {contract = 1 : i64} on "compute" at "a" : (!plan.view<16x4xf32>, !plan.view<4x4xf32>) -> !plan.view<16x4xf32>
+    %y2 = plan.view "activations" : !plan.view<16x4xf32>
+    plan.call "linear"(%x, %w) -> (%y2) {contract = 1 : i64} on "compute" at "b" : (!plan.view<16x4xf32>, !plan.view<4x4xf32>) -> !plan.view<16x4xf32>
+    %y3 = plan.view "activations" : !plan.view<16x4xf32>
+    plan.call "linear"(%x, %w) -> (%y3) {contract = 1 : i64} on "compute" at "a" : (!plan.view<16x4xf32>, !plan.view<4x4xf32>) -> !plan.view<16x4xf32>
+    %y4 = plan.view "activations" : !plan.view<16x4xf32>
+    plan.call "linear"(%x, %w) -> (%y4) {contract = 1 : i64} on "compute" at "b" : (!plan.view<16x4xf32>, !plan.view<4x4xf32>) -> !plan.view<16x4xf32>
+    %z0 = plan.view "activations" : !plan.view<17x4xf32>
+    plan.call "linear"(%many, %w) -> (%z0) {contract = 1 : i64} on "compute" : (!plan.view<17x4xf32>, !plan.view<4x4xf32>) -> !plan.view<17x4xf32>
+    %z1 = plan.view "activations" : !plan.view<17x4xf32>
+    plan.call "linear"(%many, %w) -> (%z1) {contract = 1 : i64} on "compute" : (!plan.view<17x4xf32>, !plan.view<4x4xf32>) -> !plan.view<17x4xf32>
+  }
+
+  // What stands behind an exchange is what it hides behind.
+  // CHECK-LABEL: plan.program @hidden
+  // CHECK: plan.call "linear"
+  // CHECK: plan.collective
+  // CHECK: plan.call "linears"
+  // CHECK-NOT: plan.call
+  plan.program @hidden ranks 2 queues ["compute", "comm"] {
+    plan.arena "activations" activations on device bytes 0 per_bound 0
+    plan.arena "state" state on device bytes 0 per_bound 0
+    %x = plan.view "activations" : !plan.view<2x4xf32>
+    plan.input "x" %x : tensor<2x4xf32> : !plan.view<2x4xf32>
+    %w = plan.view "state" : !plan.view<4x4xf32>
+    %y = plan.view "activations" : !plan.view<2x4xf32>
+    plan.call "linear"(%x, %w) -> (%y) {contract = 1 : i64} on "compute" : (!plan.view<2x4xf32>, !plan.view<4x4xf32>) -> !plan.view<2x4xf32>
+    %sum = plan.view "activations" : !plan.view<2x4xf32>
+    plan.collective all_reduce(%y) -> (%sum) over ["ep"] {op = 0 : i64} on "comm" : (!plan.view<2x4xf32>) -> !plan.view<2x4xf32>
+    %a = plan.view "activations" : !plan.view<2x4xf32>
+    plan.call "linear"(%x, %w) -> (%a) {contract = 1 : i64} on "compute" : (!plan.view<2x4xf32>, !plan.view<4x4xf32>) -> !plan.view<2x4xf32>
+    %b = plan.view "activations" : !plan.view<2x4xf32>
+    plan.call "linear"(%x, %w) -> (%b) {contract = 1 : i64} on "compute" : (!plan.view<2x4xf32>, !plan.view<4x4xf32>) -> !plan.view<2x4xf32>
+  }
+}
