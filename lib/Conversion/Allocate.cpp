@@ -1,7 +1,8 @@
 //===- Allocate.cpp - --plan-allocate -------------------------------------===//
 // Addresses for all views and sizes for all arenas. A view is alive from its first access to the
-// first position from which on every queue knows that all its accesses are done; two views share
-// memory only if they are not alive together. So no reuse needs an event of its own. Ragged views
+// first position from which on whoever makes a view of its arena knows that all its accesses are
+// done; two views share memory only if they are not alive together. So no reuse needs an event of
+// its own: who reads a view is ordered behind who makes it. Ragged views
 // lie in an arena of which every offset and size is a multiple of B: what does not overlap for one
 // B overlaps for none.
 //===----------------------------------------------------------------------===//
@@ -24,12 +25,14 @@ public:
   InstructionInterface at(int64_t position) const { return instrs[position]; }
 
 private:
-  /// The first position from which on all instructions of all queues know that `accesses` are done.
-  int64_t freeAfter(const Clock &accesses) const;
+  /// The first position from which on all instructions that make a view of the arena know that
+  /// `accesses` are done.
+  int64_t freeAfter(StringRef arena, const Clock &accesses) const;
 
   SmallVector<InstructionInterface> instrs;
-  std::vector<Clock> before;                // what instruction i knows when it starts
-  std::vector<std::vector<int64_t>> queues; // positions of each queue's instructions
+  std::vector<Clock> before; // what instruction i knows when it starts
+  /// By arena: positions of each queue's instructions that are the first to access a view.
+  llvm::StringMap<std::vector<std::vector<int64_t>>> makers;
   struct Access {
     int64_t first = 0;
     Clock last; // position of the last access on each queue
@@ -40,20 +43,24 @@ private:
 
 Liveness::Liveness(ProgramOp program) : instrs(instructionsOf(program)) {
   QueueClocks clocks(program);
-  queues.resize(clocks.numQueues());
   llvm::DenseMap<Value, Clock> events;
   for (auto [i, instr] : llvm::enumerate(instrs)) {
     unsigned queue = clocks.queueOf(instr);
     if (auto wait = dyn_cast<WaitOp>(instr.getOperation()))
       clocks.wait(queue, events.lookup(wait.getEvent()));
     before.push_back(clocks.before(queue));
-    queues[queue].push_back(i);
     const Clock &after = clocks.run(queue, i);
     if (auto record = dyn_cast<RecordOp>(instr.getOperation()))
       events[record.getEvent()] = after;
     auto touch = [&, position = static_cast<int64_t>(i)](Value view) {
-      auto [access, fresh] = accesses.try_emplace(view, Access{position, Clock(queues.size(), -1)});
+      auto [access, fresh] =
+          accesses.try_emplace(view, Access{position, Clock(clocks.numQueues(), -1)});
       access->second.last[queue] = position;
+      if (!fresh)
+        return;
+      auto &queues = makers[cast<ViewOp>(view.getDefiningOp()).getArena()];
+      queues.resize(clocks.numQueues());
+      queues[queue].push_back(position);
     };
     llvm::for_each(instr.getReads(), touch);
     llvm::for_each(instr.getWrites(), touch);
@@ -64,9 +71,9 @@ Liveness::Liveness(ProgramOp program) : instrs(instructionsOf(program)) {
     wholeProgram.insert(output.getView());
 }
 
-int64_t Liveness::freeAfter(const Clock &last) const {
+int64_t Liveness::freeAfter(StringRef arena, const Clock &last) const {
   int64_t free = 0;
-  for (const std::vector<int64_t> &queue : queues) {
+  for (const std::vector<int64_t> &queue : makers.find(arena)->second) {
     // What a queue knows only grows, so those that do not know yet are a prefix.
     auto knows = llvm::partition_point(queue, [&](int64_t position) {
       for (auto [known, access] : llvm::zip(before[position], last))
@@ -85,7 +92,7 @@ LiveInterval Liveness::intervalOf(ViewOp view) const {
   auto access = accesses.find(view);
   if (wholeProgram.contains(view) || access == accesses.end())
     return {-1, static_cast<int64_t>(instrs.size()) + 1, bytes};
-  return {access->second.first, freeAfter(access->second.last), bytes};
+  return {access->second.first, freeAfter(view.getArena(), access->second.last), bytes};
 }
 
 struct AllocatePass : PassWrapper<AllocatePass, OperationPass<PlanOp>> {

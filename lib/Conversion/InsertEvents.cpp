@@ -2,8 +2,10 @@
 // plan.record and plan.wait where an instruction needs what another queue made (or must not
 // overwrite what another queue still reads). A wait that an earlier wait on the same queue implies
 // is left out. Reused memory needs no events of its own: plan-allocate reuses only what these
-// events order.
+// events order. A move to the device waits for what stands before it on the compute queue: it could
+// start at any time, and what is moved too early takes memory.
 //===----------------------------------------------------------------------===//
+#include "ProgramBuilder.h"
 #include "QueueClocks.h"
 #include "moira/Conversion/PlanPasses.h"
 
@@ -30,6 +32,13 @@ void InsertEventsPass::insertEvents(ProgramOp program) {
   SmallVector<InstructionInterface> instrs = instructionsOf(program);
   std::vector<SmallVector<unsigned, 4>> needs(instrs.size());
   forEachDependence(instrs, [&](unsigned i, unsigned earlier) { needs[i].push_back(earlier); });
+  std::optional<unsigned> computed;
+  for (auto [i, instr] : llvm::enumerate(instrs)) {
+    if (instr.getQueue() == kToDeviceQueue && computed)
+      needs[i].push_back(*computed);
+    if (instr.getQueue() == kComputeQueue)
+      computed = i;
+  }
 
   QueueClocks clocks(program);
   std::vector<Clock> after(instrs.size()); // what is known once instruction i is done

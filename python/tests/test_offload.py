@@ -11,6 +11,7 @@ import pytest
 from common import GOLDEN, golden_options
 from moira import checkpoint, run_tool
 from test_train import ADAMW, error, losses, tolerance, train
+from test_training_failures import script
 from test_zero import KINDS, assert_same, states
 
 WHAT = ("optimizer", "optimizer+params")
@@ -107,3 +108,70 @@ def test_checkpoints_go_from_one_placement_to_another(tmp_path):
         options = (f"--steps={i + 1}", f"--checkpoint={tmp_path}/run", *(["--resume"] if i else []))
         train("olmoe", plan, tmp_path / "m.jsonl", *options)
     assert_same(states(tmp_path / "run" / "step-4"), want)
+
+
+def inspected(folder, *options):
+    """The summary of a GPU's plan; no GPU is needed to make one."""
+    plan = folder / "gpu.moeplan"
+    gpu = ("--task=train", "--target=sm_90", "--experimental-cuda-train", "--report=none")
+    made = run_tool("moe-opt", GOLDEN / "olmoe", *golden_options("olmoe"), *gpu, *options, "-o", plan)
+    assert made.code == 0, made
+    return summary(plan)
+
+
+def states_of(program):
+    return {c["role"]: (c["bytes"], c["host_bytes"]) for c in program["memory_per_rank"]["states"]}
+
+
+@pytest.mark.parametrize("dtype", ("f32", "bf16"))
+@pytest.mark.parametrize("mesh", ("", "--mesh=dp=2,ep=2"))
+def test_what_moves_is_what_is_there(mesh, dtype, tmp_path):
+    """Of n bytes of weights, gradients move n to the host and weights n to the device, half of what is rounded; all states are the host's."""
+    options = (f"--dtype={dtype}", *([mesh, "--zero=3"] if mesh else []))
+    plain = inspected(tmp_path, *options)
+    assert plain["memory_per_rank"]["host_bytes"] == 0 and plain["moves"] == {"to_host_bytes": 0, "to_device_bytes": 0}
+    offloaded = inspected(tmp_path, *options, "--offload=optimizer")
+    whole = states_of(plain)
+    assert states_of(offloaded) == {role: (held, held) for role, (held, _) in whole.items()}
+    weights = whole["weights"][0]
+    # Beside them the rate, the step and the factor.
+    assert 0 <= offloaded["moves"]["to_host_bytes"] - weights <= 64
+    # Norms, the router and the table are taken as they are.
+    wide = sum(w["local_bytes"] for w in offloaded["weights"] if w["role"] == "weights" and ("norm" in w["name"] or "gate.w" in w["name"] or "embed" in w["name"]))
+    moved = weights if dtype == "f32" else wide + (weights - wide) // 2
+    assert offloaded["moves"]["to_device_bytes"] == moved
+    assert offloaded["memory_per_rank"]["total_bytes"] < plain["memory_per_rank"]["total_bytes"] - whole["optimizer"][0]
+    twice = inspected(tmp_path, *options, "--offload=optimizer+params")
+    assert states_of(twice) == states_of(offloaded)
+    assert moved < twice["moves"]["to_device_bytes"] <= 2 * moved
+
+
+def test_the_limit_is_the_devices(tmp_path):
+    """With offload a model that does not fit without it does."""
+    need = {what: inspected(tmp_path, f"--offload={what}")["memory_per_rank"]["total_bytes"] for what in ("none", "optimizer")}
+    limit = (need["none"] + need["optimizer"]) // 2
+    gpu = ("--task=train", "--target=sm_90", "--experimental-cuda-train", f"--memory-limit={limit}", "--recompute=none", "-o", tmp_path / "p.moeplan")
+    for what, code in (("none", 3), ("optimizer", 0)):
+        made = run_tool("moe-opt", GOLDEN / "olmoe", *golden_options("olmoe"), *gpu, f"--offload={what}")
+        assert made.code == code, made
+
+
+@pytest.mark.parametrize("stage", (1, 2))
+def test_params_on_the_host_are_not_gathered_into(stage, tmp_path):
+    options = ("--task=train", "--mesh=dp=2", f"--zero={stage}", "--offload=optimizer+params", "-o", tmp_path / "p.moeplan")
+    refused = run_tool("moe-opt", GOLDEN / "olmoe", *golden_options("olmoe"), *options)
+    assert refused.code == 1 and refused.error_ids == ["MOE-0102"] and "--zero=3" in refused.err
+
+
+def test_adafactor_is_refused(tmp_path):
+    options = ("--task=train", "--optimizer=adafactor", "--offload=optimizer", "-o", tmp_path / "p.moeplan")
+    refused = run_tool("moe-opt", GOLDEN / "olmoe", *golden_options("olmoe"), *options)
+    assert refused.code == 1 and refused.error_ids == ["MOE-0102"]
+
+
+def test_killed_runs_go_on_to_the_bit(tmp_path):
+    plan = planned(localized("olmoe", tmp_path, "--mesh=dp=2,ep=2", "--zero=3"), "optimizer+params")
+    files = (f"--weights={GOLDEN / 'olmoe'}", f"--inputs={GOLDEN / 'olmoe' / 'io.safetensors'}")
+    kills = ("--launchers=threads,processes", "--count=4", f"--folder={tmp_path}", "--window=0.3", "--save-every=10")
+    said = script("check-resume.py", plan, *files, *kills)
+    assert "4 of 4 as promised" in said, said

@@ -114,12 +114,13 @@ def gibibytes(count):
 
 def table_row(name, program):
     memory = program["memory_per_rank"]
-    held = {c["role"]: c["bytes"] for c in memory["states"]}
+    held = {c["role"]: c["bytes"] - c["host_bytes"] for c in memory["states"]}
     sent = {}
     for row in program["collectives"]:
         sent[row["kind"]] = sent.get(row["kind"], 0) + row["payload_bytes"]
-    cells = [name, gibibytes(held["weights"]), gibibytes(held["optimizer"]), gibibytes(memory["total_bytes"])]
-    return "| " + " | ".join([*cells, *(gibibytes(sent.get(kind, 0)) for kind in (*REDUCTIONS, "all_to_all"))]) + " |"
+    cells = [name, gibibytes(held["weights"]), gibibytes(held["optimizer"]), gibibytes(memory["total_bytes"]), gibibytes(memory["host_bytes"])]
+    moved = gibibytes(sum(program["moves"].values()))
+    return "| " + " | ".join([*cells, *(gibibytes(sent.get(kind, 0)) for kind in (*REDUCTIONS, "all_to_all")), moved]) + " |"
 
 
 @pytest.mark.parametrize("name", list(recipes()))

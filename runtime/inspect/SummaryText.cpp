@@ -37,7 +37,7 @@ std::string statesText(const ProgramSummary &p, bool onHost) {
       text +=
           (text.empty() ? "" : ", ") + c.role + " " + bytesText(bytes) +
           (p.ranks > 1 ? format(" (held %.2f times)", double(bytes) * p.ranks / c.wholeBytes) : "");
-  return text.empty() ? "no states" : text;
+  return text.empty() ? "no states of its own" : text;
 }
 
 std::string memoryText(const ProgramSummary &p) {
