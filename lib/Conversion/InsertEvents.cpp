@@ -3,11 +3,13 @@
 // overwrite what another queue still reads). A wait that an earlier wait on the same queue implies
 // is left out. Reused memory needs no events of its own: plan-allocate reuses only what these
 // events order. A move to the device waits for what stands before it on the compute queue: it could
-// start at any time, and what is moved too early takes memory.
+// start at any time, and what is moved too early takes memory. And the compute queue waits for
+// moves to the host that stand some way behind it: what they move is free only once that is known.
 //===----------------------------------------------------------------------===//
 #include "ProgramBuilder.h"
 #include "QueueClocks.h"
 #include "moira/Conversion/PlanPasses.h"
+#include <deque>
 
 using namespace mlir;
 using namespace moira;
@@ -24,21 +26,38 @@ struct InsertEventsPass : PassWrapper<InsertEventsPass, OperationPass<PlanOp>> {
       insertEvents(program);
   }
   void insertEvents(ProgramOp program);
+  void boundMoves(ArrayRef<InstructionInterface> instrs,
+                  std::vector<SmallVector<unsigned, 4>> &needs);
   Statistic numEvents{this, "events", "events recorded"};
   Statistic numWaits{this, "waits", "waits inserted"};
 };
+
+void InsertEventsPass::boundMoves(ArrayRef<InstructionInterface> instrs,
+                                  std::vector<SmallVector<unsigned, 4>> &needs) {
+  std::optional<unsigned> computed;
+  std::deque<unsigned> toHost; // moves that nothing waits for yet
+  for (unsigned i = 0; i < instrs.size(); ++i) {
+    InstructionInterface instr = instrs[i];
+    if (instr.getQueue() == kToHostQueue)
+      toHost.push_back(i);
+    if (instr.getQueue() == kToDeviceQueue && computed)
+      needs[i].push_back(*computed);
+    if (instr.getQueue() != kComputeQueue)
+      continue;
+    computed = i;
+    std::optional<unsigned> old;
+    for (; !toHost.empty() && toHost.front() + kMoveDistance <= i; toHost.pop_front())
+      old = toHost.front();
+    if (old)
+      needs[i].push_back(*old);
+  }
+}
 
 void InsertEventsPass::insertEvents(ProgramOp program) {
   SmallVector<InstructionInterface> instrs = instructionsOf(program);
   std::vector<SmallVector<unsigned, 4>> needs(instrs.size());
   forEachDependence(instrs, [&](unsigned i, unsigned earlier) { needs[i].push_back(earlier); });
-  std::optional<unsigned> computed;
-  for (auto [i, instr] : llvm::enumerate(instrs)) {
-    if (instr.getQueue() == kToDeviceQueue && computed)
-      needs[i].push_back(*computed);
-    if (instr.getQueue() == kComputeQueue)
-      computed = i;
-  }
+  boundMoves(instrs, needs);
 
   QueueClocks clocks(program);
   std::vector<Clock> after(instrs.size()); // what is known once instruction i is done

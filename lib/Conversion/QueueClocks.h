@@ -10,6 +10,11 @@
 
 namespace moira {
 
+/// How many instructions moves to the device, and what the host does for them, may start ahead of
+/// the work that is next; and how many after them the device goes on before it waits for moves to
+/// the host.
+inline constexpr unsigned kMoveDistance = 48;
+
 /// For every queue, the last position of which an observer knows that it is done; −1: none. A queue
 /// runs in order, so everything before that position on that queue is done too.
 using Clock = llvm::SmallVector<int64_t, 3>;

@@ -26,10 +26,6 @@ constexpr unsigned kLookahead = 64;
 /// alive until the use.
 constexpr unsigned kPrefetch = 16;
 
-/// The same for what the host does ahead of a use on the device, and its move there: the way is
-/// longer.
-constexpr unsigned kMoveAhead = 48;
-
 /// A list scheduler with two classes of instructions. Deterministic: ties go to the earlier one.
 class Scheduler {
 public:
@@ -83,7 +79,7 @@ unsigned Scheduler::ahead(unsigned i) {
   bool updates = llvm::any_of(instr.getWrites(), [](Value view) {
     return view.getDefiningOp<ViewOp>().getArena() == kHostStateArena;
   });
-  return updates ? instrs.size() : kMoveAhead;
+  return updates ? instrs.size() : kMoveDistance;
 }
 
 unsigned Scheduler::choose() {

@@ -429,14 +429,13 @@ void InstrCheck::place() {
   case fb::InstrKind::copy:
     return;
   case fb::InstrKind::call:
-  case fb::InstrKind::fill:
     if (host && device)
       fail(ErrorId::PlanStructure,
            "works on the device's memory and on the host's; only copies do");
     return;
   default:
     if (host)
-      fail(ErrorId::PlanStructure, "works on the host's memory; only calls, copies and fills do");
+      fail(ErrorId::PlanStructure, "works on the host's memory; only calls and copies do");
   }
 }
 

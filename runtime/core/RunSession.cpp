@@ -128,8 +128,10 @@ Status RunSession::load(Ranks &ranks) {
           *routes, MeshPosition(plan->plan(), *program, communicator.rank()));
       setup.routes = rankRoutes[local].get();
     }
+    DeviceSetup given = device;
+    given.hostThreads = ranks.threadsPerRank();
     Expected<std::unique_ptr<ProgramRunner>> executor =
-        plugin ? plugin->create(setup, device) : Executor::create(setup);
+        plugin ? plugin->create(setup, given) : Executor::create(setup);
     Status mine = executor ? Status() : executor.takeStatus();
     if (Status all = agree(mine, communicator, "loading the plan"); !all)
       return Ranks::shared(std::move(all));

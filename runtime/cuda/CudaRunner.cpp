@@ -60,12 +60,6 @@ Status CudaRunner::prepare() {
                   format("the plan's target is %s, this device is cuda; compile with "
                          "--target=sm_90",
                          std::string(target).c_str()));
-  for (const fb::Program *program : setup.programs)
-    for (const fb::Arena *arena : *program->arenas())
-      if (arena->space() == fb::Space::host)
-        return Status(ErrorId::PlanTarget,
-                      "the plan has states in the memory of the device's host, which this version "
-                      "plans and inspects, but does not run; compile without --offload");
   if (Status s = used(); !s)
     return s;
   // The first call makes the context.
@@ -92,7 +86,7 @@ Status CudaRunner::prepare() {
       return inputs.takeStatus();
     entry.inputs = std::move(*inputs);
     Expected<std::unique_ptr<StepQueue>> queue =
-        StepQueue::make(setup, number, entry.binding, entry.instrs, *parts->kernels, device.graphs);
+        StepQueue::make(setup, number, entry.binding, entry.instrs, *parts->kernels, device);
     if (!queue)
       return queue.takeStatus();
     entry.queue = std::move(*queue);
@@ -140,7 +134,19 @@ std::vector<uint64_t> CudaRunner::arenaSizes() const {
 Status CudaRunner::allocate() {
   std::vector<uint64_t> wanted = arenaSizes();
   parts->arenas.resize(wanted.size());
+  parts->hostArenas.resize(wanted.size());
   for (size_t i = 0; i < wanted.size(); ++i) {
+    if (isOnHost(i)) {
+      if (parts->hostArenas[i].data()) // does not grow with the bound
+        continue;
+      Expected<PinnedBlock> block = PinnedBlock::allocate(
+          wanted[i], parts->entries[0]->binding.arenaText(i) + ", page-locked");
+      if (!block)
+        return block.takeStatus();
+      parts->hostArenas[i] = std::move(*block);
+      parts->hostBytes += wanted[i];
+      continue;
+    }
     if (parts->arenas[i].data() && parts->arenas[i].bytes() == wanted[i])
       continue;
     parts->arenas[i].release(); // before the larger one, so that the peak is what was planned
@@ -157,20 +163,41 @@ Status CudaRunner::allocate() {
   Status status;
   for (const auto &entry : parts->entries) {
     for (size_t i = 0; i < entry->binding.arenaCount(); ++i)
-      entry->binding.placeArena(i, parts->arenas[i].data());
+      entry->binding.placeArena(i, isOnHost(i) ? parts->hostArenas[i].data()
+                                               : parts->arenas[i].data());
     status.append(bind(*entry));
   }
   return status;
 }
 
+bool CudaRunner::isOnHost(size_t arena) const {
+  for (const auto &entry : parts->entries)
+    if (arena < entry->binding.arenaCount())
+      return entry->program.arenas()->Get(static_cast<unsigned>(arena))->space() == fb::Space::host;
+  return false;
+}
+
+bool CudaRunner::crosses(const Entry &entry, size_t copy) const {
+  const fb::Instr &instr = *entry.program.instrs()->Get(static_cast<unsigned>(copy));
+  auto onHost = [&](uint32_t view) { return isOnHost(entry.program.views()->Get(view)->arena()); };
+  return onHost(instr.inputs()->Get(0)) != onHost(instr.outputs()->Get(0));
+}
+
 Status CudaRunner::bind(Entry &entry) {
   Status status = entry.binding.bind(
       [&](uint32_t kernel) { return parts->kernels->kernel(kernel); }, entry.instrs);
-  for (size_t i = 0; i < entry.instrs.size() && status.ok(); ++i)
-    if (entry.instrs[i].kind == fb::InstrKind::collective)
+  for (size_t i = 0; i < entry.instrs.size() && status.ok(); ++i) {
+    const BoundInstr &instr = entry.instrs[i];
+    if (instr.kind == fb::InstrKind::copy && instr.box.extent != instr.box.shape &&
+        crosses(entry, i))
+      status.add(ErrorId::BadRun, entry.binding.describe(i) +
+                                      ": moves a part of a tensor between device and host, which "
+                                      "this device does not; compile the plan again");
+    if (instr.kind == fb::InstrKind::collective)
       if (Status s = checkContiguous(entry.instrs[i]); !s)
         status.add(s.diagnostics().front().id,
                    entry.binding.describe(i) + ": " + s.diagnostics().front().message);
+  }
   if (entry.queue)
     entry.queue->rebound();
   return status;
@@ -213,6 +240,10 @@ Status CudaRunner::loadWeights(const Checkpoint *checkpoint) {
       if (!status)
         return;
       size_t size = bytesOf(state->dtype());
+      if (isOnHost(state->arena())) { // zeros as yet
+        piece.load(*checkpoint, state->dtype(), binding.stateData(*state) + piece.offset * size);
+        return;
+      }
       PinnedBlock &buffer = ferry.buffers[turn];
       // An event that was never recorded counts as done.
       status = check(cudaEventSynchronize(ferry.moved[turn].get()), "loading weights");
@@ -252,7 +283,8 @@ std::vector<TensorRef> CudaRunner::states() {
   std::vector<TensorRef> refs;
   for (const fb::State *state : *setup.plan->plan().states())
     refs.push_back(
-        {nullptr, state->dtype(), position().shard(*state->shape(), *state->dims()).local});
+        {isOnHost(state->arena()) ? parts->entries[0]->binding.stateData(*state) : nullptr,
+         state->dtype(), position().shard(*state->shape(), *state->dims()).local});
   return refs;
 }
 
@@ -268,6 +300,10 @@ Status CudaRunner::moveState(size_t index, char *host, bool toDevice) {
   const char *what = toDevice ? "sending a state" : "fetching a state";
   if (Status s = used(); !s)
     return s;
+  if (TensorRef ref = states()[index]; ref.data) {
+    std::memcpy(toDevice ? ref.data : host, toDevice ? host : ref.data, bytesOfTensor(ref));
+    return {};
+  }
   if (!parts->ferry) {
     auto ferry = std::make_unique<Ferry>();
     if (Status s = ferry->make(Ferry::kBytes, "moving states"); !s)
@@ -482,9 +518,10 @@ RankFigures CudaRunner::figures() const {
   uint32_t recorded = 0;
   for (const auto &entry : parts->entries)
     recorded += entry->queue->recorded();
-  return {
-      planned,    parts->bytes.peak, 0,           parts->entries[0]->binding.bound(),
-      retryCount, recorded,          inUseBefore, inUseAfter > arenas ? inUseAfter - arenas : 0};
+  return {planned,     parts->bytes.peak + parts->hostBytes,
+          0,           parts->entries[0]->binding.bound(),
+          retryCount,  recorded,
+          inUseBefore, inUseAfter > arenas ? inUseAfter - arenas : 0};
 }
 
 } // namespace moira::rt::cuda

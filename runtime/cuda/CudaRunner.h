@@ -53,6 +53,10 @@ private:
 
   /// Makes every arena as large as the programs need it now, and binds where one has moved.
   Status allocate();
+  /// Whether an arena lies in the host's memory.
+  bool isOnHost(size_t arena) const;
+  /// Whether a copy goes from one memory to the other.
+  bool crosses(const Entry &entry, size_t copy) const;
   Status bind(Entry &entry);
   Status grow(Entry &entry);
   /// Everything of one attempt, until the device has done it.
@@ -80,6 +84,8 @@ private:
   struct Parts {
     DeviceBytes bytes;
     std::vector<DeviceBlock> arenas;
+    std::vector<PinnedBlock> hostArenas; // by arena, too
+    uint64_t hostBytes = 0;              // of them
     std::unique_ptr<KernelModule> kernels;
     std::unique_ptr<DeviceGroups> groups;
     std::vector<std::unique_ptr<Entry>> entries;

@@ -19,8 +19,9 @@ double microsecondsSince(std::chrono::steady_clock::time_point epoch) {
 Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup, uint32_t number,
                                                      const Binding &binding,
                                                      const std::vector<BoundInstr> &instrs,
-                                                     const KernelModule &kernels, bool graphs) {
-  std::unique_ptr<StepQueue> made(new StepQueue(setup, number, binding, instrs, kernels, graphs));
+                                                     const KernelModule &kernels,
+                                                     const DeviceSetup &device) {
+  std::unique_ptr<StepQueue> made(new StepQueue(setup, number, binding, instrs, kernels, device));
   StepQueue &q = *made;
   Status problems;
   auto take = [&](auto &to, auto expected) {
@@ -57,7 +58,11 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
     };
     if (has(fb::InstrKind::require_bound))
       take(queue.bounded, Event::make());
-    if (has(fb::InstrKind::call))
+    bool calls = false; // of the device
+    for (size_t i = 0; i < instrs.size(); ++i)
+      calls |= instrs[i].queue == n && instrs[i].kind == fb::InstrKind::call &&
+               q.memoryOf(i) == Memory::device;
+    if (calls)
       take(queue.workspace, DeviceBlock::allocate(kWorkspaceBytes, "a workspace of library calls"));
     queue.context.stream = queue.stream.get();
     queue.context.blaslt = q.blaslt;
@@ -103,7 +108,27 @@ void StepQueue::rebound() {
   cutIntoActions(false);
 }
 
+StepQueue::Memory StepQueue::memoryOf(size_t index) const {
+  const fb::Instr &instr = *program.instrs()->Get(static_cast<unsigned>(index));
+  bool device = false, host = false;
+  for (const auto *views : {instr.inputs(), instr.outputs()})
+    for (size_t i = 0; views && i < views->size(); ++i) {
+      const fb::View *view = program.views()->Get(views->Get(static_cast<unsigned>(i)));
+      bool onHost = program.arenas()->Get(view->arena())->space() == fb::Space::host;
+      (onHost ? host : device) = true;
+    }
+  return !host ? Memory::device : device ? Memory::both : Memory::host;
+}
+
+cudaError_t StepQueue::move(const BoundInstr &instr, cudaStream_t stream) const {
+  const TensorRef &from = instr.in[0], &to = instr.out[0];
+  return cudaMemcpyAsync(to.data, from.data, static_cast<size_t>(to.elements()) * bytesOf(to.dtype),
+                         cudaMemcpyDefault, stream);
+}
+
 bool StepQueue::isLocal(size_t index) const {
+  if (memoryOf(index) == Memory::host)
+    return false;
   switch (instrs[index].kind) {
   case fb::InstrKind::launch:
   case fb::InstrKind::call:
@@ -197,6 +222,7 @@ Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, Dev
   }
 
   marks.reset();
+  host.reset();
   for (size_t slot : requirements)
     if (slot)
       readBack.as<int32_t>()[slot] = 0;
@@ -292,6 +318,13 @@ Status StepQueue::run(size_t index, DeviceGroups &groups) {
 
 Status StepQueue::runLocal(size_t index, Queue &queue) {
   const BoundInstr &instr = instrs[index];
+  Memory memory = memoryOf(index);
+  if (memory == Memory::both)
+    return located(index, check(move(instr, queue.stream.get()), "a move"));
+  if (memory == Memory::host)
+    return located(index,
+                   check(host.enqueue(index, instr, binding.describe(index), queue.stream.get()),
+                         "work of the host"));
   switch (instr.kind) {
   case fb::InstrKind::launch:
     return located(index, kernels.launch(*static_cast<const Kernel *>(instr.kernel), instr.operands,
@@ -325,6 +358,8 @@ int64_t StepQueue::needed() const {
 }
 
 Status StepQueue::complaints() const {
+  if (Status failure = host.failure(); !failure)
+    return failure;
   int32_t code = readBack.as<int32_t>()[0];
   if (code == 0)
     return {};

@@ -6,10 +6,12 @@
 #ifndef MOIRA_RT_CUDA_STEPQUEUE_H
 #define MOIRA_RT_CUDA_STEPQUEUE_H
 
+#include "moira/rt/DevicePlugin.h"
 #include "moira/rt/Profile.h"
 #include "moira/rt/ProgramRunner.h"
 
 #include "DeviceGroups.h"
+#include "HostWork.h"
 #include "KernelModule.h"
 #include "Progress.h"
 #include "RouteBuffers.h"
@@ -25,7 +27,8 @@ public:
   static Expected<std::unique_ptr<StepQueue>> make(const ExecutorSetup &setup, uint32_t number,
                                                    const Binding &binding,
                                                    const std::vector<BoundInstr> &instrs,
-                                                   const KernelModule &kernels, bool graphs);
+                                                   const KernelModule &kernels,
+                                                   const DeviceSetup &device);
   ~StepQueue();
 
   /// Addresses have changed: recorded graphs are dropped, the next step is enqueued anew.
@@ -70,13 +73,19 @@ private:
   };
 
   StepQueue(const ExecutorSetup &setup, uint32_t number, const Binding &binding,
-            const std::vector<BoundInstr> &instrs, const KernelModule &kernels, bool graphs)
+            const std::vector<BoundInstr> &instrs, const KernelModule &kernels,
+            const DeviceSetup &device)
       : setup(setup), number(number), program(*setup.programs[number]), binding(binding),
-        instrs(instrs), kernels(kernels), graphsWanted(graphs) {}
+        instrs(instrs), kernels(kernels), host(device.hostThreads), graphsWanted(device.graphs) {}
   Status run(size_t index, DeviceGroups &groups);
   /// Launch, call, copy or fill: what needs nothing but its stream.
   Status runLocal(size_t index, Queue &queue);
   bool isLocal(size_t index) const;
+  /// Whose memory an instruction works on; copies may go from one to the other.
+  enum class Memory { device, host, both };
+  Memory memoryOf(size_t index) const;
+  /// A copy between the device's memory and the host's.
+  cudaError_t move(const BoundInstr &instr, cudaStream_t stream) const;
   size_t findGate() const;
   /// Whether times of this step are wanted.
   bool isTimed() const { return setup.profile && setup.profile->recording; }
@@ -91,6 +100,7 @@ private:
   const Binding &binding;
   const std::vector<BoundInstr> &instrs;
   const KernelModule &kernels;
+  HostWork host;
   bool graphsWanted;
 
   std::vector<Queue> queues;

@@ -34,15 +34,24 @@ public:
 };
 
 /// Compiles a golden model for the mesh: the plan for sm_90, and the same for the host, whose
-/// kernels stand in for the device's.
+/// kernels stand in for the device's. With --offload the host's plan has its moves, too: they are
+/// no part of kernels.
 struct Compiled {
   Compiled(const TempDir &dir, const std::string &model, const std::string &options)
       : folder(MOIRA_SOURCE_DIR "/test/golden/" + model) {
     for (std::string target : {"sm_90", "host"}) {
       std::string path = dir / target + ".moeplan";
-      std::string command = MOIRA_MOE_OPT " " + folder + " --batch=2 --seq=24 --report=none " +
-                            options + " --target=" + target + " -o " + path;
-      EXPECT_EQ(std::system(command.c_str()), 0) << command;
+      size_t offload = options.find("--offload=");
+      std::string compile = MOIRA_MOE_OPT " " + folder + " --batch=2 --seq=24 --report=none ";
+      if (target == "sm_90" || offload == std::string::npos) {
+        run(compile + options + " --target=" + target + " -o " + path);
+      } else { // the last option
+        std::string file = dir / "localized.mlir", placed = dir / "placed.mlir";
+        run(compile + options.substr(0, offload) + " --compile-to=localize -o " + file);
+        run(MOIRA_MOE_OPT " " + file + " --plan-offload=states=" +
+            options.substr(offload + std::string("--offload=").size()) + " -o " + placed);
+        run(MOIRA_MOE_OPT " " + placed + " --compile-from=localize --report=none -o " + path);
+      }
       rt::Expected<rt::PlanFile> plan = rt::PlanFile::open(path);
       EXPECT_TRUE(plan) << plan.status().str();
       (target == "host" ? host : device) = std::move(*plan);
@@ -55,6 +64,9 @@ struct Compiled {
       fake::addKernel(kernel.name()->str(), images->kernel(k),
                       static_cast<int>(kernel.operands()->size()));
     }
+  }
+  static void run(const std::string &command) {
+    EXPECT_EQ(std::system(command.c_str()), 0) << command;
   }
   std::string folder;
   rt::PlanFile device, host;

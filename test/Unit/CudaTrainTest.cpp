@@ -6,6 +6,8 @@
 //===----------------------------------------------------------------------===//
 #include "CudaRunnerTesting.h"
 
+#include "../../runtime/cuda/HostWork.h"
+
 #include <gmock/gmock.h>
 #include <random>
 
@@ -181,6 +183,61 @@ TEST(CudaTrain, OneRankTrainsAsTheHostDoesToTheBit) {
   }
 }
 
+/// Moves, updates on the host and the device's work in any order that events allow: on one rank to
+/// the bit of what the host does, and on meshes as near as without it.
+TEST(CudaTrain, StatesOnTheHostChangeNothing) {
+  seedAnew();
+  for (std::string what : {" --offload=optimizer", " --offload=optimizer+params"})
+    for (std::string options :
+         {"", "--dtype=bf16 --clip-norm=0.5", "--micro-batches=2 --clip-norm=0.5",
+          "--mesh=dp=2,ep=2 --zero=3 --ragged-bound=1",
+          "--mesh=ep=2 --zero=3 --micro-batches=2 --ragged-bound=1 --dtype=bf16"}) {
+      SCOPED_TRACE(options + what);
+      TempDir dir;
+      Trained want = train(Compiled(dir, "olmoe", kAdamW + options), stepsOf(6), true);
+      ASSERT_TRUE(want.status) << want.status.str();
+      Compiled compiled(dir, "olmoe", kAdamW + options + what);
+      Trained got = train(compiled, stepsOf(6));
+      ASSERT_TRUE(got.status) << got.status.str();
+      if (options.find("--mesh") == std::string::npos)
+        EXPECT_EQ(got.losses, want.losses);
+      else
+        EXPECT_LT(worst(got.losses, want.losses), 1e-4);
+      EXPECT_EQ(got.figures.allocated, got.figures.planned);
+      EXPECT_GT(got.figures.graphs, 20u);
+      EXPECT_EQ(got.figures.retries >= 1, options.find("ragged") != std::string::npos);
+      EXPECT_EQ(fake::allocated(), 0u);
+    }
+}
+
+/// The first failure of the host's work is the step's, with the instruction.
+TEST(CudaTrain, WhatFailsOnTheHostIsSaid) {
+  cuda::HostWork work(1);
+  cudaStream_t stream = nullptr;
+  ASSERT_EQ(cudaStreamCreateWithFlags(&stream, 0), cudaSuccess);
+  BoundInstr good, bad;
+  float x[4] = {1, 2, 3, 4}, y[4] = {};
+  good.kind = fb::InstrKind::copy;
+  good.in = {{x, fb::DType::f32, {4}}};
+  good.out = {{y, fb::DType::f32, {4}}};
+  good.box = Box::all(good.in[0].shape);
+  bad.kind = fb::InstrKind::call;
+  bad.call = "no_such_call";
+  for (size_t i : {1, 2})
+    ASSERT_EQ(work.enqueue(i, bad, format("instruction %zu", i), stream), cudaSuccess);
+  ASSERT_EQ(work.enqueue(3, good, "instruction 3", stream), cudaSuccess);
+  EXPECT_EQ(y[3], 0); // not before the stream comes to it
+  ASSERT_EQ(cudaStreamSynchronize(stream), cudaSuccess);
+  EXPECT_EQ(y[3], 4);
+  Status failure = work.failure();
+  ASSERT_FALSE(failure);
+  EXPECT_THAT(failure.str(), ::testing::HasSubstr("instruction 1: "));
+  EXPECT_THAT(failure.str(), ::testing::Not(::testing::HasSubstr("instruction 2")));
+  work.reset();
+  EXPECT_TRUE(work.failure());
+  cudaStreamDestroy(stream);
+}
+
 std::string contentsOf(const std::string &path) {
   std::ifstream file(path, std::ios::binary);
   EXPECT_TRUE(file) << path;
@@ -201,7 +258,8 @@ std::vector<std::string> tensorsOf(const std::string &step) {
 /// From random weights and saves in the background; a rank's states are cut with ZeRO.
 TEST(CudaTrain, RunsGoOnFromCheckpointsOfTheDeviceAndOfTheHost) {
   seedAnew();
-  for (std::string mesh : {"", "--mesh=dp=2,ep=2 --zero=3 --ragged-bound=1"}) {
+  for (std::string mesh : {"", "--mesh=dp=2,ep=2 --zero=3 --ragged-bound=1",
+                           "--mesh=dp=2,ep=2 --zero=3 --ragged-bound=1 --offload=optimizer"}) {
     SCOPED_TRACE(mesh);
     TempDir dir;
     Compiled compiled(dir, "olmoe", kAdamW + mesh);

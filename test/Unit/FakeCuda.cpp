@@ -318,6 +318,12 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t, cudaEvent_t) 
   *milliseconds = 1;
   return cudaSuccess;
 }
+cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t fn, void *data) {
+  if (of(stream).capture)
+    return cudaErrorStreamCaptureUnsupported;
+  fake::enqueue(stream, [=] { return fn(data), true; });
+  return cudaSuccess;
+}
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
   of(stream).capture = std::make_unique<std::vector<fake::Work>>();
   return cudaSuccess;

@@ -507,7 +507,7 @@ TEST(HostilePlan, Memories) {
                     for (ArenaSpec &arena : p.forward().arenas)
                       arena.space = fb::Space::host;
                   },
-                  PlanStructure, "works on the host's memory; only calls, copies and fills do"}});
+                  PlanStructure, "works on the host's memory; only calls and copies do"}});
 }
 
 TEST(HostilePlan, SharedStates) {

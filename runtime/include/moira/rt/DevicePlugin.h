@@ -16,6 +16,7 @@ struct DeviceSetup {
   bool local = true;         // all ranks are on this machine
   double timeoutSeconds = 0; // that a rank waits for another one; 0: for ever
   bool graphs = true;        // record static regions after the first step and replay them
+  int hostThreads = 1;       // that a call which the host makes for the device may use
 };
 
 /// Lives as long as the process. Thread-safe.
@@ -38,7 +39,7 @@ public:
 };
 
 /// Raised whenever a class of the interface or of what it uses changes its layout.
-inline constexpr int devicePluginVersion = 3;
+inline constexpr int devicePluginVersion = 4;
 /// Symbol `moiraDevicePluginVersion`: int(void).
 using DevicePluginVersionFn = int();
 /// Symbol `moiraDevicePlugin`: the plugin, owned by the library.
