@@ -49,6 +49,9 @@ JUMP = 0.05
 F32_TOLERANCE = 1e-4
 BF16_TOLERANCE = 2e-2
 SAME_CHOICES = 0.9
+NEW_TOKENS = 12
+# The least difference of two logits, as a share of the largest, that bf16 keeps: each may be off by BF16_TOLERANCE.
+NEAR_TIE = 2 * BF16_TOLERANCE
 GPUS = 1
 APART = {"doctor", "kernels", "memcheck", "racecheck", "failures", "memory", "size", "train-3b"}  # groups that do not run beside all others
 TOOLS = {"memcheck": 3, "racecheck": 8}  # every n-th case of a test
@@ -563,6 +566,42 @@ class Suite:
             raise Wrong(f"{ids} instead of {expected}")
         return re.search(r"prefill .*", text).group(0)
 
+    def bf16_tokens(self, model):
+        """In bf16 each token is the host's for the same text before it, or nearly as likely: where it is another, the rest is made from the host's."""
+        folder = f"{ROOT}/models/{model}"
+        given = {"input_ids": load_file(f"{folder}/io.safetensors")["input_ids"][:1]}
+        paths = [os.path.join(self.folder, f"{model}.bf16-tokens.{name}.safetensors") for name in ("inputs", "outputs")]
+
+        def execute(plan, inputs, *more):
+            save_file(inputs, paths[0])
+            with self.slots.take(1):
+                code, text, _ = run(plan_words(plan, folder, *paths, "--timeout=90", *more))
+            if code != 0:
+                raise Wrong(f"{plan}: exit code {code}: {text.strip()}")
+            return load_file(paths[1])
+
+        def generate(plan, inputs, count):
+            return execute(plan, inputs, f"--max-new-tokens={count}", "--ignore-eos")["generated_ids"][0]
+
+        ids = generate(f"{model}.host.bf16.generate", given, NEW_TOKENS)
+        continued = "input_ids" if len(ids) > NEW_TOKENS + 1 else "decoder_input_ids"  # an encoder-decoder's tokens begin with one start token
+        first = len(ids) - NEW_TOKENS
+        logits = execute(f"{model}.host.bf16.tokens", {**given, continued: ids[None, :-1]})["logits"][0]
+        at, ties = first, []
+        while at < len(ids):
+            made = generate(f"{model}.one.bf16.generate", {**given, continued: ids[None, :at]}, len(ids) - at)
+            other = np.flatnonzero(made != ids)
+            if len(made) != len(ids) or (len(other) and other[0] < at):
+                raise Wrong(f"{made} does not continue {ids[:at]}")
+            if not len(other):
+                break
+            row = logits[other[0] - 1]
+            ties.append(float((row[ids[other[0]]] - row[made[other[0]]]) / np.max(np.abs(row))))
+            if ties[-1] > NEAR_TIE:
+                raise Wrong(f"token {other[0] - first} is {made[other[0]]}, whose logit is {ties[-1]:.2e} of the largest below that of the host's {ids[other[0]]}")
+            at = other[0] + 1
+        return f"{NEW_TOKENS - len(ties)} of {NEW_TOKENS} tokens as on the host" + (f", others at most {max(ties):.1e} less likely" if ties else "")
+
     # --- real size ------------------------------------------------------------------------------------------------------------------
 
     def checkpoint(self):
@@ -732,6 +771,7 @@ def main():
     for model in MODELS + OTHERS:
         for mesh in ("one", "ep=2" if has_experts(model) else "tp=2"):
             suite.add("generate", f"{model} {mesh}", lambda m=model, x=mesh: suite.tokens(m, x))
+        suite.add("generate", f"{model} one bf16", lambda m=model: suite.bf16_tokens(m))
     for model in MODELS + OTHERS:
         for mesh in RANKS:
             if os.path.exists(f"{PLANS}/{model}.{mesh}.grad.moeplan"):

@@ -19,6 +19,16 @@ namespace moira::rt::cuda {
 /// Scratch memory a stream needs: reused by every call on it, in stream order.
 inline constexpr size_t kWorkspaceBytes = size_t(64) << 20;
 
+/// Kernels that no GPU has timed yet, each off unless the variable MOIRA_CUDA_TRY names it
+/// (docs/running-on-gpus.md).
+struct Trials {
+  bool linears = false; // the products of a `linears` in one launch
+  bool router = false;  // our own product of few f32 rows
+  bool writes = false;  // write_rows launched early
+  /// What the variable says now.
+  static Trials fromEnvironment();
+};
+
 /// Where and with what a call runs. One context serves one stream at a time.
 struct CallContext {
   cudaStream_t stream = nullptr;
@@ -33,6 +43,7 @@ struct CallContext {
   int32_t *errorFlag = nullptr;
   /// Whether kernels may be launched before the ones that they wait for have ended.
   bool early = true;
+  Trials trials;
   /// For `route`, optional, both on the device: expert ids [tokens·k] to use instead of the gate's
   /// choice, and per token the selection score of choice k minus that of choice k+1.
   const int32_t *forcedIds = nullptr;

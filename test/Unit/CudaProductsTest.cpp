@@ -110,4 +110,37 @@ TEST_F(CudaProducts, LinearOfFewAndManyRows) {
       }
 }
 
+TEST_F(CudaProducts, LinearsInOneLaunchAreThoseOfSeveral) {
+  // One after the other they are linears; in one launch they have the host's values, whatever the
+  // number of weights, of columns (Qwen3's queries, keys and values among them) and of rows.
+  Gpu tried;
+  tried.context.trials.linears = true;
+  for (Mode mode : allModes())
+    for (int64_t rows : {1, 3, 8, 9})
+      for (const std::vector<int64_t> &columns :
+           {std::vector<int64_t>{4096, 512, 512}, {17, 5}, {9000, 1, 16, 40}}) {
+        const int64_t inner = 64 * random.between(1, 9);
+        std::vector<Operand> in{T(random.normal<float>({rows, inner}))}, out;
+        for (int64_t n : columns) {
+          in.push_back(T(random.normal<float>({n, inner})));
+          out.push_back(out.size() % 2 ? T(Shape{rows, n}) : A(Shape{rows, n}));
+        }
+        for (Gpu *device : {gpu.get(), &tried})
+          expectAgrees(*device, "linears", in, out, params({{"contract", 1}}), mode);
+      }
+}
+
+TEST_F(CudaProducts, FewF32RowsOfARouter) {
+  Gpu tried;
+  tried.context.trials.router = true;
+  Mode mode;
+  for (int64_t rows : {1, 2, 8, 9})
+    for (int64_t inner : {4, 60, 2048, 5120})
+      for (int64_t columns : {1, 128, 1024, 1025})
+        expectAgrees(
+            tried, "linear",
+            {A(random.normal<float>({rows, inner})), A(random.normal<float>({columns, inner}))},
+            {A(Shape{rows, columns})}, params({{"contract", 1}}), mode);
+}
+
 } // namespace

@@ -71,6 +71,7 @@ public:
     alone("rms_norm", 4 * t * kD, [&](int i) { norm(i); });
     alone("linear q", 2.0 * kD * 4096, [&](int i) { linear(i, x, q, 4096, kD); });
     alone("linear k", 2.0 * kD * 512, [&](int i) { linear(i, x, k, 512, kD); });
+    alone("linears q, k, v", 2.0 * kD * 5120, [&](int i) { projections(i); });
     alone("linear o", 2.0 * kD * 4096, [&](int i) { linear(i, q, x, kD, 4096); });
     alone("attention", t * 4 * double(cache * kKvHeads * kHeadDim), [&](int i) { attention(i); });
     alone("linear router", 2.0 * kD * kExperts, [&](int i) { router(i); });
@@ -111,6 +112,13 @@ private:
   void linear(int i, const Big &from, const Big &to, int64_t n, int64_t depth) {
     mustRun(gpu, "linear", {from.slice({tokens, depth}, 0), weights.slice({n, depth}, i)},
             {to.slice({tokens, n}, 0)}, kContract);
+  }
+  void projections(int i) {
+    mustRun(gpu, "linears",
+            {y.slice({tokens, kD}, 0), weights.slice({4096, kD}, i),
+             weights.slice({512, kD}, i + 100), weights.slice({512, kD}, i + 200)},
+            {q.slice({tokens, 4096}, 0), k.slice({tokens, 512}, 0), v.slice({tokens, 512}, 0)},
+            kContract);
   }
   void headNormAndRope(int i, const Big &t, int64_t heads) {
     TensorRef v = t.slice({tokens, 1, heads, kHeadDim}, 0);
@@ -173,9 +181,7 @@ private:
   void add() { mustRun(gpu, "add", {x.ref(), y.ref()}, {y.ref()}, {}); }
   void layer(int i) {
     norm(i);
-    linear(i, y, q, 4096, kD);
-    linear(i + 100, y, k, 512, kD);
-    linear(i + 200, y, v, 512, kD);
+    projections(i);
     headNormAndRope(i, q, kHeads);
     headNormAndRope(i, k, kKvHeads);
     attention(i);

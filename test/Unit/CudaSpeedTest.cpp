@@ -109,6 +109,7 @@ int main(int argc, char **argv) {
   mustWork(cudaGetDeviceProperties(&device, 0));
   std::printf("%s, %d multiprocessors\n", device.name, device.multiProcessorCount);
   Gpu gpu;
+  gpu.context.trials = cuda::Trials::fromEnvironment();
   std::vector<std::string_view> parts(argv + 1, argv + argc);
   auto wanted = [&](std::string_view part) {
     return parts.empty() || std::find(parts.begin(), parts.end(), part) != parts.end();

@@ -146,6 +146,13 @@ Status launchProductWgmma(const Call &call, const GroupedProduct &product);
 /// reading the weights is what takes time.
 bool hasFewRows(const GroupedProduct &product);
 Status launchProductFewRows(const Call &call, const GroupedProduct &product);
+/// The same of several products of the same x, without groups, in one launch: each has the bits
+/// that launchProductFewRows gives it, if that took as many warps.
+bool haveFewRows(std::span<const GroupedProduct> products);
+Status launchProductsFewRows(const Call &call, std::span<const GroupedProduct> products);
+/// The same of f32, without groups: few rows by few columns, as routers have them.
+bool hasFewF32Rows(const GroupedProduct &product);
+Status launchProductFewF32Rows(const Call &call, const GroupedProduct &product);
 
 /// Whether a select has so few rows that one launch does it, and that launch.
 bool selectsFewRows(const Call &call);

@@ -13,6 +13,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 namespace moira::rt::cuda {
 namespace {
@@ -156,12 +157,13 @@ uint32_t alignmentOf(const void *p) {
   return uint32_t(std::min<size_t>(256, addressOf(p) & -addressOf(p)));
 }
 
-/// The dims of linear and grouped_matmul, and the product they make.
+/// The dims of linear and grouped_matmul, and the product they make. A `linears` has several
+/// results.
 Status productOf(const Call &call, size_t w, const int32_t *groups, int64_t groupCount,
-                 GroupedProduct &product) {
+                 GroupedProduct &product, size_t result = 0) {
   if (Status s = checkTrailing(call, "contract", {&call.in[0], &call.in[w]}); !s)
     return s;
-  const TensorRef &x = call.in[0], &weights = call.in[w], &out = call.out[0];
+  const TensorRef &x = call.in[0], &weights = call.in[w], &out = call.out[result];
   int64_t contract = call.params.integer("contract");
   if (x.dtype != weights.dtype || (out.dtype != x.dtype && out.dtype != fb::DType::f32))
     return notOnCuda(call, format("%s by %s to %s", fb::EnumNameDType(x.dtype),
@@ -196,6 +198,8 @@ Status ops::linear(const Call &call) {
   if (Status s = productOf(call, 1, nullptr, 1, p); !s)
     return s;
   const CallContext &context = call.context;
+  if (context.trials.router && hasFewF32Rows(p))
+    return launchProductFewF32Rows(call, p);
   if (!context.blaslt || p.m == 0 || p.n == 0 || p.k == 0 || hasFewRows(p))
     return launchProduct(call, p); // which makes zeros of k = 0
   Problem problem{context.blaslt,
@@ -222,6 +226,14 @@ Status ops::linear(const Call &call) {
 Status ops::linears(const Call &call) {
   if (call.in.size() != call.out.size() + 1)
     return badCall(call, format("%zu weights, %zu results", call.in.size() - 1, call.out.size()));
+  if (call.context.trials.linears) {
+    std::vector<GroupedProduct> products(call.out.size());
+    for (size_t i = 0; i < products.size(); ++i)
+      if (Status s = productOf(call, i + 1, nullptr, 1, products[i], i); !s)
+        return s;
+    if (haveFewRows(products))
+      return launchProductsFewRows(call, products);
+  }
   for (size_t i = 0; i < call.out.size(); ++i) {
     const TensorRef operands[] = {call.in[0], call.in[i + 1]};
     if (Status s = linear({call.name, operands, call.out.subspan(i, 1), call.params, call.context});

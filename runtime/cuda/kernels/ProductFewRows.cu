@@ -50,22 +50,15 @@ template <int rowParts, int warps> struct Layout {
   static constexpr size_t bytes = size_t(warps) * ringBytes;
 };
 
-/// `rowParts` × 8 rows of x by 16 rows of w. A lane's 16 bytes are the fragments of
-/// two matrix instructions: the order of the depth inside an instruction is the same on both sides,
-/// which is all that a product asks of it.
-template <int rowParts, int warps, typename Out>
-__global__ void __launch_bounds__(warps * 32)
-    streamWeights(const bf16 *x, const bf16 *w, Out *out, const int32_t *groups, int64_t groupCount,
-                  int64_t m, int64_t n, int64_t k, int64_t columnBlocks, int32_t *flag) {
+/// What the warps of a block make of one tile: `tile.count` rows of x by 16 rows of w (n in each
+/// group, of k values) from `column0` on; store(row, column, sum) gets each result. A lane's 16
+/// bytes are the fragments of two matrix instructions: the order of the depth inside an instruction
+/// is the same on both sides, which is all that a product asks of it.
+template <int rowParts, int warps, typename Store>
+__device__ __forceinline__ void streamTile(const bf16 *x, const bf16 *w, const RowTile &tile,
+                                           int64_t n, int64_t k, int64_t column0,
+                                           unsigned char *sharedBytes, Store store) {
   using L = Layout<rowParts, warps>;
-  extern __shared__ __align__(128) unsigned char sharedBytes[];
-  const int64_t column0 = blockIdx.x % columnBlocks * L::columns;
-  awaitPrevious();
-  const RowTile tile =
-      blockRowTile(groups, groupCount, m, blockIdx.x / columnBlocks, L::rows, flag);
-  if (tile.count == 0)
-    return;
-
   const int lane = laneNumber(), warp = int(threadIdx.x) / 32, quad = lane / 4;
   unsigned char *ring = sharedBytes + warp * L::ringBytes;
   float sum[rowParts][4] = {};
@@ -145,8 +138,71 @@ __global__ void __launch_bounds__(warps * 32)
     for (int s = 0; s < warps; ++s)
       total += sumsOf(s)[row][column];
     if (column0 + column < n)
-      out[(tile.row + row) * n + column0 + column] = fromFloat<Out>(total);
+      store(tile.row + row, column0 + column, total);
   }
+}
+
+/// `rowParts` × 8 rows of x by 16 rows of w.
+template <int rowParts, int warps, typename Out>
+__global__ void __launch_bounds__(warps * 32)
+    streamWeights(const bf16 *x, const bf16 *w, Out *out, const int32_t *groups, int64_t groupCount,
+                  int64_t m, int64_t n, int64_t k, int64_t columnBlocks, int32_t *flag) {
+  using L = Layout<rowParts, warps>;
+  extern __shared__ __align__(128) unsigned char sharedBytes[];
+  const int64_t column0 = blockIdx.x % columnBlocks * L::columns;
+  awaitPrevious();
+  const RowTile tile =
+      blockRowTile(groups, groupCount, m, blockIdx.x / columnBlocks, L::rows, flag);
+  if (tile.count == 0)
+    return;
+  streamTile<rowParts, warps>(
+      x, w, tile, n, k, column0, sharedBytes,
+      [&](int64_t row, int64_t column, float sum) { out[row * n + column] = fromFloat<Out>(sum); });
+}
+
+/// Up to four products of the same rows, one behind the other in the grid.
+constexpr int kMostParts = 4;
+struct Parts {
+  const bf16 *w[kMostParts];
+  void *out[kMostParts];
+  int64_t n[kMostParts];
+  int32_t end[kMostParts]; // of its blocks
+  bool wide[kMostParts];   // out is f32
+};
+
+template <int warps>
+__global__ void __launch_bounds__(warps * 32)
+    streamSeveral(const bf16 *x, __grid_constant__ const Parts parts, int64_t m, int64_t k) {
+  using L = Layout<1, warps>;
+  extern __shared__ __align__(128) unsigned char sharedBytes[];
+  int part = 0;
+  while (int(blockIdx.x) >= parts.end[part])
+    ++part;
+  const int first = part ? parts.end[part - 1] : 0;
+  const int64_t n = parts.n[part];
+  awaitPrevious();
+  streamTile<1, warps>(x, parts.w[part], RowTile{0, 0, int32_t(m)}, n, k,
+                       int64_t(int(blockIdx.x) - first) * L::columns, sharedBytes,
+                       [&](int64_t row, int64_t column, float sum) {
+                         const int64_t at = row * n + column;
+                         if (parts.wide[part])
+                           static_cast<float *>(parts.out[part])[at] = sum;
+                         else
+                           static_cast<bf16 *>(parts.out[part])[at] = fromFloat<bf16>(sum);
+                       });
+}
+
+template <int warps>
+Status launchParts(const Call &call, const bf16 *x, const Parts &parts, int32_t blocks, int64_t m,
+                   int64_t k) {
+  auto kernel = streamSeveral<warps>;
+  constexpr size_t bytes = Layout<1, warps>::bytes;
+  if (Status s = checked(
+          call.name,
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+      !s)
+    return s;
+  return launchEarly(call, kernel, unsigned(blocks), warps * 32, bytes, x, parts, m, k);
 }
 
 template <int rowParts, int warps, typename Out>
@@ -193,6 +249,36 @@ Status launchProductFewRows(const Call &call, const GroupedProduct &p) {
       return many ? launch<1, 4, Out>(call, p) : launch<1, 16, Out>(call, p);
     return many ? launch<2, 4, Out>(call, p) : launch<2, 8, Out>(call, p);
   });
+}
+
+bool haveFewRows(std::span<const GroupedProduct> products) {
+  int64_t blocks = 0;
+  for (const GroupedProduct &p : products) {
+    blocks += ceilDiv(p.n, 16);
+    if (!hasFewRows(p) || p.m > 8 || p.m == 0 || p.groups)
+      return false;
+  }
+  return products.size() <= kMostParts && blocks > 0 && blocks <= INT32_MAX;
+}
+
+Status launchProductsFewRows(const Call &call, std::span<const GroupedProduct> products) {
+  Parts parts{};
+  int32_t blocks = 0;
+  for (size_t i = 0; i < kMostParts; ++i) {
+    if (i < products.size()) {
+      const GroupedProduct &p = products[i];
+      parts.w[i] = static_cast<const bf16 *>(p.w);
+      parts.out[i] = p.out;
+      parts.n[i] = p.n;
+      parts.wide[i] = p.outType == fb::DType::f32;
+      blocks += int32_t(ceilDiv(p.n, 16));
+    }
+    parts.end[i] = blocks;
+  }
+  const auto *x = static_cast<const bf16 *>(products[0].x);
+  return blocks >= kManyBlocks
+             ? launchParts<4>(call, x, parts, blocks, products[0].m, products[0].k)
+             : launchParts<16>(call, x, parts, blocks, products[0].m, products[0].k);
 }
 
 } // namespace moira::rt::cuda

@@ -1,0 +1,66 @@
+//===- ProductFewRowsF32.cu - f32 products of few rows by few columns ---------===//
+// What a router is in decode: a megabyte of weights, which a general product reads in several
+// launches. A block makes one column for up to eight rows; its warps share the depth, and their
+// sums are added in the order of the warps.
+//===----------------------------------------------------------------------===//
+#include "DeviceTools.h"
+
+namespace moira::rt::cuda {
+namespace {
+
+constexpr int kWarps = 4, kMostRows = 8;
+constexpr int64_t kMostColumns = 1024;
+
+template <int rows>
+__global__ void __launch_bounds__(kWarps * 32)
+    dotColumns(const float4 *x, const float4 *w, float *out, int m, int64_t n, int64_t vectors) {
+  __shared__ float sums[kWarps][rows];
+  awaitPrevious();
+  const int64_t column = blockIdx.x;
+  const int warp = int(threadIdx.x) / 32;
+  float sum[rows] = {};
+#pragma unroll 4
+  for (int64_t at = threadIdx.x; at < vectors; at += kWarps * 32) {
+    const float4 b = w[column * vectors + at];
+#pragma unroll
+    for (int r = 0; r < rows; ++r)
+      if (r < m) {
+        const float4 a = x[r * vectors + at];
+        sum[r] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+      }
+  }
+#pragma unroll
+  for (int r = 0; r < rows; ++r) {
+    const float total = warpSum(sum[r]);
+    if (laneNumber() == 0)
+      sums[warp][r] = total;
+  }
+  __syncthreads();
+  const int row = int(threadIdx.x);
+  if (row >= m)
+    return;
+  float total = 0;
+#pragma unroll
+  for (int s = 0; s < kWarps; ++s)
+    total += sums[s][row];
+  out[row * n + column] = total;
+}
+
+} // namespace
+
+bool hasFewF32Rows(const GroupedProduct &p) {
+  return !p.groups && p.inType == fb::DType::f32 && p.outType == fb::DType::f32 && p.m > 0 &&
+         p.m <= kMostRows && p.n > 0 && p.n <= kMostColumns && p.k > 0 && p.k % 4 == 0 &&
+         addressOf(p.x) % 16 == 0 && addressOf(p.w) % 16 == 0;
+}
+
+Status launchProductFewF32Rows(const Call &call, const GroupedProduct &p) {
+  auto run = [&](auto kernel) {
+    return launchEarly(call, kernel, unsigned(p.n), kWarps * 32, 0,
+                       static_cast<const float4 *>(p.x), static_cast<const float4 *>(p.w),
+                       static_cast<float *>(p.out), int(p.m), p.n, p.k / 4);
+  };
+  return p.m == 1 ? run(dotColumns<1>) : run(dotColumns<kMostRows>);
+}
+
+} // namespace moira::rt::cuda
