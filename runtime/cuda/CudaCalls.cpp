@@ -6,17 +6,8 @@
 #include "kernels/CudaOps.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 namespace moira::rt::cuda {
-
-Trials Trials::fromEnvironment() {
-  const char *text = std::getenv("MOIRA_CUDA_TRY");
-  auto names = [words = "," + std::string(text ? text : "") + ","](const char *word) {
-    return words.find("," + std::string(word) + ",") != std::string::npos;
-  };
-  return {names("linears"), names("router"), names("writes")};
-}
 
 Status badCall(const Call &call, const std::string &message) {
   return Status(ErrorId::BadRun, "call '" + std::string(call.name) + "': " + message +

@@ -14,19 +14,28 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
+#include <cstdlib>
+#include <string>
+
 namespace moira::rt::cuda {
 
 /// Scratch memory a stream needs: reused by every call on it, in stream order.
 inline constexpr size_t kWorkspaceBytes = size_t(64) << 20;
 
 /// Kernels that no GPU has timed yet, each off unless the variable MOIRA_CUDA_TRY names it
-/// (docs/running-on-gpus.md).
+/// (docs/performance.md).
 struct Trials {
   bool linears = false; // the products of a `linears` in one launch
   bool router = false;  // our own product of few f32 rows
   bool writes = false;  // write_rows launched early
-  /// What the variable says now.
-  static Trials fromEnvironment();
+  /// What the variable says now: names, separated by commas.
+  static Trials fromEnvironment() {
+    const char *text = std::getenv("MOIRA_CUDA_TRY");
+    auto names = [words = "," + std::string(text ? text : "") + ","](const char *word) {
+      return words.find("," + std::string(word) + ",") != std::string::npos;
+    };
+    return {names("linears"), names("router"), names("writes")};
+  }
 };
 
 /// Where and with what a call runs. One context serves one stream at a time.
