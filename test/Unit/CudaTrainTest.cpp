@@ -120,6 +120,8 @@ void seedAnew() {
 }
 
 TEST(CudaTrain, GoldenLossesOnEveryMeshInAnyOrder) {
+  // A run that failed before this test may have left its memory, on purpose.
+  const uint64_t before = fake::allocated();
   seedAnew();
   for (std::string model : {"olmoe", "deepseek_v3", "switch_transformers"}) {
     bool encoderDecoder = model == "switch_transformers";
@@ -138,12 +140,14 @@ TEST(CudaTrain, GoldenLossesOnEveryMeshInAnyOrder) {
       EXPECT_EQ(trained.figures.allocated, trained.figures.planned);
       EXPECT_GT(trained.figures.graphs, 20u);
       EXPECT_EQ(trained.figures.retries >= 1, mesh.find("ragged") != std::string::npos);
-      EXPECT_EQ(fake::allocated(), 0u);
+      EXPECT_EQ(fake::allocated(), before);
     }
   }
 }
 
 TEST(CudaTrain, StagesOfZeroMicroBatchesAndRecomputedValuesChangeNothing) {
+  // A run that failed before this test may have left its memory, on purpose.
+  const uint64_t before = fake::allocated();
   seedAnew();
   for (std::string options :
        {"--mesh=dp=2 --zero=1", "--mesh=dp=2,ep=2 --zero=2 --ragged-bound=1", "--micro-batches=2",
@@ -156,7 +160,7 @@ TEST(CudaTrain, StagesOfZeroMicroBatchesAndRecomputedValuesChangeNothing) {
     ASSERT_TRUE(trained.status) << trained.status.str();
     EXPECT_LT(worst(trained.losses, goldenLosses(compiled)), 1e-4);
     EXPECT_EQ(trained.figures.retries >= 1, options.find("ragged") != std::string::npos);
-    EXPECT_EQ(fake::allocated(), 0u);
+    EXPECT_EQ(fake::allocated(), before);
   }
 }
 
@@ -186,6 +190,7 @@ TEST(CudaTrain, OneRankTrainsAsTheHostDoesToTheBit) {
 /// Moves, updates on the host and the device's work in any order that events allow: on one rank to
 /// the bit of what the host does, and on meshes as near as without it.
 TEST(CudaTrain, StatesOnTheHostChangeNothing) {
+  const uint64_t before = fake::allocated();
   seedAnew();
   for (std::string what : {" --offload=optimizer", " --offload=optimizer+params"})
     for (std::string options :
@@ -206,7 +211,7 @@ TEST(CudaTrain, StatesOnTheHostChangeNothing) {
       EXPECT_EQ(got.figures.allocated, got.figures.planned);
       EXPECT_GT(got.figures.graphs, 20u);
       EXPECT_EQ(got.figures.retries >= 1, options.find("ragged") != std::string::npos);
-      EXPECT_EQ(fake::allocated(), 0u);
+      EXPECT_EQ(fake::allocated(), before);
     }
 }
 
@@ -257,6 +262,8 @@ std::vector<std::string> tensorsOf(const std::string &step) {
 
 /// From random weights and saves in the background; a rank's states are cut with ZeRO.
 TEST(CudaTrain, RunsGoOnFromCheckpointsOfTheDeviceAndOfTheHost) {
+  // A run that failed before this test may have left its memory, on purpose.
+  const uint64_t before = fake::allocated();
   seedAnew();
   for (std::string mesh : {"", "--mesh=dp=2,ep=2 --zero=3 --ragged-bound=1",
                            "--mesh=dp=2,ep=2 --zero=3 --ragged-bound=1 --offload=optimizer"}) {
@@ -290,7 +297,7 @@ TEST(CudaTrain, RunsGoOnFromCheckpointsOfTheDeviceAndOfTheHost) {
           EXPECT_LT(worst(losses, whole.losses), 1e-6);
         }
       }
-    EXPECT_EQ(fake::allocated(), 0u);
+    EXPECT_EQ(fake::allocated(), before);
   }
 }
 
