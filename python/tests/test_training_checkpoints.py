@@ -4,6 +4,7 @@ taken them over; a run goes on from the new checkpoint as from the old one; and 
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -132,6 +133,39 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(plans, runs, tmp_path
             assert run_tool("moe-ckpt", *words).code in (0, 2)
         else:
             assert re.search(r"tensor \S+.* is damaged", refused("MOE-0307", *words))
+
+
+@pytest.mark.parametrize("mesh", ("", "dp=2,ep=2 zero=3"))
+@pytest.mark.parametrize("damage", ("bytes", "manifest", "file"))
+def test_a_damaged_newest_checkpoint_says_which_older_one_is_whole(mesh, damage, plans, tmp_path):
+    def spoil(step):
+        file = tmp_path / "run" / f"step-{step}" / ("manifest.json" if damage == "manifest" else "rank-00000.safetensors")
+        if damage == "file":
+            file.unlink()
+        else:
+            data = bytearray(file.read_bytes())
+            data[len(data) // 2] ^= 4
+            file.write_bytes(data)
+
+    def resume(steps=4):
+        words = (f"--checkpoint={tmp_path}/run", f"--steps={steps}", "--resume", "--save-every=1", "--keep=3")
+        return run_tool("moe-run", plans[mesh], *files("olmoe"), *words)
+
+    assert resume(3).code == 0
+    spoil(3)
+    refused = resume()
+    assert refused.code == 2, refused
+    assert "step-3 cannot be used, but" in refused.err and "step-2 is whole" in refused.err, refused
+    # What the message says, done.
+    moved = re.search(r"mv (\S+) (\S+), then", refused.err).groups()
+    assert run_tool("moe-ckpt", "verify", moved[0].replace("step-3", "step-2")).code == 0
+    shutil.move(*moved)
+    again = resume()
+    assert again.code == 0 and "resumed from" in again.err and "step-2" in again.err, again
+    for step in (2, 3, 4):
+        spoil(step)
+    refused = resume(5)
+    assert refused.code == 2 and "holds no older checkpoint that is whole (2 older, all damaged)" in refused.err, refused
 
 
 def floats(directory):

@@ -168,8 +168,13 @@ Expected<TrainTask> TrainTask::open(const PlanFile &file, const TrainPrograms &p
                          options.checkpoint.c_str(), there.back().c_str()));
   if (options.resume && !there.empty()) {
     Expected<TrainingCheckpoint> from = TrainingCheckpoint::open(options.checkpoint);
-    if (!from)
-      return from.takeStatus();
+    if (!from) {
+      Status problem = from.takeStatus();
+      // Where LATEST is what is damaged, the newest step can be opened, and there is no need.
+      if (!TrainingCheckpoint::open(options.checkpoint + "/" + there.back()))
+        problem.append(adviseOnDamage(problem, options.checkpoint, there.back()));
+      return problem;
+    }
     task.from = std::move(*from);
     if (task.reader) {
       if (uint64_t seed = task.from->manifest().progress.seed; seed != options.dataSeed)
@@ -253,6 +258,11 @@ RankTraining::Parts RankTraining::partsOf(ProgramRunner &runner) const {
     part.experts = isSavedByExpert(states, *state);
   }
   return parts;
+}
+
+/// The name of its directory in the run's.
+static std::string stepNameOf(const TrainingCheckpoint &checkpoint) {
+  return checkpoint.path().substr(checkpoint.path().rfind('/') + 1);
 }
 
 Expected<uint64_t> RankTraining::begin(const Parts &parts, ProgramRunner &runner) {
@@ -448,8 +458,15 @@ Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator
     else
       mine = opened.takeStatus();
   }
-  if (Status all = agree(mine, communicator, "preparing to train"); !all)
+  if (Status all = agree(mine, communicator, "preparing to train"); !all) {
+    if (const TrainingCheckpoint *from = task.resumed()) {
+      note(format("%s cannot be used; looking for an older one", from->path().c_str()));
+      // One rank reads, and all know: whichever speaks of the failure says it all.
+      Status advice = speaks ? adviseOnDamage(all, asked.checkpoint, stepNameOf(*from)) : Status();
+      all.append(agree(advice, communicator, "looking for an older checkpoint"));
+    }
     return all;
+  }
   if (task.resumed())
     note(format("resumed from %s", task.resumed()->path().c_str()));
 

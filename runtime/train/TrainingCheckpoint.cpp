@@ -123,6 +123,31 @@ std::vector<std::string> listCheckpoints(const std::string &directory, FileSyste
   return steps;
 }
 
+Status adviseOnDamage(const Status &problem, const std::string &directory, const std::string &step,
+                      FileSystem &files) {
+  bool damages = false;
+  for (const Diagnostic &d : problem.diagnostics())
+    damages |= d.id == ErrorId::BadCheckpoint || d.id == ErrorId::FileNotFound;
+  if (!damages || !stepOf(step))
+    return {};
+  std::vector<std::string> steps = listCheckpoints(directory, files);
+  std::string bad = directory + "/" + step;
+  int64_t tried = 0;
+  for (auto older = steps.rbegin(); older != steps.rend(); ++older) {
+    if (*stepOf(*older) >= *stepOf(step))
+      continue;
+    Expected<TrainingCheckpoint> whole = TrainingCheckpoint::open(directory + "/" + *older, files);
+    if (whole && whole->verify())
+      return damaged(bad + " cannot be used, but " + directory + "/" + *older +
+                     " is whole: all its bytes have been verified. To go on from it: mv " + bad +
+                     " " + bad + ".damaged, then give the same command again");
+    ++tried;
+  }
+  return damaged(bad + " cannot be used, and " + directory + " holds no older checkpoint that is " +
+                 "whole" + format(" (%lld older, all damaged)", (long long)tried) +
+                 ": begin again with another --checkpoint directory");
+}
+
 Expected<TrainingCheckpoint> TrainingCheckpoint::open(const std::string &path, FileSystem &files) {
   std::vector<std::string> names;
   if (int error = files.list(path, names))

@@ -34,6 +34,12 @@ struct StatePart {
 /// is no such directory.
 std::vector<std::string> listCheckpoints(const std::string &directory, FileSystem &files);
 
+/// What a run can go on from now that `problem` keeps it from using `step` of `directory`: the
+/// newest older checkpoint of which every byte is whole, and how to take it; or that there is none.
+/// Nothing where the problem is no damage.
+Status adviseOnDamage(const Status &problem, const std::string &directory, const std::string &step,
+                      FileSystem &files = FileSystem::real());
+
 /// Immutable once open; thread-safe.
 class TrainingCheckpoint {
 public:
