@@ -4,7 +4,8 @@
 // exchange (a shared expert, the next projection) lies between its start and its first use, and
 // gathers of weights that are cut at rest, or moves of weights that rest on the host, are some work
 // ahead of it, but not all at once. What runs on the host and what moves between it and the device
-// are exchanges too.
+// are exchanges too. Updates, which a program has behind everything else, come as soon as what they
+// take is there, so that not all gradients are alive at once.
 //===----------------------------------------------------------------------===//
 #include "ProgramBuilder.h"
 #include "QueueClocks.h"
@@ -25,6 +26,60 @@ constexpr unsigned kLookahead = 64;
 /// gather of a weight, which would otherwise stand at the program's beginning and keep its result
 /// alive until the use.
 constexpr unsigned kPrefetch = 16;
+
+/// Where updates begin: with the norm of all gradients, or else with the first that changes a state
+/// but write_rows. The number of instructions if there are none.
+unsigned firstOfUpdates(ArrayRef<InstructionInterface> instrs) {
+  auto calls = [](InstructionInterface instr, StringRef callee) {
+    auto call = dyn_cast<CallOp>(instr.getOperation());
+    return call && call.getCallee() == callee;
+  };
+  unsigned first =
+      llvm::find_if(instrs, [&](auto i) { return calls(i, "squares"); }) - instrs.begin();
+  if (first < instrs.size())
+    return first;
+  auto changesState = [&](InstructionInterface instr) {
+    return !calls(instr, "write_rows") && llvm::any_of(instr.getWrites(), [](Value view) {
+      auto op = view.getDefiningOp<ViewOp>();
+      return op && (op.getArena() == kStateArena || op.getArena() == kHostStateArena);
+    });
+  };
+  return llvm::find_if(instrs, changesState) - instrs.begin();
+}
+
+/// The instructions with each of the updates' behind the last one before them that it depends on,
+/// directly or not; what depends on none, such as a slice of a weight, where it is first used.
+/// Where the host updates (--plan-offload), what it takes already moves to it early.
+SmallVector<InstructionInterface> withUpdatesEarly(ArrayRef<InstructionInterface> instrs) {
+  if (llvm::any_of(instrs, [](InstructionInterface i) { return i.getQueue() == kHostQueue; }))
+    return SmallVector<InstructionInterface>(instrs);
+  unsigned begin = firstOfUpdates(instrs), end = instrs.size();
+  std::vector<SmallVector<unsigned, 4>> needs(end);
+  forEachDependence(instrs, [&](unsigned i, unsigned earlier) {
+    if (i >= begin)
+      needs[i].push_back(earlier);
+  });
+  std::vector<std::optional<unsigned>> behind(end); // none is less than any
+  for (unsigned i = 0; i < end; ++i) {
+    if (i < begin)
+      behind[i] = i;
+    for (unsigned earlier : needs[i])
+      behind[i] = std::max(behind[i], behind[earlier]);
+  }
+  std::vector<unsigned> place(end, begin);
+  for (unsigned i = end; i-- > 0;) {
+    if (behind[i])
+      place[i] = *behind[i];
+    for (unsigned earlier : needs[i])
+      place[earlier] = std::min(place[earlier], place[i]);
+  }
+  SmallVector<unsigned> order = llvm::to_vector(llvm::seq(0u, end));
+  llvm::stable_sort(order, [&](unsigned a, unsigned b) { return place[a] < place[b]; });
+  SmallVector<InstructionInterface> early;
+  for (unsigned i : order)
+    early.push_back(instrs[i]);
+  return early;
+}
 
 /// A list scheduler with two classes of instructions. Deterministic: ties go to the earlier one.
 class Scheduler {
@@ -136,10 +191,11 @@ struct SchedulePass : PassWrapper<SchedulePass, OperationPass<PlanOp>> {
 
 LogicalResult SchedulePass::schedule(ProgramOp program) {
   Block &block = program.getBody().front();
-  SmallVector<InstructionInterface> instrs = instructionsOf(program);
-  for (InstructionInterface instr : instrs)
+  SmallVector<InstructionInterface> written = instructionsOf(program);
+  for (InstructionInterface instr : written)
     if (isa<RecordOp, WaitOp>(instr))
       return instr->emitOpError("MOE-0601: plan-schedule runs before events are inserted");
+  SmallVector<InstructionInterface> instrs = withUpdatesEarly(written);
   std::vector<unsigned> order = Scheduler(instrs).run();
   // The block becomes: arenas, states, inputs, instructions, outputs, traces; each view right
   // before its first user.
@@ -151,7 +207,7 @@ LogicalResult SchedulePass::schedule(ProgramOp program) {
     ops.push_back(input);
   for (auto [i, at] : llvm::enumerate(order)) {
     ops.push_back(instrs[at]);
-    numMoved += i != at;
+    numMoved += written[i] != instrs[at];
   }
   llvm::append_range(ops, block.getOps<OutputOp>());
   llvm::append_range(ops, block.getOps<TraceOp>());

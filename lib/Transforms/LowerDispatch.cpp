@@ -5,8 +5,10 @@
 // experts and what comes out is partial over the experts' axes (select, merge).
 //
 // A rank cannot know how many rows it will get. It keeps slots of B rows and notes the largest
-// number that any slot needed; this `need` runs through all dispatches of a program and is compared
-// with B once, at the end, so that the usual path never waits for the host.
+// number that any slot needed; this `need` runs through the dispatches of a program and is compared
+// with B once, behind the last, so that the usual path waits for the host no more than that. A
+// routing that is dispatched again, as the backward pass does, needs what it needed before: of
+// those only the first counts, and updates need not wait for the end of the backward pass.
 //===----------------------------------------------------------------------===//
 #include "ShardingIR.h"
 #include "moira/Dialect/Moe/IR/RaggedRows.h"
@@ -49,7 +51,8 @@ private:
   Value need;
   int64_t bound, worst; // of growable rows; 0 if there are none
   std::vector<Lowered> lowered;
-  llvm::DenseMap<Value, size_t> madeBy; // rows → index into lowered
+  llvm::DenseMap<Value, size_t> madeBy;  // rows → index into lowered
+  llvm::DenseMap<Value, size_t> counted; // routing → the dispatch that its need is known of
 
   LogicalResult lower(func::FuncOp func) {
     SmallVector<moe::DispatchOp> dispatches(func.getOps<moe::DispatchOp>());
@@ -58,6 +61,7 @@ private:
     needAxes.clear();
     lowered.clear();
     madeBy.clear();
+    counted.clear();
     bound = worst = 0;
     for (moe::DispatchOp op : dispatches) {
       ShardingAttr tokens = shardingOf(op.getRouting());
@@ -170,7 +174,7 @@ private:
     posDims.push_back(whole());
     ShardingAttr pos = ShardingAttr::get(&getContext(), posDims);
     int64_t experts = routing.getExperts(), parts = mesh.sizeOf(made.rows.expertAxes);
-    Value rows;
+    Value rows, needed;
     if (made.rows.exchange) {
       ArrayAttr axes = axesAttr(made.rows.expertAxes);
       int64_t width = experts / parts * made.segments;
@@ -192,7 +196,7 @@ private:
                                   made.counts, made.segments);
       made.pos = pack.getPos();
       made.groups = regroup.getGroups();
-      need = pack.getNeed();
+      needed = pack.getNeed();
       rows = regroup.getRows();
       ++exchanged;
     } else {
@@ -205,15 +209,24 @@ private:
           op.getWeighted());
       made.pos = select.getPos();
       made.groups = select.getGroups();
-      need = select.getNeed();
+      needed = select.getNeed();
       rows = select.getRows();
       ++selected;
     }
+    Value routed = op.getRouting();
     op.replaceAllUsesWith(rows);
     op.erase();
     madeBy[rows] = lowered.size();
+    auto [first, isFirst] = counted.try_emplace(routed, lowered.size());
     lowered.push_back(made);
+    if (isFirst || !haveSameSlots(lowered[first->second].rows, made.rows))
+      need = needed;
     return success();
+  }
+
+  /// Whether one routing fills the slots of both alike.
+  static bool haveSameSlots(const moe::RaggedRows &a, const moe::RaggedRows &b) {
+    return a.exchange == b.exchange && a.rowAxes == b.rowAxes && a.expertAxes == b.expertAxes;
   }
 
   ArrayAttr axesAttr(ArrayRef<StringAttr> axes) {
