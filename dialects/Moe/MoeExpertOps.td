@@ -35,6 +35,24 @@ def Moe_RouteToOp : Moe_DiffOp<"route_to"> {
   let assemblyFormat = "$router `of` $logits `to` $choices attr-dict `:` functional-type(operands, results)";
 }
 
+def Moe_JitterOp : Moe_DiffOp<"jitter", ["localize"]> {
+  let summary = "x times factors drawn around 1: the noise of a router in training";
+  let description = [{
+        %1 = moe.jitter %x at %step eps 0.01 layer 3 seed 7 : (tensor<2x24x64xf32>, tensor<1xi32>) -> tensor<2x24x64xf32>
+        %2 = moe.jitter %x at %step part %micro eps 0.01 layer 3 : (tensor<2x24x64xf32>, tensor<1xi32>, tensor<1xi32>) -> tensor<2x24x64xf32>
+
+    x[B,S,D]; the factor of an element is uniform in (1 − eps, 1 + eps) and depends on seed, step, layer, the token's number in the batch and the element's in the token (Jitter.h), so
+    it is the same on every mesh and when it is made again. `part` says which of several equal parts of the batch, one behind the other, x is. Linear in x, and its own transpose. On
+    a shard `rows` and `columns` are those of the whole x, the offsets say where the shard begins.
+
+    Constraints: (C1) x has three dimensions, and the result its shape and element type; (C2) 0 < eps ≤ 1; (C3) layer and seed are not negative; (C4) step and part are tensor<1xi32>.
+  }];
+  let arguments = (ins Moe_Tensor:$x, Moe_I32Tensor:$step, Optional<Moe_I32Tensor>:$part, F64Attr:$eps, I64Attr:$layer, DefaultValuedAttr<I64Attr, "0">:$seed,
+                       OptionalAttr<I64Attr>:$rows, OptionalAttr<I64Attr>:$columns, OptionalAttr<AnyAttr>:$row_offset, OptionalAttr<AnyAttr>:$column_offset);
+  let results = (outs Moe_Tensor:$result);
+  let assemblyFormat = "$x `at` $step (`part` $part^)? `eps` $eps `layer` $layer (`seed` $seed^)? attr-dict `:` functional-type(operands, results)";
+}
+
 def Moe_LimitOp : Moe_DiffOp<"limit", ["refineResultShardings", "localize"]> {
   let summary = "drops the choices for which an expert has no room";
   let description = [{

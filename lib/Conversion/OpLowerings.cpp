@@ -253,6 +253,19 @@ void LoweringTable::addExperts() {
     });
     return success();
   });
+  add<moe::JitterOp>(+[](moe::JitterOp op, B &b) {
+    ArrayRef<int64_t> shape = op.getX().getType().getShape();
+    SmallVector<Value> inputs{b.view(op.getX()), b.view(op.getStep())};
+    if (op.getPart())
+      inputs.push_back(b.view(op.getPart()));
+    b.call("jitter", inputs, {b.define(op.getResult())},
+           {b.real("eps", toDouble(op.getEps())), b.integer("seed", op.getSeed()),
+            b.integer("layer", op.getLayer()), b.integer("rows", op.getRows().value_or(shape[0])),
+            b.integer("columns", op.getColumns().value_or(shape[1])),
+            b.offset("row_offset", op.getRowOffsetAttr()),
+            b.offset("column_offset", op.getColumnOffsetAttr())});
+    return success();
+  });
   add<moe::LimitOp>(+[](moe::LimitOp op, B &b) {
     RoutingViews routing = b.routing(op.getRouting());
     moe::CapacityFields capacity = op.getCapacity().getFields();

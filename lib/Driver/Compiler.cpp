@@ -162,6 +162,8 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
                                                            {"drop-seed", Phase::autodiff},
                                                            {"aux-loss", Phase::autodiff},
                                                            {"z-loss", Phase::autodiff},
+                                                           {"router-noise", Phase::autodiff},
+                                                           {"noise-seed", Phase::autodiff},
                                                            {"recompute", Phase::partition},
                                                            {"offload", Phase::plan},
                                                            {"target", Phase::plan},
@@ -255,7 +257,8 @@ Status Compilation::differentiate() {
   loss.z = options.zLoss.value_or(0);
   return runPasses([&](OpPassManager &passes) {
     if (info.getTask() == "train")
-      buildTrainPipeline(passes, loss, options.optimizer, microBatchesOf(*module, info.getBatch()));
+      buildTrainPipeline(passes, loss, options.noise, options.optimizer,
+                         microBatchesOf(*module, info.getBatch()));
     else
       buildAutodiffPipeline(passes, loss);
   });

@@ -204,6 +204,12 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeFactor(o.auxLoss)},
       {"z-loss", "F", "grad and train: share of the routers' z-losses (default 0)",
        takeFactor(o.zLoss)},
+      {"router-noise", "on|off",
+       "train: the noise of routers that the model's config.json gives (router_jitter_noise; "
+       "default off)",
+       takeSwitch(o.noise.on)},
+      {"noise-seed", "N", "seed of --router-noise (default 0)",
+       takeInteger([&o](int64_t n) { o.noise.seed = n; }, 0)},
       {"label-smoothing", "F", "grad and train: share of all classes in every label (default 0)",
        takeShare(o.labelSmoothing)},
       {"optimizer", "NAME", "train: adamw (default), adafactor or sgd",
@@ -259,10 +265,6 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeOneOf(o.report, {"text", "json", "none"})},
   };
 }
-
-/// Options of the contract that belong to tasks this version does not compile yet are refused by
-/// name, not as unknown words.
-constexpr StringRef kLaterOptions[] = {"router-noise"};
 
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";
@@ -320,7 +322,6 @@ bool moira::wantsCompiler(int argc, char **argv) {
     StringRef arg = argv[i];
     if (auto flag = splitFlag(arg)) {
       if (flag->first == "help" || flag->first == "help-hidden" ||
-          is_contained(kLaterOptions, flag->first) ||
           any_of(table, [&](const OptionSpec &o) { return o.name == flag->first; }))
         return true;
       continue;
@@ -390,8 +391,6 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
       options.verifyRoundtrip = true;
     } else if (isMlirFlag(name)) {
       options.mlirFlags.push_back(arg.str());
-    } else if (is_contained(kLaterOptions, name)) {
-      status.add(ErrorId::BadUsage, "--" + name.str() + " is not in this version of moe-opt");
     } else if (mlir::PassInfo::lookup(name)) {
       status.add(ErrorId::BadUsage,
                  "--" + name.str() +
@@ -416,11 +415,14 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     status.add(ErrorId::BadUsage,
                "--task=train is compiled for --target=host only in this version");
   for (StringRef name : {"optimizer", "lr", "schedule", "betas", "eps", "weight-decay", "momentum",
-                         "clip-norm", "bias-update-rate", "zero"})
+                         "clip-norm", "bias-update-rate", "zero", "router-noise", "noise-seed"})
     if (options.task != "train" && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=train");
   if (options.offload != "none" && options.task != "train" && !options.compileFrom)
     status.add(ErrorId::BadUsage, "--offload is for --task=train");
+  if (options.noise.on && options.target != "host")
+    status.add(ErrorId::BadUsage, "--router-noise=on is for --target=host in this version: GPUs "
+                                  "have no kernel for it yet");
   bool adafactor = options.optimizer.optimizer == "adafactor";
   for (StringRef name : {"decay-rate", "clip-threshold", "scale-parameter"})
     if (!adafactor && is_contained(options.given, name))

@@ -141,6 +141,20 @@ static void setConfigFields(ModuleOp module, const ModelSpec &spec, const Import
   module->setAttr("moe.config_fields", b.getDictionaryAttr(fields));
 }
 
+/// What --moe-router-noise will ask for.
+static void setRouterNoise(ModuleOp module, const ModelSpec &spec) {
+  Builder b(module.getContext());
+  SmallVector<NamedAttribute> noise;
+  if (spec.routerNoise == RouterNoise::sampled)
+    noise.push_back(b.getNamedAttr("sampled", b.getUnitAttr()));
+  else if (spec.routerNoise != RouterNoise::none && spec.routerNoiseEps > 0)
+    noise.push_back(b.getNamedAttr("eps", b.getF64FloatAttr(spec.routerNoiseEps)));
+  if (spec.routerNoise == RouterNoise::gateAndExperts && !noise.empty())
+    noise.push_back(b.getNamedAttr("experts", b.getUnitAttr()));
+  if (!noise.empty())
+    module->setAttr("moe.router_noise", b.getDictionaryAttr(noise));
+}
+
 static void setInfo(ModuleOp module, const ImportOptions &options, const ImportSummary &summary) {
   Builder b(module.getContext());
   Type dtype = options.dtype == "bf16" ? Type(b.getBF16Type()) : Type(b.getF32Type());
@@ -234,6 +248,7 @@ OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
     }
   }
   setConfigFields(*module, *spec, options);
+  setRouterNoise(*module, *spec);
   setInfo(*module, options, summary);
   if (failed(verify(*module))) {
     status.add(ErrorId::Internal, "the importer made invalid IR for " + path.str());

@@ -223,6 +223,13 @@ private:
                           .Case("flat", ChoiceBias::flat)
                           .Case("row", ChoiceBias::row)
                           .Default(ChoiceBias::none);
+    spec.routerNoise = StringSwitch<RouterNoise>(word("router_noise"))
+                           .Case("gate", RouterNoise::gate)
+                           .Case("gate_and_experts", RouterNoise::gateAndExperts)
+                           .Case("sampled", RouterNoise::sampled)
+                           .Default(RouterNoise::none);
+    if (!isNull("router_noise_eps"))
+      spec.routerNoiseEps = number("router_noise_eps");
     if (const json::Array *fixed = get("router_redirect").getAsArray())
       spec.redirect =
           std::pair((*fixed)[0].getAsInteger().value_or(0), (*fixed)[1].getAsInteger().value_or(0));

@@ -52,7 +52,7 @@ private:
     if (summed.empty())
       return success();
     auto number = RankedTensorType::get({1}, IntegerType::get(&getContext(), 32));
-    Value micro = addInput(func, "micro_batch", number, 0, InputRange{0, count - 1});
+    Value micro = getInput(func, "micro_batch", number, 0, InputRange{0, count - 1});
 
     OpBuilder b(func);
     b.setInsertionPointAfter(func);

@@ -34,7 +34,11 @@ void moira::buildAutodiffPipeline(OpPassManager &pm, const LossOptions &options)
 }
 
 void moira::buildTrainPipeline(OpPassManager &pm, const LossOptions &losses,
-                               const OptimizerOptions &options, int64_t microBatches) {
+                               const NoiseOptions &noise, const OptimizerOptions &options,
+                               int64_t microBatches) {
+  // Part of the function that is differentiated.
+  if (noise.on)
+    pm.addPass(createMoeRouterNoise({microBatches, noise.seed}));
   addGradients(pm, losses, "train", microBatches);
   // Before there are updates, which take f32 only; behind autodiff, as gradients are f32 anyway.
   pm.addPass(createMoeMasterWeights());

@@ -113,6 +113,16 @@ def glu(rng, activation, more=""):
     )
 
 
+def jitter(rng):
+    b, s, d = sizes(rng, 3)
+    return Case(
+        {"x": normal(rng, b, s, d), "step": integers(rng, 100, 1), "part": integers(rng, 3, 1)},
+        ["%y = moe.jitter %x at %step part %part eps 0.4 layer 2 seed 11 : ({x}, {step}, {part}) -> {y}"],
+        {"y": (b, s, d)},
+        linear=("x",),
+    )
+
+
 def sigmoid_gate(rng):
     t, d = sizes(rng, 2)
     return Case(
@@ -263,6 +273,7 @@ CASES = {
     **{f"act-{a}": (lambda rng, a=a: elementwise(rng, f"moe.act {a} %x")) for a in ("silu", "gelu", "gelu_tanh", "relu")},
     **{f"glu-{a}": (lambda rng, a=a: glu(rng, a)) for a in ("silu", "gelu", "gelu_tanh", "relu")},
     "glu-clamped": lambda rng: glu(rng, "silu", " limit 1.5 alpha 1.702 up_shift 1.0"),
+    "jitter": jitter,
     "sigmoid_gate": sigmoid_gate,
     "rope": lambda rng: rope(rng, False, True),
     "rope-interleaved": lambda rng: rope(rng, True, True),

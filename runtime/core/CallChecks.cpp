@@ -297,6 +297,24 @@ void check_redirect(CallCheck &c) {
       c.fail(std::string(name) + " is no expert");
 }
 
+void check_jitter(CallCheck &c) {
+  if (double eps = c.real("eps"); !(eps > 0 && eps <= 1))
+    c.fail("eps is not above 0 and at most 1");
+  if (c.integer("seed") < 0)
+    c.fail("seed is negative");
+  if (c.integer("layer") < 0 || c.integer("layer") > kInt32Max)
+    c.fail("layer must be 0 to 2^31-1");
+  for (auto [whole, dim, offset] :
+       {std::tuple("rows", "B", "row_offset"), std::tuple("columns", "S", "column_offset")}) {
+    OffsetRange first = c.offset(offset);
+    if (first.least < 0 || Wide(first.most) + c.fixed(dim) > c.integer(whole))
+      c.fail(
+          format("the shard leaves the %lld %s on some rank", (long long)c.integer(whole), whole));
+  }
+  if (Wide(c.integer("rows")) * c.integer("columns") > kInt32Max)
+    c.fail("rows times columns are more than an i32 can count");
+}
+
 void check_limit(CallCheck &c) {
   int64_t tokens = c.fixedRun("t"), k = c.fixed("k"), domains = c.integer("domains");
   if (Wide(tokens) * k > kInt32Max)

@@ -39,6 +39,7 @@ struct CompilerOptions {
   int64_t minCapacity = 4, dropSeed = 0;
   std::optional<double> auxLoss, zLoss; // shares of the routers' losses; without: none
   double labelSmoothing = 0;
+  NoiseOptions noise;                  // of routers; train
   std::string schedule;                // train: of the learning rate; empty: none
   OptimizerOptions optimizer;          // train
   int64_t zeroStage = 0;               // of ZeRO; train

@@ -19,6 +19,14 @@ enum class QkNorm {
   unit  ///< over each head's dimensions, of what is rotated, behind the rotation, without a weight
 };
 
+/// What training multiplies by random factors near 1, if asked to (--router-noise).
+enum class RouterNoise {
+  none,
+  gate,           ///< what gates read
+  gateAndExperts, ///< what experts read, too
+  sampled         ///< nothing: experts are drawn instead, which Moira lacks
+};
+
 /// A bias that counts where experts are chosen, not where they are weighed.
 enum class ChoiceBias {
   none,
@@ -91,6 +99,8 @@ struct ModelSpec {
   moe::RouterFields router;
   bool routerBias = false;
   ChoiceBias choiceBias = ChoiceBias::none;
+  RouterNoise routerNoise = RouterNoise::none;
+  double routerNoiseEps = 0; // factors are in 1 ± this
   /// Experts that get all first choices, and all others, whatever the gate chose (moe.redirect).
   std::optional<std::pair<int64_t, int64_t>> redirect;
   std::optional<moe::CapacityFields> capacity; // of each expert; without: no limit

@@ -29,6 +29,12 @@ struct PartitionOptions {
   int64_t zeroStage = 0;          ///< of ZeRO; 0: replicas of weights update them alike
 };
 
+/// Noise in what gates read, for --task=train.
+struct NoiseOptions {
+  bool on = false;
+  int64_t seed = 0;
+};
+
 /// What is minimised: the cross-entropy, and what is added to it.
 struct LossOptions {
   double smoothing = 0; ///< of labels
@@ -50,7 +56,8 @@ struct OptimizerOptions {
 /// import → autodiff, for --task=train: as for grad, and every state is updated by its gradient,
 /// once for each `microBatches` runs of the program.
 void buildTrainPipeline(mlir::OpPassManager &pm, const LossOptions &losses,
-                        const OptimizerOptions &options, int64_t microBatches = 1);
+                        const NoiseOptions &noise, const OptimizerOptions &options,
+                        int64_t microBatches = 1);
 /// import → autodiff, for --task=grad: a loss, and the gradient of every state.
 void buildAutodiffPipeline(mlir::OpPassManager &pm, const LossOptions &options);
 /// import → shard. Fails with MOE-0103 or MOE-0104 diagnostics if the mesh is malformed or does not

@@ -24,6 +24,13 @@ def MoeLimitCapacity : Dist_Pass<"moe-limit-capacity"> {
   let statistics = [Statistic<"limits", "limits", "Capacities added">];
 }
 
+def MoeRouterNoise : Dist_Pass<"moe-router-noise"> {
+  let summary = "Multiply what gates read by random factors, as the model's moe.router_noise says";
+  let options = [Option<"microBatches", "micro-batches", "int64_t", "1", "parts of the batch, of which the program takes one">,
+                 Option<"seed", "seed", "int64_t", "0", "seed of the draws">];
+  let statistics = [Statistic<"gates", "gates", "Gates with noise">];
+}
+
 def MoeAddLoss : Dist_Pass<"moe-add-loss"> {
   let summary = "Make a program that gives logits one that gives a loss";
   let options = [Option<"program", "program", "std::string", "\"grad\"", "the program's new name">,

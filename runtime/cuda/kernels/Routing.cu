@@ -476,4 +476,6 @@ Status ops::redirect(const Call &call) {
   return launched(call);
 }
 
+Status ops::jitter(const Call &call) { return notOnCuda(call, "any operand"); }
+
 } // namespace moira::rt::cuda

@@ -746,6 +746,78 @@ func.func @f(%l: tensor<2x6x4xf32>, %b: tensor<4xf32>) {
 
 // -----
 
+// JitterOp C1
+func.func @f(%x: tensor<6x8xf32>, %s: tensor<1xi32>) {
+  // expected-error @+1 {{C1: x must be [batch, sequence, hidden], and the result alike}}
+  %0 = moe.jitter %x at %s eps 0.1 layer 0 : (tensor<6x8xf32>, tensor<1xi32>) -> tensor<6x8xf32>
+  return
+}
+
+// -----
+
+// JitterOp C1
+func.func @f(%x: tensor<2x6x8xf32>, %s: tensor<1xi32>) {
+  // expected-error @+1 {{C1: x must be [batch, sequence, hidden], and the result alike}}
+  %0 = moe.jitter %x at %s eps 0.1 layer 0 : (tensor<2x6x8xf32>, tensor<1xi32>) -> tensor<2x6x8xbf16>
+  return
+}
+
+// -----
+
+// JitterOp C2
+func.func @f(%x: tensor<2x6x8xf32>, %s: tensor<1xi32>) {
+  // expected-error @+1 {{C2: eps must be above 0 and at most 1}}
+  %0 = moe.jitter %x at %s eps 0.0 layer 0 : (tensor<2x6x8xf32>, tensor<1xi32>) -> tensor<2x6x8xf32>
+  return
+}
+
+// -----
+
+// JitterOp C2
+func.func @f(%x: tensor<2x6x8xf32>, %s: tensor<1xi32>) {
+  // expected-error @+1 {{C2: eps must be above 0 and at most 1}}
+  %0 = moe.jitter %x at %s eps 1.5 layer 0 : (tensor<2x6x8xf32>, tensor<1xi32>) -> tensor<2x6x8xf32>
+  return
+}
+
+// -----
+
+// JitterOp C3
+func.func @f(%x: tensor<2x6x8xf32>, %s: tensor<1xi32>) {
+  // expected-error @+1 {{C3: layer and seed must not be negative}}
+  %0 = moe.jitter %x at %s eps 0.1 layer -1 : (tensor<2x6x8xf32>, tensor<1xi32>) -> tensor<2x6x8xf32>
+  return
+}
+
+// -----
+
+// JitterOp C3
+func.func @f(%x: tensor<2x6x8xf32>, %s: tensor<1xi32>) {
+  // expected-error @+1 {{C3: layer and seed must not be negative}}
+  %0 = moe.jitter %x at %s eps 0.1 layer 0 seed -1 : (tensor<2x6x8xf32>, tensor<1xi32>) -> tensor<2x6x8xf32>
+  return
+}
+
+// -----
+
+// JitterOp C4
+func.func @f(%x: tensor<2x6x8xf32>, %s: tensor<2xi32>) {
+  // expected-error @+1 {{C4: step and part must be tensor<1xi32>}}
+  %0 = moe.jitter %x at %s eps 0.1 layer 0 : (tensor<2x6x8xf32>, tensor<2xi32>) -> tensor<2x6x8xf32>
+  return
+}
+
+// -----
+
+// JitterOp C4
+func.func @f(%x: tensor<2x6x8xf32>, %s: tensor<1xi32>, %p: tensor<2xi32>) {
+  // expected-error @+1 {{C4: step and part must be tensor<1xi32>}}
+  %0 = moe.jitter %x at %s part %p eps 0.1 layer 0 : (tensor<2x6x8xf32>, tensor<1xi32>, tensor<2xi32>) -> tensor<2x6x8xf32>
+  return
+}
+
+// -----
+
 // LimitOp C1
 func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>) {
   // expected-error @+1 {{C1: operand and result must have the same tokens, experts and k}}

@@ -344,6 +344,19 @@ FactorRule RouteToOp::getFactorRule() {
   return rule;
 }
 
+/// x[b,s,d], step[n], part[m] → x: tokens may be cut anywhere, their draws go by their numbers.
+FactorRule JitterOp::getFactorRule() {
+  FactorRule rule;
+  Ids x = rule.addFactors(pass, shapeOf(getX()).drop_back());
+  x.push_back(rule.addFactor(whole, shapeOf(getX()).back()));
+  rule.operands = {x, {rule.addFactor(whole, 1)}};
+  if (getPart())
+    rule.operands.push_back({rule.addFactor(whole, 1)});
+  rule.results = {x};
+  rule.linearity = Linearity::first;
+  return rule;
+}
+
 /// routing[t..], step[s] → routing[t..], dropped[c]: a domain is seen as a whole, so that every
 /// rank finds the same choices over the capacity; sequences of their own may be cut apart.
 FactorRule LimitOp::getFactorRule() {
@@ -554,6 +567,20 @@ void GroupedBiasOp::localize(const MeshInfo &, ArrayRef<ShardingAttr> operands,
                              ArrayRef<ShardingAttr>) {
   if (ArrayRef<StringAttr> axes = operands[0].getPartialAxes(); !axes.empty())
     setPartAttr(dist::OffsetAttr::get(getContext(), axes, 1));
+}
+
+void JitterOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,
+                        ArrayRef<ShardingAttr>) {
+  ArrayRef<int64_t> shape = shapeOf(getX());
+  ArrayRef<DimShardingAttr> dims = operands[0].getDims();
+  if (Attribute offset = offsetOf(shape[0], dims[0], mesh)) {
+    setRows(shape[0]);
+    setRowOffsetAttr(offset);
+  }
+  if (Attribute offset = offsetOf(shape[1], dims[1], mesh)) {
+    setColumns(shape[1]);
+    setColumnOffsetAttr(offset);
+  }
 }
 
 void LimitOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,

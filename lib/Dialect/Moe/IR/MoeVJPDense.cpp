@@ -99,6 +99,13 @@ LogicalResult GluOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
   return success();
 }
 
+LogicalResult JitterOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
+  operands[0] = JitterOp::create(b, getLoc(), dy[0].getType(), dy[0], getStep(), getPart(),
+                                 getEpsAttr(), getLayerAttr(), getSeedAttr(), IntegerAttr(),
+                                 IntegerAttr(), Attribute(), Attribute());
+  return success();
+}
+
 LogicalResult SigmoidGateOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
   operands[0] = SigmoidGateOp::create(b, getLoc(), dy[0].getType(), dy[0], getG());
   operands[1] =

@@ -478,6 +478,20 @@ LogicalResult RouteToOp::verify() {
   return success();
 }
 
+LogicalResult JitterOp::verify() {
+  if (shapeOf(getX()).size() != 3 || shapeOf(getX()) != shapeOf(getResult()) ||
+      getX().getType().getElementType() != getResult().getType().getElementType())
+    return emitOpError("C1: x must be [batch, sequence, hidden], and the result alike");
+  if (double eps = getEps().convertToDouble(); !(eps > 0 && eps <= 1))
+    return emitOpError("C2: eps must be above 0 and at most 1");
+  if (int64_t(getLayer()) < 0 || int64_t(getSeed()) < 0)
+    return emitOpError("C3: layer and seed must not be negative");
+  for (Value number : {getStep(), getPart()})
+    if (number && shapeOf(number) != ArrayRef<int64_t>{1})
+      return emitOpError("C4: step and part must be tensor<1xi32>");
+  return success();
+}
+
 LogicalResult LimitOp::verify() {
   RoutingType from = getRouting().getType(), to = getResult().getType();
   if (from.getTokens() != to.getTokens() || from.getExperts() != to.getExperts() ||

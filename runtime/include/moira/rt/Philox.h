@@ -15,9 +15,13 @@
 
 namespace moira::rt {
 
-/// The first of the four words of this counter under this key.
-MOIRA_HOST_DEVICE inline uint32_t philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2,
-                                         uint32_t c3) {
+struct PhiloxWords {
+  uint32_t words[4];
+};
+
+/// The four words of this counter under this key.
+MOIRA_HOST_DEVICE inline PhiloxWords philox4(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2,
+                                             uint32_t c3) {
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
   for (int round = 0; round < 10; ++round) {
     uint64_t a = uint64_t(0xD2511F53u) * c0, b = uint64_t(0xCD9E8D57u) * c2;
@@ -28,7 +32,13 @@ MOIRA_HOST_DEVICE inline uint32_t philox(uint64_t key, uint32_t c0, uint32_t c1,
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return c0;
+  return {{c0, c1, c2, c3}};
+}
+
+/// The first of them.
+MOIRA_HOST_DEVICE inline uint32_t philox(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2,
+                                         uint32_t c3) {
+  return philox4(key, c0, c1, c2, c3).words[0];
 }
 
 /// What random token selection draws for a token and an expert of a layer in a step.
