@@ -11,7 +11,7 @@ from moira import inspect_plan, run_tool
 OPTIONS = ("--task=train", "--batch=512", "--seq=1024", "--mesh=ep=256,tp=2", "--zero=3", "--dtype=bf16", "--recompute=full")
 OFFLOADED = ("--target=sm_90", "--experimental-cuda-train")
 SECONDS, LIMIT, GIB = 10, 40e9, 2**30
-LAYERS = {"3.5t": 60, "1.1t": 19}
+LAYERS = {"3.5t": 60, "1.4t": 24}
 
 
 def rows():

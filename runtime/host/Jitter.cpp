@@ -19,8 +19,8 @@ template <typename S> Status jitter(const Call &call) {
   int64_t part = call.in.size() > 2 ? *call.input<int32_t>(2) : 0;
   int64_t firstRow = part * integer("rows") + integer("row_offset");
   parallelFor(shape[0] * columns, [&](int64_t t) {
-    int64_t token = (firstRow + t / columns) * integer("columns") + integer("column_offset") +
-                    t % columns;
+    int64_t token =
+        (firstRow + t / columns) * integer("columns") + integer("column_offset") + t % columns;
     const S *x = call.input<S>(0) + t * width;
     S *out = call.output<S>(0) + t * width;
     for (int64_t i = 0; i < width; i += 4) {
