@@ -3,6 +3,8 @@
 //===----------------------------------------------------------------------===//
 #include "CudaTesting.h"
 
+#include <algorithm>
+
 using namespace moira::rt;
 namespace fb = moira::fb;
 using namespace moira::rt::testing;
@@ -63,6 +65,45 @@ TEST_F(CudaGrad, GroupedProducts) {
   }
 }
 
+/// Of which there are enough large tiles: rows, columns and terms that end anywhere, groups that
+/// are empty, of one row, and of more than a tile.
+TEST_F(CudaGrad, LargeProducts) {
+  gpu->context.trials.tiles = true;
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    CallParams one = params({{"contract", 1}});
+    for (auto [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1025, 37, 1030},
+                           {1100, 1, 1024},
+                           {900, 16, 1153}}) {
+      expectAgrees(*gpu, "linear_input_grad", {a({m, n}), t({n, k})}, {A(Shape{m, k})}, one, mode);
+      expectAgrees(*gpu, "linear_weight_grad", {a({n, m}), t({n, k})}, {A(Shape{m, k})}, one, mode);
+    }
+    expectAgrees(*gpu, "head_weight_grad", {a({50, 17, 130}), t({50, 17, 140})},
+                 {A(Shape{17, 130, 140})}, {}, mode);
+    Tensor<int32_t> groups({1, 40});
+    std::fill(groups.values.begin(), groups.values.end(), 3);
+    groups.values[0] = groups.values[7] = groups.values[39] = 0;
+    groups.values[5] = 1;
+    groups.values[33] = 150;
+    for (int64_t rows : {258, 300}) {
+      expectAgrees(*gpu, "grouped_input_grad", {t({rows, 2, 20}), I(groups), t({40, 2, 20, 37})},
+                   {T(Shape{rows, 37})}, one, mode);
+      expectAgrees(*gpu, "grouped_weight_grad", {t({rows, 2, 20}), I(groups), t({rows, 137})},
+                   {A(Shape{40, 2, 20, 137})}, one, mode);
+    }
+    expectAgrees(*gpu, "sum_rows", {a({1000, 70})}, {A(Shape{70})}, {}, mode);
+  }
+  Tensor<int32_t> groups({1, 70});
+  std::fill(groups.values.begin(), groups.values.end(), 4);
+  for (int32_t wrong : {-1, 200, INT32_MAX}) {
+    groups.values[50] = wrong;
+    runOnGpu(*gpu, "grouped_weight_grad", {t({280, 20}), I(groups), t({280, 37})},
+             {A(Shape{70, 20, 37})}, params({{"contract", 1}}), {.fault = 4});
+    runOnGpu(*gpu, "grouped_input_grad", {t({280, 20}), I(groups), t({70, 20, 37})},
+             {T(Shape{280, 37})}, params({{"contract", 1}}), {.fault = 4});
+  }
+}
+
 TEST_F(CudaGrad, RowsAndElements) {
   for (Mode mode : allModes()) {
     mode = summing(mode);
@@ -116,6 +157,64 @@ TEST_F(CudaGrad, Attention) {
     expectAgrees(*gpu, "relative_bias_grad",
                  {a({3, 20, 30}), I(random.ids({20}, 0, 40)), I(random.ids({30}, 0, 40))},
                  {A(Shape{16, 3})}, params({{"max_distance", 30}, {"bidirectional", 1}}), mode);
+  }
+}
+
+/// Heads that fit tiles, with rows past the last whole tile, keys that nobody sees, groups of query
+/// heads, and sizes at which the plain kernels take over.
+TEST_F(CudaGrad, AttentionByTiles) {
+  gpu->context.trials.tiles = true;
+  struct Case {
+    int64_t queries, keys, heads, kvHeads, keyDim, valueDim, window;
+    bool causal;
+    const char *with;
+  };
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    for (const Case &c : {Case{64, 64, 2, 2, 64, 64, 0, true, ""},
+                          {70, 130, 4, 2, 20, 33, 0, true, ""},
+                          {33, 40, 3, 1, 128, 128, 9, true, "sinks"},
+                          {100, 65, 2, 2, 80, 16, 0, false, "bias"},
+                          {130, 200, 6, 2, 17, 65, 70, true, "bias sinks"},
+                          {32, 32, 1, 1, 1, 1, 0, false, ""},
+                          {31, 64, 2, 1, 16, 16, 0, true, ""},
+                          {64, 64, 1, 1, 129, 16, 0, true, ""}}) {
+      CallParams p = params({{"window", c.window},
+                             {"causal", c.causal},
+                             {"q_heads", c.heads},
+                             {"kv_heads", c.kvHeads}},
+                            {{"scale", 0.3}}, {{"with", c.with}});
+      // Queries stand at the end of the keys, whose order is mixed; some see nothing.
+      Tensor<int32_t> q({c.queries}), k({c.keys}), mask = random.ids({2, c.keys}, 0, 4);
+      for (int64_t j = 0; j < c.keys; ++j)
+        k.values[size_t(j)] = int32_t(j);
+      std::shuffle(k.values.begin(), k.values.end(), random.engine);
+      for (int64_t i = 0; i < c.queries; ++i)
+        q.values[size_t(i)] = int32_t(i == 5 ? -1 : i + std::max<int64_t>(0, c.keys - c.queries));
+      for (int32_t &seen : mask.values)
+        seen = seen > 0;
+      std::vector<Operand> in{a({2, c.queries, c.heads, c.valueDim}),
+                              t({2, c.queries, c.heads, c.keyDim}),
+                              t({2, c.keys, c.kvHeads, c.keyDim}),
+                              t({2, c.keys, c.kvHeads, c.valueDim}),
+                              I(q),
+                              I(k),
+                              I(mask)};
+      std::vector<Operand> out{A(Shape{2, c.queries, c.heads, c.keyDim}),
+                               A(Shape{2, c.keys, c.kvHeads, c.keyDim}),
+                               A(Shape{2, c.keys, c.kvHeads, c.valueDim})};
+      if (std::string_view(c.with).find("bias") != std::string_view::npos) {
+        in.push_back(a({c.heads, c.queries, c.keys}));
+        out.push_back(A(Shape{c.heads, c.queries, c.keys}));
+      }
+      if (std::string_view(c.with).find("sinks") != std::string_view::npos) {
+        in.push_back(a({c.heads}));
+        out.push_back(A(Shape{c.heads}));
+      }
+      SCOPED_TRACE(format("%lld queries, %lld keys of %lld", (long long)c.queries,
+                          (long long)c.keys, (long long)c.keyDim));
+      expectAgrees(*gpu, "attention_grad", in, out, p, mode);
+    }
   }
 }
 

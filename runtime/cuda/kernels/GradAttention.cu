@@ -1,10 +1,10 @@
 //===- GradAttention.cu - attention_grad --------------------------------------===//
 // Plain and correct: the first kernel leaves of every query and head the largest score, the sum of
 // the weights and the mean of what flows back; from these each of the others makes one output, a
-// warp an output row, with sums in one order and no atomics.
+// warp an output row, with sums in one order and no atomics. For what GradAttentionTiles.cu does
+// not take, and for the optional outputs.
 //===----------------------------------------------------------------------===//
-#include "AttentionTools.h"
-#include "GradTools.h"
+#include "GradAttention.h"
 
 #include <cmath>
 
@@ -12,12 +12,6 @@ namespace moira::rt::cuda {
 namespace {
 
 constexpr int kColumns = 256; // of an output row that a warp makes at a time, 8 a lane
-
-struct GradArgs {
-  AttentionArgs a; // sizes and visibility; its float operands are in the readers
-  Reader dy, q, k, v, q2, k2;
-  float *largest, *total, *mean; // of query rows (b, i, h)
-};
 
 __device__ float dotOf(Reader x, int64_t atX, Reader y, int64_t atY, int32_t n) {
   float dot = 0;
@@ -273,11 +267,18 @@ Status ops::attention_grad(const Call &call) {
   if (!g.mean)
     return noScratch(call);
   cudaStream_t stream = call.stream();
-  summarise<<<blocksOfWarps(queryRows), kWarpBlock, 0, stream>>>(g);
-  queryGrads<<<blocksOfWarps(queryRows), kWarpBlock, 0, stream>>>(g, call.output<float>(0),
-                                                                  output("q2"));
-  keyGrads<<<blocksOfWarps(keyRows), kWarpBlock, 0, stream>>>(g, call.output<float>(1),
-                                                              call.output<float>(2));
+  if (call.context.trials.tiles && attentionGradFitsTiles(a)) {
+    if (Status s = launchAttentionGradTiles(call, g, call.output<float>(0), call.output<float>(1),
+                                            call.output<float>(2));
+        !s)
+      return s;
+  } else {
+    summarise<<<blocksOfWarps(queryRows), kWarpBlock, 0, stream>>>(g);
+    queryGrads<<<blocksOfWarps(queryRows), kWarpBlock, 0, stream>>>(g, call.output<float>(0),
+                                                                    output("q2"));
+    keyGrads<<<blocksOfWarps(keyRows), kWarpBlock, 0, stream>>>(g, call.output<float>(1),
+                                                                call.output<float>(2));
+  }
   if (q2)
     sharedKeyGrads<<<blocksOfWarps(a.batch * a.keys), kWarpBlock, 0, stream>>>(g, output("k2"));
   if (a.bias)

@@ -1,7 +1,7 @@
 //===- GradProducts.cu - gradients of dense and grouped products ------------===//
 // linear_input_grad, linear_weight_grad, head_weight_grad, grouped_input_grad, grouped_weight_grad,
-// grouped_bias_grad, embedding_grad, sum_rows. One tiled product in f32 serves all of them: it
-// reads matrices by strides, and rows or terms by groups.
+// grouped_bias_grad, embedding_grad, sum_rows. A tiled product in f32 serves all of them, in tiles
+// of two sizes: it reads matrices by strides, and rows or terms by groups.
 //===----------------------------------------------------------------------===//
 #include "GradTools.h"
 
@@ -21,17 +21,21 @@ struct Product {
   bool innerGrouped;     // the run is one of i, else of r
 };
 
-/// First element and size of the z-th group; size 0, and a fault, if the groups do not fit.
+/// First element and size of the z-th group; size 0, and a fault, if the groups do not fit. By
+/// whole warps, each for itself.
 __device__ void groupOf(const int32_t *groups, int64_t z, int64_t room, int64_t &first,
                         int64_t &size, int32_t *flag) {
-  first = 0;
+  int64_t before = 0;
   bool sound = true;
-  for (int64_t g = 0; g < z; ++g) {
+  for (int64_t g = laneNumber(); g < z; g += 32) {
     sound &= groups[g] >= 0;
-    first += groups[g];
+    before += groups[g];
   }
+  for (int step = 16; step > 0; step /= 2)
+    before += __shfl_xor_sync(kAllLanes, before, step);
+  first = before;
   size = groups[z];
-  if (sound && size >= 0 && first + size <= room)
+  if (__all_sync(kAllLanes, sound) && size >= 0 && first + size <= room)
     return;
   first = size = 0;
   if (threadIdx.x == 0)
@@ -76,15 +80,134 @@ __global__ void multiply(Product p, int32_t *flag) {
   }
 }
 
+constexpr int kWide = 128, kDepth = 8, kWideThreads = 256; // a tile of 128 x 128, 8 x 8 a thread
+constexpr int kApart = kWideThreads / kDepth; // rows from one of a thread's elements to the next
+constexpr int kWideStride = kWide + 4;        // of rows in shared memory, in whole vectors
+constexpr int kHeld = kWide * kDepth / kWideThreads; // of a tile's elements that a thread moves
+
+/// One factor's elements that a thread brings to shared memory, tile by tile along the terms i:
+/// kHeld a tile, of one i if terms lie side by side in memory, else of one row (or column) r.
+template <typename S> struct Mover {
+  const S *at;        // its first element of the next tile
+  int64_t next, step; // from tile to tile, from one of its elements to the next
+  int64_t left;       // terms from its own first one on
+  int rows;           // of its elements, those whose row exists
+  int i, r;           // where its first one stands in a tile
+  bool alongTerms;
+
+  /// `first`: the tile's first row at the first term; `terms` and `height`: how many there are from
+  /// there on.
+  __device__ Mover(const S *first, int64_t termStride, int64_t rowStride, int64_t terms,
+                   int64_t height)
+      : next(kDepth * termStride), alongTerms(termStride == 1) {
+    i = int(threadIdx.x) / (alongTerms ? 1 : kWide) % kDepth;
+    r = int(threadIdx.x) / (alongTerms ? kDepth : 1) % kWide;
+    at = first + i * termStride + r * rowStride;
+    step = alongTerms ? kApart * rowStride : 2 * termStride;
+    left = terms - i;
+    int64_t there = height - r;
+    rows = there <= 0                                    ? 0
+           : !alongTerms || there > kApart * (kHeld - 1) ? kHeld
+                                                         : int(there + kApart - 1) / kApart;
+  }
+  __device__ void fetch(float (&held)[kHeld]) {
+    int count = left <= 0 ? 0 : alongTerms || left >= 2 * kHeld ? kHeld : int(left + 1) / 2;
+    count = min(count, rows);
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j)
+      held[j] = j < count ? toFloat(at[j * step]) : 0.0f;
+    at += next;
+    left -= kDepth;
+  }
+  __device__ void store(float (*tile)[kWideStride], const float (&held)[kHeld]) const {
+#pragma unroll
+    for (int j = 0; j < kHeld; ++j)
+      tile[alongTerms ? i : i + 2 * j][alongTerms ? r + kApart * j : r] = held[j];
+  }
+};
+
+/// As multiply, for large products: each thread makes rows 4·y + {0…3} and columns 4·x + {0…3} of
+/// the four quarters of a tile, and loads the next terms while it adds these.
+template <typename A, typename B>
+__global__ void __launch_bounds__(kWideThreads, 2) multiplyWide(Product p, int32_t *flag) {
+  __shared__ __align__(16) float aTile[kDepth][kWideStride], bTile[kDepth][kWideStride];
+  int64_t z = blockIdx.z, rows = p.rows, inner = p.inner, firstRow = 0, firstInner = 0;
+  if (p.groups) {
+    int64_t &first = p.innerGrouped ? firstInner : firstRow;
+    groupOf(p.groups, z, p.innerGrouped ? p.inner : p.rows, first, p.innerGrouped ? inner : rows,
+            flag);
+  }
+  int64_t row0 = int64_t(blockIdx.y) * kWide, column0 = int64_t(blockIdx.x) * kWide;
+  if (row0 >= rows)
+    return;
+  Mover<A> aMover(static_cast<const A *>(p.a.data) + z * p.aNext + firstInner * p.aInner +
+                      (firstRow + row0) * p.aRow,
+                  p.aInner, p.aRow, inner, rows - row0);
+  Mover<B> bMover(static_cast<const B *>(p.b.data) + z * p.bNext + firstInner * p.bInner +
+                      column0 * p.bColumn,
+                  p.bInner, p.bColumn, inner, p.columns - column0);
+  float aHeld[kHeld], bHeld[kHeld], sum[8][8] = {};
+  int x = int(threadIdx.x) % 16, y = int(threadIdx.x) / 16;
+  aMover.fetch(aHeld);
+  bMover.fetch(bHeld);
+  for (int64_t i0 = 0; i0 < inner; i0 += kDepth) {
+    __syncthreads(); // nobody reads the terms before these any more
+    aMover.store(aTile, aHeld);
+    bMover.store(bTile, bHeld);
+    __syncthreads();
+    aMover.fetch(aHeld);
+    bMover.fetch(bHeld);
+#pragma unroll 4
+    for (int i = 0; i < kDepth; ++i) {
+      float a[8], b[8];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        *reinterpret_cast<float4 *>(a + 4 * half) =
+            *reinterpret_cast<const float4 *>(&aTile[i][64 * half + 4 * y]);
+        *reinterpret_cast<float4 *>(b + 4 * half) =
+            *reinterpret_cast<const float4 *>(&bTile[i][64 * half + 4 * x]);
+      }
+#pragma unroll
+      for (int q = 0; q < 8; ++q)
+#pragma unroll
+        for (int c = 0; c < 8; ++c)
+          sum[q][c] += a[q] * b[c];
+    }
+  }
+#pragma unroll
+  for (int q = 0; q < 8; ++q) {
+    int64_t r = row0 + 64 * (q / 4) + 4 * y + q % 4;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+      int64_t c = column0 + 64 * (n / 4) + 4 * x + n % 4;
+      if (r < rows && c < p.columns)
+        p.out.set(z * p.outNext + (firstRow + r) * p.columns + c, sum[q][n]);
+    }
+  }
+}
+
 Status launch(const Call &call, const Product &p, int64_t count) {
   if (count == 0 || p.rows == 0 || p.columns == 0)
     return {};
-  dim3 blocks(unsigned(ceilDiv(p.columns, kTile)), unsigned(ceilDiv(p.rows, kTile)),
-              unsigned(count));
-  if (blocks.y > 65535 || blocks.z > 65535)
+  // Small products make too few large tiles to fill a device.
+  constexpr int64_t kEnough = 64;
+  bool wide = call.context.trials.tiles &&
+              ceilDiv(p.columns, kWide) * ceilDiv(p.rows, kWide) * count >= kEnough;
+  int64_t tile = wide ? kWide : kTile;
+  int64_t down = ceilDiv(p.rows, tile);
+  if (down > 65535 || count > 65535)
     return notOnCuda(call, "so many rows or groups");
-  multiply<<<blocks, 256, 0, call.stream()>>>(p, call.context.errorFlag);
-  return launched(call);
+  dim3 blocks(unsigned(ceilDiv(p.columns, tile)), unsigned(down), unsigned(count));
+  if (!wide) {
+    multiply<<<blocks, 256, 0, call.stream()>>>(p, call.context.errorFlag);
+    return launched(call);
+  }
+  return withFloat(p.a.isBf16 ? fb::DType::bf16 : fb::DType::f32, [&]<typename A>(A) {
+    return withFloat(p.b.isBf16 ? fb::DType::bf16 : fb::DType::f32, [&]<typename B>(B) {
+      multiplyWide<A, B><<<blocks, kWideThreads, 0, call.stream()>>>(p, call.context.errorFlag);
+      return launched(call);
+    });
+  });
 }
 
 Status zero(const Call &call, const TensorRef &tensor) {
@@ -93,18 +216,38 @@ Status zero(const Call &call, const TensorRef &tensor) {
                                             call.stream()));
 }
 
-/// out[j] = Σ of x[i · width + j] over i, one thread a column; with groups, one run of i for each.
+/// out[z · width + c] = Σ of x[i · width + c] over i; with groups, z's run of i for each
+/// blockIdx.y. A block makes 32 columns: its 32 warps' lanes take one each, and the warps share the
+/// rows.
 __global__ void sumColumns(Reader x, float *out, int64_t rows, int64_t width, const int32_t *groups,
-                           int64_t count, int32_t *flag) {
-  for (int64_t at = threadNumber(); at < count * width; at += threadCount()) {
-    int64_t first = 0, size = rows;
-    if (groups)
-      groupOf(groups, at / width, rows, first, size, flag);
-    float sum = 0;
-    for (int64_t i = first; i < first + size; ++i)
-      sum += x[i * width + at % width];
-    out[at] = sum;
-  }
+                           int32_t *flag) {
+  __shared__ float sums[32][33];
+  int64_t z = blockIdx.y, first = 0, size = rows;
+  if (groups)
+    groupOf(groups, z, rows, first, size, flag);
+  int warp = int(threadIdx.x) / 32, lane = laneNumber();
+  int64_t column = int64_t(blockIdx.x) * 32 + lane;
+  float sum = 0;
+  for (int64_t i = first + warp; i < first + size && column < width; i += 32)
+    sum += x[i * width + column];
+  sums[warp][lane] = sum;
+  __syncthreads();
+  // Warp w adds up the 32 sums of column w.
+  sum = warpSum(sums[lane][warp]);
+  column = int64_t(blockIdx.x) * 32 + warp;
+  if (lane == 0 && column < width)
+    out[z * width + column] = sum;
+}
+
+Status launchSums(const Call &call, int64_t rows, int64_t width, const int32_t *groups,
+                  int64_t count) {
+  if (count == 0 || width == 0)
+    return {};
+  if (count > 65535)
+    return notOnCuda(call, "so many groups");
+  sumColumns<<<dim3(unsigned(ceilDiv(width, 32)), unsigned(count)), 1024, 0, call.stream()>>>(
+      Reader(call.in[0]), call.output<float>(0), rows, width, groups, call.context.errorFlag);
+  return launched(call);
 }
 
 /// One block a token. The first token with an id adds up those of all tokens that have it, in
@@ -204,23 +347,14 @@ Status ops::grouped_weight_grad(const Call &call) {
 }
 
 Status ops::grouped_bias_grad(const Call &call) {
-  int64_t rows = call.in[0].shape[0], n = call.in[1].elements(), all = call.out[0].elements();
-  if (all == 0)
-    return {};
-  sumColumns<<<blocksOfThreads(all), kWarpBlock, 0, call.stream()>>>(
-      Reader(call.in[0]), call.output<float>(0), rows, all / n, call.input<int32_t>(1), n,
-      call.context.errorFlag);
-  return launched(call);
+  int64_t n = call.in[1].elements();
+  return launchSums(call, call.in[0].shape[0], n ? call.out[0].elements() / n : 0,
+                    call.input<int32_t>(1), n);
 }
 
 Status ops::sum_rows(const Call &call) {
   int64_t width = call.out[0].elements();
-  if (width == 0)
-    return {};
-  sumColumns<<<blocksOfThreads(width), kWarpBlock, 0, call.stream()>>>(
-      Reader(call.in[0]), call.output<float>(0), call.in[0].elements() / width, width, nullptr, 1,
-      call.context.errorFlag);
-  return launched(call);
+  return launchSums(call, width ? call.in[0].elements() / width : 0, width, nullptr, 1);
 }
 
 Status ops::embedding_grad(const Call &call) {
