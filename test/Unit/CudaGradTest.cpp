@@ -104,6 +104,49 @@ TEST_F(CudaGrad, LargeProducts) {
   }
 }
 
+// What tiles of 128 x 256 results and 64 of depth take, their borders and groups of all sizes
+// around them.
+TEST_F(CudaGrad, GroupedProductsInTiles) {
+  Gpu tried;
+  tried.context.trials.gradients = true;
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    CallParams one = params({{"contract", 1}});
+    for (auto [n, k] : {std::pair<int64_t, int64_t>{8, 8}, {136, 264}, {64, 520}, {264, 72}}) {
+      Tensor<int32_t> groups({1, 9}, {1, 0, 63, 64, 65, 0, 128, 190, 0});
+      for (int64_t rows : {511, 600}) {
+        expectAgrees(tried, "grouped_input_grad", {t({rows, n}), I(groups), t({9, n, k})},
+                     {T(Shape{rows, k})}, one, mode);
+        expectAgrees(tried, "grouped_weight_grad", {t({rows, n}), I(groups), t({rows, k})},
+                     {A(Shape{9, n, k})}, one, mode);
+      }
+    }
+    Tensor<int32_t> bad({1, 2}, {70, 71});
+    mode.fault = int32_t(4); // groups
+    runOnGpu(tried, "grouped_weight_grad", {t({140, 8}), I(bad), t({140, 16})},
+             {A(Shape{2, 8, 16})}, one, mode);
+  }
+}
+
+// Cotangents in f32 that meet bf16 are rounded in parts as large as the workspace lets them be.
+TEST_F(CudaGrad, ProductsInParts) {
+  Gpu tried;
+  tried.context.trials.gradients = true;
+  const size_t whole = tried.context.workspaceBytes;
+  for (Mode mode : allModes())
+    for (size_t bytes : {size_t(4096), size_t(1) << 17, whole}) {
+      tried.context.workspaceBytes = bytes;
+      mode = summing(mode);
+      CallParams one = params({{"contract", 1}});
+      expectAgrees(tried, "linear_input_grad", {a({300, 200}), t({200, 72})}, {A(Shape{300, 72})},
+                   one, mode);
+      expectAgrees(tried, "linear_weight_grad", {a({300, 200}), t({300, 72})}, {A(Shape{200, 72})},
+                   one, mode);
+      expectAgrees(tried, "linear_input_grad", {t({300, 200}), t({200, 72})}, {T(Shape{300, 72})},
+                   one, mode);
+    }
+}
+
 TEST_F(CudaGrad, RowsAndElements) {
   for (Mode mode : allModes()) {
     mode = summing(mode);

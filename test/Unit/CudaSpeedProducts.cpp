@@ -43,18 +43,31 @@ void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &squa
     mustRun(gpu, "grouped_matmul", {mid.slice({rows, s.f}, 0), groups.ref(), w2.ref()}, {x.ref()},
             kContract);
   };
-  std::vector<double> denseTimes, upTimes, downTimes;
+  Big weights({s.experts, 2 * s.f, s.d}, fb::DType::f32);
+  auto inputGrad = [&] { // of up
+    mustRun(gpu, "grouped_input_grad", {mid.ref(), groups.ref(), w13.ref()}, {x.ref()}, kContract);
+  };
+  auto weightGrad = [&] {
+    mustRun(gpu, "grouped_weight_grad", {mid.ref(), groups.ref(), x.ref()}, {weights.ref()},
+            kContract);
+  };
+  std::vector<double> denseTimes, upTimes, downTimes, inputTimes, weightTimes;
   for (int round = 0; round < 5; ++round) {
     denseTimes.push_back(millisecondsOf(gpu, 3, 1, dense));
     upTimes.push_back(millisecondsOf(gpu, 3, 1, up));
     downTimes.push_back(millisecondsOf(gpu, 3, 1, down));
+    inputTimes.push_back(millisecondsOf(gpu, 3, 1, inputGrad));
+    weightTimes.push_back(millisecondsOf(gpu, 3, 1, weightGrad));
   }
   const double full = 2.0 * 8192 * 8192 * 8192 / medianOf(denseTimes) / 1e9,
                upRate = 4.0 * double(rows * s.d * s.f) / medianOf(upTimes) / 1e9,
                downRate = 2.0 * double(rows * s.d * s.f) / medianOf(downTimes) / 1e9;
-  std::printf("%-16s dense %5.0f | up %8.3f ms %5.0f TF (%.2f) | down %8.3f ms %5.0f TF (%.2f)\n",
+  const double work = 4.0 * double(rows * s.d * s.f) / 1e9;
+  std::printf("%-16s dense %5.0f | up %8.3f ms %5.0f TF (%.2f) | down %8.3f ms %5.0f TF (%.2f)\n"
+              "                 gradients of up: rows %5.0f TF (%.2f), weights %5.0f TF (%.2f)\n",
               s.name, full, medianOf(upTimes), upRate, upRate / full, medianOf(downTimes), downRate,
-              downRate / full);
+              downRate / full, work / medianOf(inputTimes), work / medianOf(inputTimes) / full,
+              work / medianOf(weightTimes), work / medianOf(weightTimes) / full);
 }
 
 /// Routing and data movement of B2, beside copy bandwidth.

@@ -126,13 +126,15 @@ Status noScratch(const Call &call);
 
 /// out[m,n] = sum_k x[m,k] * w[g,n,k] with f32 accumulation, g the group of row m: groups are runs
 /// of `groups[i]` rows (device memory); rows past the last group become zero. Without `groups` all
-/// rows are of group 0. x and w have one dtype; out has it too, or f32.
+/// rows are of group 0. x and w have one dtype; out has it too, or f32. `transposed`: w[g,k,n],
+/// which only launchProductWgmma takes.
 struct GroupedProduct {
   const void *x, *w;
   void *out;
   fb::DType inType, outType;
   const int32_t *groups;
   int64_t groupCount, m, n, k;
+  bool transposed = false;
 };
 Status launchProduct(const Call &call, const GroupedProduct &product);
 /// Whether the current device runs code for sm_90a, which no other generation does.
@@ -142,6 +144,32 @@ Status launchProductF32(const Call &call, const GroupedProduct &product);
 /// Whether launchProductWgmma, which needs a Hopper GPU, takes it: bf16, aligned to 16 bytes.
 bool fitsWgmma(const GroupedProduct &product);
 Status launchProductWgmma(const Call &call, const GroupedProduct &product);
+
+/// out[m,n] = sum_k x[m,k] * w[n,k]; xDeep: x is [k,m]; wDeep: w is [k,n]. x and w have one dtype;
+/// out has it too, or f32. m, n and k are not 0.
+struct DenseProduct {
+  const void *x, *w;
+  void *out;
+  fb::DType inType, outType;
+  int64_t m, n, k;
+  bool xDeep, wDeep;
+  void *workspace; ///< for cuBLASLt
+  size_t workspaceBytes;
+};
+/// By cuBLASLt; false, and nothing done, where it is not there or has no algorithm.
+Expected<bool> multiplyDense(const Call &call, const DenseProduct &product);
+
+/// out[g,n,k] = sum of dy[r,n] * x[r,k] over the rows r of group g, in f32; zeros for a group
+/// without rows. dy [m,n] and x [m,k] are bf16.
+struct WeightGradient {
+  const void *dy, *x;
+  float *out;
+  const int32_t *groups;
+  int64_t groupCount, m, n, k;
+};
+/// Whether launchWeightGradient, which needs a Hopper GPU, takes it: aligned to 16 bytes.
+bool fitsWgmma(const WeightGradient &gradient);
+Status launchWeightGradient(const Call &call, const WeightGradient &gradient);
 /// Whether launchProductFewRows takes it: bf16, aligned, and groups of few rows on average, so that
 /// reading the weights is what takes time.
 bool hasFewRows(const GroupedProduct &product);

@@ -1,9 +1,13 @@
 //===- GradProducts.cu - gradients of dense and grouped products ------------===//
 // linear_input_grad, linear_weight_grad, head_weight_grad, grouped_input_grad, grouped_weight_grad,
-// grouped_bias_grad, embedding_grad, sum_rows. A tiled product in f32 serves all of them, in tiles
-// of two sizes: it reads matrices by strides, and rows or terms by groups.
+// grouped_bias_grad, embedding_grad, sum_rows. Dense ones can run on cuBLASLt, grouped ones of bf16
+// on Hopper's tiles; cotangents in f32 that meet bf16 are then rounded first, a part that fits the
+// workspace at a time. For the rest a tiled product in f32 serves, in tiles of two sizes: it reads
+// matrices by strides, and rows or terms by groups.
 //===----------------------------------------------------------------------===//
 #include "GradTools.h"
+
+#include <algorithm>
 
 namespace moira::rt::cuda {
 namespace {
@@ -210,6 +214,105 @@ Status launch(const Call &call, const Product &p, int64_t count) {
   });
 }
 
+/// out[r,c] = x[r, first + c], rounded: `columns` of a matrix that has `width`.
+__global__ void roundColumns(const float *x, bf16 *out, int64_t rows, int64_t columns,
+                             int64_t width, int64_t first) {
+  for (int64_t i = threadNumber(); i < rows * columns; i += threadCount()) {
+    int64_t row, column;
+    divide(i, columns, row, column);
+    out[i] = fromFloat<bf16>(x[row * width + first + column]);
+  }
+}
+
+/// Half of the workspace is for a rounded operand, the other one for cuBLASLt.
+struct Halves {
+  explicit Halves(const Call &call)
+      : rounded(static_cast<bf16 *>(call.context.workspace)),
+        values(int64_t(call.context.workspaceBytes / 2 / sizeof(bf16))),
+        rest(static_cast<char *>(call.context.workspace) + call.context.workspaceBytes / 2),
+        restBytes(call.context.workspaceBytes / 2) {}
+  bf16 *rounded;
+  int64_t values;
+  void *rest;
+  size_t restBytes;
+};
+
+Status round(const Call &call, const TensorRef &x, bf16 *out, int64_t firstRow, int64_t rows,
+             int64_t firstColumn, int64_t columns, int64_t width) {
+  roundColumns<<<blocksOfThreads(rows * columns), kWarpBlock, 0, call.stream()>>>(
+      static_cast<const float *>(x.data) + firstRow * width, out, rows, columns, width,
+      firstColumn);
+  return launched(call);
+}
+
+/// Whether cuBLASLt can multiply operands of these types, perhaps with the first one rounded.
+bool multiplies(const TensorRef &dy, const TensorRef &other, const TensorRef &out) {
+  bool sameAsOut = out.dtype == other.dtype || out.dtype == fb::DType::f32;
+  return sameAsOut && (dy.dtype == other.dtype || other.dtype == fb::DType::bf16);
+}
+
+/// dy[m,n] w[n,k], rows of dy at a time. False: not done.
+Expected<bool> inputGradient(const Call &call, int64_t m, int64_t n, int64_t k) {
+  const TensorRef &dy = call.in[0], &w = call.in[1], &out = call.out[0];
+  if (!call.context.trials.gradients || m == 0 || n == 0 || k == 0 || !multiplies(dy, w, out))
+    return false;
+  const bool rounds = dy.dtype != w.dtype;
+  Halves halves(call);
+  const int64_t atOnce = rounds ? std::min(m, halves.values / n) : m;
+  if (atOnce == 0)
+    return false;
+  for (int64_t row = 0; row < m; row += atOnce) {
+    const int64_t rows = std::min(atOnce, m - row);
+    const void *left = dy.data;
+    if (rounds) {
+      if (Status s = round(call, dy, halves.rounded, row, rows, 0, n, n); !s)
+        return s;
+      left = halves.rounded;
+    }
+    Expected<bool> done = multiplyDense(
+        call,
+        {left, w.data, static_cast<char *>(out.data) + row * k * int64_t(elementBytes(out.dtype)),
+         w.dtype, out.dtype, rows, k, n, false, true, halves.rest, halves.restBytes});
+    if (!done || !*done)
+      return done;
+  }
+  return true;
+}
+
+/// dy^T[n,m] x[m,k], columns of dy at a time.
+Expected<bool> weightGradient(const Call &call, int64_t m, int64_t n, int64_t k) {
+  const TensorRef &dy = call.in[0], &x = call.in[1], &out = call.out[0];
+  if (!call.context.trials.gradients || m == 0 || n == 0 || k == 0 || !multiplies(dy, x, out))
+    return false;
+  const bool rounds = dy.dtype != x.dtype;
+  Halves halves(call);
+  int64_t atOnce = n;
+  if (rounds && m * n > halves.values)
+    atOnce = halves.values / m / 64 * 64; // aligned parts
+  if (atOnce == 0)
+    return false;
+  for (int64_t column = 0; column < n; column += atOnce) {
+    const int64_t columns = std::min(atOnce, n - column);
+    const void *left = dy.data;
+    if (rounds) {
+      if (Status s = round(call, dy, halves.rounded, 0, m, column, columns, n); !s)
+        return s;
+      left = halves.rounded;
+    }
+    Expected<bool> done =
+        multiplyDense(call, {left, x.data, static_cast<float *>(out.data) + column * k, x.dtype,
+                             out.dtype, columns, k, m, true, true, halves.rest, halves.restBytes});
+    if (!done || !*done)
+      return done;
+  }
+  return true;
+}
+
+/// Whether Hopper's tiles are to be tried, which take bf16.
+bool triesTiles(const Call &call, const TensorRef &a, const TensorRef &b) {
+  return call.context.trials.gradients && a.dtype == fb::DType::bf16 && b.dtype == fb::DType::bf16;
+}
+
 Status zero(const Call &call, const TensorRef &tensor) {
   return checked(call.name, cudaMemsetAsync(tensor.data, 0,
                                             size_t(tensor.elements()) * elementBytes(tensor.dtype),
@@ -295,6 +398,9 @@ Status ops::linear_input_grad(const Call &call) {
   int64_t contract = call.params.integer("contract");
   int64_t m = leading(call.out[0], contract), n = leading(call.in[1], contract),
           k = trailing(call.in[1], contract);
+  Expected<bool> done = inputGradient(call, m, n, k);
+  if (!done || *done)
+    return done.takeStatus();
   return launch(call,
                 {Reader(call.in[0]), Reader(call.in[1]), Writer(call.out[0]), m, k, n, 1, n, 0, k,
                  1, 0, 0, nullptr, false},
@@ -307,6 +413,9 @@ Status ops::linear_weight_grad(const Call &call) {
   int64_t contract = call.params.integer("contract");
   int64_t m = leading(call.in[1], contract), n = leading(call.out[0], contract),
           k = trailing(call.in[1], contract);
+  Expected<bool> done = weightGradient(call, m, n, k);
+  if (!done || *done)
+    return done.takeStatus();
   return launch(call,
                 {Reader(call.in[0]), Reader(call.in[1]), Writer(call.out[0]), n, k, m, n, 1, 0, k,
                  1, 0, 0, nullptr, false},
@@ -327,6 +436,21 @@ Status ops::grouped_input_grad(const Call &call) {
     return s;
   int64_t contract = call.params.integer("contract"), rows = call.in[0].shape[0];
   int64_t k = trailing(call.in[2], contract), n = rows ? call.in[0].elements() / rows : 0;
+  if (triesTiles(call, call.in[0], call.in[2]) && rows > 0 && k > 0) {
+    const GroupedProduct product{call.in[0].data,
+                                 call.in[2].data,
+                                 call.out[0].data,
+                                 fb::DType::bf16,
+                                 call.out[0].dtype,
+                                 call.input<int32_t>(1),
+                                 call.in[1].elements(),
+                                 rows,
+                                 k,
+                                 n,
+                                 true};
+    if (fitsWgmma(product) && isHopper())
+      return launchProductWgmma(call, product);
+  }
   if (Status s = zero(call, call.out[0]); !s) // rows past the groups
     return s;
   return launch(call,
@@ -339,11 +463,24 @@ Status ops::grouped_weight_grad(const Call &call) {
   if (Status s = checkTrailing(call, "contract", {&call.in[2], &call.out[0]}); !s)
     return s;
   int64_t contract = call.params.integer("contract"), rows = call.in[0].shape[0];
-  int64_t k = trailing(call.in[2], contract), n = rows ? call.in[0].elements() / rows : 0;
+  int64_t k = trailing(call.in[2], contract), groups = call.in[1].elements(),
+          n = groups * k ? call.out[0].elements() / (groups * k) : 0;
+  if (triesTiles(call, call.in[0], call.in[2])) {
+    const WeightGradient gradient{call.in[0].data,
+                                  call.in[2].data,
+                                  call.output<float>(0),
+                                  call.input<int32_t>(1),
+                                  groups,
+                                  rows,
+                                  n,
+                                  k};
+    if (fitsWgmma(gradient) && isHopper())
+      return launchWeightGradient(call, gradient);
+  }
   return launch(call,
                 {Reader(call.in[0]), Reader(call.in[2]), Writer(call.out[0]), n, k, rows, n, 1, 0,
                  k, 1, 0, n * k, call.input<int32_t>(1), true},
-                call.in[1].elements());
+                groups);
 }
 
 Status ops::grouped_bias_grad(const Call &call) {

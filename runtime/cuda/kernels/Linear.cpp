@@ -1,7 +1,8 @@
-//===- Linear.cpp - linear and grouped_matmul -------------------------------===//
-// Dense products run on cuBLASLt, in f32 arithmetic without TF32; where it has no algorithm for a
-// shape or its library is not there, and for grouped products, on our kernels. cuBLASLt is found
-// when the program runs, so that the CUDA device needs no more than a driver to be linked.
+//===- Linear.cpp - dense products, linear and grouped_matmul ---------------===//
+// Dense products, those of gradients too, run on cuBLASLt, in f32 arithmetic without TF32; where it
+// has no algorithm for a shape or its library is not there, and for grouped products, on our
+// kernels. cuBLASLt is found when the program runs, so that the CUDA device needs no more than a
+// driver to be linked.
 //===----------------------------------------------------------------------===//
 #include "CudaOps.h"
 
@@ -66,10 +67,11 @@ Status failed(std::string_view what, cublasStatus_t status) {
                                               what.data(), lt().cublasLtGetStatusString(status)));
 }
 
-/// What an algorithm is chosen for. Sizes are of out[m,n] = x[m,k] w[n,k].
+/// What an algorithm is chosen for. Sizes and layouts are DenseProduct's.
 struct Problem {
   cublasLtHandle_t handle;
   int64_t m, n, k;
+  bool xDeep, wDeep;
   fb::DType in, out;
   std::array<uint32_t, 3> alignment; // of w, x and out
   size_t workspaceBytes;
@@ -94,11 +96,13 @@ struct Solution {
   }
 };
 
-/// cuBLASLt's matrices are column-major, so it is asked for out^T[n,m] = w^T' [n,k] x^T[k,m]: w's
-/// rows are columns of length k, to be transposed; x's are columns as they are.
+/// cuBLASLt's matrices are column-major, so it is asked for out^T[n,m] = w[n,k] x^T[k,m]. Rows in
+/// memory are its columns: those of w [n,k] have length k and are to be transposed, those of w
+/// [k,n] are right as they are; with x it is the other way round.
 cublasStatus_t prepare(const Problem &problem, Solution &solution) {
   auto type = [](fb::DType dtype) { return dtype == fb::DType::bf16 ? CUDA_R_16BF : CUDA_R_32F; };
-  const cublasOperation_t transpose = CUBLAS_OP_T;
+  const cublasOperation_t ofW = problem.wDeep ? CUBLAS_OP_N : CUBLAS_OP_T,
+                          ofX = problem.xDeep ? CUBLAS_OP_T : CUBLAS_OP_N;
   cublasLtMatmulPreference_t preference = nullptr;
   // Split sums may be gathered in f32 only, so that the bits do not depend on the split's timing.
   const uint32_t reductions = CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE;
@@ -113,10 +117,16 @@ cublasStatus_t prepare(const Problem &problem, Solution &solution) {
   auto n = uint64_t(problem.n), m = uint64_t(problem.m), k = uint64_t(problem.k);
   bool done =
       ok(lt().cublasLtMatmulDescCreate(&solution.product, CUBLAS_COMPUTE_32F, CUDA_R_32F)) &&
-      ok(lt().cublasLtMatmulDescSetAttribute(solution.product, CUBLASLT_MATMUL_DESC_TRANSA,
-                                             &transpose, sizeof transpose)) &&
-      ok(lt().cublasLtMatrixLayoutCreate(&solution.w, type(problem.in), k, n, problem.k)) &&
-      ok(lt().cublasLtMatrixLayoutCreate(&solution.x, type(problem.in), k, m, problem.k)) &&
+      ok(lt().cublasLtMatmulDescSetAttribute(solution.product, CUBLASLT_MATMUL_DESC_TRANSA, &ofW,
+                                             sizeof ofW)) &&
+      ok(lt().cublasLtMatmulDescSetAttribute(solution.product, CUBLASLT_MATMUL_DESC_TRANSB, &ofX,
+                                             sizeof ofX)) &&
+      ok(lt().cublasLtMatrixLayoutCreate(&solution.w, type(problem.in), problem.wDeep ? n : k,
+                                         problem.wDeep ? k : n,
+                                         problem.wDeep ? problem.n : problem.k)) &&
+      ok(lt().cublasLtMatrixLayoutCreate(&solution.x, type(problem.in), problem.xDeep ? m : k,
+                                         problem.xDeep ? k : m,
+                                         problem.xDeep ? problem.m : problem.k)) &&
       ok(lt().cublasLtMatrixLayoutCreate(&solution.out, type(problem.out), n, m, problem.n)) &&
       ok(lt().cublasLtMatmulPreferenceCreate(&preference)) &&
       prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, problem.workspaceBytes) &&
@@ -193,6 +203,35 @@ Status ops::grouped_matmul(const Call &call) {
   return launchProduct(call, product);
 }
 
+Expected<bool> multiplyDense(const Call &call, const DenseProduct &p) {
+  const CallContext &context = call.context;
+  if (!context.blaslt)
+    return false;
+  Problem problem{context.blaslt,
+                  p.m,
+                  p.n,
+                  p.k,
+                  p.xDeep,
+                  p.wDeep,
+                  p.inType,
+                  p.outType,
+                  {alignmentOf(p.w), alignmentOf(p.x), alignmentOf(p.out)},
+                  p.workspaceBytes};
+  Expected<const Solution *> solution = solutionOf(problem);
+  if (!solution)
+    return solution.takeStatus();
+  const Solution &s = **solution;
+  if (!s.found)
+    return false;
+  const float one = 1, zero = 0;
+  cublasStatus_t status = lt().cublasLtMatmul(context.blaslt, s.product, &one, p.w, s.w, p.x, s.x,
+                                              &zero, p.out, s.out, p.out, s.out, &s.algorithm,
+                                              p.workspace, p.workspaceBytes, context.stream);
+  if (status != CUBLAS_STATUS_SUCCESS)
+    return failed(call.name, status);
+  return true;
+}
+
 Status ops::linear(const Call &call) {
   GroupedProduct p;
   if (Status s = productOf(call, 1, nullptr, 1, p); !s)
@@ -200,27 +239,14 @@ Status ops::linear(const Call &call) {
   const CallContext &context = call.context;
   if (context.trials.router && hasFewF32Rows(p))
     return launchProductFewF32Rows(call, p);
-  if (!context.blaslt || p.m == 0 || p.n == 0 || p.k == 0 || hasFewRows(p))
+  if (p.m == 0 || p.n == 0 || p.k == 0 || hasFewRows(p))
     return launchProduct(call, p); // which makes zeros of k = 0
-  Problem problem{context.blaslt,
-                  p.m,
-                  p.n,
-                  p.k,
-                  p.inType,
-                  p.outType,
-                  {alignmentOf(p.w), alignmentOf(p.x), alignmentOf(p.out)},
-                  context.workspaceBytes};
-  Expected<const Solution *> solution = solutionOf(problem);
-  if (!solution)
-    return solution.takeStatus();
-  const Solution &s = **solution;
-  if (!s.found)
-    return launchProduct(call, p);
-  const float one = 1, zero = 0;
-  cublasStatus_t status = lt().cublasLtMatmul(
-      context.blaslt, s.product, &one, p.w, s.w, p.x, s.x, &zero, p.out, s.out, p.out, s.out,
-      &s.algorithm, context.workspace, context.workspaceBytes, context.stream);
-  return status == CUBLAS_STATUS_SUCCESS ? Status() : failed("linear", status);
+  Expected<bool> done =
+      multiplyDense(call, {p.x, p.w, p.out, p.inType, p.outType, p.m, p.n, p.k, false, false,
+                           context.workspace, context.workspaceBytes});
+  if (!done)
+    return done.takeStatus();
+  return *done ? Status() : launchProduct(call, p);
 }
 
 Status ops::linears(const Call &call) {

@@ -3,108 +3,19 @@
 // copies of x and w stages ahead; two warpgroups multiply, 64 rows each, and store what belongs to
 // the tile's group: rows past a group's end are other groups' and are left alone. Everybody finds
 // the tiles from the groups' starts, so nothing but operands passes between warps. Tiles of a group
-// follow one another, so that its weights stay in the L2 cache.
+// follow one another, so that its weights stay in the L2 cache. A group's weights are [n, k], or
+// [k, n] for products from the other side, whose copies are then blocks of 64 columns.
 //===----------------------------------------------------------------------===//
 #include "GroupTiles.h"
-#include "TensorMaps.h"
-#include "Warpgroups.h"
-
-#include <algorithm>
+#include "ProductTiles.h"
 
 namespace moira::rt::cuda {
 namespace {
 
-constexpr int kRows = 128, kColumns = 256, kDepth = 64, kStages = 3;
-constexpr int kWarpgroup = 128, kConsumers = 2, kThreads = (kConsumers + 1) * kWarpgroup;
-constexpr int kConsumerWarps = kConsumers * kWarpgroup / 32, kConsumerRows = kRows / kConsumers;
-constexpr uint32_t kLeftBytes = kRows * kDepth * sizeof(bf16),
-                   kRightBytes = kColumns * kDepth * sizeof(bf16),
-                   kStageBytes = kLeftBytes + kRightBytes;
-/// A warp stores its results as slabs of 16 rows × 64 columns.
-constexpr int kSlabRows = 16, kSlabColumns = 64, kSlabs = kColumns / kSlabColumns;
-constexpr int kSlabValues = kSlabRows * kSlabColumns;
-constexpr uint32_t kSlabBytes = kSlabValues * sizeof(bf16);
+using namespace product;
+
 /// Row tiles of a group that take turns before the next columns: what they read stays in the L2.
 constexpr uint32_t kBand = 16;
-
-/// Of as many groups the starts fit in shared memory.
-constexpr int64_t kMostGroups = 1024;
-
-/// Rows and columns of a group's results; count 0: the end.
-struct Tile {
-  int32_t row, column, group, count;
-};
-
-/// Where a group starts: its first row, and the row tiles of the groups before it. Behind the last
-/// group stand the rows that belong to none.
-struct Start {
-  int32_t row, tile;
-};
-
-struct Shared {
-  static constexpr uint32_t alignment = 1024; // of swizzled tiles
-  static constexpr uint32_t slabsAt = kStages * kStageBytes,
-                            barriersAt = slabsAt + kConsumerWarps * kSlabs * kSlabBytes,
-                            startsAt = barriersAt + 2 * kStages * sizeof(uint64_t),
-                            bytes = startsAt + (kMostGroups + 1) * sizeof(Start) + alignment;
-};
-
-/// Stage and parity of a ring.
-struct Place {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  }
-};
-
-struct Sizes {
-  int32_t groupCount, m, n, k, columnTiles;
-};
-
-/// Fills in the starts of all groups, by one warp. Counts that are negative or more than m together
-/// raise the flag, and no row belongs to any group.
-__device__ void findStarts(const int32_t *groups, const Sizes &sizes, Start *starts,
-                           int32_t *flag) {
-  constexpr int atOnce = 4; // loads under way
-  int64_t rows = 0;
-  int32_t tiles = 0;
-  bool bad = false;
-  for (int32_t base = 0; base < sizes.groupCount; base += atOnce * 32) {
-    int32_t counts[atOnce];
-#pragma unroll
-    for (int i = 0; i < atOnce; ++i) {
-      const int32_t g = base + i * 32 + laneNumber();
-      counts[i] = g >= sizes.groupCount ? 0 : groups ? groups[g] : sizes.m;
-    }
-#pragma unroll
-    for (int i = 0; i < atOnce; ++i) {
-      const int32_t g = base + i * 32 + laneNumber();
-      bad |= counts[i] < 0 || counts[i] > sizes.m;
-      const int32_t count = bad ? 0 : counts[i], own = (count + kRows - 1) / kRows;
-      const int64_t rowsUpTo = warpScan(int64_t(count));
-      const int32_t tilesUpTo = warpScan(own);
-      if (g < sizes.groupCount)
-        starts[g] = {int32_t(rows + rowsUpTo - count), tiles + tilesUpTo - own};
-      rows += __shfl_sync(kAllLanes, rowsUpTo, 31);
-      tiles += __shfl_sync(kAllLanes, tilesUpTo, 31);
-    }
-  }
-  bad = __any_sync(kAllLanes, bad) || rows > sizes.m;
-  __syncwarp();
-  if (bad)
-    for (int32_t g = laneNumber(); g < sizes.groupCount; g += 32)
-      starts[g] = {0, 0};
-  if (laneNumber() == 0) {
-    starts[sizes.groupCount] = bad ? Start{0, 0} : Start{int32_t(rows), tiles};
-    if (bad)
-      raise(flag, Fault::groups);
-  }
-  __syncwarp();
-}
 
 /// Tile `index` of all.
 __device__ Tile tileAt(const Start *starts, const Sizes &sizes, uint32_t index) {
@@ -130,23 +41,6 @@ __device__ Tile tileAt(const Start *starts, const Sizes &sizes, uint32_t index) 
                  before = (band * kBand + rest - column * inBand) * kRows;
   return {start.row + int32_t(before), int32_t(column * kColumns), past ? -1 : group,
           min(kRows, size - int32_t(before))};
-}
-
-/// The results of one warp, rows from `row0` of the tile on, in f32: straight to their places.
-__device__ inline void storeWarp(const float (&sum)[128], const CUtensorMap &, bf16 *, float *out,
-                                 const Tile &tile, int row0, int64_t n) {
-  const int lane = laneNumber();
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int row = row0 + half * 8 + lane / 4;
-#pragma unroll
-    for (int j = 0; j < kColumns / 8; ++j) {
-      const int64_t column = tile.column + j * 8 + lane % 4 * 2;
-      if (row < tile.count && column < n)
-        *reinterpret_cast<float2 *>(out + int64_t(tile.row + row) * n + column) =
-            make_float2(sum[j * 4 + half * 2], sum[j * 4 + half * 2 + 1]);
-    }
-  }
 }
 
 /// In bf16: to `slabs`, and from there by tensor copies, if all its rows belong to the tile. The
@@ -191,16 +85,10 @@ __device__ inline void storeWarp(const float (&sum)[128], const CUtensorMap &map
   __syncwarp();
 }
 
-/// Zeros in the place of a warp's results.
-template <typename Out>
-__device__ void storeZeros(Out *out, const Tile &tile, int row0, int64_t n) {
-  for (int row = row0; row < min(row0 + kSlabRows, tile.count); ++row)
-    for (int64_t column = tile.column + laneNumber();
-         column < min(n, int64_t(tile.column) + kColumns); column += 32)
-      out[int64_t(tile.row + row) * n + column] = fromFloat<Out>(0.0f);
-}
+/// Bytes of 64 columns of a stage of transposed weights.
+constexpr uint32_t kBlockBytes = kDepth * 64 * sizeof(bf16);
 
-template <typename Out>
+template <typename Out, bool transposed>
 __global__ void __launch_bounds__(kThreads, 1)
     productTiles(const __grid_constant__ CUtensorMap x, const __grid_constant__ CUtensorMap w,
                  const __grid_constant__ CUtensorMap result, Out *out, const int32_t *groups,
@@ -236,12 +124,18 @@ __global__ void __launch_bounds__(kThreads, 1)
           break;
         if (tile.group < 0)
           continue;
-        const int32_t weightRow = tile.group * sizes.n + tile.column;
+        const int32_t weightRow =
+            transposed ? tile.group * sizes.k : tile.group * sizes.n + tile.column;
         for (int s = 0; s < steps; ++s) {
           waitFor(empty(place.stage), place.parity ^ 1);
           arriveExpecting(full(place.stage), kStageBytes);
           copyBox(leftOf(place.stage), x, s * kDepth, tile.row, full(place.stage));
-          copyBox(rightOf(place.stage), w, s * kDepth, weightRow, full(place.stage));
+          if constexpr (transposed)
+            for (int block = 0; block < kColumns / 64; ++block)
+              copyBox(rightOf(place.stage) + block * kBlockBytes, w, tile.column + block * 64,
+                      weightRow + s * kDepth, full(place.stage));
+          else
+            copyBox(rightOf(place.stage), w, s * kDepth, weightRow, full(place.stage));
           place.advance();
         }
       }
@@ -278,12 +172,14 @@ __global__ void __launch_bounds__(kThreads, 1)
       auto multiply = [&](bool add) {
         const uint64_t left =
             tileDescriptor(leftOf(place.stage) + consumer * (kLeftBytes / kConsumers));
-        const uint64_t right = tileDescriptor(rightOf(place.stage));
+        const uint64_t right = transposed ? columnDescriptor(rightOf(place.stage), kBlockBytes)
+                                          : tileDescriptor(rightOf(place.stage));
+        constexpr uint64_t rightStep = transposed ? kColumnDescriptorStep : kDescriptorStep;
         beginProducts();
 #pragma unroll
         for (int d = 0; d < kDepth / 16; ++d)
-          multiply64x256(sum, left + d * kDescriptorStep, right + d * kDescriptorStep,
-                         add || d > 0);
+          multiply64x256<false, transposed>(sum, left + d * kDescriptorStep, right + d * rightStep,
+                                            add || d > 0);
         commitProducts();
       };
       waitFor(full(place.stage), place.parity);
@@ -313,20 +209,17 @@ int64_t mostTiles(const GroupedProduct &p) {
          (p.groups ? mostRowTiles(p.m, p.groupCount, kRows) : ceilDiv(p.m, kRows));
 }
 
-template <typename Out> Status launch(const Call &call, const GroupedProduct &p) {
+template <typename Out, bool transposed> Status launch(const Call &call, const GroupedProduct &p) {
   CUtensorMap x{}, w{}, result{};
-  if (!describeMatrix(x, p.x, p.m, p.k, kRows) ||
-      !describeMatrix(w, p.w, p.groupCount * p.n, p.k, kColumns) ||
+  bool described = transposed ? describeMatrix(w, p.w, p.groupCount * p.k, p.n, kDepth)
+                              : describeMatrix(w, p.w, p.groupCount * p.n, p.k, kColumns);
+  if (!described || !describeMatrix(x, p.x, p.m, p.k, kRows) ||
       (sizeof(Out) == 2 && !describeMatrix(result, p.out, p.m, p.n, kSlabRows)))
     return noTensorMap(call);
-  int device = 0, processors = 0;
-  if (Status s = checked(call.name, cudaGetDevice(&device)); !s)
+  unsigned blocks = 0;
+  if (Status s = persistentBlocks(call, mostTiles(p), blocks); !s)
     return s;
-  if (Status s = checked(
-          call.name, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-      !s)
-    return s;
-  auto kernel = productTiles<Out>;
+  auto kernel = productTiles<Out, transposed>;
   if (Status s = checked(call.name,
                          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                               int(Shared::bytes)));
@@ -334,9 +227,8 @@ template <typename Out> Status launch(const Call &call, const GroupedProduct &p)
     return s;
   const Sizes sizes{int32_t(p.groupCount), int32_t(p.m), int32_t(p.n), int32_t(p.k),
                     int32_t(ceilDiv(p.n, kColumns))};
-  kernel<<<unsigned(std::min<int64_t>(mostTiles(p), processors)), kThreads, Shared::bytes,
-           call.stream()>>>(x, w, result, static_cast<Out *>(p.out), p.groups, sizes,
-                            call.context.errorFlag);
+  kernel<<<blocks, kThreads, Shared::bytes, call.stream()>>>(
+      x, w, result, static_cast<Out *>(p.out), p.groups, sizes, call.context.errorFlag);
   return launched(call);
 }
 
@@ -346,11 +238,14 @@ bool fitsWgmma(const GroupedProduct &p) {
   return p.inType == fb::DType::bf16 && p.k > 0 && p.k % kChunk == 0 && p.n % kChunk == 0 &&
          addressOf(p.x) % 16 == 0 && addressOf(p.w) % 16 == 0 && addressOf(p.out) % 16 == 0 &&
          p.m <= INT32_MAX && p.k <= INT32_MAX && p.groupCount <= kMostGroups &&
-         p.groupCount * p.n <= INT32_MAX - kColumns && mostTiles(p) <= INT32_MAX;
+         p.groupCount * (p.transposed ? p.k : p.n) <= INT32_MAX - kColumns &&
+         mostTiles(p) <= INT32_MAX;
 }
 
 Status launchProductWgmma(const Call &call, const GroupedProduct &p) {
-  return withFloat(p.outType, [&]<typename Out>(Out) { return launch<Out>(call, p); });
+  return withFloat(p.outType, [&]<typename Out>(Out) {
+    return p.transposed ? launch<Out, true>(call, p) : launch<Out, false>(call, p);
+  });
 }
 
 } // namespace moira::rt::cuda

@@ -95,7 +95,7 @@ __device__ inline uint64_t tileDescriptor(uint32_t address) {
   return uint64_t((address & 0x3ffff) / 16) | uint64_t(1) << 16 | eightRows << 32 |
          swizzle128 << 62;
 }
-/// The same of a tile whose rows are the depth of b; its columns lie in blocks of 64, each with all
+/// The same of a tile whose rows are the depth; its columns lie in blocks of 64, each with all
 /// its rows, `blockBytes` apart. Each 16 of depth are 16 rows: kColumnDescriptorStep.
 __device__ inline uint64_t columnDescriptor(uint32_t address, uint32_t blockBytes) {
   constexpr uint64_t eightRows = 1024 / 16, swizzle128 = 1;
@@ -119,8 +119,10 @@ template <int left> __device__ void waitProducts() {
 #define MOIRA_SIXTEEN(i) MOIRA_FOUR(i), MOIRA_FOUR(i + 4), MOIRA_FOUR(i + 8), MOIRA_FOUR(i + 12)
 
 /// d += a × b^T, or d = a × b^T if not `add`: 64 rows of a, 256 of b, 16 deep. d[4 j ..]: columns
-/// 8 j + lane % 4 * 2 and the next of row warp * 16 + lane / 4, then of that row + 8.
-__device__ inline void multiply64x256(float (&d)[128], uint64_t a, uint64_t b, bool add) {
+/// 8 j + lane % 4 * 2 and the next of row warp * 16 + lane / 4, then of that row + 8. With aDeep or
+/// bDeep the rows of that tile are the depth (columnDescriptor).
+template <bool aDeep = false, bool bDeep = false>
+__device__ void multiply64x256(float (&d)[128], uint64_t a, uint64_t b, bool add) {
   asm volatile(
       "{\n"
       ".reg .pred p;\n"
@@ -135,11 +137,11 @@ __device__ inline void multiply64x256(float (&d)[128], uint64_t a, uint64_t b, b
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
       "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
       "%127}, "
-      "%128, %129, p, 1, 1, 0, 0;\n"
+      "%128, %129, p, 1, 1, %131, %132;\n"
       "}\n"
       : MOIRA_SIXTEEN(0), MOIRA_SIXTEEN(16), MOIRA_SIXTEEN(32), MOIRA_SIXTEEN(48),
         MOIRA_SIXTEEN(64), MOIRA_SIXTEEN(80), MOIRA_SIXTEEN(96), MOIRA_SIXTEEN(112)
-      : "l"(a), "l"(b), "r"(int32_t(add)));
+      : "l"(a), "l"(b), "r"(int32_t(add)), "n"(int(aDeep)), "n"(int(bDeep)));
 }
 
 /// The same with 128 rows of b.
