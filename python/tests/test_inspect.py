@@ -11,8 +11,8 @@ from moira import compile_plan, inspect_plan, run_tool
 
 SHAPE = ("--batch=2", "--seq=24")
 PLANS = {
-    "forward": ("mixtral", *SHAPE, "--mesh=dp=2,ep=2"),
-    "tensors": ("mixtral", *SHAPE, "--mesh=ep=2,tp=2"),
+    "forward": ("mixtral", "--batch=4", "--seq=24", "--mesh=dp=2,ep=2"),
+    "tensors": ("mixtral", "--batch=4", "--seq=24", "--mesh=ep=2,tp=2"),
     "generate": ("mixtral", *SHAPE, "--mesh=ep=2", "--task=generate", "--max-seq=32"),
     "train": ("deepseek_v3", *SHAPE, "--mesh=dp=2,ep=2", "--task=train", "--zero=2"),
     "seq2seq": ("switch_transformers", *SHAPE, "--dec-seq=12", "--task=grad"),
@@ -128,17 +128,17 @@ def test_graph(name, plans, tmp_path):
 
 
 def test_graph_has_what_data_takes(plans, tmp_path):
-    """One rank of mixtral on dp=2,ep=2, by hand: one sequence of 12 tokens of width 64 in f32; keys and values of 2 heads of 16 are gathered."""
+    """One rank of mixtral on dp=2,ep=2, by hand: one sequence of 24 tokens of width 64 in f32, 4 heads of 16, 256 words."""
     inspect(plans["forward"], f"--dot={tmp_path / 'plan.dot'}")
     text = (tmp_path / "plan.dot").read_text()
     nodes, _ = graph(text)
     of = {label.split("\\n")[0]: n for n, label in nodes.items()}
     edges = {(a, b): size for a, b, size in re.findall(r'^  (n\d+) -> (n\d+) \[label="([^"]*)"', text, re.M)}
     layer = "model.layers.0."
-    assert edges[of["model.embed_tokens"], of[layer + "input_layernorm"]] == bytes_text(12 * 64 * 4)
-    assert edges[of[layer + "self_attn.q_proj"], of[layer + "self_attn"]] == bytes_text(12 * 4 * 16 * 4)
-    assert edges[of[layer + "self_attn"], of[layer + "self_attn.o_proj"]] == bytes_text(12 * 4 * 16 * 4)
-    assert edges[of["lm_head"], of["logits"]] == bytes_text(12 * 256 * 4)
+    assert edges[of["model.embed_tokens"], of[layer + "input_layernorm"]] == bytes_text(24 * 64 * 4)
+    assert edges[of[layer + "self_attn.q_proj"], of[layer + "self_attn"]] == bytes_text(24 * 4 * 16 * 4)
+    assert edges[of[layer + "self_attn"], of[layer + "self_attn.o_proj"]] == bytes_text(24 * 4 * 16 * 4)
+    assert edges[of["lm_head"], of["logits"]] == bytes_text(24 * 256 * 4)
     into_gate = {nodes[a].split("\\n")[0] for (a, b) in edges if b == of[layer + "mlp.gate"]}
     assert into_gate == {layer + "post_attention_layernorm"}
 
