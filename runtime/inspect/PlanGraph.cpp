@@ -150,14 +150,10 @@ private:
     case fb::InstrKind::launch:
       name = plan.kernels()->Get(instr.target())->name()->str();
       break;
-    case fb::InstrKind::collective: {
+    case fb::InstrKind::collective:
       name = fb::EnumNameCollectiveKind(static_cast<fb::CollectiveKind>(instr.target()));
-      std::string axes;
-      for (uint8_t axis : *instr.axes())
-        axes += (axes.empty() ? "" : ",") + plan.axes()->Get(axis)->name()->str();
-      name += " over " + axes;
+      name += " over " + axesText(plan, instr);
       break;
-    }
     default:
       name = fb::EnumNameInstrKind(instr.kind());
     }

@@ -35,13 +35,6 @@ struct Reader {
     return size;
   }
 
-  std::string axesText(const fb::Instr &instr) const {
-    std::string text;
-    for (uint8_t axis : *instr.axes())
-      text += (text.empty() ? "" : ",") + plan.axes()->Get(axis)->name()->str();
-    return text;
-  }
-
   std::string instrName(const fb::Instr &instr) const {
     std::string kind = fb::EnumNameInstrKind(instr.kind());
     switch (instr.kind()) {
@@ -165,32 +158,18 @@ std::vector<CollectiveSummary> summarizeCollectives(const Reader &reader) {
     if (instr.kind() != fb::InstrKind::collective)
       continue;
     auto kind = static_cast<fb::CollectiveKind>(instr.target());
-    std::string axes = reader.axesText(instr), name = std::string(fb::EnumNameCollectiveKind(kind));
+    std::string axes = axesText(reader.plan, instr),
+                name = std::string(fb::EnumNameCollectiveKind(kind));
     CollectiveSummary &row = table[{axes, name, instr.layer()}];
     row.axes = axes;
     row.kind = name;
     row.layer = instr.layer();
-    uint64_t n = reader.viewBytes(instr.inputs()->Get(0)), p = reader.groupSize(instr), sent = 0,
-             needed = 0;
-    switch (kind) {
-    case fb::CollectiveKind::all_reduce:
-      sent = needed = 2 * (p - 1) * n / p;
-      break;
-    case fb::CollectiveKind::all_gather:
-      sent = needed = (p - 1) * n;
-      break;
-    case fb::CollectiveKind::reduce_scatter:
-      sent = needed = (p - 1) * n / p;
-      break;
-    case fb::CollectiveKind::all_to_all:
-      sent = needed = (p - 1) * n / p;
-      if (rows[i]) {
-        const fb::View *view = reader.program.views()->Get(instr.inputs()->Get(0));
-        uint64_t rowBytes =
-            dtypeBytes(view->dtype()) * view->shape()->Get(view->shape()->size() - 1);
-        needed = std::min(sent, *rows[i] * rowBytes * (p - 1) / p);
-      }
-      break;
+    uint64_t n = reader.viewBytes(instr.inputs()->Get(0)), p = reader.groupSize(instr),
+             sent = ringBytes(kind, n, p), needed = sent;
+    if (kind == fb::CollectiveKind::all_to_all && rows[i]) {
+      const fb::View *view = reader.program.views()->Get(instr.inputs()->Get(0));
+      uint64_t rowBytes = dtypeBytes(view->dtype()) * view->shape()->Get(view->shape()->size() - 1);
+      needed = std::min(sent, *rows[i] * rowBytes * (p - 1) / p);
     }
     row.count += 1;
     row.message += n;
@@ -342,6 +321,26 @@ void shareArenas(std::vector<ProgramSummary> &programs) {
 }
 
 } // namespace
+
+uint64_t moira::rt::ringBytes(fb::CollectiveKind kind, uint64_t bytes, uint64_t ranks) {
+  switch (kind) {
+  case fb::CollectiveKind::all_reduce:
+    return 2 * (ranks - 1) * bytes / ranks;
+  case fb::CollectiveKind::all_gather:
+    return (ranks - 1) * bytes;
+  case fb::CollectiveKind::reduce_scatter:
+  case fb::CollectiveKind::all_to_all:
+    break;
+  }
+  return (ranks - 1) * bytes / ranks;
+}
+
+std::string moira::rt::axesText(const fb::Plan &plan, const fb::Instr &instr) {
+  std::string text;
+  for (uint8_t axis : *instr.axes())
+    text += (text.empty() ? "" : ",") + plan.axes()->Get(axis)->name()->str();
+  return text;
+}
 
 const ProgramSummary *PlanSummary::main() const {
   for (const ProgramSummary &program : programs)

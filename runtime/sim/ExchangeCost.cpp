@@ -112,20 +112,6 @@ GroupPlace placeOf(const fb::Plan &plan, const fb::Program &program, std::span<c
   return worst;
 }
 
-double exchangeBytes(fb::CollectiveKind kind, double bytes, int64_t ranks) {
-  auto p = double(ranks);
-  switch (kind) {
-  case fb::CollectiveKind::all_reduce:
-    return 2 * (p - 1) / p * bytes;
-  case fb::CollectiveKind::all_gather:
-    return (p - 1) * bytes;
-  case fb::CollectiveKind::reduce_scatter:
-  case fb::CollectiveKind::all_to_all:
-    break;
-  }
-  return (p - 1) / p * bytes;
-}
-
 double exchangeSeconds(fb::CollectiveKind kind, double bytes, const GroupPlace &place,
                        const SimCluster &cluster) {
   if (place.ranks <= 1)

@@ -23,9 +23,6 @@ GroupPlace placeOf(const fb::Plan &plan, const fb::Program &program, std::span<c
 double exchangeSeconds(fb::CollectiveKind kind, double bytes, const GroupPlace &place,
                        const SimCluster &cluster);
 
-/// What this rank sends in it at least (ring lower bounds), as moe-inspect counts it.
-double exchangeBytes(fb::CollectiveKind kind, double bytes, int64_t ranks);
-
 } // namespace moira::rt
 
 #endif // MOIRA_RT_SIM_EXCHANGECOST_H

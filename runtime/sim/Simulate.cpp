@@ -46,13 +46,6 @@ const char *kindName(const Work &work) {
   return "other kernels";
 }
 
-std::string axesText(const fb::Plan &plan, const fb::Instr &instr) {
-  std::string text;
-  for (uint8_t axis : *instr.axes())
-    text += (text.empty() ? "" : ",") + plan.axes()->Get(axis)->name()->str();
-  return text;
-}
-
 struct Interval {
   double begin, end;
 };
@@ -151,7 +144,7 @@ private:
     double bytes = reader.bytesOf(instr.inputs()->Get(0));
     take(index, clocks[instr.queue()], exchangeSeconds(kind, bytes, place->second, options.cluster),
          axes + " " + fb::EnumNameCollectiveKind(kind), true,
-         exchangeBytes(kind, bytes, place->second.ranks));
+         double(ringBytes(kind, uint64_t(bytes), uint64_t(place->second.ranks))));
   }
 
   void take(uint32_t index, double &clock, double seconds, const std::string &name, bool waits,

@@ -107,6 +107,11 @@ std::string diffText(const PlanSummary &a, const PlanSummary &b);
 /// The mesh's first program as a Graphviz graph: modules and exchanges, and the bytes that go from
 /// one to the other on a rank.
 std::string graphDot(const PlanFile &file);
+/// What a rank sends in a collective at least, with an operand of so many bytes:
+/// CollectiveSummary's ring lower bounds.
+uint64_t ringBytes(fb::CollectiveKind kind, uint64_t bytes, uint64_t ranks);
+/// The axes of a collective: "dp,ep".
+std::string axesText(const fb::Plan &plan, const fb::Instr &instr);
 /// "dp=2,ep=2", or "one rank".
 std::string meshText(const PlanSummary &summary);
 /// "1.5 MiB".

@@ -72,7 +72,6 @@ struct SimResult {
   double stepSeconds = 0;   ///< of training, gradients or a forward pass; decoding: of one token
   double tokensPerStep = 0; ///< of all ranks
   uint64_t deviceBytes = 0; ///< planned for a rank
-  uint64_t hostBytes = 0;
 };
 
 /// Total over a verified plan.
