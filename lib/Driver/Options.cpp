@@ -290,7 +290,7 @@ std::string hintFor(StringRef name, ArrayRef<OptionSpec> table) {
   return near.empty() ? "; moe-opt --help lists them" : "; did you mean --" + near + "?";
 }
 
-void printHelp(ArrayRef<OptionSpec> table, bool hidden) {
+void printHelp(ArrayRef<OptionSpec> table) {
   outs() << "moe-opt MODEL [options] -o FILE      compile a model for a mesh\n"
             "moe-opt FILE.mlir --some-pass …      run passes (moe-opt --list-passes names them)\n\n"
             "MODEL is a model directory (config.json and safetensors), a config.json alone, .mlir "
@@ -307,9 +307,6 @@ void printHelp(ArrayRef<OptionSpec> table, bool hidden) {
          "  --timing                    print on stderr how long each phase took\n"
          "  --verify-roundtrip          print, parse and compare the IR after every phase\n"
          "  --mlir-…                    MLIR's debugging options, e.g. --mlir-print-ir-after-all\n";
-  if (hidden)
-    outs() << "  --experimental-cuda-train   let --task=train have another --target than host; the "
-              "plans have not been run on a GPU\n";
 }
 
 } // namespace
@@ -321,7 +318,7 @@ bool moira::wantsCompiler(int argc, char **argv) {
   for (int i = 1; i < argc; ++i) {
     StringRef arg = argv[i];
     if (auto flag = splitFlag(arg)) {
-      if (flag->first == "help" || flag->first == "help-hidden" ||
+      if (flag->first == "help" ||
           any_of(table, [&](const OptionSpec &o) { return o.name == flag->first; }))
         return true;
       continue;
@@ -342,16 +339,11 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
   Status status;
   std::vector<OptionSpec> table = optionTable(options);
   help = argc == 1;
-  bool hidden = false;
   std::vector<std::string> models;
   for (int i = 1; i < argc; ++i) {
     StringRef arg = argv[i];
     if (arg == "--help" || arg == "-h" || arg == "-help") {
       help = true;
-      continue;
-    }
-    if (arg == "--help-hidden") {
-      help = hidden = true;
       continue;
     }
     if (arg == "-o") {
@@ -385,8 +377,6 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
       options.memoryOnly = true;
     } else if (name == "timing" && !value) {
       options.timing = true;
-    } else if (name == "experimental-cuda-train" && !value) {
-      options.cudaTraining = true;
     } else if (name == "verify-roundtrip" && !value) {
       options.verifyRoundtrip = true;
     } else if (isMlirFlag(name)) {
@@ -402,7 +392,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     }
   }
   if (help) {
-    printHelp(table, hidden);
+    printHelp(table);
     return {};
   }
   if (models.size() != 1)
@@ -411,9 +401,6 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                               : "more than one model given: '" + join(models, "', '") + "'");
   else
     options.model = models.front();
-  if (options.task == "train" && options.target != "host" && !options.cudaTraining)
-    status.add(ErrorId::BadUsage,
-               "--task=train is compiled for --target=host only in this version");
   for (StringRef name : {"optimizer", "lr", "schedule", "betas", "eps", "weight-decay", "momentum",
                          "clip-norm", "bias-update-rate", "zero", "router-noise", "noise-seed"})
     if (options.task != "train" && is_contained(options.given, name))

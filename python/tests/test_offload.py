@@ -113,7 +113,7 @@ def test_checkpoints_go_from_one_placement_to_another(tmp_path):
 def inspected(folder, *options):
     """The summary of a GPU's plan; no GPU is needed to make one."""
     plan = folder / "gpu.moeplan"
-    gpu = ("--task=train", "--target=sm_90", "--experimental-cuda-train", "--report=none")
+    gpu = ("--task=train", "--target=sm_90", "--report=none")
     made = run_tool("moe-opt", GOLDEN / "olmoe", *golden_options("olmoe"), *gpu, *options, "-o", plan)
     assert made.code == 0, made
     return summary(plan)
@@ -150,7 +150,7 @@ def test_the_limit_is_the_devices(tmp_path):
     """With offload a model that does not fit without it does."""
     need = {what: inspected(tmp_path, f"--offload={what}")["memory_per_rank"]["total_bytes"] for what in ("none", "optimizer")}
     limit = (need["none"] + need["optimizer"]) // 2
-    gpu = ("--task=train", "--target=sm_90", "--experimental-cuda-train", f"--memory-limit={limit}", "--recompute=none", "-o", tmp_path / "p.moeplan")
+    gpu = ("--task=train", "--target=sm_90", f"--memory-limit={limit}", "--recompute=none", "-o", tmp_path / "p.moeplan")
     for what, code in (("none", 3), ("optimizer", 0)):
         made = run_tool("moe-opt", GOLDEN / "olmoe", *golden_options("olmoe"), *gpu, f"--offload={what}")
         assert made.code == code, made

@@ -53,13 +53,8 @@ def test_a_tiny_one_learns(tmp_path):
 
 
 def test_the_true_one_is_planned_for_a_gpu(tmp_path):
-    """Only where the option that is not for users yet is given."""
     options = (EXAMPLE / "config.json", *OPTIONS, "--batch=8", "--seq=1024", "--dtype=bf16", "--target=sm_90", "-o", tmp_path / "train.moeplan")
-    refused = run_tool("moe-opt", *options)
-    assert refused.code == 1 and refused.error_ids == ["MOE-0102"] and "--target=host only" in refused.err
-    planned = run_tool("moe-opt", *options, "--experimental-cuda-train", "--report=json")
+    planned = run_tool("moe-opt", *options, "--report=json")
     assert planned.code == 0, planned
     report = json.loads(planned.out)
     assert 3.2e9 < report["parameters"] < 3.4e9
-    listed, hidden = run_tool("moe-opt", "--help"), run_tool("moe-opt", "--help-hidden")
-    assert "--experimental-cuda-train" not in listed.out and "--experimental-cuda-train" in hidden.out

@@ -18,7 +18,7 @@ namespace fb = moira::fb;
 
 namespace {
 
-const std::string kTrain = "--experimental-cuda-train --task=train ";
+const std::string kTrain = "--task=train ";
 const std::string kAdamW = kTrain + "--optimizer=adamw --lr=1e-3 --weight-decay=0.01 ";
 
 struct Trained {

@@ -49,10 +49,9 @@ struct CompilerOptions {
   std::optional<Phase> compileTo, compileFrom;
   std::string dumpPhasesTo;
   std::string report = "text"; // text (stderr), json (stdout) or none
-  bool memoryOnly = false;   // report what a rank needs, write nothing; operations that Moira lacks
-                             // are stood in for
-  bool timing = false;       // print how long each phase took
-  bool cudaTraining = false; // plans for GPUs may train
+  bool memoryOnly = false; // report what a rank needs, write nothing; operations that Moira lacks
+                           // are stood in for
+  bool timing = false;     // print how long each phase took
   bool verifyRoundtrip = false;       // print, parse and compare the IR after every phase
   std::vector<std::string> given;     // names of the options on the command line, without dashes
   std::vector<std::string> mlirFlags; // passed on to MLIR: --mlir-…, --debug…
@@ -63,7 +62,7 @@ struct CompilerOptions {
 bool wantsCompiler(int argc, char **argv);
 
 /// Parses argv. All problems at once; an unknown flag names the nearest known one. Sets `help` (and
-/// prints it to stdout) for --help and --help-hidden.
+/// prints it to stdout) for --help.
 rt::Status parseCompilerOptions(int argc, char **argv, CompilerOptions &options, bool &help);
 
 } // namespace moira
