@@ -14,16 +14,17 @@ namespace moira::rt::cuda {
 
 inline constexpr int kSumThreads = 256;
 
-/// The sum of `own` over the block's threads, for thread 0. Once a kernel.
+/// For thread 0 the sum of `own` over the block's threads, for the others a part of it. Once a
+/// kernel.
 __device__ inline double blockSum(double own) {
   __shared__ double partial[kSumThreads];
   partial[threadIdx.x] = own;
   for (int half = kSumThreads / 2; half > 0; half /= 2) {
     __syncthreads();
     if (int(threadIdx.x) < half)
-      partial[threadIdx.x] += partial[threadIdx.x + half];
+      partial[threadIdx.x] = own += partial[threadIdx.x + half];
   }
-  return threadIdx.x == 0 ? partial[0] : 0;
+  return own; // not read back: all threads would, beside thread 0's last write
 }
 
 /// Chunk c of a row is its elements [c * length, (c + 1) * length). `partial` is not used where
