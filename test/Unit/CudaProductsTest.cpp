@@ -115,7 +115,8 @@ TEST_F(CudaProducts, LinearsInOneLaunchAreThoseOfSeveral) {
   // number of weights, of columns (Qwen3's queries, keys and values among them) and of rows.
   Gpu tried;
   tried.context.trials.linears = true;
-  for (Mode mode : allModes())
+  for (Mode mode : allModes()) {
+    mode.sums = true; // of one column there may be one result
     for (int64_t rows : {1, 3, 8, 9})
       for (const std::vector<int64_t> &columns :
            {std::vector<int64_t>{4096, 512, 512}, {17, 5}, {9000, 1, 16, 40}}) {
@@ -128,12 +129,13 @@ TEST_F(CudaProducts, LinearsInOneLaunchAreThoseOfSeveral) {
         for (Gpu *device : {gpu.get(), &tried})
           expectAgrees(*device, "linears", in, out, params({{"contract", 1}}), mode);
       }
+  }
 }
 
 TEST_F(CudaProducts, FewF32RowsOfARouter) {
   Gpu tried;
   tried.context.trials.router = true;
-  Mode mode;
+  Mode mode{.sums = true};
   for (int64_t rows : {1, 2, 8, 9})
     for (int64_t inner : {4, 60, 2048, 5120})
       for (int64_t columns : {1, 128, 1024, 1025})

@@ -11,6 +11,7 @@
 
 #include <bit>
 #include <cstring>
+#include <numeric>
 #include <variant>
 
 namespace moira::rt::testing {
@@ -204,14 +205,15 @@ private:
   Guarded memory;
 };
 
-/// ‖a - b‖ / ‖b‖; infinite if it is no number or if b alone is zero.
-inline double normError(const Tensor<float> &a, const std::vector<double> &b) {
-  double difference = 0, size = 0;
+/// ‖a - b‖ / ‖b‖, or over the root of `size` if there is one; infinite if it is no number or if b
+/// alone is zero.
+inline double normError(const Tensor<float> &a, const std::vector<double> &b, double size = 0) {
+  double difference = 0, own = 0;
   for (size_t i = 0; i < b.size(); ++i) {
     difference += (double(a.values[i]) - b[i]) * (double(a.values[i]) - b[i]);
-    size += b[i] * b[i];
+    own += b[i] * b[i];
   }
-  double error = difference == 0 ? 0 : std::sqrt(difference / size);
+  double error = difference == 0 ? 0 : std::sqrt(difference / (size > 0 ? size : own));
   return std::isnan(error) ? INFINITY : error;
 }
 
@@ -221,6 +223,11 @@ struct Mode {
   bool shifted = false;   // operands off their alignment by one element
   bool exact = false;     // floats equal the reference's too
   bool hostFloat = false; // against the float reference, for calls that choose
+  /// Results are sums of products of the inputs, of which few may be compared. A sum x·w of terms
+  /// of both signs may come near zero by chance, but its rounding errors stay as large as its
+  /// partial sums, about √Σ(xw)²: errors are then relative to that, which for many results is their
+  /// own size.
+  bool sums = false;
   double f32Error = 1e-5, bf16Error = 1e-2;
   int32_t fault = 0; // the error flag afterwards
 };
@@ -328,6 +335,18 @@ inline void expectAgrees(Gpu &gpu, std::string_view name, std::vector<Operand> i
   Status s = mode.hostFloat ? runOnHost<float>(name, in, out, p, expected)
                             : runOnHost<double>(name, in, out, p, expected);
   ASSERT_TRUE(s.ok()) << s.str();
+  std::vector<double> sizes(out.size()); // Σ(xw)² of each output
+  if (mode.sums) {
+    std::vector<Operand> squares = in;
+    for (Operand &o : squares)
+      for (float &v : std::get<Tensor<float>>(o.tensor).values)
+        v *= v;
+    std::vector<std::vector<double>> sums;
+    s = runOnHost<double>(name, squares, out, p, sums);
+    ASSERT_TRUE(s.ok()) << s.str();
+    for (size_t i = 0; i < out.size(); ++i)
+      sizes[i] = std::accumulate(sums[i].begin(), sums[i].end(), 0.0);
+  }
   std::vector<Operand> got = runOnGpu(gpu, name, in, out, p, mode);
   for (size_t i = 0; i < out.size(); ++i) {
     if (const auto *ints = std::get_if<Tensor<int32_t>>(&got[i].tensor)) {
@@ -338,7 +357,7 @@ inline void expectAgrees(Gpu &gpu, std::string_view name, std::vector<Operand> i
     double allowed = mode.exact                                        ? 0
                      : mode.dtype == fb::DType::bf16 && out[i].compute ? mode.bf16Error
                                                                        : mode.f32Error;
-    EXPECT_LE(normError(got[i].floats(), expected[i]), allowed)
+    EXPECT_LE(normError(got[i].floats(), expected[i], sizes[i]), allowed)
         << name << ": output " << i << " of " << (mode.dtype == fb::DType::bf16 ? "bf16" : "f32")
         << (mode.shifted ? ", shifted" : "");
   }
