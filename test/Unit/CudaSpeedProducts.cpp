@@ -1,7 +1,8 @@
 //===- CudaSpeedProducts.cpp - how fast large grouped products are ----------===//
 // The two products of a SwiGLU layer's experts at the sizes of well-known models, with random
 // choices of experts, each beside cuBLASLt's dense product of 8192 x 8192 x 8192 in the same
-// rounds, and what stands around them: gate, select, combine, attention.
+// rounds, and what stands around them: gate, select, combine, attention. Their gradients only where
+// MOIRA_CUDA_TRY names `gradients`: without tensor cores these sizes would take minutes.
 //===----------------------------------------------------------------------===//
 #include "CudaSpeed.h"
 
@@ -56,18 +57,23 @@ void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &squa
     denseTimes.push_back(millisecondsOf(gpu, 3, 1, dense));
     upTimes.push_back(millisecondsOf(gpu, 3, 1, up));
     downTimes.push_back(millisecondsOf(gpu, 3, 1, down));
+    if (!gpu.context.trials.gradients)
+      continue;
     inputTimes.push_back(millisecondsOf(gpu, 3, 1, inputGrad));
     weightTimes.push_back(millisecondsOf(gpu, 3, 1, weightGrad));
   }
   const double full = 2.0 * 8192 * 8192 * 8192 / medianOf(denseTimes) / 1e9,
                upRate = 4.0 * double(rows * s.d * s.f) / medianOf(upTimes) / 1e9,
                downRate = 2.0 * double(rows * s.d * s.f) / medianOf(downTimes) / 1e9;
-  const double work = 4.0 * double(rows * s.d * s.f) / 1e9;
-  std::printf("%-16s dense %5.0f | up %8.3f ms %5.0f TF (%.2f) | down %8.3f ms %5.0f TF (%.2f)\n"
-              "                 gradients of up: rows %5.0f TF (%.2f), weights %5.0f TF (%.2f)\n",
+  std::printf("%-16s dense %5.0f | up %8.3f ms %5.0f TF (%.2f) | down %8.3f ms %5.0f TF (%.2f)\n",
               s.name, full, medianOf(upTimes), upRate, upRate / full, medianOf(downTimes), downRate,
-              downRate / full, work / medianOf(inputTimes), work / medianOf(inputTimes) / full,
-              work / medianOf(weightTimes), work / medianOf(weightTimes) / full);
+              downRate / full);
+  if (inputTimes.empty())
+    return;
+  const double work = 4.0 * double(rows * s.d * s.f) / 1e9, inputRate = work / medianOf(inputTimes),
+               weightRate = work / medianOf(weightTimes);
+  std::printf("                 gradients of up: rows %5.0f TF (%.2f), weights %5.0f TF (%.2f)\n",
+              inputRate, inputRate / full, weightRate, weightRate / full);
 }
 
 /// Routing and data movement of B2, beside copy bandwidth.

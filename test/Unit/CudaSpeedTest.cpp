@@ -101,6 +101,7 @@ void layer(Gpu &gpu, fb::DType type) {
 } // namespace
 
 int main(int argc, char **argv) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0); // a kernel that hangs is the one after the last line
   if (!Gpu::present()) {
     std::printf("no CUDA device here\n");
     return 0;
