@@ -1,0 +1,72 @@
+"""Shows what run-conformance.py says of tests of kernels that fail or never end, in a bundle beside whose models lie other files. What it says of a
+GPU only a GPU shows."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import pytest
+
+from common import ROOT
+
+LISTED = "Suite.\n  Right\n  Wrong\n  Late\n"
+WRONG = "[ RUN      ] Suite.Wrong\nMOIRA_TEST_SEED=1\nsomewhere: Failure\nactual: 2 vs 1\n[  FAILED  ] Suite.Wrong (1 ms)\n"
+RIGHT = "[ RUN      ] Suite.Right\nall is well\n[       OK ] Suite.Right (1 ms)\n"
+TOOL = "Error: Race reported between Write access"
+
+
+@pytest.fixture
+def conformance(tmp_path):
+    """Runs the script in a bundle whose test program prints `text` and ends with `code`, under a sanitizer that reports a race."""
+    for name in ("gpu_runs.py", "gpu_models.py", "gpu_machine.py"):
+        shutil.copy(ROOT / "scripts" / name, tmp_path)
+    shutil.copy(ROOT / "scripts" / "gpu-conformance.py", tmp_path / "run-conformance.py")
+    for folder in ("models/olmoe", "test", "tools"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "models" / "README.md").write_text("not a model")
+    (tmp_path / "models" / "olmoe" / "config.json").write_text("{}")
+    for model in ("mixtral", "qwen2_moe", "qwen3_moe"):
+        shutil.copytree(tmp_path / "models" / "olmoe", tmp_path / "models" / model)
+    with tarfile.open(tmp_path / "plans.tar.xz", "w:xz") as plans:
+        plans.addfile(tarfile.TarInfo("plans/none"), io.BytesIO())
+
+    def script(path, text):
+        path.write_text(f"#!{sys.executable}\n{text}")
+        path.chmod(0o755)
+
+    def run(text, code, *words):
+        script(tmp_path / "test" / "CudaCallsTests",
+               f"import sys\nif '--gtest_list_tests' in sys.argv:\n    print({LISTED!r}, end='')\n    sys.exit()\nprint({text!r})\nsys.exit({code})\n")
+        script(tmp_path / "tools" / "compute-sanitizer",
+               f"print('=========', {TOOL!r})\nprint({text!r})\nprint('========= RACECHECK SUMMARY: 1 hazard')\nraise SystemExit(99)\n")
+        environment = {**os.environ, "PATH": f"{tmp_path}/tools:{os.environ['PATH']}"}
+        done = subprocess.run([sys.executable, tmp_path / "run-conformance.py", *words], capture_output=True, text=True, env=environment)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, done.stdout
+
+    return run
+
+
+def test_failed_tests_are_named_with_their_first_lines(conformance):
+    code, text = conformance(RIGHT + WRONG, 1, "--groups=kernels")
+    assert code == 1 and "FAIL  kernels" in text and text.endswith("0 passed, 1 failed\n")
+    assert "Suite.Wrong\n        somewhere: Failure\n        actual: 2 vs 1\n" in text
+    assert "Suite.Right" not in text and "MOIRA_TEST_SEED" not in text
+
+
+def test_a_test_in_which_the_program_dies_is_named(conformance):
+    code, text = conformance(RIGHT + "[ RUN      ] Suite.Late\nlast words", 139, "--groups=kernels")
+    assert code == 1 and "exit code 139\n    Suite.Late, which did not end\n        last words\n" in text
+
+
+def test_passing_tests_pass(conformance):
+    code, text = conformance(RIGHT + "[  PASSED  ] 1 test.", 0, "--groups=kernels")
+    assert code == 0 and text.endswith("1 passed, 0 failed\n")
+
+
+def test_what_a_tool_reports_fails(conformance):
+    code, text = conformance(RIGHT + "[  PASSED  ] 1 test.", 0, "--groups=racecheck")
+    assert code == 1 and text.count(TOOL) == 3 and text.endswith("0 passed, 3 failed\n")
