@@ -127,6 +127,19 @@ def Dist_PackOp : Dist_Op<"pack", [Pure, CostInterface]> {
   let hasVerifier = 1;
 }
 
+def Dist_SampleCountsOp : Dist_Op<"sample_counts", [Pure, CostInterface]> {
+  let summary = "how many choices of each sample went to each expert";
+  let description = [{
+    routing → counts[B,E], B being the first dimension of its tokens: where the rows of a sample end among those of an expert. Constraints: (C1) shapes as above.
+
+        %counts = dist.sample_counts %r : (!moe.routing<2x24, 8, 2>) -> tensor<2x8xi32>
+  }];
+  let arguments = (ins Moe_RoutingType:$routing);
+  let results = (outs Moe_I32Tensor:$counts);
+  let assemblyFormat = "$routing attr-dict `:` functional-type(operands, results)";
+  let hasVerifier = 1;
+}
+
 def Dist_RegroupOp : Dist_Op<"regroup", [Pure, CostInterface]> {
   let summary = "received slots into rows sorted by (expert, segment, source, row)";
   let description = [{ slots[G,P,B,D], counts[G,P,C] → rows[R,D], groups[G/P,E]. Rows past the counts are zero. Constraints: (C1) shapes as above. }];

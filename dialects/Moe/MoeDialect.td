@@ -22,6 +22,11 @@ def Moe_Dialect : Dialect {
   let dependentDialects = ["::moira::dist::DistDialect"];
   let useDefaultAttributePrinterParser = 1;
   let useDefaultTypePrinterParser = 1;
+  // moe.deterministic: a unit attribute of a module, whose mesh programs are to give the same bits on every mesh (Rationale.md).
+  let hasOperationAttrVerify = 1;
+  let extraClassDeclaration = [{
+    static constexpr ::llvm::StringLiteral kDeterministic = "moe.deterministic";
+  }];
 }
 
 class Moe_Attr<string name, string attrMnemonic> : AttrDef<Moe_Dialect, name> { let mnemonic = attrMnemonic; }

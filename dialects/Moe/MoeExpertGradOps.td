@@ -64,24 +64,25 @@ def Moe_GroupedWeightGradOp : Moe_RuleOp<"grouped_weight_grad", ["refineResultSh
   let description = [{
     dy[R,N..], groups, rows[R,K..] → [E,N..,K..], K.. being the trailing `contract` dimensions of rows; element e sums over the rows of expert e. `groups` as in grouped_matmul. On a mesh it is
     split over the experts' axes and partial over those that split the rows otherwise: the experts' own replicas.
+    In a module that is moe.deterministic, --dist-lower-dispatch adds `samples`, counts[B,E] as dist.sample_counts makes them: rows of an expert are then added up sample by sample.
 
-    Constraints: (C1) 1 ≤ contract < rank of rows; (C2) dy and rows have one number of rows; (C3) the result is f32 [E,N..,K..]; (C4) groups count E experts.
+    Constraints: (C1) 1 ≤ contract < rank of rows; (C2) dy and rows have one number of rows; (C3) the result is f32 [E,N..,K..]; (C4) groups count E experts; (C5) samples are [B,E].
   }];
-  let arguments = (ins Moe_Tensor:$dy, AnyTypeOf<[Moe_RoutingType, Moe_I32Tensor]>:$groups, Moe_Tensor:$rows, I64Attr:$contract);
+  let arguments = (ins Moe_Tensor:$dy, AnyTypeOf<[Moe_RoutingType, Moe_I32Tensor]>:$groups, Moe_Tensor:$rows, Optional<Moe_I32Tensor>:$samples, I64Attr:$contract);
   let results = (outs Moe_F32Tensor:$result);
-  let assemblyFormat = "$dy `by` $groups `,` $rows `contract` $contract attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$dy `by` $groups `,` $rows (`samples` $samples^)? `contract` $contract attr-dict `:` functional-type(operands, results)";
 }
 
 def Moe_GroupedBiasGradOp : Moe_RuleOp<"grouped_bias_grad", ["refineResultShardings"]> {
   let summary = "each expert's sum of dy: the gradient of a grouped_bias op's bias";
   let description = [{
-    dy[R,N..], groups → [E,N..]. `groups` as in grouped_matmul; split as the result of grouped_weight_grad.
+    dy[R,N..], groups → [E,N..]. `groups` as in grouped_matmul; split as the result of grouped_weight_grad, whose `samples` it may have, too.
 
-    Constraints: (C1) the result is f32 [E,N..]; (C2) groups count E experts.
+    Constraints: (C1) the result is f32 [E,N..]; (C2) groups count E experts; (C3) samples are [B,E].
   }];
-  let arguments = (ins Moe_Tensor:$dy, AnyTypeOf<[Moe_RoutingType, Moe_I32Tensor]>:$groups);
+  let arguments = (ins Moe_Tensor:$dy, AnyTypeOf<[Moe_RoutingType, Moe_I32Tensor]>:$groups, Optional<Moe_I32Tensor>:$samples);
   let results = (outs Moe_F32Tensor:$result);
-  let assemblyFormat = "$dy `by` $groups attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$dy `by` $groups (`samples` $samples^)? attr-dict `:` functional-type(operands, results)";
 }
 
 #endif // MOIRA_MOE_EXPERT_GRAD_OPS

@@ -126,26 +126,27 @@ def Moe_SquaresOp : Moe_RuleOp<"squares"> {
   let summary = "sums of squares";
   let description = [{
     x → [1], the sum of the squares of all elements; with `keep` n and `tail` m a sum for each place in the first n and the last m dimensions, which are the result's. Partial where a
-    dimension is cut that is summed.
+    dimension is cut that is summed. `exact`: without rounding, as 160 digits of which each is worth 16 times the one before, the first 2^-304; digits of sums are sums of digits.
 
         %0 = moe.squares %grad : (tensor<64x32xf32>) -> tensor<1xf32>
         %1 = moe.squares %grad keep 1 tail 1 : (tensor<8x64x32xf32>) -> tensor<8x32xf32>
 
-    Constraints: (C1) the result has the shape of the kept dimensions, [1] if there are none; (C2) keep and tail are not negative and not more than x has.
+    Constraints: (C1) the result has the shape of the kept dimensions, [1] if there are none; (C2) keep and tail are not negative and not more than x has;
+    (C3) an exact sum keeps no dimension, and its result is [160].
   }];
-  let arguments = (ins Moe_Tensor:$x, DefaultValuedAttr<I64Attr, "0">:$keep, DefaultValuedAttr<I64Attr, "0">:$tail);
+  let arguments = (ins Moe_Tensor:$x, DefaultValuedAttr<I64Attr, "0">:$keep, DefaultValuedAttr<I64Attr, "0">:$tail, UnitAttr:$exact);
   let results = (outs Moe_F32Tensor:$result);
-  let assemblyFormat = "$x (`keep` $keep^)? (`tail` $tail^)? attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "(`exact` $exact^)? $x (`keep` $keep^)? (`tail` $tail^)? attr-dict `:` functional-type(operands, results)";
 }
 
 def Moe_ClipFactorOp : Moe_RuleOp<"clip_factor"> {
   let summary = "the norm of all gradients, and what they are multiplied by so that it is at most max_norm";
   let description = [{
-    squares[1] → norm[1] = sqrt(squares), factor[1] = min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_; with max_norm 0 the factor is 1.
+    squares → norm[1] = sqrt(squares), factor[1] = min(1, max_norm / (norm + 1e-6)), as torch.nn.utils.clip_grad_norm_; with max_norm 0 the factor is 1.
 
         %norm, %factor = moe.clip_factor %squares max_norm 1.0 : (tensor<1xf32>) -> (tensor<1xf32>, tensor<1xf32>)
 
-    Constraints: (C1) all have the shape [1]; (C2) max_norm is finite and not negative.
+    Constraints: (C1) norm and factor are [1], squares [1] or the 160 digits of an exact moe.squares; (C2) max_norm is finite and not negative.
   }];
   let arguments = (ins Moe_F32Tensor:$squares, F64Attr:$max_norm);
   let results = (outs Moe_F32Tensor:$norm, Moe_F32Tensor:$factor);

@@ -152,9 +152,35 @@ static std::string advice(MLIRContext *context, ArrayRef<MeshConstraint> constra
          formatMesh(suggestMeshes(context, constraints, most, mesh, /*limit=*/1).front());
 }
 
+/// What a module that is moe.deterministic asks of a mesh besides: that each rank has samples of
+/// its own, which are a subtree of all of them.
+static void checkDeterministic(ModuleOp module, const MeshInfo &mesh,
+                               ArrayRef<MeshConstraint> constraints,
+                               std::vector<MeshViolation> &violations) {
+  auto add = [&](const std::string &text) {
+    violations.push_back({"MOE-0104: --deterministic: " + text, module.getLoc()});
+  };
+  for (auto [axis, size] : llvm::zip(mesh.names, mesh.sizes)) {
+    std::string split = axis.str() + "=" + std::to_string(size);
+    if (axis == kTensorAxis)
+      add(split + " cuts sums that one rank makes whole; take dp and ep");
+    else if (!llvm::isPowerOf2_64(uint64_t(size)))
+      add(split + " is not a power of two, so its ranks hold no subtrees of a sum over samples; "
+                  "take 2, 4, 8, …");
+  }
+  int64_t dp = mesh.sizeOf(kDataAxis), ranks = dp * mesh.sizeOf(kExpertAxis);
+  for (const MeshConstraint &constraint : constraints)
+    if (constraint.axis == kDataAxis && constraint.size % dp == 0 && constraint.size % ranks != 0)
+      add("dp·ep = " + std::to_string(ranks) + " does not divide " + constraint.what + " " +
+          std::to_string(constraint.size) + " (" + constraint.field +
+          "), so a sample would be on several ranks; take a smaller mesh or a larger batch");
+}
+
 std::vector<MeshViolation> moira::checkMesh(ModuleOp module, const MeshInfo &mesh) {
   std::vector<MeshConstraint> constraints = collectMeshConstraints(module);
   std::vector<MeshViolation> violations;
+  if (module->hasAttr(moe::MoeDialect::kDeterministic))
+    checkDeterministic(module, mesh, constraints, violations);
   std::string hint;
   for (const MeshConstraint &constraint : constraints) {
     int64_t size = mesh.sizeOf(constraint.axis);

@@ -140,15 +140,21 @@ void LoweringTable::addExpertGradients() {
     Value counts = countsOf(op, op.getGroups(), b);
     if (!counts)
       return failure();
-    b.call("grouped_weight_grad", {b.view(op.getDy()), counts, b.view(op.getRows())},
-           {b.define(op.getResult())}, {b.integer("contract", op.getContract())});
+    SmallVector<Value> inputs{b.view(op.getDy()), counts, b.view(op.getRows())};
+    if (op.getSamples())
+      inputs.push_back(b.view(op.getSamples()));
+    b.call("grouped_weight_grad", inputs, {b.define(op.getResult())},
+           {b.integer("contract", op.getContract())});
     return success();
   });
   add<moe::GroupedBiasGradOp>(+[](moe::GroupedBiasGradOp op, B &b) -> LogicalResult {
     Value counts = countsOf(op, op.getGroups(), b);
     if (!counts)
       return failure();
-    b.call("grouped_bias_grad", {b.view(op.getDy()), counts}, {b.define(op.getResult())}, {});
+    SmallVector<Value> inputs{b.view(op.getDy()), counts};
+    if (op.getSamples())
+      inputs.push_back(b.view(op.getSamples()));
+    b.call("grouped_bias_grad", inputs, {b.define(op.getResult())}, {});
     return success();
   });
 }

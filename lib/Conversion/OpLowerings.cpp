@@ -397,6 +397,10 @@ void LoweringTable::addExchange() {
             b.integer("segments", op.getSegments())});
     return success();
   });
+  add<dist::SampleCountsOp>(+[](dist::SampleCountsOp op, B &b) {
+    b.call("sample_counts", {b.routing(op.getRouting()).ids}, {b.define(op.getCounts())}, {});
+    return success();
+  });
   add<dist::RegroupOp>(+[](dist::RegroupOp op, B &b) {
     b.call("regroup", {b.view(op.getSlots()), b.view(op.getCounts())},
            {b.define(op.getRows()), b.define(op.getGroups())},

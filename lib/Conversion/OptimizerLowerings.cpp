@@ -79,6 +79,10 @@ void LoweringTable::addOptimizers() {
     return success();
   });
   add<moe::SquaresOp>(+[](moe::SquaresOp op, B &b) {
+    if (op.getExact()) {
+      b.call("exact_squares", {b.view(op.getX())}, {b.define(op.getResult())}, {});
+      return success();
+    }
     SmallVector<NamedAttribute> params;
     if (op.getKeep() || op.getTail())
       params = {b.integer("keep", op.getKeep()), b.integer("tail", op.getTail())};

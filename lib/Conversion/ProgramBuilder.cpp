@@ -2,6 +2,7 @@
 #include "ProgramBuilder.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
 #include "moira/Support/Place.h"
+#include "moira/rt/CallRegistry.h"
 #include "llvm/ADT/StringSet.h"
 
 using namespace mlir;
@@ -89,8 +90,14 @@ void ProgramBuilder::setSource(Operation *op) {
 
 void ProgramBuilder::call(StringRef callee, ArrayRef<Value> inputs, ArrayRef<Value> outputs,
                           ArrayRef<NamedAttribute> params) {
+  SmallVector<NamedAttribute> all(params);
+  const rt::CallDesc *desc = rt::findCall(callee);
+  auto module = source->getParentOfType<ModuleOp>();
+  if (!reference && module && module->hasAttr(moe::MoeDialect::kDeterministic) && desc &&
+      llvm::any_of(desc->params, [](const auto &param) { return param.name == "per_sample"; }))
+    all.push_back(integer("per_sample", 1));
   CallOp::create(builder, loc, builder.getStringAttr(callee), inputs, outputs,
-                 builder.getDictionaryAttr(params),
+                 builder.getDictionaryAttr(all),
                  builder.getStringAttr(onHost ? kHostQueue : kComputeQueue), place, layer);
 }
 

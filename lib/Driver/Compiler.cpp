@@ -156,6 +156,7 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
                                                            {"mesh", Phase::shard},
                                                            {"ragged-bound", Phase::shard},
                                                            {"zero", Phase::shard},
+                                                           {"deterministic", Phase::autodiff},
                                                            {"capacity-factor", Phase::autodiff},
                                                            {"drop-policy", Phase::autodiff},
                                                            {"min-capacity", Phase::autodiff},
@@ -425,6 +426,8 @@ Status Compilation::adjust() {
   capacity.minimum = options.minCapacity;
   capacity.seed = options.dropSeed;
   diagnostics.setFallback(ErrorId::Internal);
+  if (options.deterministic)
+    (*module)->setAttr(moe::MoeDialect::kDeterministic, UnitAttr::get(&context));
   return runPasses(
       [&](OpPassManager &passes) { passes.addPass(createMoeLimitCapacity(capacity)); });
 }

@@ -304,6 +304,9 @@ void printHelp(ArrayRef<OptionSpec> table) {
          "  --memory-only               report what a rank needs and write nothing; operations "
          "that "
          "Moira lacks are stood in for by others of the same sizes\n"
+         "  --deterministic             add up sums over tokens sample by sample, so that every "
+         "mesh of "
+         "dp and ep, with every stage of ZeRO, gives the same bits (--target=host)\n"
          "  --timing                    print on stderr how long each phase took\n"
          "  --verify-roundtrip          print, parse and compare the IR after every phase\n"
          "  --mlir-…                    MLIR's debugging options, e.g. --mlir-print-ir-after-all\n";
@@ -375,6 +378,9 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
       options.given.push_back(known->name.str());
     } else if (name == "memory-only" && !value) {
       options.memoryOnly = true;
+    } else if (name == "deterministic" && !value) {
+      options.deterministic = true;
+      options.given.push_back("deterministic");
     } else if (name == "timing" && !value) {
       options.timing = true;
     } else if (name == "verify-roundtrip" && !value) {
@@ -426,6 +432,14 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                "--offload=optimizer+params goes with --zero=3 (or 0): at stages 1 and 2 a device "
                "holds every weight whole, to gather its parts in; take --zero=3, or "
                "--offload=optimizer");
+  if (options.deterministic && options.target != "host")
+    status.add(ErrorId::BadUsage, "--deterministic is for --target=host: the libraries of GPUs add "
+                                  "up in orders of their own");
+  if (options.deterministic && options.task == "generate")
+    status.add(ErrorId::BadUsage, "--deterministic is for --task=forward, grad and train");
+  if (options.deterministic && adafactor)
+    status.add(ErrorId::BadUsage, "--deterministic is for adamw and sgd: adafactor adds up squares "
+                                  "over cut dimensions");
   if (adafactor && !(options.optimizer.clipThreshold > 0))
     status.add(ErrorId::BadUsage, "--clip-threshold must be positive");
   if (adafactor && !is_contained(options.given, "eps"))

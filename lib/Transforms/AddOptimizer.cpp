@@ -137,10 +137,15 @@ private:
   /// The norm of all gradients as a result; what they are to be multiplied by, null for nothing.
   Value clip(func::FuncOp func, OpBuilder &b, ArrayRef<Gradient> gradients) {
     auto number = RankedTensorType::get({1}, b.getF32Type());
+    // Which rank has which part of a gradient must not matter where meshes are to agree.
+    bool exact =
+        getOperation()->hasAttr(moe::MoeDialect::kDeterministic) && !func->hasAttr("moe.reference");
+    auto sumType = exact ? RankedTensorType::get({moe::kSquareDigits}, b.getF32Type()) : number;
     Value sum;
     for (Gradient gradient : gradients) {
-      Value squares = moe::SquaresOp::create(b, gradient.state.getLoc(), number, gradient.value);
-      sum = sum ? moe::AddOp::create(b, func.getLoc(), number, sum, squares).getResult() : squares;
+      Value squares = moe::SquaresOp::create(b, gradient.state.getLoc(), sumType, gradient.value,
+                                             /*keep=*/0, /*tail=*/0, exact);
+      sum = sum ? moe::AddOp::create(b, func.getLoc(), sumType, sum, squares).getResult() : squares;
     }
     auto clip = moe::ClipFactorOp::create(b, func.getLoc(), number, number, sum,
                                           b.getF64FloatAttr(clipNorm));

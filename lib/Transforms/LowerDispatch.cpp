@@ -40,6 +40,7 @@ struct Lowered {
 struct LowerDispatch : moira::impl::DistLowerDispatchBase<LowerDispatch> {
   void runOnOperation() override {
     mesh = dist::getMesh(getOperation());
+    deterministic = getOperation()->hasAttr(moe::MoeDialect::kDeterministic);
     for (func::FuncOp func : getOperation().getOps<func::FuncOp>())
       if (!func.isExternal() && failed(lower(func)))
         return signalPassFailure();
@@ -47,12 +48,14 @@ struct LowerDispatch : moira::impl::DistLowerDispatchBase<LowerDispatch> {
 
 private:
   MeshInfo mesh;
+  bool deterministic = false;
   Axes needAxes;
   Value need;
   int64_t bound, worst; // of growable rows; 0 if there are none
   std::vector<Lowered> lowered;
   llvm::DenseMap<Value, size_t> madeBy;  // rows → index into lowered
   llvm::DenseMap<Value, size_t> counted; // routing → the dispatch that its need is known of
+  llvm::DenseMap<Value, Value> samples;  // routing → rows by sample and expert
 
   LogicalResult lower(func::FuncOp func) {
     SmallVector<moe::DispatchOp> dispatches(func.getOps<moe::DispatchOp>());
@@ -62,6 +65,7 @@ private:
     lowered.clear();
     madeBy.clear();
     counted.clear();
+    samples.clear();
     bound = worst = 0;
     for (moe::DispatchOp op : dispatches) {
       ShardingAttr tokens = shardingOf(op.getRouting());
@@ -89,9 +93,14 @@ private:
       } else if (op.getNumOperands() && madeBy.count(op.getOperand(0))) {
         size_t index = madeBy.lookup(op.getOperand(0));
         llvm::TypeSwitch<Operation *>(&op)
-            .Case<moe::GroupedMatmulOp, moe::GroupedBiasOp, moe::GroupedInputGradOp,
-                  moe::GroupedWeightGradOp, moe::GroupedBiasGradOp>(
-                [&](auto grouped) { grouped.getGroupsMutable().assign(lowered[index].groups); });
+            .Case<moe::GroupedMatmulOp, moe::GroupedBiasOp, moe::GroupedInputGradOp>(
+                [&](auto grouped) { grouped.getGroupsMutable().assign(lowered[index].groups); })
+            .Case<moe::GroupedWeightGradOp, moe::GroupedBiasGradOp>([&](auto grouped) {
+              if (deterministic)
+                grouped.getSamplesMutable().assign(samplesOf(
+                    grouped, cast<TypedValue<moe::RoutingType>>(grouped.getGroups()), index));
+              grouped.getGroupsMutable().assign(lowered[index].groups);
+            });
         for (Value result : op.getResults())
           madeBy[result] = index;
       }
@@ -99,6 +108,28 @@ private:
     if (bound)
       require(func);
     return success();
+  }
+
+  /// The rows of every sample and expert, as the rows of a dispatch are cut; of a module that is
+  /// moe.deterministic, in which tokens are cut by samples only. Made once for a routing.
+  Value samplesOf(Operation *before, TypedValue<moe::RoutingType> routing, size_t index) {
+    Value &known = samples[routing];
+    if (known)
+      return known;
+    const moe::RaggedRows &rows = lowered[index].rows;
+    OpBuilder b(before);
+    int64_t batch = routing.getType().getTokens().front(), experts = routing.getType().getExperts();
+    auto made = tensorOf(
+        {batch, experts}, i32(),
+        ShardingAttr::get(&getContext(), {shardingOf(routing).getDims().front(), whole()}));
+    known = dist::SampleCountsOp::create(b, before->getLoc(), made, routing);
+    if (rows.exchange)
+      known = dist::AllToAllOp::create(
+          b, before->getLoc(),
+          dist::withSharding(
+              made, ShardingAttr::get(&getContext(), {cut(rows.rowAxes), cut(rows.expertAxes)})),
+          known, 0, 1, axesAttr(rows.expertAxes));
+    return known;
   }
 
   /// One more axis each, in the mesh's order.

@@ -28,8 +28,19 @@ struct OptimizeCollectives : moira::impl::DistOptimizeCollectivesBase<OptimizeCo
       for (auto slice : llvm::make_early_inc_range(func.getOps<dist::SliceOp>()))
         scatter(slice);
       for (auto add : llvm::make_early_inc_range(func.getOps<moe::AddOp>()))
-        reduceSum(add);
+        if (!getOperation()->hasAttr(moe::MoeDialect::kDeterministic) || isExact(add))
+          reduceSum(add);
     }
+  }
+
+  /// Whether sums are what they are in any order: of exact squares.
+  static bool isExact(Value sum) {
+    while (Operation *op = sum.getDefiningOp())
+      if (isa<moe::AddOp, dist::AllReduceOp>(op))
+        sum = op->getOperand(0);
+      else
+        return isa<moe::SquaresOp>(op) && cast<moe::SquaresOp>(op).getExact();
+    return false;
   }
 
   static bool isCollective(Operation &op) {

@@ -6,7 +6,9 @@
 //
 // A partial sum travels on through linear operations, so that a block needs one reduction (a
 // token's rows come back from the experts as partial sums). It is completed as soon as one of its
-// uses is not linear; then for all of them, once.
+// uses is not linear; then for all of them, once. In a module that is moe.deterministic every
+// partial sum is completed where it is made: a sum of partial sums would be made in an order that
+// depends on the mesh.
 //===----------------------------------------------------------------------===//
 #include "ShardingIR.h"
 #include "moira/Transforms/Passes.h"
@@ -25,6 +27,7 @@ struct Propagate : moira::impl::DistPropagateBase<Propagate> {
   void runOnOperation() override {
     ModuleOp module = getOperation();
     mesh = dist::getMesh(module);
+    deterministic = module->hasAttr(moe::MoeDialect::kDeterministic);
     states.emplace(module);
     made.clear();
     for (func::FuncOp func : module.getOps<func::FuncOp>())
@@ -47,6 +50,7 @@ private:
   }
 
   MeshInfo mesh;
+  bool deterministic = false;
   std::optional<StateTable> states;
   /// One reshard for each value and sharding: uses share it.
   llvm::MapVector<std::pair<Value, Attribute>, Value> made;
@@ -113,7 +117,10 @@ private:
       setSharding(result, sharding);
       if (isa<moe::LimitOp>(op.getOperation()) && result.getResultNumber() == 0)
         restore(result, operands[0]);
-      if (OpOperand *use = sharding.isPartial() ? nonLinearUse(result) : nullptr) {
+      OpOperand *use = nullptr;
+      if (sharding.isPartial() && !result.use_empty())
+        use = deterministic ? &*result.use_begin() : nonLinearUse(result);
+      if (use) {
         Value complete = makeReshard(result, sharding.withPartial({}), *use);
         result.replaceAllUsesExcept(complete, complete.getDefiningOp());
       }

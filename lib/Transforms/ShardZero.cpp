@@ -41,6 +41,7 @@ struct ShardZero : moira::impl::DistShardZeroBase<ShardZero> {
       return;
     ModuleOp module = getOperation();
     mesh = dist::getMesh(module);
+    deterministic = module->hasAttr(moe::MoeDialect::kDeterministic);
     states.emplace(module);
     for (func::FuncOp func : module.getOps<func::FuncOp>())
       for (auto update : llvm::make_early_inc_range(func.getOps<UpdateOpInterface>()))
@@ -50,6 +51,7 @@ struct ShardZero : moira::impl::DistShardZeroBase<ShardZero> {
 
 private:
   MeshInfo mesh;
+  bool deterministic = false;
   std::optional<StateTable> states;
 
   /// Updates of weights that know nothing of other elements, so that parts can be updated apart.
@@ -83,6 +85,9 @@ private:
   Axes replicasOf(UpdateOpInterface update, ShardingAttr weight) const {
     Axes used = weight.usedAxes(), summed, replicas;
     Type type = update->getOperand(0).getType();
+    // There sums are complete wherever they are added up.
+    if (deterministic)
+      llvm::append_range(summed, mesh.names);
     for (Value operand : update->getOperands())
       if (shardableShape(operand.getType()) == shardableShape(type))
         llvm::append_range(summed, shardingOf(originOf(operand)).getPartialAxes());
@@ -103,6 +108,9 @@ private:
       if (dim.getPad() || dim.isRagged())
         continue;
       for (unsigned chosen = 1; chosen < 1u << axes.size(); ++chosen) {
+        // What a rank gets must be added up along the tree of ranks, from the last axis on.
+        if (deterministic && chosen + (chosen & -chosen) != 1u << axes.size())
+          continue;
         Axes added, all(dim.getAxes());
         for (auto [i, axis] : llvm::enumerate(axes))
           if (chosen >> i & 1)
@@ -172,7 +180,7 @@ private:
     for (auto [operand, wanted] :
          llvm::drop_begin(llvm::zip(update->getOpOperands(), solution.operands))) {
       wanted = canonicalPartial(wanted, mesh);
-      if (moe::StateOp state = states->stateOf(operand.get())) {
+      if (moe::StateOp state = states->stateOf(operand.get()); state && !state.getTransient()) {
         states->setSharding(state, wanted);
       } else if (shardingOf(operand.get()) != wanted) {
         Value before = operand.get(), sum = originOf(before);
@@ -183,6 +191,10 @@ private:
             return failure();
           operand.set(sum);
           moveSquares(before, sum, sum);
+          // Of a sum that was whole before, and read as it is.
+          for (Operation *user : llvm::make_early_inc_range(sum.getUsers()))
+            if (auto squares = dyn_cast<moe::SquaresOp>(user); squares && before == sum)
+              addParts(squares);
           continue;
         }
         OpBuilder b(&getContext());

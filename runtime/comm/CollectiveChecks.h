@@ -5,8 +5,8 @@
 #ifndef MOIRA_RT_COMM_COLLECTIVECHECKS_H
 #define MOIRA_RT_COMM_COLLECTIVECHECKS_H
 
-#include "OrderedReduce.h"
 #include "moira/rt/Communicator.h"
+#include "moira/rt/OrderedReduce.h"
 
 #include <algorithm>
 

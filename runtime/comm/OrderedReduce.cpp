@@ -1,7 +1,7 @@
 //===- OrderedReduce.cpp - element-wise reduction in a fixed order ----------===//
 // Arithmetic only, no communication.
 //===----------------------------------------------------------------------===//
-#include "OrderedReduce.h"
+#include "moira/rt/OrderedReduce.h"
 #include "moira/rt/Bf16.h"
 
 #include <algorithm>
@@ -11,28 +11,41 @@ namespace moira::rt {
 
 namespace {
 
-/// Load and Store convert between the stored type and the one that is computed in. Works in blocks
-/// so that the loops over elements are the inner ones; a block is written only after all inputs of
-/// it were read.
+/// A block is small enough for the loops over elements to be the inner ones.
+constexpr size_t kBlock = 256;
+
+/// sum[0, n) = what the inputs [first, first + count) have at `at`, as a tree: see the header.
+template <typename Stored, typename Sum, typename Load>
+void fold(std::span<const void *const> inputs, size_t at, size_t n, fb::Reduce op, Load load,
+          Sum *sum) {
+  size_t count = inputs.size();
+  if (count == 1) {
+    const Stored *in = static_cast<const Stored *>(inputs[0]) + at;
+    for (size_t i = 0; i < n; ++i)
+      sum[i] = load(in[i]);
+    return;
+  }
+  size_t part = count % 2 ? 1 : count / 2;
+  fold<Stored>(inputs.first(part), at, n, op, load, sum);
+  for (size_t next = part; next < count; next += part) {
+    Sum other[kBlock];
+    fold<Stored>(inputs.subspan(next, part), at, n, op, load, other);
+    for (size_t i = 0; i < n; ++i)
+      sum[i] = op == fb::Reduce::sum ? Sum(sum[i] + other[i]) : std::max(sum[i], other[i]);
+  }
+}
+
+/// Load and Store convert between the stored type and the one that is computed in. A block is
+/// written only after all inputs of it were read.
 template <typename Stored, typename Load, typename Store>
 void reduce(std::span<const void *const> inputs, void *out, size_t count, fb::Reduce op, Load load,
             Store store) {
-  constexpr size_t block = 256;
-  decltype(load(Stored())) sum[block];
-  for (size_t first = 0; first < count; first += block) {
-    size_t n = std::min(block, count - first);
-    for (size_t r = 0; r < inputs.size(); ++r) {
-      const Stored *in = static_cast<const Stored *>(inputs[r]) + first;
-      for (size_t i = 0; i < n; ++i) {
-        auto value = load(in[i]);
-        if (r == 0)
-          sum[i] = value;
-        else if (op == fb::Reduce::sum)
-          sum[i] += value;
-        else
-          sum[i] = std::max(sum[i], value);
-      }
-    }
+  if (inputs.empty())
+    return;
+  decltype(load(Stored())) sum[kBlock];
+  for (size_t first = 0; first < count; first += kBlock) {
+    size_t n = std::min(kBlock, count - first);
+    fold<Stored>(inputs, first, n, op, load, sum);
     for (size_t i = 0; i < n; ++i)
       static_cast<Stored *>(out)[first + i] = store(sum[i]);
   }

@@ -106,6 +106,8 @@ private:
 
 // Shared by the functions of both files.
 void checkEps(CallCheck &c);
+/// per_sample, where the call has it: tokens t.. with a first dimension are cut along that.
+void checkPerSample(CallCheck &c, bool tokens = true);
 void checkActivation(CallCheck &c);
 void checkRenormReals(CallCheck &c);
 /// head_offset, kv_offset and the numbers of heads; window, causal and the optional operands.

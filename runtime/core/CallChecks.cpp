@@ -110,6 +110,7 @@ void check_rope_table(CallCheck &c) {
 }
 
 void check_head_linear(CallCheck &c) {
+  checkPerSample(c);
   int64_t transposed = c.integer("transposed");
   if (transposed != 0 && transposed != 1)
     return c.fail(format("transposed is %lld, not 0 or 1", static_cast<long long>(transposed)));
@@ -160,6 +161,14 @@ void checkAttention(CallCheck &c) {
   if (most + Wide(heads - 1) * allKvHeads >= Wide(kvHeads) * allHeads)
     c.fail(format("some query head reads past the %lld kv heads of its rank",
                   static_cast<long long>(kvHeads)));
+}
+
+void checkPerSample(CallCheck &c, bool tokens) {
+  int64_t perSample = c.integerOr("per_sample", 0);
+  if (perSample != 0 && perSample != 1)
+    c.fail(format("per_sample is %lld, not 0 or 1", static_cast<long long>(perSample)));
+  else if (perSample == 1 && tokens && c.run("t").empty())
+    c.fail("per_sample is 1 for tokens without a first dimension");
 }
 
 void checkEps(CallCheck &c) {
@@ -361,6 +370,13 @@ void check_select(CallCheck &c) {
     c.fail(format("expert_offset + %lld groups leaves the %lld experts on some rank",
                   static_cast<long long>(c.dim("n").scale),
                   static_cast<long long>(c.integer("experts"))));
+}
+
+void check_sample_counts(CallCheck &c) {
+  c.fixed("B");
+  c.fixedRun("t");
+  c.fixed("k");
+  c.fitsInt32({c.fixed("E")}, "experts");
 }
 
 void check_pack(CallCheck &c) {
@@ -575,7 +591,13 @@ void check_adafactor_vector(CallCheck &c) {
   checkAdafactorStep(c);
 }
 
-void check_clip_factor(CallCheck &c) { checkRange(c, "max_norm", 0); }
+void check_exact_squares(CallCheck &c) { c.fixedRun("t"); }
+
+void check_clip_factor(CallCheck &c) {
+  checkRange(c, "max_norm", 0);
+  if (int64_t n = c.fixed("n"); n != 1 && n != 160)
+    c.fail("squares are neither one number nor the digits of exact_squares");
+}
 
 /// `whole` is cut into blocks along dim, `parts` has them along dimension 0.
 void checkBlocks(CallCheck &c, const Shape &whole, const Shape &parts) {

@@ -4,6 +4,7 @@
 #include "moira/rt/Collectives.h"
 
 #include "moira/rt/Box.h"
+#include "moira/rt/OrderedReduce.h"
 #include "moira/rt/SafeTensors.h"
 
 #include <algorithm>
@@ -60,45 +61,26 @@ void unpack(const Slices &slices, void *tensor, int64_t ranks, size_t elementByt
     copyBox(slices.inWhole(j), tensor, Box::all(slices.slice), packed + j * block, elementBytes);
 }
 
-/// out[i] = blocks[0][i] op blocks[1][i] op …, in member order, in the element type; bf16 and f16
-/// are summed in f32, as allReduce does.
-template <typename T>
-void reduceBlocks(T *out, const T *blocks, size_t count, int64_t ranks, fb::Reduce op) {
-  for (size_t i = 0; i < count; ++i) {
-    T value = blocks[i];
-    for (int64_t j = 1; j < ranks; ++j) {
-      T other = blocks[j * count + i];
-      value = op == fb::Reduce::max ? std::max(value, other) : value + other;
-    }
-    out[i] = value;
-  }
-}
-
-Status reduceTyped(void *out, char *blocks, size_t count, int64_t ranks, fb::DType type,
-                   fb::Reduce op, const std::string &what) {
-  switch (type) {
-  case fb::DType::f32:
-    reduceBlocks(static_cast<float *>(out), reinterpret_cast<float *>(blocks), count, ranks, op);
-    return {};
-  case fb::DType::f64:
-    reduceBlocks(static_cast<double *>(out), reinterpret_cast<double *>(blocks), count, ranks, op);
-    return {};
-  case fb::DType::i32:
-    reduceBlocks(static_cast<int32_t *>(out), reinterpret_cast<int32_t *>(blocks), count, ranks,
-                 op);
-    return {};
-  case fb::DType::bf16:
-  case fb::DType::f16: {
-    std::vector<float> wide(count * ranks), sum(count);
+/// out[i] = blocks[0][i] op blocks[1][i] op …, as allReduce does it.
+Status reduceBlocks(void *out, const char *blocks, size_t count, int64_t ranks, fb::DType type,
+                    fb::Reduce op, const std::string &what) {
+  if (type == fb::DType::f16) {
+    std::vector<float> wide(count * size_t(ranks)), sum(count);
     convertRun(wide.data(), fb::DType::f32, blocks, type, wide.size());
-    reduceBlocks(sum.data(), wide.data(), count, ranks, op);
+    Status status = reduceBlocks(sum.data(), reinterpret_cast<const char *>(wide.data()), count,
+                                 ranks, fb::DType::f32, op, what);
     convertRun(out, type, sum.data(), fb::DType::f32, count);
-    return {};
+    return status;
   }
-  default:
+  size_t width = reducibleSize(type);
+  if (width == 0)
     return Status(ErrorId::PlanShape,
                   format("%s: %s cannot be reduced", what.c_str(), nameOf(type)));
-  }
+  std::vector<const void *> inputs;
+  for (int64_t j = 0; j < ranks; ++j)
+    inputs.push_back(blocks + size_t(j) * count * width);
+  reduceInOrder(inputs, out, count, type, op);
+  return {};
 }
 
 } // namespace
@@ -165,7 +147,7 @@ Status runCollective(const CollectiveSpec &spec, const Group &group, Communicato
     char *received = reserve(staging.receive, block * ranks);
     if (Status s = communicator.allToAll(group, packed, received, block, what); !s)
       return s;
-    return reduceTyped(out.data, received, slices.elements, ranks, in.dtype, spec.op, what);
+    return reduceBlocks(out.data, received, slices.elements, ranks, in.dtype, spec.op, what);
   }
 
   case fb::CollectiveKind::all_to_all: {

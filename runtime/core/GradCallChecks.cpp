@@ -12,22 +12,29 @@ void check_embedding_grad(CallCheck &c) {
   c.fixed("D");
   if (c.offset("row_offset").least < 0)
     c.fail("row_offset is negative on some rank");
+  checkPerSample(c);
 }
 
-void check_linear_input_grad(CallCheck &c) { c.fixedRun("N"); }
+void check_linear_input_grad(CallCheck &c) {
+  c.fixedRun("N");
+  checkPerSample(c);
+}
 
 void check_linear_weight_grad(CallCheck &c) {
+  checkPerSample(c);
   c.fixedRun("N");
   c.fixedRun("K");
 }
 
 void check_head_weight_grad(CallCheck &c) {
+  checkPerSample(c);
   c.fixed("H");
   c.fixed("N");
   c.fixed("K");
 }
 
 void check_sum_rows(CallCheck &c) {
+  checkPerSample(c);
   c.fixedRun("t");
   c.fixedRun("N");
 }
@@ -35,6 +42,7 @@ void check_sum_rows(CallCheck &c) {
 void check_rms_sums(CallCheck &c) { c.fixedRun("N"); }
 
 void check_rms_norm_grad(CallCheck &c) {
+  checkPerSample(c);
   c.fixedRun("N");
   c.atLeast("count", 1);
   checkEps(c);
@@ -43,6 +51,7 @@ void check_rms_norm_grad(CallCheck &c) {
 }
 
 void check_layer_norm_grad(CallCheck &c) {
+  checkPerSample(c);
   c.fixedRun("N");
   checkEps(c);
 }
@@ -61,6 +70,7 @@ void check_sigmoid_gate_grad(CallCheck &) {}
 void check_relative_bias_grad(CallCheck &c) { checkRelativeBias(c); }
 
 void check_attention_grad(CallCheck &c) {
+  checkPerSample(c, /*tokens=*/false);
   for (const char *name : {"B", "Sq", "Sk", "d", "e"})
     c.fixed(name);
   checkAttention(c);
@@ -103,17 +113,28 @@ static void checkGrouped(CallCheck &c) {
   c.fitsInt32(c.dim("R"), "rows");
 }
 
+/// counts, where they are given: of at least one sample.
+static void checkSampleCounts(CallCheck &c) {
+  if (c.hasInput("counts") && c.fixed("B") < 1)
+    c.fail("counts are of no sample");
+}
+
 void check_grouped_input_grad(CallCheck &c) {
+  checkPerSample(c, /*tokens=*/false);
   checkGrouped(c);
   c.fixedRun("K");
 }
 
 void check_grouped_weight_grad(CallCheck &c) {
   checkGrouped(c);
+  checkSampleCounts(c);
   c.fixedRun("K");
 }
 
-void check_grouped_bias_grad(CallCheck &c) { checkGrouped(c); }
+void check_grouped_bias_grad(CallCheck &c) {
+  checkGrouped(c);
+  checkSampleCounts(c);
+}
 
 void check_next_tokens(CallCheck &c) { c.fixed("S"); }
 
@@ -137,7 +158,10 @@ static void checkSmoothing(CallCheck &c) {
     c.fail("smoothing is not at least 0 and less than 1");
 }
 
-void check_cross_entropy(CallCheck &c) { checkSmoothing(c); }
+void check_cross_entropy(CallCheck &c) {
+  checkSmoothing(c);
+  checkPerSample(c);
+}
 void check_cross_entropy_grad(CallCheck &c) { checkSmoothing(c); }
 
 void check_ratio(CallCheck &) {}
@@ -149,6 +173,7 @@ void check_expert_load(CallCheck &c) {
 }
 
 void check_expert_probs(CallCheck &c) {
+  checkPerSample(c);
   c.fixedRun("t");
   c.fixed("E");
 }
@@ -163,6 +188,7 @@ static void checkTokens(CallCheck &c) {
 void check_balance(CallCheck &c) { checkTokens(c); }
 void check_balance_grad(CallCheck &c) { checkTokens(c); }
 void check_router_z(CallCheck &c) {
+  checkPerSample(c);
   c.fixedRun("t");
   checkTokens(c);
 }

@@ -87,6 +87,10 @@ std::string describeErrorFlag(int32_t code) {
   return format("a kernel reports the unknown fault %d; device memory is damaged", code);
 }
 
+// What only plans of --deterministic have.
+Status ops::exact_squares(const Call &call) { return notOnCuda(call, "plans of --deterministic"); }
+Status ops::sample_counts(const Call &call) { return notOnCuda(call, "plans of --deterministic"); }
+
 namespace {
 
 struct Entry {
@@ -153,6 +157,8 @@ Status runCudaCall(std::string_view name, std::span<const TensorRef> inputs,
     return s;
   if (Status s = checkOperands(call, entry->outputs, outputs); !s)
     return s;
+  if (params.integer("per_sample") != 0)
+    return notOnCuda(call, "plans of --deterministic");
   return entry->run(call);
 }
 

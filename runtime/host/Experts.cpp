@@ -172,6 +172,21 @@ template <typename S> Status pack(const Call &call) {
   return {};
 }
 
+template <typename> Status sample_counts(const Call &call) {
+  int64_t samples = call.out[0].shape[0], experts = call.out[0].shape[1];
+  int64_t choices = call.in[0].elements(), k = std::max<int64_t>(trailing(call.in[0], 1), 1);
+  int32_t *counts = call.output<int32_t>(0);
+  std::fill_n(counts, samples * experts, 0);
+  for (int64_t i = 0; i < choices; ++i) {
+    int32_t id = call.input<int32_t>(0)[i];
+    if (id < -1 || id >= experts)
+      return badExpert(call, i, k, id, experts);
+    if (id >= 0)
+      ++counts[i / (choices / samples) * experts + id];
+  }
+  return {};
+}
+
 template <typename S> Status regroup(const Call &call) {
   const S *slots = call.input<S>(0);
   S *rows = call.output<S>(0);
@@ -273,6 +288,7 @@ template <typename S> Status combine(const Call &call) {
   template Status name<Bf16>(const Call &);
 INSTANTIATE(select)
 INSTANTIATE(pack)
+INSTANTIATE(sample_counts)
 INSTANTIATE(regroup)
 INSTANTIATE(ungroup)
 INSTANTIATE(grouped_matmul)

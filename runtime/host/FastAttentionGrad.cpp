@@ -4,6 +4,7 @@
 // to the same gradient are in one task, in a fixed order: same input, same bits.
 //===----------------------------------------------------------------------===//
 #include "AttentionShape.h"
+#include "SampleTree.h"
 #include "Sgemm.h"
 #include "Softmax.h"
 #include "Widened.h"
@@ -165,17 +166,38 @@ template <typename S> Status fast::attention_grad(const Call &call) {
   // Heads that read the same keys add to the same gradients, and so do all heads where keys are
   // shared, and all rows of the batch where there are biases or sinks.
   int64_t batchTasks = a.bias || a.sinks ? 1 : a.batch, headTasks = a.q2 ? 1 : a.kvHeads;
-  return parallelTry(batchTasks * headTasks, [&](int64_t task) {
-    for (int64_t b = 0; b < a.batch; ++b)
-      for (int64_t h = 0; h < a.heads; ++h) {
-        bool isMine = (batchTasks == 1 || b == task / headTasks) &&
-                      (headTasks == 1 || a.kvHeadOf[size_t(h)] == task % headTasks);
-        for (int64_t i0 = 0; isMine && i0 < a.queries; i0 += queryBlock)
-          if (Status s = backward.run(b, h, i0); !s)
-            return s;
-      }
-    return Status();
-  });
+  auto addRows = [&](const Backward &to, int64_t first, int64_t end, int64_t tasks) {
+    return parallelTry(tasks * headTasks, [&](int64_t task) {
+      for (int64_t b = first; b < end; ++b)
+        for (int64_t h = 0; h < a.heads; ++h) {
+          bool isMine = (tasks == 1 || b - first == task / headTasks) &&
+                        (headTasks == 1 || a.kvHeadOf[size_t(h)] == task % headTasks);
+          for (int64_t i0 = 0; isMine && i0 < a.queries; i0 += queryBlock)
+            if (Status s = to.run(b, h, i0); !s)
+              return s;
+        }
+      return Status();
+    });
+  };
+  int64_t samples = samplesOf(call, call.in[0]);
+  if (batchTasks != 1 || samples == 1)
+    return addRows(backward, 0, a.batch, batchTasks);
+  // The gradients of biases and sinks by sample: side by side, one after the other.
+  int64_t biases = a.bias ? a.bias->elements() : 0, sinkCount = a.sinks ? a.sinks->elements() : 0;
+  std::vector<float> ofAll(size_t(biases + sinkCount));
+  Status status =
+      sumSamples(samples, ofAll.data(), biases + sinkCount, [&](int64_t s, float *into) {
+        std::fill_n(into, biases + sinkCount, 0.0f);
+        Backward one = backward;
+        one.dbias = into;
+        one.dsinks = into + biases;
+        return addRows(one, s, s + 1, 1);
+      });
+  if (a.bias)
+    std::copy_n(ofAll.data(), biases, backward.dbias);
+  if (a.sinks)
+    std::copy_n(ofAll.data() + biases, sinkCount, backward.dsinks);
+  return status;
 }
 template Status fast::attention_grad<float>(const Call &);
 template Status fast::attention_grad<Bf16>(const Call &);

@@ -2,6 +2,7 @@
 // One query and head at a time: the weights again, then what flows back through them.
 //===----------------------------------------------------------------------===//
 #include "AttentionShape.h"
+#include "SampleTree.h"
 #include "Widened.h"
 
 #include <algorithm>
@@ -36,12 +37,18 @@ void addTimes(double *sums, double factor, const auto *x, int64_t n) {
     sums[i] += factor * double(x[i]);
 }
 
-/// Sums of one output, stored at the end. Empty for one that is not there.
+/// Sums of one output. Empty for one that is not there.
 class Sums {
 public:
   explicit Sums(const TensorRef *output)
       : output(output), values(output ? size_t(output->elements()) : 0, 0.0) {}
   double *at(int64_t i) { return values.data() + i; }
+  int64_t size() const { return int64_t(values.size()); }
+  /// Moves the sums to `target`; the next ones begin at 0.
+  template <typename A> void take(A *target) {
+    std::transform(values.begin(), values.end(), target, [](double v) { return A(v); });
+    std::fill(values.begin(), values.end(), 0.0);
+  }
   template <typename A> void store() const {
     std::transform(values.begin(), values.end(), static_cast<A *>(output ? output->data : nullptr),
                    [](double v) { return A(v); });
@@ -74,7 +81,7 @@ template <typename S> Status attention_grad(const Call &call) {
   double scale = call.params.real("scale", 1);
 
   std::vector<double> weight(size_t(a.keys)), back(size_t(a.keys));
-  for (int64_t b = 0; b < a.batch; ++b)
+  auto addSample = [&](int64_t b) {
     for (int64_t i = 0; i < a.queries; ++i)
       for (int64_t h = 0; h < a.heads; ++h) {
         int64_t row = (b * a.queries + i) * a.heads + h;
@@ -128,9 +135,24 @@ template <typename S> Status attention_grad(const Call &call) {
         if (sinks)
           *dsinks.at(h) -= sink / total * mean;
       }
-  for (const Sums *sums : {&dq, &dk, &dv, &dq2, &dk2, &dbias, &dsinks})
+  };
+  // Biases and sinks belong to all samples.
+  int64_t samples = samplesOf(call, call.in[0]), each = a.batch / samples;
+  std::vector<A> ofAll(size_t(dbias.size() + dsinks.size()));
+  Status status = sumSamples(samples, ofAll.data(), int64_t(ofAll.size()), [&](int64_t s, A *into) {
+    for (int64_t b = s * each; b < (s + 1) * each; ++b)
+      addSample(b);
+    dbias.take(into);
+    dsinks.take(into + dbias.size());
+    return Status();
+  });
+  for (const Sums *sums : {&dq, &dk, &dv, &dq2, &dk2})
     sums->store<A>();
-  return {};
+  if (const TensorRef *out = output("bias"))
+    std::copy_n(ofAll.data(), dbias.size(), static_cast<A *>(out->data));
+  if (const TensorRef *out = output("sinks"))
+    std::copy_n(ofAll.data() + dbias.size(), dsinks.size(), static_cast<A *>(out->data));
+  return status;
 }
 template Status attention_grad<float>(const Call &);
 template Status attention_grad<double>(const Call &);

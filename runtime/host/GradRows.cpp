@@ -1,6 +1,7 @@
 //===- GradRows.cpp - gradients of row-wise and element-wise calls --------===//
 // rms_sums, rms_norm_grad, layer_norm_grad, clamp_grad, act_grad, glu_grad, sigmoid_gate_grad.
 //===----------------------------------------------------------------------===//
+#include "SampleTree.h"
 #include "Widened.h"
 
 #include <algorithm>
@@ -85,24 +86,28 @@ template <typename S> Status rms_norm_grad(const Call &call) {
   Rounded<A> dx(call.out[0]);
   int64_t width = call.in[2].elements(), rows = call.in[0].elements() / width;
   double count = double(call.params.integer("count")), eps = call.params.real("eps");
-  std::vector<double> dw(size_t(width), 0.0);
-  for (int64_t t = 0; t < rows; ++t) {
-    const A *g = dy.data() + t * width, *row = x.data() + t * width;
-    double squares, dot;
-    if (call.in.size() > 3) {
-      squares = double(call.input<A>(3)[t]);
-      dot = double(call.input<A>(4)[t]);
-    } else {
-      rowSums(g, row, w.data(), width, squares, dot);
+  int64_t samples = samplesOf(call, call.in[0]), each = rows / samples;
+  std::vector<double> dw(static_cast<size_t>(width));
+  return sumSamples(samples, call.output<A>(1), width, [&](int64_t s, A *into) {
+    std::fill(dw.begin(), dw.end(), 0.0);
+    for (int64_t t = s * each; t < (s + 1) * each; ++t) {
+      const A *g = dy.data() + t * width, *row = x.data() + t * width;
+      double squares, dot;
+      if (call.in.size() > 3) {
+        squares = double(call.input<A>(3)[t]);
+        dot = double(call.input<A>(4)[t]);
+      } else {
+        rowSums(g, row, w.data(), width, squares, dot);
+      }
+      double r = 1 / std::sqrt(squares / count + eps), back = r * r * r * dot / count;
+      for (int64_t i = 0; i < width; ++i) {
+        dx[t * width + i] = A(r * double(g[i]) * double(w[i]) - double(row[i]) * back);
+        dw[size_t(i)] += double(g[i]) * double(row[i]) * r;
+      }
     }
-    double r = 1 / std::sqrt(squares / count + eps), back = r * r * r * dot / count;
-    for (int64_t i = 0; i < width; ++i) {
-      dx[t * width + i] = A(r * double(g[i]) * double(w[i]) - double(row[i]) * back);
-      dw[size_t(i)] += double(g[i]) * double(row[i]) * r;
-    }
-  }
-  store(dw, call.output<A>(1));
-  return {};
+    store(dw, into);
+    return Status();
+  });
 }
 
 template <typename S> Status layer_norm_grad(const Call &call) {
@@ -111,29 +116,37 @@ template <typename S> Status layer_norm_grad(const Call &call) {
   Rounded<A> dx(call.out[0]);
   int64_t width = call.in[2].elements(), rows = call.in[0].elements() / width;
   double eps = call.params.real("eps"), n = double(width);
-  std::vector<double> dw(size_t(width), 0.0), db(size_t(width), 0.0);
-  for (int64_t t = 0; t < rows; ++t) {
-    const A *g = dy.data() + t * width, *row = x.data() + t * width;
-    double mean = 0, variance = 0, meanGrad = 0, meanProduct = 0;
-    for (int64_t i = 0; i < width; ++i)
-      mean += double(row[i]) / n;
-    for (int64_t i = 0; i < width; ++i)
-      variance += (double(row[i]) - mean) * (double(row[i]) - mean) / n;
-    double r = 1 / std::sqrt(variance + eps);
-    for (int64_t i = 0; i < width; ++i) {
-      double scaled = double(g[i]) * double(w[i]), normal = (double(row[i]) - mean) * r;
-      meanGrad += scaled / n;
-      meanProduct += scaled * normal / n;
-      dw[size_t(i)] += double(g[i]) * normal;
-      db[size_t(i)] += double(g[i]);
+  int64_t samples = samplesOf(call, call.in[0]), each = rows / samples;
+  std::vector<double> sums(size_t(2 * width)); // dw and db
+  std::vector<A> total(sums.size());
+  Status status = sumSamples(samples, total.data(), 2 * width, [&](int64_t s, A *into) {
+    std::fill(sums.begin(), sums.end(), 0.0);
+    double *dw = sums.data(), *db = dw + width;
+    for (int64_t t = s * each; t < (s + 1) * each; ++t) {
+      const A *g = dy.data() + t * width, *row = x.data() + t * width;
+      double mean = 0, variance = 0, meanGrad = 0, meanProduct = 0;
+      for (int64_t i = 0; i < width; ++i)
+        mean += double(row[i]) / n;
+      for (int64_t i = 0; i < width; ++i)
+        variance += (double(row[i]) - mean) * (double(row[i]) - mean) / n;
+      double r = 1 / std::sqrt(variance + eps);
+      for (int64_t i = 0; i < width; ++i) {
+        double scaled = double(g[i]) * double(w[i]), normal = (double(row[i]) - mean) * r;
+        meanGrad += scaled / n;
+        meanProduct += scaled * normal / n;
+        dw[i] += double(g[i]) * normal;
+        db[i] += double(g[i]);
+      }
+      for (int64_t i = 0; i < width; ++i)
+        dx[t * width + i] = A(r * (double(g[i]) * double(w[i]) - meanGrad -
+                                   (double(row[i]) - mean) * r * meanProduct));
     }
-    for (int64_t i = 0; i < width; ++i)
-      dx[t * width + i] = A(
-          r * (double(g[i]) * double(w[i]) - meanGrad - (double(row[i]) - mean) * r * meanProduct));
-  }
-  store(dw, call.output<A>(1));
-  store(db, call.output<A>(2));
-  return {};
+    store(sums, into);
+    return Status();
+  });
+  std::copy_n(total.data(), width, call.output<A>(1));
+  std::copy_n(total.data() + width, width, call.output<A>(2));
+  return status;
 }
 
 template <typename S> Status clamp_grad(const Call &call) {

@@ -1,7 +1,7 @@
 //===- HeadProduct.cpp - head_linear ----------------------------------------===//
 // Each head's matrix product: plain loops, and oneDNN's for f32.
 //===----------------------------------------------------------------------===//
-#include "HostOps.h"
+#include "SampleTree.h"
 #include "Sgemm.h"
 #include "moira/rt/HostThreads.h"
 
@@ -41,12 +41,15 @@ template Status ref::head_linear<Bf16>(const Call &);
 
 template <> Status fast::head_linear<float>(const Call &call) {
   HeadProduct p(call);
-  return parallelTry(p.heads, [&](int64_t h) {
-    return sgemm(call, {false, !p.transposed, p.rows, p.outputs, p.inputs,
-                        call.input<float>(0) + h * p.inputs, p.heads * p.inputs,
+  // oneDNN's sums may depend on the number of rows, so that they must be one sample's.
+  int64_t samples = samplesOf(call, call.in[0]), each = p.rows / samples;
+  return parallelTry(samples * p.heads, [&](int64_t task) {
+    int64_t h = task % p.heads, row = task / p.heads * each * p.heads + h;
+    return sgemm(call, {false, !p.transposed, each, p.outputs, p.inputs,
+                        call.input<float>(0) + row * p.inputs, p.heads * p.inputs,
                         call.input<float>(1) + h * p.inputs * p.outputs,
-                        p.transposed ? p.outputs : p.inputs, call.output<float>(0) + h * p.outputs,
-                        p.heads * p.outputs});
+                        p.transposed ? p.outputs : p.inputs,
+                        call.output<float>(0) + row * p.outputs, p.heads * p.outputs});
   });
 }
 

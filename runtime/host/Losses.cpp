@@ -2,7 +2,7 @@
 // next_tokens, row_max, cross_entropy_stats, cross_entropy, ratio and gradients. Always in the
 // accumulator's type; sums are made in double.
 //===----------------------------------------------------------------------===//
-#include "HostOps.h"
+#include "SampleTree.h"
 
 #include <algorithm>
 #include <cmath>
@@ -99,22 +99,30 @@ template <typename S> Status cross_entropy_stats_grad(const Call &call) {
 
 template <typename S> Status cross_entropy(const Call &call) {
   using A = Accumulator<S>;
-  const A *stats = call.input<A>(0);
   const int32_t *labels = call.input<int32_t>(1);
-  double smoothing = call.params.real("smoothing"), sum = 0, count = 0;
+  double smoothing = call.params.real("smoothing");
   double classes = double(call.params.integer("classes"));
-  for (int64_t t = 0, n = call.in[1].elements(); t < n; ++t, stats += 3) {
-    if (labels[t] == kNoLabel)
-      continue;
-    double log = std::log(double(stats[0]));
-    sum += (1 - smoothing) * (log - double(stats[1]));
-    if (smoothing > 0)
-      sum += smoothing * (log - double(stats[2]) / classes);
-    count += 1;
-  }
-  *call.output<A>(0) = A(sum);
-  *call.output<A>(1) = A(count);
-  return {};
+  int64_t samples = samplesOf(call, call.in[1]), each = call.in[1].elements() / samples;
+  A total[2];
+  Status status = sumSamples(samples, total, 2, [&](int64_t s, A *into) {
+    double sum = 0, count = 0;
+    for (int64_t t = s * each; t < (s + 1) * each; ++t) {
+      const A *stats = call.input<A>(0) + 3 * t;
+      if (labels[t] == kNoLabel)
+        continue;
+      double log = std::log(double(stats[0]));
+      sum += (1 - smoothing) * (log - double(stats[1]));
+      if (smoothing > 0)
+        sum += smoothing * (log - double(stats[2]) / classes);
+      count += 1;
+    }
+    into[0] = A(sum);
+    into[1] = A(count);
+    return Status();
+  });
+  *call.output<A>(0) = total[0];
+  *call.output<A>(1) = total[1];
+  return status;
 }
 
 template <typename S> Status cross_entropy_grad(const Call &call) {

@@ -2,6 +2,7 @@
 // adamw, expert_adamw, sgd, balance_bias, accumulate, squares, clip_factor, in double between a
 // load and a store. What an update reads and writes in place are its outputs.
 //===----------------------------------------------------------------------===//
+#include "ExactSquares.h"
 #include "HostOps.h"
 
 #include <algorithm>
@@ -125,7 +126,12 @@ template <typename S> Status ref::squares(const Call &call) {
 
 template <typename S> Status ref::clip_factor(const Call &call) {
   using A = Accumulator<S>;
-  double norm = std::sqrt(double(call.input<A>(0)[0])), most = call.params.real("max_norm");
+  double squares = double(call.input<A>(0)[0]), most = call.params.real("max_norm");
+  if constexpr (std::is_same_v<A, float>)
+    if (call.in[0].elements() == kSquareDigits)
+      squares =
+          valueOfDigits(std::span<const float, kSquareDigits>(call.input<float>(0), kSquareDigits));
+  double norm = std::sqrt(squares);
   call.output<A>(0)[0] = A(norm);
   call.output<A>(1)[0] = A(most > 0 ? std::min(1.0, most / (norm + 1e-6)) : 1.0);
   return {};

@@ -1,6 +1,7 @@
 //===- RouterLosses.cpp - reference losses of routers and their gradients -===//
 // expert_load, expert_probs, balance, router_z and gradients. Sums are made in double.
 //===----------------------------------------------------------------------===//
+#include "SampleTree.h"
 #include "Widened.h"
 
 #include <algorithm>
@@ -43,14 +44,18 @@ template <typename S> Status expert_probs(const Call &call) {
   using A = Accumulator<S>;
   Widened<A> logits(call.in[0]);
   int64_t experts = call.out[0].elements(), tokens = leading(call.in[0], 1);
+  int64_t samples = samplesOf(call, call.in[0]), each = tokens / samples;
   std::vector<double> shares(static_cast<size_t>(experts)), sums(shares.size());
-  for (int64_t t = 0; t < tokens; ++t) {
-    softmax(logits.data() + t * experts, shares);
-    for (size_t e = 0; e < shares.size(); ++e)
-      sums[e] += shares[e];
-  }
-  std::transform(sums.begin(), sums.end(), call.output<A>(0), [](double v) { return A(v); });
-  return {};
+  return sumSamples(samples, call.output<A>(0), experts, [&](int64_t s, A *into) {
+    std::fill(sums.begin(), sums.end(), 0.0);
+    for (int64_t t = s * each; t < (s + 1) * each; ++t) {
+      softmax(logits.data() + t * experts, shares);
+      for (size_t e = 0; e < shares.size(); ++e)
+        sums[e] += shares[e];
+    }
+    std::transform(sums.begin(), sums.end(), into, [](double v) { return A(v); });
+    return Status();
+  });
 }
 
 template <typename S> Status expert_probs_grad(const Call &call) {
@@ -96,14 +101,17 @@ template <typename S> Status router_z(const Call &call) {
   using A = Accumulator<S>;
   Widened<A> logits(call.in[0]);
   int64_t experts = trailing(call.in[0], 1), tokens = leading(call.in[0], 1);
+  int64_t samples = samplesOf(call, call.in[0]), each = tokens / samples;
   std::vector<double> shares(static_cast<size_t>(experts));
-  double sum = 0;
-  for (int64_t t = 0; t < tokens; ++t) {
-    double z = softmax(logits.data() + t * experts, shares);
-    sum += z * z;
-  }
-  *call.output<A>(0) = A(sum / double(call.params.integer("tokens")));
-  return {};
+  return sumSamples(samples, call.output<A>(0), 1, [&](int64_t s, A *into) {
+    double sum = 0;
+    for (int64_t t = s * each; t < (s + 1) * each; ++t) {
+      double z = softmax(logits.data() + t * experts, shares);
+      sum += z * z;
+    }
+    *into = A(sum / double(call.params.integer("tokens")));
+    return Status();
+  });
 }
 
 template <typename S> Status router_z_grad(const Call &call) {

@@ -4,6 +4,7 @@
 // read from memory once, and are never copied. Sums are those of RowTile.h, whatever the number of
 // rows.
 //===----------------------------------------------------------------------===//
+#include "RowProduct.h"
 #include "GroupedProduct.h"
 #include "RowTile.h"
 #include "moira/rt/HostThreads.h"
@@ -109,6 +110,21 @@ void multiplyRows(std::span<const RowProduct<S, O>> products, int64_t n, int64_t
 }
 
 } // namespace
+
+void multiplyTransposed(const float *x, const float *w, float *out, int64_t m, int64_t n,
+                        int64_t k) {
+  constexpr int64_t block = 32; // of lines of w and of its copy that are near at a time
+  std::vector<float> transposed(size_t(n * k));
+  parallelFor((k + block - 1) / block, [&](int64_t task) {
+    int64_t from = task * block, to = std::min(k, from + block);
+    for (int64_t j = 0; j < n; j += block)
+      for (int64_t c = from; c < to; ++c)
+        for (int64_t i = j; i < std::min(n, j + block); ++i)
+          transposed[size_t(c * n + i)] = w[i * k + c];
+  });
+  RowProduct<float, float> product{x, transposed.data(), out, m};
+  multiplyRows<float, float>({&product, 1}, k, n);
+}
 
 namespace fast {
 

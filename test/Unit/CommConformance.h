@@ -104,9 +104,21 @@ private:
         else
           return inputs[m][i];
       };
-      auto value = load(0);
-      for (size_t m = 1; m < inputs.size(); ++m)
-        value = op == fb::Reduce::sum ? value + load(m) : std::max(value, load(m));
+      auto join = [&](auto a, auto b) { return op == fb::Reduce::sum ? a + b : std::max(a, b); };
+      // Runs of an odd length one after the other, then neighbours in pairs.
+      size_t odd = inputs.size();
+      while (odd % 2 == 0)
+        odd /= 2;
+      std::vector<decltype(load(0))> runs;
+      for (size_t m = 0; m < inputs.size(); ++m)
+        if (m % odd == 0)
+          runs.push_back(load(m));
+        else
+          runs.back() = join(runs.back(), load(m));
+      for (; runs.size() > 1; runs.resize(runs.size() / 2))
+        for (size_t m = 0; m < runs.size() / 2; ++m)
+          runs[m] = join(runs[2 * m], runs[2 * m + 1]);
+      auto value = runs[0];
       if constexpr (std::is_same_v<T, uint16_t>)
         expected[i] = narrow(value);
       else

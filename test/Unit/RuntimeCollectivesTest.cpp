@@ -49,12 +49,26 @@ Tensor oracle(const CollectiveSpec &spec, std::vector<Tensor> ins, const Shape &
   Tensor out(product(outShape));
   const int64_t n = static_cast<int64_t>(ins.size());
   auto reduce = [&](const Shape &index) {
-    float value = at(ins[0], shape, index);
-    for (int64_t m = 1; m < n; ++m) {
-      float other = at(ins[m], shape, index);
-      value = spec.op == fb::Reduce::max ? std::max(value, other) : value + other;
-    }
-    return value;
+    // Runs of an odd length one after the other, then neighbours in pairs.
+    std::vector<float> values;
+    for (Tensor &in : ins)
+      values.push_back(at(in, shape, index));
+    auto join = [&](float a, float b) {
+      return spec.op == fb::Reduce::max ? std::max(a, b) : a + b;
+    };
+    size_t odd = values.size();
+    while (odd % 2 == 0)
+      odd /= 2;
+    std::vector<float> runs;
+    for (size_t i = 0; i < values.size(); ++i)
+      if (i % odd == 0)
+        runs.push_back(values[i]);
+      else
+        runs.back() = join(runs.back(), values[i]);
+    for (; runs.size() > 1; runs.resize(runs.size() / 2))
+      for (size_t i = 0; i < runs.size() / 2; ++i)
+        runs[i] = join(runs[2 * i], runs[2 * i + 1]);
+    return runs[0];
   };
   forAll(outShape, [&](const Shape &index) {
     Shape from = index;

@@ -52,6 +52,7 @@ struct CompilerOptions {
   bool memoryOnly = false; // report what a rank needs, write nothing; operations that Moira lacks
                            // are stood in for
   bool timing = false;     // print how long each phase took
+  bool deterministic = false;         // the same bits on every mesh
   bool verifyRoundtrip = false;       // print, parse and compare the IR after every phase
   std::vector<std::string> given;     // names of the options on the command line, without dashes
   std::vector<std::string> mlirFlags; // passed on to MLIR: --mlir-…, --debug…

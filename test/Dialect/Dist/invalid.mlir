@@ -320,3 +320,12 @@ func.func @f(%s: tensor<24x8xf32>, %x: tensor<2x6x7xf32>, %p: tensor<2x6x2xi32>)
   %0 = dist.choice_dots %s, %x, %p : (tensor<24x8xf32>, tensor<2x6x7xf32>, tensor<2x6x2xi32>) -> tensor<2x6x2xf32>
   return
 }
+
+// -----
+
+// SampleCountsOp C1
+func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>) {
+  // expected-error @+1 {{C1: counts must be [B,E] of the routing}}
+  %0 = dist.sample_counts %r : (!moe.routing<2x6, experts = 4, k = 2>) -> tensor<6x4xi32>
+  return
+}

@@ -57,6 +57,8 @@ func.func @exchange(%x: tensor<2x6x8xf32>, %r: !moe.routing<2x6, experts = 4, k 
   %z2 = dist.merge %rows2, %pos2, %r unit : (tensor<7x8xf32, #dist.rows<0, 1>>, tensor<2x6x2xi32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x8xf32>
   // CHECK: dist.unpack %{{.*}}, %{{.*}}, %{{.*}} unit :
   %y2 = dist.unpack %back, %pos, %r unit : (tensor<1x2x5x8xf32, #dist.rows<2, 1>>, tensor<2x6x2xi32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x6x8xf32>
+  // CHECK: dist.sample_counts %{{.*}} : (!moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x4xi32>
+  %samples = dist.sample_counts %r : (!moe.routing<2x6, experts = 4, k = 2>) -> tensor<2x4xi32>
   // CHECK: dist.pack %{{.*}}, %{{.*}} weighted need
   %slots3, %counts3, %pos3, %need3 = dist.pack %x, %r weighted need %need segments 1 : (tensor<2x6x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<1xi32>)
     -> (tensor<1x2x5x8xf32, #dist.rows<2, 1>>, tensor<1x2x2xi32>, tensor<2x6x2xi32>, tensor<1xi32>)

@@ -736,3 +736,29 @@ func.func @f(%a: tensor<1xf32>, %b: tensor<2xf32>) {
   %0 = moe.ratio %a over %b : (tensor<1xf32>, tensor<2xf32>) -> tensor<1xf32>
   return
 }
+
+// -----
+
+// GroupedWeightGradOp C5
+func.func @f(%y: tensor<24x8xf32>, %x: tensor<24x3xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %s: tensor<2x5xi32>) {
+  // expected-error @+1 {{C5: samples must be [B,E]}}
+  %0 = moe.grouped_weight_grad %y by %r, %x samples %s contract 1 : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<24x3xf32>, tensor<2x5xi32>) -> tensor<4x8x3xf32>
+  return
+}
+
+// -----
+
+// GroupedBiasGradOp C3
+func.func @f(%y: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %s: tensor<4xi32>) {
+  // expected-error @+1 {{C3: samples must be [B,E]}}
+  %0 = moe.grouped_bias_grad %y by %r samples %s : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<4xi32>) -> tensor<4x8xf32>
+  return
+}
+
+// -----
+
+// A module that is deterministic
+// expected-error @+1 {{moe.deterministic must be a unit attribute of a module}}
+func.func @f() attributes {moe.deterministic} {
+  return
+}

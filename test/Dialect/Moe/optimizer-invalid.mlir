@@ -396,6 +396,15 @@ moe.state @w : tensor<4xf32, #dist.sharding<[{}], partial = sum{dp}>>
 
 // -----
 
+// squares C3
+func.func @f(%x: tensor<4x2xf32>) {
+  // expected-error @+1 {{C3: an exact sum must keep no dimension and have a result of [160]}}
+  %0 = moe.squares exact %x keep 1 : (tensor<4x2xf32>) -> tensor<4xf32>
+  return
+}
+
+// -----
+
 // squares C2
 func.func @f(%x: tensor<4x2xf32>) {
   // expected-error @+1 {{C2: keep and tail must not be negative, nor more than x has}}

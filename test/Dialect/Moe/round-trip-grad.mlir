@@ -122,6 +122,17 @@ func.func @f23(%y: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, 
   %0 = moe.grouped_weight_grad %y by %r, %x contract 1 : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<24x3xf32>) -> tensor<4x8x3xf32>
   return
 }
+func.func @f23s(%y: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %x: tensor<24x3xf32>, %s: tensor<2x4xi32>) {
+  // CHECK: moe.grouped_weight_grad %{{.*}} by %{{.*}}, %{{.*}} samples %{{.*}} contract 1
+  %0 = moe.grouped_weight_grad %y by %r, %x samples %s contract 1 : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<24x3xf32>, tensor<2x4xi32>) -> tensor<4x8x3xf32>
+  // CHECK: moe.grouped_bias_grad %{{.*}} by %{{.*}} samples %{{.*}} :
+  %1 = moe.grouped_bias_grad %y by %r samples %s : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<2x4xi32>) -> tensor<4x8xf32>
+  // CHECK: moe.squares exact %{{.*}} : (tensor<24x8xf32>) -> tensor<160xf32>
+  %2 = moe.squares exact %y : (tensor<24x8xf32>) -> tensor<160xf32>
+  // CHECK: moe.clip_factor %{{.*}} max_norm
+  %norm, %factor = moe.clip_factor %2 max_norm 1.0 : (tensor<160xf32>) -> (tensor<1xf32>, tensor<1xf32>)
+  return
+}
 func.func @f24(%y: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>) {
   // CHECK: moe.grouped_bias_grad %{{.*}} by %{{.*}} : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<4x8xf32>
   %0 = moe.grouped_bias_grad %y by %r : (tensor<24x8xf32>, !moe.routing<2x6, experts = 4, k = 2>) -> tensor<4x8xf32>

@@ -283,6 +283,14 @@ LogicalResult PackOp::verify() {
   return success();
 }
 
+LogicalResult SampleCountsOp::verify() {
+  moe::RoutingType routing = getRouting().getType();
+  return check(*this,
+               tensorOf(getCounts()).getShape() ==
+                   ArrayRef<int64_t>{routing.getTokens().front(), routing.getExperts()},
+               "C1: counts must be [B,E] of the routing");
+}
+
 LogicalResult RegroupOp::verify() {
   return check(*this,
                areSlots(getSlots(), getCounts()) && tensorOf(getRows()).getRank() == 2 &&

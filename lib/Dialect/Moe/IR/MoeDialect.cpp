@@ -34,6 +34,13 @@ void MoeDialect::initialize() {
       >();
 }
 
+LogicalResult MoeDialect::verifyOperationAttribute(Operation *op, NamedAttribute attribute) {
+  if (attribute.getName() == kDeterministic &&
+      (!isa<ModuleOp>(op) || !isa<UnitAttr>(attribute.getValue())))
+    return op->emitOpError() << kDeterministic << " must be a unit attribute of a module";
+  return success();
+}
+
 LogicalResult RouterAttr::verify(function_ref<InFlightDiagnostic()> emitError, int64_t k,
                                  Score score, RouteOrder order, int64_t groups, int64_t groupKeep,
                                  GroupScore, Renorm renorm, FloatAttr epsilon, FloatAttr clampMin,

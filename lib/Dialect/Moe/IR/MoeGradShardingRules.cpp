@@ -272,6 +272,12 @@ static Ids groupFactors(FactorRule &rule, Value groups) {
   return rule.addFactors(unconstrained, shapeOf(groups));
 }
 
+/// Row counts by sample, where they are given, lie as --dist-lower-dispatch has made them.
+static void addSamples(FactorRule &rule, Value samples) {
+  if (samples)
+    rule.operands.push_back(rule.addFactors(unconstrained, shapeOf(samples)));
+}
+
 /// dy[r,N..], groups, w[e,N..,K..] → [r,K..]
 FactorRule GroupedInputGradOp::getFactorRule() {
   FactorRule rule;
@@ -308,6 +314,7 @@ FactorRule GroupedWeightGradOp::getFactorRule() {
   Ids outer = rule.addFactors(pass, shapeOf(getDy()).drop_front()),
       inner = rule.addFactors(pass, shapeOf(getRows()).take_back(k));
   rule.operands = {join({r}, outer), groupFactors(rule, getGroups()), join({r}, inner)};
+  addSamples(rule, getSamples());
   rule.results = {join({e}, join(outer, inner))};
   return rule;
 }
@@ -326,6 +333,7 @@ FactorRule GroupedBiasGradOp::getFactorRule() {
       e = rule.addFactor(unconstrained, shapeOf(getResult())[0]);
   Ids outer = rule.addFactors(pass, shapeOf(getDy()).drop_front());
   rule.operands = {join({r}, outer), groupFactors(rule, getGroups())};
+  addSamples(rule, getSamples());
   rule.results = {join({e}, outer)};
   rule.linearity = Linearity::first;
   return rule;

@@ -247,6 +247,11 @@ LogicalResult GroupedInputGradOp::verify() {
   return success();
 }
 
+/// Row counts by sample, where they are given.
+static bool areSamplesOf(Value samples, int64_t experts) {
+  return !samples || (rankOf(samples) == 2 && shapeOf(samples)[1] == experts);
+}
+
 LogicalResult GroupedWeightGradOp::verify() {
   int64_t k = getContract();
   ArrayRef<int64_t> dy = shapeOf(getDy()), rows = shapeOf(getRows());
@@ -259,6 +264,8 @@ LogicalResult GroupedWeightGradOp::verify() {
     return emitOpError("C3: the result must be [E,N..,K..]");
   if (!areGroupsOf(getGroups(), result[0]))
     return emitOpError("C4: groups must count the experts of the result");
+  if (!areSamplesOf(getSamples(), result[0]))
+    return emitOpError("C5: samples must be [B,E]");
   return success();
 }
 
@@ -268,6 +275,8 @@ LogicalResult GroupedBiasGradOp::verify() {
     return emitOpError("C1: the result must be [E,N..]");
   if (!areGroupsOf(getGroups(), result[0]))
     return emitOpError("C2: groups must count the experts of the result");
+  if (!areSamplesOf(getSamples(), result[0]))
+    return emitOpError("C3: samples must be [B,E]");
   return success();
 }
 

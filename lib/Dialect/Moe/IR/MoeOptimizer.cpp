@@ -143,14 +143,21 @@ LogicalResult SquaresOp::verify() {
   llvm::append_range(kept, x.take_back(tail));
   if (kept.empty())
     kept.push_back(1);
+  if (getExact()) {
+    if (keep + tail > 0 || shapeOf(getResult()) != ArrayRef<int64_t>{kSquareDigits})
+      return emitOpError("C3: an exact sum must keep no dimension and have a result of [160]");
+    return success();
+  }
   if (shapeOf(getResult()) != ArrayRef(kept))
     return emitOpError("C1: the result must have the shape of the kept dimensions, or [1]");
   return success();
 }
 
 LogicalResult ClipFactorOp::verify() {
-  if (!isOneNumber(getSquares()) || !isOneNumber(getNorm()) || !isOneNumber(getFactor()))
-    return emitOpError("C1: squares, norm and factor must be one number each");
+  if ((!isOneNumber(getSquares()) && shapeOf(getSquares()) != ArrayRef<int64_t>{kSquareDigits}) ||
+      !isOneNumber(getNorm()) || !isOneNumber(getFactor()))
+    return emitOpError("C1: squares, norm and factor must be one number each, or squares 160 "
+                       "digits");
   if (!isFiniteAndNotNegative(getMaxNorm()))
     return emitOpError("C2: max_norm must be finite and not negative");
   return success();
@@ -216,7 +223,7 @@ FactorRule SquaresOp::getFactorRule() {
       kept.push_back(x.back());
   }
   if (kept.empty())
-    kept.push_back(rule.addFactor(FactorKind::needReplication, 1));
+    kept.push_back(rule.addFactor(FactorKind::needReplication, shapeOf(getResult())[0]));
   rule.operands = {x};
   rule.results = {kept};
   return rule;
@@ -224,8 +231,9 @@ FactorRule SquaresOp::getFactorRule() {
 
 FactorRule ClipFactorOp::getFactorRule() {
   FactorRule rule;
-  int one = rule.addFactor(FactorKind::needReplication, 1);
-  rule.operands = {{one}};
+  int squares = rule.addFactor(FactorKind::needReplication, shapeOf(getSquares())[0]),
+      one = rule.addFactor(FactorKind::needReplication, 1);
+  rule.operands = {{squares}};
   rule.results = {{one}, {one}};
   return rule;
 }

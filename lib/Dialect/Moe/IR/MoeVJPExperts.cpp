@@ -87,12 +87,13 @@ LogicalResult GroupedMatmulOp::buildVJP(OpBuilder &b, ValueRange dy, Grads opera
   operands[0] = GroupedInputGradOp::create(b, getLoc(), cotangentType(getRows(), dy[0]), dy[0],
                                            getGroups(), getW(), getContractAttr());
   operands[2] = GroupedWeightGradOp::create(b, getLoc(), cotangentType(getW()), dy[0], getGroups(),
-                                            getRows(), getContractAttr());
+                                            getRows(), Value(), getContractAttr());
   return success();
 }
 
 LogicalResult GroupedBiasOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
   operands[0] = dy[0];
-  operands[2] = GroupedBiasGradOp::create(b, getLoc(), cotangentType(getB()), dy[0], getGroups());
+  operands[2] =
+      GroupedBiasGradOp::create(b, getLoc(), cotangentType(getB()), dy[0], getGroups(), Value());
   return success();
 }

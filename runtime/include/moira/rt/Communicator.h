@@ -1,7 +1,7 @@
 //===- Communicator.h - collectives over groups of ranks --------*- C++ -*-===//
 // One Communicator a rank. Groups are formed from axis lists of the mesh. All buffers are
-// contiguous host memory in C order. Sums are made in rank order within the group, so every
-// implementation gives the same bits on every rank.
+// contiguous host memory in C order. Sums are made as one tree over the group's ranks
+// (OrderedReduce.h), so every implementation gives the same bits on every rank.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_COMMUNICATOR_H
 #define MOIRA_RT_COMMUNICATOR_H

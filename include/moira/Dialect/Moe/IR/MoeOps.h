@@ -20,6 +20,9 @@
 
 namespace moira::moe {
 
+/// Digits of an exact moe.squares.
+inline constexpr int64_t kSquareDigits = 160;
+
 /// C2 of moe.state for anything with a source: its blocks are the tensor.
 llvm::LogicalResult verifySource(mlir::Operation *op, SourceAttr source,
                                  mlir::RankedTensorType type);
