@@ -9,6 +9,8 @@ largest. AdamW divides a gradient by its own size, so where a gradient is nothin
 in relative L2 over all of them. What optimizers keep (momentum, m; v with squares) is as good as the gradients: every element within TOLERANCE of the tensor's largest,
 and of a hundredth of the largest of all tensors, for some gradients are nothing but rounding (those of a gate that chooses all experts and renormalises).
 
+With --deterministic nothing is allowed for: on meshes of dp and ep every report, weight and state is one rank's to the bit, whatever the routing.
+
 MOIRA_SEED chooses the cases, MOIRA_CASES their number; the optimizers take turns. Redrawn, and counted in the summary, is a case
  * whose routing is nearly a tie in any of its steps (gap under 1e-4): it may rightly route differently in float32;
  * that no float32 program can answer to TOLERANCE: one rank that begins with every weight one rounding off (a factor of 1 ± 2^-24) ends more than half of TOLERANCE
@@ -185,3 +187,36 @@ def test_mesh_trains_like_one_rank(number, tmp_path, record_property):
     assert max(apart(got, want, options)) <= TOLERANCE
     record_property("training_stage", int(options[-1].removeprefix("--zero=")))
     record_property("training_apart", [relative_error(one.ce_losses, losses), relative_error(many.losses, one.losses), apart(got, want, options)[0], weights_apart(got, want)])
+
+
+def draw_for_bits(rng, number):
+    """-> (case whose mesh and batch --deterministic takes, moe-opt's options)"""
+    while True:
+        case = random_models.draw(rng)
+        mesh = {axis: int(size) for axis, size in re.findall(r"(\w+)=(\d+)", case.mesh)}
+        if mesh and "tp" not in mesh and all(size & (size - 1) == 0 for size in mesh.values()):
+            break
+    micro = 1 if case.capacity else int(rng.choice((1, 1, 2)))
+    rows, columns = micro * int(np.prod(list(mesh.values()))) * int(rng.integers(1, 3)), case.input_ids.shape[1] + 1  # each row has a next token
+    case.input_ids = rng.integers(0, case.config["vocab_size"], (rows, columns)).astype(np.int32)
+    if case.attention_mask is not None:
+        case.attention_mask = (rng.random((rows, columns)) < 0.8).astype(np.int32)
+        case.attention_mask[0, :2] = 1  # a token that counts
+    options = [option for option in draw_optimizer(rng, number, case) if not option.startswith("--micro-batches")]
+    return case, [*options, *([f"--micro-batches={micro}"] if micro > 1 else []), "--deterministic"]
+
+
+@pytest.mark.parametrize("number", range(CASES // 2), ids=lambda n: f"case{n}-")
+def test_deterministic_mesh_trains_as_one_rank_to_the_bit(number, tmp_path):
+    case, options = draw_for_bits(np.random.default_rng([SEED, number, 1]), number)
+    print(f"seed {SEED} case {number}: {case.config['model_type']} {' '.join([*case.options, *options])}\n{case.config}")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    case.write(folder)
+    many = Trained(tmp_path, "many", folder, [*case.options, *options])
+    case.mesh = ""
+    one = Trained(tmp_path, "one", folder, [*case.options, *options])
+    assert many.losses.tolist() == one.losses.tolist()
+    got, want = many.end(), one.end()
+    assert got.keys() == want.keys() and len(want) > 5
+    assert not [name for name in want if got[name].tobytes() != want[name].tobytes()]
