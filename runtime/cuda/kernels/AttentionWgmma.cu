@@ -20,10 +20,16 @@ constexpr int kBlock = 64;
 constexpr uint32_t kBlockBytes = 128 * kBlock * sizeof(bf16);
 static_assert(kQueries == 128 && kKeys == 128);
 
-/// What the consumers must know of a tile of keys.
+/// What the consumers must know of a tile of keys, in one word.
 struct KeyTile {
-  int64_t first;
-  Sight sight; // none: no more tiles
+  int32_t word;
+
+  __device__ explicit KeyTile(int32_t word) : word(word) {}
+  /// From key `first` on, of less than 2^31. none: no more tiles.
+  __device__ KeyTile(int64_t first, Sight sight)
+      : word(int32_t(first / kKeys) * 4 + int32_t(sight)) {}
+  __device__ int64_t first() const { return int64_t(word / 4) * kKeys; }
+  __device__ Sight sight() const { return Sight(word % 4); }
 };
 
 template <int keyBlocks, int valueBlocks> struct Shared {
@@ -99,9 +105,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   enum { keysFull, keysEmpty, valuesFull, valuesEmpty, queriesFull };
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
-      initBarrier(barrier(keysFull, s), 1);
+      // Positions and masks pass from lane to lane: each of these arrives.
+      initBarrier(barrier(keysFull, s), 32);
       initBarrier(barrier(valuesFull, s), 1);
-      initBarrier(barrier(keysEmpty, s), kConsumerWarps);
+      initBarrier(barrier(keysEmpty, s), kConsumerWarps * 32);
       initBarrier(barrier(valuesEmpty, s), kConsumerWarps);
     }
     initBarrier(barrier(queriesFull, 0), 1);
@@ -153,9 +160,10 @@ __global__ void __launch_bounds__(kThreads, 1)
             positions[stage * kKeys + i * 32 + lane] = keys.position[i];
             masks[stage * kKeys + i * 32 + lane] = keys.mask[i];
           }
-        __syncwarp();
-        if (lane == 0) {
-          tiles[stage] = {first, sight};
+        if (lane > 0) {
+          arrive(barrier(keysFull, stage));
+        } else {
+          tiles[stage] = KeyTile(end ? 0 : first, sight);
           if (end) {
             arrive(barrier(keysFull, stage));
           } else {
@@ -182,9 +190,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     takeRegisters<224>();
     const int lane = laneNumber(), consumer = warpgroup - 1,
               warp = int(threadIdx.x) / 32 - kWarpgroup / 32, row0 = warp * 16 + lane / 4;
-    auto release = [&](uint32_t which) {
-      if (lane == 0)
-        arrive(which);
+    auto tileOf = [&](int stage) {
+      return KeyTile(__shfl_sync(kAllLanes, lane == 0 ? tiles[stage].word : 0, 0));
+    };
+    // Lanes that have read positions arrive themselves; else the first one does for all.
+    auto releaseKeys = [&](const KeyTile &tile, int stage) {
+      if (tile.sight() == Sight::some)
+        arrive(barrier(keysEmpty, stage));
+      else if (lane == 0)
+        arrive(barrier(keysEmpty, stage), 32);
     };
     constexpr float perNat = 1.44269504088896341f; // exponentials are powers of two
     const float scale = a.scale * perNat;
@@ -228,16 +242,16 @@ __global__ void __launch_bounds__(kThreads, 1)
     };
     // Scores to exponentials; what was summed so far is to shrink.
     auto soften = [&](const KeyTile &tile, int stage) {
-      if (tile.sight == Sight::some || a.bias)
+      if (tile.sight() == Sight::some || a.bias)
 #pragma unroll
         for (int j = 0; j < kKeys / 8; ++j)
 #pragma unroll
           for (int c = 0; c < 4; ++c) {
             const int key = j * 8 + lane % 4 * 2 + c % 2, row = row0 + c / 2 * 8;
-            if (a.bias && row < queries && tile.first + key < a.keys)
+            if (a.bias && row < queries && tile.first() + key < a.keys)
               score[j * 4 + c] +=
-                  a.bias[(h * a.queries + query0 + row) * a.keys + tile.first + key] / a.scale;
-            if (tile.sight == Sight::some &&
+                  a.bias[(h * a.queries + query0 + row) * a.keys + tile.first() + key] / a.scale;
+            if (tile.sight() == Sight::some &&
                 !sees(a, queryPosition[c / 2], positions[stage * kKeys + key],
                       masks[stage * kKeys + key]))
               score[j * 4 + c] = -INFINITY;
@@ -275,12 +289,12 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     waitFor(barrier(queriesFull, 0), 0);
     waitFor(barrier(keysFull, 0), 0);
-    KeyTile tile = tiles[0];
-    if (tile.sight != Sight::none) {
+    KeyTile tile = tileOf(0);
+    if (tile.sight() != Sight::none) {
       multiplyKeys(0);
       waitProducts<0>();
       soften(tile, 0);
-      release(barrier(keysEmpty, 0));
+      releaseKeys(tile, 0);
       keepWeights();
       int stage = 0;
       uint32_t parity = 0;
@@ -292,8 +306,8 @@ __global__ void __launch_bounds__(kThreads, 1)
           parity ^= 1;
         }
         waitFor(barrier(keysFull, stage), parity);
-        tile = tiles[stage];
-        if (tile.sight == Sight::none) {
+        tile = tileOf(stage);
+        if (tile.sight() == Sight::none) {
           waitFor(barrier(valuesFull, last), lastParity);
           multiplyValues(last);
           waitProducts<0>();
@@ -304,9 +318,10 @@ __global__ void __launch_bounds__(kThreads, 1)
         multiplyValues(last);
         waitProducts<1>(); // the scores are there
         soften(tile, stage);
-        release(barrier(keysEmpty, stage));
+        releaseKeys(tile, stage);
         waitProducts<0>();
-        release(barrier(valuesEmpty, last));
+        if (lane == 0)
+          arrive(barrier(valuesEmpty, last));
 #pragma unroll
         for (int i = 0; i < valueBlocks * 32; ++i)
           sum[i] *= shrink[i / 2 % 2];
