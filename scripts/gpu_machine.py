@@ -16,8 +16,7 @@ from gpu_runs import (BF16_TOLERANCE, ENVIRONMENT, F32_TOLERANCE, RANKS, ROOT, R
 
 REAL = "olmoe-1b-7b"
 HOST_BYTES = 20 << 30  # that a host run of it may take
-# Tools of compute-sanitizer: every n-th case of a test is run, and of races those of our kernels count, not those that cuBLASLt's have among themselves.
-TOOLS = {"memcheck": (3, ()), "racecheck": (8, ("--kernel-name=kernel_substring=moira",))}
+TOOLS = {"memcheck": 3, "racecheck": 8}  # every n-th case of a test
 
 TRANSFORMERS = """
 import sys
@@ -39,6 +38,18 @@ with torch.no_grad():
 numpy.save(logits, numpy.concatenate([row[0] for row in rows]))
 safetensors.numpy.save_file({f"layers.{n}.ids": numpy.stack([row[1][n] for row in rows]) for n in range(len(rows[0][1]))}, routes)
 """
+
+
+def races_of_others(text):
+    """The kernels that races were reported in, if all of these and of what else the tool reported are of a library, not of Moira."""
+    reports, kernels = len(re.findall(r"^=+ (?:Error|Warning|Internal)\b", text, re.M)), set()
+    races = re.findall(r"^=+ (?:Error|Warning): Race reported between .*(?:\n=+ +and .*)*", text, re.M)
+    for race in races:
+        places = re.findall(r" access at (.*?)\+0x", race)
+        if not places or any("moira::" in place for place in places):
+            return []
+        kernels.update(places)
+    return sorted(kernels) if len(races) == reports else []
 
 
 def call_tests():
@@ -77,17 +88,17 @@ class MachineChecks(Runs):
         program = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
         if not os.path.exists(program):
             return "not available: no compute-sanitizer here"
-        nth, more = TOOLS[tool]
-        words = [program, f"--tool={tool}", *more, "--error-exitcode=99", f"{ROOT}/test/CudaCallsTests", f"--gtest_filter={test}"]
+        words = [program, f"--tool={tool}", "--error-exitcode=99", f"{ROOT}/test/CudaCallsTests", f"--gtest_filter={test}"]
         with self.slots.take(1):
-            code, text, _ = run(words, timeout=150, OMP_NUM_THREADS="2", MOIRA_TEST_SMALL=str(nth))
+            code, text, _ = run(words, timeout=150, OMP_NUM_THREADS="2", MOIRA_TEST_SMALL=str(TOOLS[tool]))
         if "Device not supported" in text:
             return "not available: the tool refuses this machine's device"
         summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)
-        if code != 0 or not re.search(r"\[  PASSED  \] 1 test", text) or "SKIPPED" in text or not summary:
+        foreign = races_of_others(text)
+        if (code != 0 and not (code == 99 and foreign)) or not re.search(r"\[  PASSED  \] 1 test", text) or "SKIPPED" in text or not summary:
             found = [line for line in text.splitlines() if line.startswith("=========") and len(line) > 10]
             raise Wrong(f"exit code {code}{failed_tests(text)}" + "".join(f"\n    {line[:300]}" for line in found[:20] + found[20:][-1:]))
-        return summary[-1]
+        return f"only in kernels of {', '.join(foreign)}" if foreign else summary[-1]
 
     # --- failures --------------------------------------------------------------------------------------------------------------------------
 

@@ -15,7 +15,8 @@ from common import ROOT
 LISTED = "Suite.\n  Right\n  Wrong\n  Late\n"
 WRONG = "[ RUN      ] Suite.Wrong\nMOIRA_TEST_SEED=1\nsomewhere: Failure\nactual: 2 vs 1\n[  FAILED  ] Suite.Wrong (1 ms)\n"
 RIGHT = "[ RUN      ] Suite.Right\nall is well\n[       OK ] Suite.Right (1 ms)\n"
-TOOL = "Error: Race reported between Write access"
+RACE = "========= Error: Race reported between Write access at {}+0x10\n=========     and Read access at {}+0x20 [4 hazards]"
+OURS, THEIRS = "void moira::rt::cuda::kernel<(int)2>(long)", "nvjet_sm90"
 
 
 @pytest.fixture
@@ -37,11 +38,11 @@ def conformance(tmp_path):
         path.write_text(f"#!{sys.executable}\n{text}")
         path.chmod(0o755)
 
-    def run(text, code, *words):
+    def run(text, code, *words, report=""):
         script(tmp_path / "test" / "CudaCallsTests",
                f"import sys\nif '--gtest_list_tests' in sys.argv:\n    print({LISTED!r}, end='')\n    sys.exit()\nprint({text!r})\nsys.exit({code})\n")
         script(tmp_path / "tools" / "compute-sanitizer",
-               f"print('=========', {TOOL!r})\nprint({text!r})\nprint('========= RACECHECK SUMMARY: 1 hazard')\nraise SystemExit(99)\n")
+               f"print({report!r})\nprint({text!r})\nprint('========= RACECHECK SUMMARY: 1 hazard')\nraise SystemExit(99)\n")
         environment = {**os.environ, "PATH": f"{tmp_path}/tools:{os.environ['PATH']}"}
         done = subprocess.run([sys.executable, tmp_path / "run-conformance.py", *words], capture_output=True, text=True, env=environment)
         assert "Traceback" not in done.stderr, done.stderr
@@ -67,6 +68,14 @@ def test_passing_tests_pass(conformance):
     assert code == 0 and text.endswith("1 passed, 0 failed\n")
 
 
-def test_what_a_tool_reports_fails(conformance):
-    code, text = conformance(RIGHT + "[  PASSED  ] 1 test.", 0, "--groups=racecheck")
-    assert code == 1 and text.count(TOOL) == 3 and text.endswith("0 passed, 3 failed\n")
+@pytest.mark.parametrize("report", [RACE.format(OURS, OURS), RACE.format(THEIRS, OURS), RACE.format(THEIRS, THEIRS) + "\n========= Internal error", ""])
+def test_what_a_tool_reports_fails(conformance, report):
+    code, text = conformance(RIGHT + "[  PASSED  ] 1 test.", 0, "--groups=racecheck", report=report)
+    assert code == 1 and text.count("exit code 99") == 3 and text.count(report.split("\n")[0]) >= 3 and text.endswith("0 passed, 3 failed\n")
+
+
+def test_races_of_a_librarys_kernels_are_named(conformance):
+    code, text = conformance(RIGHT + "[  PASSED  ] 1 test.", 0, "--groups=racecheck", report="\n".join([RACE.format(THEIRS, THEIRS)] * 2))
+    assert code == 0 and text.count(f"only in kernels of {THEIRS}\n") == 3
+    code, text = conformance(RIGHT + WRONG, 0, "--groups=racecheck", report=RACE.format(THEIRS, THEIRS))
+    assert code == 1
