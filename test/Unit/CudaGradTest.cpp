@@ -16,6 +16,10 @@ class CudaGrad : public CudaTest {
 protected:
   Operand t(Shape shape) { return T(random.normal<float>(std::move(shape))); }
   Operand a(Shape shape) { return A(random.normal<float>(std::move(shape))); }
+  /// Cotangents in f32 that a product may round to the mode's type without a change.
+  Operand known(Shape shape, const Mode &mode) {
+    return A(rounded(t(std::move(shape)), mode.dtype).floats());
+  }
   Tensor<float> positive(Shape shape) {
     Tensor<float> values = random.normal<float>(std::move(shape));
     for (float &v : values.values)
@@ -31,23 +35,27 @@ Mode summing(Mode mode) {
 }
 
 TEST_F(CudaGrad, Products) {
-  for (Mode mode : allModes()) {
-    mode = summing(mode);
-    for (auto [m, n, k] :
-         {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {70, 33, 65}, {5, 128, 7}}) {
-      CallParams one = params({{"contract", 1}}), two = params({{"contract", 2}});
-      expectAgrees(*gpu, "linear_input_grad", {a({m, n}), t({n, k})}, {A(Shape{m, k})}, one, mode);
-      expectAgrees(*gpu, "linear_input_grad", {a({2, m, n}), t({n, 3, k})}, {A(Shape{2, m, 3, k})},
-                   two, mode);
-      expectAgrees(*gpu, "linear_weight_grad", {a({2, m, n}), t({2, m, 3, k})}, {A(Shape{n, 3, k})},
-                   two, mode);
-      expectAgrees(*gpu, "head_weight_grad", {a({m, 3, n}), t({m, 3, k})}, {A(Shape{3, n, k})}, {},
-                   mode);
-      expectAgrees(*gpu, "sum_rows", {a({m, n, k})}, {A(Shape{k})}, {}, mode);
-      expectAgrees(*gpu, "embedding_grad", {I(random.ids({m}, 0, 2 * n)), a({m, k})},
-                   {A(Shape{n, k})}, params({{"row_offset", n / 2}}), mode);
+  Gpu own(false);
+  for (Gpu *device : {gpu.get(), &own})
+    for (Mode mode : allModes()) {
+      mode = summing(mode);
+      auto exact = [&](Shape shape) { return known(std::move(shape), mode); };
+      for (auto [m, n, k] :
+           {std::tuple<int64_t, int64_t, int64_t>{1, 1, 1}, {70, 33, 65}, {5, 128, 7}}) {
+        CallParams one = params({{"contract", 1}}), two = params({{"contract", 2}});
+        expectAgrees(*device, "linear_input_grad", {exact({m, n}), t({n, k})}, {A(Shape{m, k})},
+                     one, mode);
+        expectAgrees(*device, "linear_input_grad", {exact({2, m, n}), t({n, 3, k})},
+                     {A(Shape{2, m, 3, k})}, two, mode);
+        expectAgrees(*device, "linear_weight_grad", {exact({2, m, n}), t({2, m, 3, k})},
+                     {A(Shape{n, 3, k})}, two, mode);
+        expectAgrees(*device, "head_weight_grad", {a({m, 3, n}), t({m, 3, k})}, {A(Shape{3, n, k})},
+                     {}, mode);
+        expectAgrees(*device, "sum_rows", {a({m, n, k})}, {A(Shape{k})}, {}, mode);
+        expectAgrees(*device, "embedding_grad", {I(random.ids({m}, 0, 2 * n)), a({m, k})},
+                     {A(Shape{n, k})}, params({{"row_offset", n / 2}}), mode);
+      }
     }
-  }
 }
 
 TEST_F(CudaGrad, GroupedProducts) {
@@ -69,15 +77,19 @@ TEST_F(CudaGrad, GroupedProducts) {
 /// Of which there are enough large tiles: rows, columns and terms that end anywhere, groups that
 /// are empty, of one row, and of more than a tile.
 TEST_F(CudaGrad, LargeProducts) {
-  gpu->context.trials.tiles = true;
+  Gpu own(false);
   for (Mode mode : allModes()) {
     mode = summing(mode);
     CallParams one = params({{"contract", 1}});
     for (auto [m, n, k] : {std::tuple<int64_t, int64_t, int64_t>{1025, 37, 1030},
                            {1100, 1, 1024},
                            {900, 16, 1153}}) {
-      expectAgrees(*gpu, "linear_input_grad", {a({m, n}), t({n, k})}, {A(Shape{m, k})}, one, mode);
-      expectAgrees(*gpu, "linear_weight_grad", {a({n, m}), t({n, k})}, {A(Shape{m, k})}, one, mode);
+      expectAgrees(own, "linear_input_grad", {a({m, n}), t({n, k})}, {A(Shape{m, k})}, one, mode);
+      expectAgrees(own, "linear_weight_grad", {a({n, m}), t({n, k})}, {A(Shape{m, k})}, one, mode);
+      expectAgrees(*gpu, "linear_input_grad", {known({m, n}, mode), t({n, k})}, {A(Shape{m, k})},
+                   one, mode);
+      expectAgrees(*gpu, "linear_weight_grad", {known({n, m}, mode), t({n, k})}, {A(Shape{m, k})},
+                   one, mode);
     }
     expectAgrees(*gpu, "head_weight_grad", {a({50, 17, 130}), t({50, 17, 140})},
                  {A(Shape{17, 130, 140})}, {}, mode);
@@ -108,24 +120,22 @@ TEST_F(CudaGrad, LargeProducts) {
 // What tiles of 128 x 256 results and 64 of depth take, their borders and groups of all sizes
 // around them.
 TEST_F(CudaGrad, GroupedProductsInTiles) {
-  Gpu tried;
-  tried.context.trials.gradients = true;
   for (Mode mode : allModes()) {
     mode = summing(mode);
     CallParams one = params({{"contract", 1}});
     for (auto [n, k] : {std::pair<int64_t, int64_t>{8, 8}, {136, 264}, {64, 520}, {264, 72}}) {
       Tensor<int32_t> groups({1, 9}, {1, 0, 63, 64, 65, 0, 128, 190, 0});
       for (int64_t rows : {511, 600}) {
-        expectAgrees(tried, "grouped_input_grad", {t({rows, n}), I(groups), t({9, n, k})},
+        expectAgrees(*gpu, "grouped_input_grad", {t({rows, n}), I(groups), t({9, n, k})},
                      {T(Shape{rows, k})}, one, mode);
-        expectAgrees(tried, "grouped_weight_grad", {t({rows, n}), I(groups), t({rows, k})},
+        expectAgrees(*gpu, "grouped_weight_grad", {t({rows, n}), I(groups), t({rows, k})},
                      {A(Shape{9, n, k})}, one, mode);
       }
     }
     Tensor<int32_t> bad({1, 2}, {70, 71});
     mode.fault = int32_t(4); // groups
-    runOnGpu(tried, "grouped_weight_grad", {t({140, 8}), I(bad), t({140, 16})},
-             {A(Shape{2, 8, 16})}, one, mode);
+    runOnGpu(*gpu, "grouped_weight_grad", {t({140, 8}), I(bad), t({140, 16})}, {A(Shape{2, 8, 16})},
+             one, mode);
   }
 }
 
@@ -134,26 +144,24 @@ TEST_F(CudaGrad, GroupedProductsInTiles) {
 // changes by up to 2^-8 of its power of two, on average (as a root of squares) by less than 2^-8 /
 // √3 of itself, and so do sums of thousands; cut off instead of rounded it would be twice that.
 TEST_F(CudaGrad, ProductsInParts) {
-  Gpu tried;
-  tried.context.trials.gradients = true;
-  const size_t whole = tried.context.workspaceBytes;
+  const size_t whole = gpu->context.workspaceBytes;
   for (Mode mode : allModes())
     for (size_t bytes : {size_t(4096), size_t(1) << 17, whole}) {
-      tried.context.workspaceBytes = bytes;
+      gpu->context.workspaceBytes = bytes;
       mode = summing(mode);
       Mode rounding = mode;
       if (mode.dtype == fb::DType::bf16)
         rounding.f32Error += 1 / (256 * std::sqrt(3.0));
       CallParams one = params({{"contract", 1}});
-      const Operand dy = a({300, 200}), known = rounded(t({300, 200}), mode.dtype);
+      const Operand dy = a({300, 200});
       for (const auto &[cotangents, as] :
-           {std::pair(dy, rounding), std::pair(A(known.floats()), mode)}) {
-        expectAgrees(tried, "linear_input_grad", {cotangents, t({200, 72})}, {A(Shape{300, 72})},
+           {std::pair(dy, rounding), std::pair(known({300, 200}, mode), mode)}) {
+        expectAgrees(*gpu, "linear_input_grad", {cotangents, t({200, 72})}, {A(Shape{300, 72})},
                      one, as);
-        expectAgrees(tried, "linear_weight_grad", {cotangents, t({300, 72})}, {A(Shape{200, 72})},
+        expectAgrees(*gpu, "linear_weight_grad", {cotangents, t({300, 72})}, {A(Shape{200, 72})},
                      one, as);
       }
-      expectAgrees(tried, "linear_input_grad", {t({300, 200}), t({200, 72})}, {T(Shape{300, 72})},
+      expectAgrees(*gpu, "linear_input_grad", {t({300, 200}), t({200, 72})}, {T(Shape{300, 72})},
                    one, mode);
     }
 }
@@ -217,7 +225,6 @@ TEST_F(CudaGrad, Attention) {
 /// Heads that fit tiles, with rows past the last whole tile, keys that nobody sees, groups of query
 /// heads, and sizes at which the plain kernels take over.
 TEST_F(CudaGrad, AttentionByTiles) {
-  gpu->context.trials.tiles = true;
   struct Case {
     int64_t queries, keys, heads, kvHeads, keyDim, valueDim, window;
     bool causal;

@@ -1,8 +1,7 @@
 //===- CudaSpeedProducts.cpp - how fast large grouped products are ----------===//
 // The two products of a SwiGLU layer's experts at the sizes of well-known models, with random
 // choices of experts, each beside cuBLASLt's dense product of 8192 x 8192 x 8192 in the same
-// rounds, and what stands around them: gate, select, combine, attention. Their gradients only where
-// MOIRA_CUDA_TRY names `gradients`: without tensor cores these sizes would take minutes.
+// rounds, their gradients, and what stands around them: gate, select, combine, attention.
 //===----------------------------------------------------------------------===//
 #include "CudaSpeed.h"
 
@@ -57,8 +56,6 @@ void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &squa
     denseTimes.push_back(millisecondsOf(gpu, 3, 1, dense));
     upTimes.push_back(millisecondsOf(gpu, 3, 1, up));
     downTimes.push_back(millisecondsOf(gpu, 3, 1, down));
-    if (!gpu.context.trials.gradients)
-      continue;
     inputTimes.push_back(millisecondsOf(gpu, 3, 1, inputGrad));
     weightTimes.push_back(millisecondsOf(gpu, 3, 1, weightGrad));
   }
@@ -68,8 +65,6 @@ void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &squa
   std::printf("%-16s dense %5.0f | up %8.3f ms %5.0f TF (%.2f) | down %8.3f ms %5.0f TF (%.2f)\n",
               s.name, full, medianOf(upTimes), upRate, upRate / full, medianOf(downTimes), downRate,
               downRate / full);
-  if (inputTimes.empty())
-    return;
   const double work = 4.0 * double(rows * s.d * s.f) / 1e9, inputRate = work / medianOf(inputTimes),
                weightRate = work / medianOf(weightTimes);
   std::printf("                 gradients of up: rows %5.0f TF (%.2f), weights %5.0f TF (%.2f)\n",

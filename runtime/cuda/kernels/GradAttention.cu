@@ -267,7 +267,7 @@ Status ops::attention_grad(const Call &call) {
   if (!g.mean)
     return noScratch(call);
   cudaStream_t stream = call.stream();
-  if (call.context.trials.tiles && attentionGradFitsTiles(a)) {
+  if (attentionGradFitsTiles(a)) {
     if (Status s = launchAttentionGradTiles(call, g, call.output<float>(0), call.output<float>(1),
                                             call.output<float>(2));
         !s)

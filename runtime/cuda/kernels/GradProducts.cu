@@ -1,7 +1,7 @@
 //===- GradProducts.cu - gradients of dense and grouped products ------------===//
 // linear_input_grad, linear_weight_grad, head_weight_grad, grouped_input_grad, grouped_weight_grad,
-// grouped_bias_grad, embedding_grad, sum_rows. Dense ones can run on cuBLASLt, grouped ones of bf16
-// on Hopper's tiles; cotangents in f32 that meet bf16 are then rounded first, a part that fits the
+// grouped_bias_grad, embedding_grad, sum_rows. Dense ones run on cuBLASLt, grouped ones of bf16 on
+// Hopper's tiles; cotangents in f32 that meet bf16 are then rounded first, a part that fits the
 // workspace at a time. For the rest a tiled product in f32 serves, in tiles of two sizes: it reads
 // matrices by strides, and rows or terms by groups.
 //===----------------------------------------------------------------------===//
@@ -195,8 +195,7 @@ Status launch(const Call &call, const Product &p, int64_t count) {
     return {};
   // Small products make too few large tiles to fill a device.
   constexpr int64_t kEnough = 64;
-  bool wide = call.context.trials.tiles &&
-              ceilDiv(p.columns, kWide) * ceilDiv(p.rows, kWide) * count >= kEnough;
+  bool wide = ceilDiv(p.columns, kWide) * ceilDiv(p.rows, kWide) * count >= kEnough;
   int64_t tile = wide ? kWide : kTile;
   int64_t down = ceilDiv(p.rows, tile);
   if (down > 65535 || count > 65535)
@@ -254,7 +253,7 @@ bool multiplies(const TensorRef &dy, const TensorRef &other, const TensorRef &ou
 /// dy[m,n] w[n,k], rows of dy at a time. False: not done.
 Expected<bool> inputGradient(const Call &call, int64_t m, int64_t n, int64_t k) {
   const TensorRef &dy = call.in[0], &w = call.in[1], &out = call.out[0];
-  if (!call.context.trials.gradients || m == 0 || n == 0 || k == 0 || !multiplies(dy, w, out))
+  if (!call.context.blaslt || m == 0 || n == 0 || k == 0 || !multiplies(dy, w, out))
     return false;
   const bool rounds = dy.dtype != w.dtype;
   Halves halves(call);
@@ -282,7 +281,7 @@ Expected<bool> inputGradient(const Call &call, int64_t m, int64_t n, int64_t k) 
 /// dy^T[n,m] x[m,k], columns of dy at a time.
 Expected<bool> weightGradient(const Call &call, int64_t m, int64_t n, int64_t k) {
   const TensorRef &dy = call.in[0], &x = call.in[1], &out = call.out[0];
-  if (!call.context.trials.gradients || m == 0 || n == 0 || k == 0 || !multiplies(dy, x, out))
+  if (!call.context.blaslt || m == 0 || n == 0 || k == 0 || !multiplies(dy, x, out))
     return false;
   const bool rounds = dy.dtype != x.dtype;
   Halves halves(call);
@@ -308,9 +307,9 @@ Expected<bool> weightGradient(const Call &call, int64_t m, int64_t n, int64_t k)
   return true;
 }
 
-/// Whether Hopper's tiles are to be tried, which take bf16.
-bool triesTiles(const Call &call, const TensorRef &a, const TensorRef &b) {
-  return call.context.trials.gradients && a.dtype == fb::DType::bf16 && b.dtype == fb::DType::bf16;
+/// Whether Hopper's tiles may take them.
+bool areBf16(const TensorRef &a, const TensorRef &b) {
+  return a.dtype == fb::DType::bf16 && b.dtype == fb::DType::bf16;
 }
 
 Status zero(const Call &call, const TensorRef &tensor) {
@@ -436,7 +435,7 @@ Status ops::grouped_input_grad(const Call &call) {
     return s;
   int64_t contract = call.params.integer("contract"), rows = call.in[0].shape[0];
   int64_t k = trailing(call.in[2], contract), n = rows ? call.in[0].elements() / rows : 0;
-  if (triesTiles(call, call.in[0], call.in[2]) && rows > 0 && k > 0) {
+  if (areBf16(call.in[0], call.in[2]) && rows > 0 && k > 0) {
     const GroupedProduct product{call.in[0].data,
                                  call.in[2].data,
                                  call.out[0].data,
@@ -465,7 +464,7 @@ Status ops::grouped_weight_grad(const Call &call) {
   int64_t contract = call.params.integer("contract"), rows = call.in[0].shape[0];
   int64_t k = trailing(call.in[2], contract), groups = call.in[1].elements(),
           n = groups * k ? call.out[0].elements() / (groups * k) : 0;
-  if (triesTiles(call, call.in[0], call.in[2])) {
+  if (areBf16(call.in[0], call.in[2])) {
     const WeightGradient gradient{call.in[0].data,
                                   call.in[2].data,
                                   call.output<float>(0),
