@@ -11,6 +11,13 @@
 //   scanBins     a block a slot: where each bin starts in its slot; counts placed, need
 //   placeRows    a warp a token: positions, and the copies of its row; a warp a place past its
 //   slot's count: zeros
+//
+// MOIRA_CUDA_TRY=moves, for up to kMostBins bins: the same sort in three launches, each of which
+// starts while the one before it ends.
+//
+//   rankBlocks   a block a run, which counts in shared memory; counts [run, bin]
+//   scanSlots    a block a slot: counts become places of its runs' first rows; counts placed, need
+//   placeWhole   as placeRows, by parts of rows as large as registers hold
 //===----------------------------------------------------------------------===//
 #include "DeviceTools.h"
 
@@ -33,7 +40,9 @@ __device__ int32_t binOf(const BinRule &rule, int64_t row, bool &bad) {
   bad = id < -1 || id >= rule.experts;
   if (bad || id < 0)
     return -1;
-  int64_t bin = (int64_t(id) - rule.first) * rule.segments + row / rule.rowsPerSegment;
+  int64_t bin = int64_t(id) - rule.first;
+  if (rule.segments > 1) // a division saved
+    bin = bin * rule.segments + row / rule.rowsPerSegment;
   return bin >= 0 && bin < rule.bins ? int32_t(bin) : -1;
 }
 
@@ -136,6 +145,7 @@ __device__ int64_t targetOf(const Sort &sort, int64_t row) {
 template <typename V, bool weighed>
 __global__ void placeRows(Sort sort, const V *x, const float *weights, V *out, int64_t tokens,
                           int64_t k, int64_t units) {
+  awaitPrevious();
   const int64_t work = warpNumber();
   if (work >= tokens) {
     int64_t target = work - tokens;
@@ -171,6 +181,210 @@ __global__ void placeRows(Sort sort, const V *x, const float *weights, V *out, i
   }
 }
 
+constexpr int kSortWarps = 8, kShare = 4; // a warp's share of a run: so many times 32 rows
+constexpr int64_t kRunRows = kSortWarps * kShare * 32;
+constexpr int kMostBins = 1024, kScanThreads = 1024;
+
+__global__ void __launch_bounds__(kSortWarps * 32) rankBlocks(Sort sort) {
+  extern __shared__ int32_t seen[]; // [warp, bin]: rows of a bin in the warp's share
+  awaitPrevious();
+  if (threadNumber() == 0)
+    *sort.needOut = *sort.needIn;
+  const int bins = sort.rule.bins, lane = laneNumber(), warp = int(threadIdx.x) / 32;
+  int32_t *own = seen + warp * bins;
+  for (int i = lane; i < bins; i += 32)
+    own[i] = 0;
+  const int64_t first = blockIdx.x * kRunRows + warp * kShare * 32 + lane;
+  int32_t bin[kShare], rank[kShare];
+#pragma unroll
+  for (int s = 0; s < kShare; ++s) {
+    bool bad = false;
+    bin[s] = first + s * 32 < sort.rows ? binOf(sort.rule, first + s * 32, bad) : -1;
+    if (bad)
+      raise(sort.flag, Fault::expert);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int s = 0; s < kShare; ++s) {
+    const unsigned same = __match_any_sync(kAllLanes, bin[s]);
+    const int32_t before = bin[s] >= 0 ? own[bin[s]] : 0;
+    rank[s] = before + __popc(same & ((1u << lane) - 1));
+    __syncwarp(); // every lane has read it
+    if (bin[s] >= 0 && lane == __ffs(int(same)) - 1)
+      own[bin[s]] = before + __popc(same);
+    __syncwarp();
+  }
+  __syncthreads();
+  for (int b = int(threadIdx.x); b < bins; b += kSortWarps * 32) {
+    int32_t sum = 0;
+#pragma unroll
+    for (int w = 0; w < kSortWarps; ++w) {
+      const int32_t count = seen[w * bins + b];
+      seen[w * bins + b] = sum;
+      sum += count;
+    }
+    sort.runCounts[int64_t(blockIdx.x) * bins + b] = sum;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int s = 0; s < kShare; ++s)
+    if (first + s * 32 < sort.rows)
+      sort.pos[first + s * 32] = bin[s] < 0 ? -1 : own[bin[s]] + rank[s];
+}
+
+/// Threads stand in groups, one thread a bin in each, which share the runs.
+__global__ void __launch_bounds__(kScanThreads) scanSlots(Sort sort) {
+  __shared__ int32_t partial[33], sums[kScanThreads];
+  awaitPrevious();
+  constexpr int atOnce = 8; // loads under way
+  const int64_t bins = sort.rule.bins, firstBin = int64_t(blockIdx.x) * sort.binsPerSlot;
+  const int columns = (sort.binsPerSlot + 31) / 32 * 32, groups = kScanThreads / columns,
+            bin = int(threadIdx.x) % columns, group = int(threadIdx.x) / columns;
+  const bool mine = group < groups && bin < sort.binsPerSlot;
+  const int64_t share = (sort.runs + groups - 1) / groups,
+                begin = mine ? min(sort.runs, group * share) : 0,
+                end = mine ? min(sort.runs, begin + share) : 0;
+  int32_t *counts = sort.runCounts + firstBin + bin;
+  int32_t sum = 0;
+#pragma unroll 8
+  for (int64_t run = begin; run < end; ++run)
+    sum += counts[run * bins];
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  int32_t place = 0, total = 0, all;
+  for (int g = 0; mine && g < groups; ++g) {
+    const int32_t one = sums[g * columns + bin];
+    total += one;
+    place += g < group ? one : 0;
+  }
+  const bool leads = mine && group == 0;
+  const int32_t start = blockScan(leads ? total : 0, partial, all);
+  if (leads) {
+    sums[bin] = start;
+    const int64_t room = max(int64_t(0), sort.capacity - start);
+    sort.counts[firstBin + bin] = int32_t(min(room, int64_t(total)));
+  }
+  __syncthreads();
+  if (mine)
+    place += sums[bin];
+  for (int64_t run = begin; run < end; run += atOnce) {
+    int32_t held[atOnce];
+#pragma unroll
+    for (int u = 0; u < atOnce; ++u)
+      held[u] = run + u < end ? counts[(run + u) * bins] : 0;
+#pragma unroll
+    for (int u = 0; u < atOnce; ++u)
+      if (run + u < end) {
+        counts[(run + u) * bins] = place;
+        place += held[u];
+      }
+  }
+  if (threadIdx.x == 0) {
+    sort.filled[blockIdx.x] = int32_t(min(int64_t(all), sort.capacity));
+    atomicMax(sort.needOut, all); // a maximum: the order does not matter
+  }
+}
+
+/// As placeRows, after scanSlots. Warps past the tokens' share the places that stay empty.
+template <typename V, bool weighed>
+__global__ void __launch_bounds__(kWarpBlock)
+    placeWhole(Sort sort, const V *x, const float *weights, V *out, int64_t tokens, int64_t k,
+               int64_t units) {
+  awaitPrevious();
+  constexpr int atOnce = 8; // parts of a row that a lane holds
+  const int64_t work = warpNumber(), spare = threadCount() / 32 - tokens;
+  if (work >= tokens) {
+    for (int64_t slot = 0; slot < sort.slots; ++slot)
+      for (int64_t place = sort.filled[slot] + work - tokens; place < sort.capacity; place += spare)
+        warpMove<V>(out + (slot * sort.capacity + place) * units, nullptr, units);
+    return;
+  }
+  for (int64_t first = 0; first < k; first += 32) {
+    const int count = int(min(int64_t(32), k - first));
+    int64_t target = -1;
+    float weight = 0;
+    if (laneNumber() < count) {
+      const int64_t row = work * k + first + laneNumber();
+      bool bad = false;
+      const int32_t bin = binOf(sort.rule, row, bad);
+      if (bin >= 0) {
+        const int64_t place =
+            int64_t(sort.runCounts[row / kRunRows * sort.rule.bins + bin]) + sort.pos[row];
+        if (place < sort.capacity)
+          target = bin / sort.binsPerSlot * sort.capacity + place;
+      }
+      sort.pos[row] = int32_t(target);
+      if constexpr (weighed)
+        weight = weights[row];
+    }
+    for (int64_t base = laneNumber(); base - laneNumber() < units; base += 32 * atOnce) {
+      V held[atOnce];
+#pragma unroll
+      for (int u = 0; u < atOnce; ++u)
+        held[u] = base + u * 32 < units ? x[work * units + base + u * 32] : V{};
+      for (int j = 0; j < count; ++j) {
+        const int64_t to = __shfl_sync(kAllLanes, target, j);
+        float factor = 0;
+        if constexpr (weighed)
+          factor = __shfl_sync(kAllLanes, weight, j);
+        if (to < 0)
+          continue;
+#pragma unroll
+        for (int u = 0; u < atOnce; ++u) {
+          V result = held[u];
+          if constexpr (weighed)
+            result = fromFloat<V>(toFloat(held[u]) * factor);
+          if (base + u * 32 < units)
+            out[to * units + base + u * 32] = result;
+        }
+      }
+    }
+  }
+}
+
+/// Launches the last kernel of a sort: placeWhole after scanSlots, or placeRows.
+Status place(const Call &call, const Sort &sort, int64_t work, int64_t tokens, int64_t k,
+             bool whole) {
+  const TensorRef &x = call.in[0], &out = call.out[0];
+  if (x.dtype != out.dtype)
+    return badCall(call, "the rows are of another type than the tokens");
+  if (call.in.size() > 3)
+    return withFloat(x.dtype, [&]<typename T>(T) {
+      return launchEarly(call, whole ? placeWhole<T, true> : placeRows<T, true>,
+                         blocksOfWarps(work), kWarpBlock, 0, sort, call.input<T>(0),
+                         call.input<float>(3), call.output<T>(0), tokens, k, trailing(x, 1));
+    });
+  size_t rowBytes = size_t(trailing(x, 1)) * elementBytes(x.dtype);
+  return withUnit(commonUnit(rowBytes, addressOf(x.data), addressOf(out.data)), [&]<typename V>(V) {
+    return launchEarly(call, whole ? placeWhole<V, false> : placeRows<V, false>,
+                       blocksOfWarps(work), kWarpBlock, 0, sort, call.input<V>(0), nullptr,
+                       call.output<V>(0), tokens, k, int64_t(rowBytes / sizeof(V)));
+  });
+}
+
+/// The sort in three launches; false: it does not fit.
+Expected<bool> runBlockSort(const Call &call, Sort sort, int64_t k) {
+  constexpr int64_t kZeroWarps = 2048;
+  const int64_t bins = sort.rule.bins, tokens = sort.rows / k, places = sort.slots * sort.capacity;
+  if (!call.context.trials.moves || bins == 0 || bins > kMostBins || tokens == 0 || places == 0)
+    return false;
+  Scratch scratch(call.context);
+  sort.runs = ceilDiv(sort.rows, kRunRows);
+  sort.filled = scratch.take<int32_t>(sort.slots);
+  sort.runCounts = scratch.take<int32_t>(bins * sort.runs);
+  if (!sort.filled || !sort.runCounts)
+    return false;
+  if (Status s = launchEarly(call, rankBlocks, unsigned(sort.runs), kSortWarps * 32,
+                             size_t(kSortWarps * bins) * sizeof(int32_t), sort);
+      !s)
+    return s;
+  if (Status s = launchEarly(call, scanSlots, unsigned(sort.slots), kScanThreads, 0, sort); !s)
+    return s;
+  if (Status s = place(call, sort, tokens + std::min(places, kZeroWarps), tokens, k, true); !s)
+    return s;
+  return true;
+}
+
 /// Fills in the scratch parts and runs the four kernels.
 Status runSort(const Call &call, Sort sort, int64_t k) {
   sort.counts = call.output<int32_t>(1);
@@ -178,6 +392,9 @@ Status runSort(const Call &call, Sort sort, int64_t k) {
   sort.needIn = call.input<int32_t>(2);
   sort.needOut = call.output<int32_t>(3);
   sort.flag = call.context.errorFlag;
+  Expected<bool> done = runBlockSort(call, sort, k);
+  if (!done || *done)
+    return done.takeStatus();
 
   Scratch scratch(call.context);
   int64_t bins = sort.rule.bins;
@@ -213,25 +430,7 @@ Status runSort(const Call &call, Sort sort, int64_t k) {
       return s;
   }
   int64_t tokens = sort.rows / k, work = tokens + sort.slots * sort.capacity;
-  if (work == 0)
-    return {};
-  const TensorRef &x = call.in[0], &out = call.out[0];
-  if (x.dtype != out.dtype)
-    return badCall(call, "the rows are of another type than the tokens");
-  if (call.in.size() > 3)
-    return withFloat(x.dtype, [&]<typename T>(T) {
-      placeRows<T, true><<<blocksOfWarps(work), kWarpBlock, 0, call.stream()>>>(
-          sort, call.input<T>(0), call.input<float>(3), call.output<T>(0), tokens, k,
-          trailing(x, 1));
-      return launched(call);
-    });
-  size_t rowBytes = size_t(trailing(x, 1)) * elementBytes(x.dtype);
-  return withUnit(commonUnit(rowBytes, addressOf(x.data), addressOf(out.data)), [&]<typename V>(V) {
-    placeRows<V, false><<<blocksOfWarps(work), kWarpBlock, 0, call.stream()>>>(
-        sort, call.input<V>(0), nullptr, call.output<V>(0), tokens, k,
-        int64_t(rowBytes / sizeof(V)));
-    return launched(call);
-  });
+  return work == 0 ? Status() : place(call, sort, work, tokens, k, false);
 }
 
 } // namespace

@@ -1,10 +1,9 @@
 //===- Routing.cu - the gate: score, choose, weigh --------------------------===//
 // `route`, `route_to`, `lookup` and `redirect`; what follows from the chosen experts is in
-// Dispatch.cu. The arithmetic is the host reference's, operation by operation in float, so that
-// equal logits choose equal experts.
+// Dispatch.cu, a gate of many tokens in RoutingTogether.cu. The arithmetic is the host reference's,
+// operation by operation in float, so that equal logits choose equal experts.
 //===----------------------------------------------------------------------===//
-#include "DeviceTools.h"
-#include "moira/rt/Gate.h"
+#include "GateTools.h"
 
 #include <cmath>
 
@@ -12,15 +11,6 @@ namespace moira::rt::cuda {
 namespace {
 
 constexpr int64_t kMostExperts = 1024, kMostGroups = 32;
-
-/// Gate, with its reals in float.
-struct DeviceGate {
-  int32_t experts, k;
-  GateScore score;
-  bool scoreFirst, renorm, top2Sum;
-  int32_t groups, groupKeep, groupSize;
-  float epsilon, clampMin, twiceJitter, scale;
-};
 
 /// Rounded once, as a good libm's float exponential.
 __device__ float expOnce(float x) { return float(exp(double(x))); }
@@ -411,19 +401,9 @@ Status runGate(const Call &call, const float *bias, const int32_t *forced, Fault
                                   (long long)kMostExperts, (long long)kMostGroups));
   if (tokens == 0)
     return {};
-  DeviceGate gate{read.experts,
-                  read.k,
-                  read.score,
-                  read.scoreFirst,
-                  read.renorm,
-                  read.top2Sum,
-                  read.groups,
-                  read.groupKeep,
-                  read.groupSize(),
-                  float(read.renormEpsilon),
-                  float(read.renormClampMin),
-                  float(2 * read.jitterEps),
-                  float(read.scale)};
+  if (!bias && !forced && !gaps && routesTogether(call, read, tokens))
+    return launchRouteTogether(call, read, tokens);
+  const DeviceGate gate(read);
   return withFloat(call.in[0].dtype, [&]<typename T>(T) {
     auto launch = [&]<int registers>(std::integral_constant<int, registers>) {
       auto *kernel = many ? routeMany<registers, T> : routeTokens<registers, T>;
