@@ -25,18 +25,16 @@ inline constexpr size_t kWorkspaceBytes = size_t(64) << 20;
 /// Kernels that no GPU has timed yet, each off unless the variable MOIRA_CUDA_TRY names it
 /// (docs/performance.md).
 struct Trials {
-  bool linears = false; // the products of a `linears` in one launch
-  bool router = false;  // our own product of few f32 rows
-  bool writes = false;  // write_rows launched early
-  bool moves = false;   // rows sorted to experts in three launches, and combined read ahead
-  bool gate = false;    // a softmax gate of several tokens a warp
+  bool router = false; // our own product of few f32 rows
+  bool moves = false;  // rows sorted to experts in three launches, and combined read ahead
+  bool gate = false;   // a softmax gate of several tokens a warp
   /// What the variable says now: names, separated by commas.
   static Trials fromEnvironment() {
     const char *text = std::getenv("MOIRA_CUDA_TRY");
     auto names = [words = "," + std::string(text ? text : "") + ","](const char *word) {
       return words.find("," + std::string(word) + ",") != std::string::npos;
     };
-    return {names("linears"), names("router"), names("writes"), names("moves"), names("gate")};
+    return {names("router"), names("moves"), names("gate")};
   }
 };
 

@@ -21,7 +21,7 @@ struct Driver {
   decltype(&cuModuleLoadDataEx) moduleLoadDataEx = nullptr;
   decltype(&cuModuleUnload) moduleUnload = nullptr;
   decltype(&cuModuleGetFunction) moduleGetFunction = nullptr;
-  decltype(&cuLaunchKernel) launchKernel = nullptr;
+  decltype(&cuLaunchKernelEx) launchKernel = nullptr;
   decltype(&cuGetErrorString) getErrorString = nullptr;
 
   static const Driver *get() {
@@ -30,7 +30,7 @@ struct Driver {
       bool all = d.find("cuModuleLoadDataEx", d.moduleLoadDataEx) &&
                  d.find("cuModuleUnload", d.moduleUnload) &&
                  d.find("cuModuleGetFunction", d.moduleGetFunction) &&
-                 d.find("cuLaunchKernel", d.launchKernel) &&
+                 d.find("cuLaunchKernelEx", d.launchKernel) &&
                  d.find("cuGetErrorString", d.getErrorString);
       return all ? d : Driver();
     }();
@@ -57,19 +57,24 @@ private:
   }
 };
 
-/// The block size that `.entry name(...) .reqntid x` asks for; 0 if the text has no such line.
-unsigned threadsOf(std::string_view ptx, const std::string &name) {
+/// From `.entry name(` up to the next entry; empty if there is none.
+std::string_view textOf(std::string_view ptx, const std::string &name) {
   for (size_t at = 0; (at = ptx.find(".entry " + name, at)) != std::string_view::npos; ++at) {
     char after = at + 7 + name.size() < ptx.size() ? ptx[at + 7 + name.size()] : ' ';
     if (after != '(' && after != ' ' && after != '\n')
       continue; // another kernel whose name starts with this one's
-    size_t body = ptx.find('{', at), words = ptx.find(".reqntid", at);
-    if (words == std::string_view::npos || words > body)
-      return 0;
-    std::string number(ptx.substr(words + 8, 16));
-    return static_cast<unsigned>(std::strtoul(number.c_str(), nullptr, 10));
+    return ptx.substr(at, ptx.find(".entry ", at + 7) - at);
   }
-  return 0;
+  return {};
+}
+
+/// The block size that a kernel's `.reqntid x` asks for; 0 if it has no such line.
+unsigned threadsOf(std::string_view text) {
+  size_t words = text.find(".reqntid");
+  if (words == std::string_view::npos || words > text.find('{'))
+    return 0;
+  std::string number(text.substr(words + 8, 16));
+  return static_cast<unsigned>(std::strtoul(number.c_str(), nullptr, 10));
 }
 
 int64_t pointsPerRow(const fb::Kernel &kernel) {
@@ -144,7 +149,9 @@ Status KernelModule::loadSection(const PlanFile &file, size_t section) {
     if (kernel.section() != section)
       continue;
     std::string name = kernel.name()->str();
-    kernels[k].threads = threadsOf(ptx, name);
+    std::string_view text = textOf(ptx, name);
+    kernels[k].threads = threadsOf(text);
+    kernels[k].waits = text.find("griddepcontrol.wait") != std::string_view::npos;
     kernels[k].pointsPerRow = pointsPerRow(kernel);
     code = driver.moduleGetFunction(&kernels[k].function, modules[section], name.c_str());
     if (code != CUDA_SUCCESS || kernels[k].threads == 0)
@@ -173,8 +180,17 @@ Status KernelModule::launch(const Kernel &kernel, const std::vector<void *> &ope
   int64_t blocks = kernel.pointsPerRow > mostBlocks / rows
                        ? mostBlocks
                        : std::clamp<int64_t>(rows * kernel.pointsPerRow, 1, mostBlocks);
-  CUresult code = Driver::get()->launchKernel(kernel.function, static_cast<unsigned>(blocks), 1, 1,
-                                              kernel.threads, 1, 1, 0, stream, arguments, nullptr);
+  CUlaunchAttribute attribute{};
+  attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+  attribute.value.programmaticStreamSerializationAllowed = 1;
+  CUlaunchConfig config{};
+  config.gridDimX = static_cast<unsigned>(blocks);
+  config.blockDimX = kernel.threads;
+  config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1;
+  config.hStream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = kernel.waits ? 1 : 0;
+  CUresult code = Driver::get()->launchKernel(&config, kernel.function, arguments, nullptr);
   if (code == CUDA_SUCCESS)
     return {};
   return Status(ErrorId::DeviceFailed,

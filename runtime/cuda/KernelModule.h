@@ -18,6 +18,7 @@ struct Kernel {
   CUfunction function = nullptr;
   unsigned threads = 0;
   int64_t pointsPerRow = 1; // at most so many blocks of work in one row
+  bool waits = false;       // by itself for the kernel before it, and so may start early
 };
 
 class KernelModule {
@@ -29,7 +30,8 @@ public:
 
   /// Kernel `index` of the plan, null if it has no PTX.
   Kernel *kernel(size_t index) { return kernels[index].function ? &kernels[index] : nullptr; }
-  /// Enqueues it; `operands` as the kernel takes them.
+  /// Enqueues it; `operands` as the kernel takes them. `early`: it may start while the kernel
+  /// before it ends, if it waits by itself.
   Status launch(const Kernel &kernel, const std::vector<void *> &operands, int64_t rows,
                 cudaStream_t stream) const;
 

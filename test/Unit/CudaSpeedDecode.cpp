@@ -83,6 +83,17 @@ public:
     alone("combine", 2 * t * double(kK + 1) * kD, [&](int) { combine(); });
     alone("linear head", 2.0 * kD * double(kVocabulary), [&](int i) { head(i); });
 
+    // Neighbours, of which the second may fetch its weights while the first runs.
+    const double projected = 2.0 * kD * 5120,
+                 attended = t * 4 * double(cache * kKvHeads * kHeadDim);
+    alone("norm; q, k, v", projected, [&](int i) { norm(i), projections(i); });
+    alone("attention; o", attended + 2.0 * kD * 4096,
+          [&](int i) { attention(i), linear(i + 50, q2, y, kD, 4096); });
+    alone("select; up", touched * 4 * double(kD * kF), [&](int i) { select(i), up(i); });
+    alone("up; glu; down", touched * 6 * double(kD * kF), [&](int i) { up(i), glu(), down(i); });
+    alone("down; combine; add", touched * 2 * double(kD * kF),
+          [&](int i) { down(i), combine(), add(); });
+
     const double layerBytes = 2.0 * kD * (2 * 4096 + 2 * 512 + kExperts) +
                               touched * 6 * double(kD * kF) +
                               t * 4 * double(cache * kKvHeads * kHeadDim);
@@ -219,16 +230,17 @@ private:
 
 } // namespace
 
-void measureDecode(Gpu &gpu) {
+void measureDecode(Gpu &gpu, std::initializer_list<int64_t> tokens,
+                   std::initializer_list<int64_t> tokensOfLongCaches) {
   const double copy = copyRate(gpu);
   std::printf("copy %.2f TB/s\n", copy);
   // Two layers' experts, and more than the L2 cache of anything smaller.
   Big weights({2, kExperts, 2 * kF, kD}, kBf16), keys({int64_t(3) << 29}, kBf16),
       values({int64_t(3) << 29}, kBf16);
-  for (int64_t tokens : {1, 8, 32, 128})
-    Decode(gpu, tokens, 1024, weights, keys, values, copy).all();
-  for (int64_t tokens : {1, 32})
-    Decode(gpu, tokens, 8192, weights, keys, values, copy).all();
+  for (int64_t t : tokens)
+    Decode(gpu, t, 1024, weights, keys, values, copy).all();
+  for (int64_t t : tokensOfLongCaches)
+    Decode(gpu, t, 8192, weights, keys, values, copy).all();
 }
 
 } // namespace moira::rt::testing

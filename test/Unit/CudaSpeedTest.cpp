@@ -110,7 +110,6 @@ int main(int argc, char **argv) {
   mustWork(cudaGetDeviceProperties(&device, 0));
   std::printf("%s, %d multiprocessors\n", device.name, device.multiProcessorCount);
   Gpu gpu;
-  gpu.context.trials = cuda::Trials::fromEnvironment();
   std::vector<std::string_view> parts(argv + 1, argv + argc);
   auto wanted = [&](std::string_view part) {
     return parts.empty() || std::find(parts.begin(), parts.end(), part) != parts.end();
@@ -122,9 +121,16 @@ int main(int argc, char **argv) {
   if (wanted("products"))
     measureProducts(gpu);
   if (wanted("decode"))
-    measureDecode(gpu);
+    measureDecode(gpu, {1, 8, 32, 128}, {1, 32});
+  if (wanted("token"))
+    measureDecode(gpu, {1}, {});
+  if (wanted("token-late")) {
+    gpu.context.early = false;
+    measureDecode(gpu, {1}, {});
+    gpu.context.early = true;
+  }
   if (wanted("decode-late")) {
     gpu.context.early = false;
-    measureDecode(gpu);
+    measureDecode(gpu, {1, 8, 32, 128}, {1, 32});
   }
 }

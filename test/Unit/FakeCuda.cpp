@@ -167,9 +167,8 @@ template <size_t N = 0> void callKernel(void *code, const std::vector<void *> &o
     callKernel<N + 1>(code, o, rows);
   }
 }
-CUresult launchKernel(CUfunction function, unsigned gx, unsigned, unsigned, unsigned bx, unsigned,
-                      unsigned, unsigned, CUstream stream, void **params, void **) {
-  if (gx == 0 || bx == 0)
+CUresult launchKernel(const CUlaunchConfig *config, CUfunction function, void **params, void **) {
+  if (config->gridDimX == 0 || config->blockDimX == 0)
     return CUDA_ERROR_INVALID_VALUE;
   fake::Kernel kernel = *reinterpret_cast<fake::Kernel *>(function);
   std::vector<void *> operands;
@@ -177,7 +176,7 @@ CUresult launchKernel(CUfunction function, unsigned gx, unsigned, unsigned, unsi
     operands.push_back(*static_cast<void **>(params[i]));
   int64_t rows = *static_cast<int64_t *>(params[kernel.operands]);
   int number = ++fake::launches;
-  fake::enqueue(stream, [=] {
+  fake::enqueue(config->hStream, [=] {
     if (fake::failingLaunch && number >= fake::failingLaunch) {
       device().broken = true;
       return false;
@@ -359,7 +358,7 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **address,
       {"cuModuleLoadDataEx", reinterpret_cast<void *>(&moduleLoad)},
       {"cuModuleUnload", reinterpret_cast<void *>(&moduleUnload)},
       {"cuModuleGetFunction", reinterpret_cast<void *>(&getFunction)},
-      {"cuLaunchKernel", reinterpret_cast<void *>(&launchKernel)},
+      {"cuLaunchKernelEx", reinterpret_cast<void *>(&launchKernel)},
       {"cuGetErrorString", reinterpret_cast<void *>(&errorString)}};
   auto it = table.find(symbol);
   *result = it == table.end() ? cudaDriverEntryPointSymbolNotFound : cudaDriverEntryPointSuccess;

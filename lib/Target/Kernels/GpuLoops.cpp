@@ -5,11 +5,14 @@
 // vectors. Sums: lanes of a thread, then a butterfly of shuffles within the warp, then the warps
 // through shared memory in warp order; the order depends on the shape only.
 //
+// An early kernel may be launched while the one before it ends: it waits before it reads anything.
+//
 //===----------------------------------------------------------------------===//
 #include "Lowering.h"
 #include "PassBody.h"
 #include "mlir/Dialect/Arith/IR/Arith.h"
 #include "mlir/Dialect/GPU/IR/GPUDialect.h"
+#include "mlir/Dialect/LLVMIR/LLVMDialect.h"
 #include "mlir/Dialect/LLVMIR/NVVMDialect.h"
 #include "mlir/Dialect/MemRef/IR/MemRef.h"
 #include "mlir/Dialect/SCF/IR/SCF.h"
@@ -26,6 +29,8 @@ static constexpr unsigned kMostThreads = 512, kVectorsPerThread = 4;
 static constexpr unsigned kPackedWarps = 4;
 /// Bytes of one vector access.
 static constexpr unsigned kAccessBytes = 16;
+/// A cache line, and the largest shared operand (a norm's weight) that is fetched ahead.
+static constexpr int64_t kLineBytes = 128, kMostFetchedBytes = 1 << 16;
 
 static int64_t product(ArrayRef<int64_t> dims) {
   int64_t result = 1;
@@ -38,11 +43,17 @@ namespace {
 
 class GpuKernel {
 public:
-  GpuKernel(OpBuilder &b, func::FuncOp func)
-      : b(b), func(func), loc(func.getLoc()), leadSizes(getLeadSizes(func)) {}
+  GpuKernel(OpBuilder &b, func::FuncOp func, bool early)
+      : b(b), func(func), loc(func.getLoc()), early(early), leadSizes(getLeadSizes(func)) {}
 
   LogicalResult build() {
     KernelSignature signature = getSignature(func);
+    // What is read may still be written when an early kernel starts, so nothing may be read as
+    // constant.
+    if (early)
+      for (DictionaryAttr &attributes :
+           MutableArrayRef(signature.attributes).take_front(func.getNumArguments() - 1))
+        attributes = b.getDictionaryAttr({});
     kernel = gpu::GPUFuncOp::create(b, loc, func.getName(), b.getFunctionType(signature.types, {}));
     kernel->setAttr(gpu::GPUDialect::getKernelFuncAttrName(), b.getUnitAttr());
     kernel.setAllArgAttrs(ArrayRef<DictionaryAttr>(signature.attributes));
@@ -60,6 +71,8 @@ public:
     b.setInsertionPointToStart(entry);
     gpu::ReturnOp::create(b, loc);
     b.setInsertionPointToStart(entry);
+    if (early)
+      awaitPrevious(entry->getArguments());
     emitPointLoop(entry->getArguments().back());
     return success();
   }
@@ -120,6 +133,40 @@ private:
       emitPass(pass);
       stored.insert(op->result_begin(), op->result_end());
     }
+  }
+
+  /// Instructions that keep loads and stores on their side, which intrinsics do not.
+  void inlinePtx(StringRef text, ValueRange operands, StringRef constraints) {
+    LLVM::InlineAsmOp::create(
+        b, loc, /*res=*/TypeRange(), operands, text, constraints,
+        /*has_side_effects=*/true, /*is_align_stack=*/false, LLVM::tailcallkind::TailCallKind::None,
+        LLVM::AsmDialectAttr::get(b.getContext(), LLVM::AsmDialect::AD_ATT), ArrayAttr());
+  }
+
+  /// Lets the next kernel start and waits for the one before; meanwhile weights come nearer.
+  void awaitPrevious(ValueRange arguments) {
+    inlinePtx("griddepcontrol.launch_dependents;", {}, "~{memory}");
+    for (auto [tensor, pointer] : llvm::zip(func.getArguments().drop_back(), arguments)) {
+      auto type = cast<RankedTensorType>(tensor.getType());
+      if (!type.hasStaticShape())
+        continue;
+      int64_t bytes = type.getNumElements() * type.getElementTypeBitWidth() / 8;
+      if (bytes <= kMostFetchedBytes)
+        fetch(pointer, llvm::divideCeil(bytes, kLineBytes));
+    }
+    inlinePtx("griddepcontrol.wait;", {}, "~{memory}");
+  }
+
+  /// The threads of a block bring `lines` to the L2 cache.
+  void fetch(Value pointer, int64_t lines) {
+    Value thread = gpu::ThreadIdOp::create(b, loc, gpu::Dimension::x);
+    auto loop = scf::ForOp::create(b, loc, thread, constant(lines), constant(blockThreads));
+    OpBuilder::InsertionGuard guard(b);
+    b.setInsertionPointToStart(loop.getBody());
+    Value at =
+        arith::IndexCastOp::create(b, loc, b.getI64Type(), mul(loop.getInductionVar(), kLineBytes));
+    Value line = LLVM::GEPOp::create(b, loc, pointer.getType(), b.getI8Type(), pointer, at);
+    inlinePtx("prefetch.L2 [$0];", line, "l,~{memory}");
   }
 
   void synchronise() {
@@ -232,6 +279,7 @@ private:
   OpBuilder &b;
   func::FuncOp func;
   Location loc;
+  bool early;
   SmallVector<int64_t> leadSizes;
   gpu::GPUFuncOp kernel;
   KernelMemory memory;
@@ -246,14 +294,14 @@ private:
 
 } // namespace
 
-LogicalResult moira::kernels::lowerToGpuLoops(ModuleOp module) {
+LogicalResult moira::kernels::lowerToGpuLoops(ModuleOp module, bool early) {
   OpBuilder b(module.getContext());
   b.setInsertionPointToEnd(module.getBody());
   module->setAttr(gpu::GPUDialect::getContainerModuleAttrName(), b.getUnitAttr());
   auto gpuModule = gpu::GPUModuleOp::create(b, module.getLoc(), "kernels");
   for (auto func : llvm::make_early_inc_range(module.getOps<func::FuncOp>())) {
     b.setInsertionPointToEnd(gpuModule.getBody());
-    if (failed(GpuKernel(b, func).build()))
+    if (failed(GpuKernel(b, func, early).build()))
       return failure();
     func.erase();
   }

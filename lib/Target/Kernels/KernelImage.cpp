@@ -162,6 +162,12 @@ Expected<HostImage> moira::kernels::buildHostImage(ArrayRef<KernelSpec> kernels,
                    (*level)->features.str()};
 }
 
+/// Whether the chip ("sm_90") can launch a kernel before the one before it has ended.
+static bool startsEarly(StringRef chip) {
+  unsigned generation = 0;
+  return chip.consume_front("sm_") && !chip.consumeInteger(10, generation) && generation >= 90;
+}
+
 Expected<std::string> moira::kernels::buildPtx(ArrayRef<KernelSpec> kernels, StringRef chip) {
   auto machine = createTargetMachine("nvptx64-nvidia-cuda", chip, "+ptx80");
   if (!machine)
@@ -170,7 +176,7 @@ Expected<std::string> moira::kernels::buildPtx(ArrayRef<KernelSpec> kernels, Str
   auto module = session.build(kernels, /*fuse=*/true);
   if (!module)
     return module.takeError();
-  if (failed(lowerToGpuLoops(**module)))
+  if (failed(lowerToGpuLoops(**module, startsEarly(chip))))
     return session.fail("GPU loops");
   if (failed(lowerGpuToNvvm(**module)))
     return session.fail("conversion to NVVM");
@@ -207,7 +213,7 @@ Expected<std::string> moira::kernels::dumpKernels(ArrayRef<KernelSpec> kernels, 
       return session.fail("host loops");
     return print(**module);
   case KernelStage::GpuLoops:
-    if (failed(lowerToGpuLoops(**module)))
+    if (failed(lowerToGpuLoops(**module, startsEarly("sm_90"))))
       return session.fail("GPU loops");
     return print(**module);
   case KernelStage::HostLlvm:

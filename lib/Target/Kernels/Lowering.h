@@ -46,8 +46,9 @@ mlir::LogicalResult fuseLinalg(mlir::ModuleOp module);
 /// vectors of `width` f32 lanes.
 mlir::LogicalResult lowerToHostLoops(mlir::ModuleOp module, unsigned width);
 
-/// Moves all kernels into one gpu.module, as gpu.funcs with pointer arguments.
-mlir::LogicalResult lowerToGpuLoops(mlir::ModuleOp module);
+/// Moves all kernels into one gpu.module, as gpu.funcs with pointer arguments. `early`: they let
+/// the next kernel start and wait for the one before, which Hopper and later can.
+mlir::LogicalResult lowerToGpuLoops(mlir::ModuleOp module, bool early);
 
 mlir::LogicalResult lowerHostToLlvm(mlir::ModuleOp module);
 mlir::LogicalResult lowerGpuToNvvm(mlir::ModuleOp module);

@@ -65,18 +65,17 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth>::threads)
   const int lane = laneNumber(), warp = int(threadIdx.x) / 32;
   bf16 *ring = queryTile + L::queryValues + warp * L::ringValues;
 
-  awaitPrevious();
   cg::cluster_group cluster = cg::this_cluster();
   const int blocks = int(cluster.num_blocks()), rank = int(cluster.block_rank());
   const int64_t kvHead = blockIdx.y / rowTiles, b = blockIdx.z;
   int64_t head0, headEnd;
   headsOf(a, kvHead, head0, headEnd);
   const int32_t heads = int32_t(headEnd - head0);
-  const int64_t row0 = int64_t(blockIdx.y % rowTiles) * kRows;
+  const int32_t row0 = int32_t(blockIdx.y % rowTiles) * kRows;
   const int32_t rows = int32_t(max(int64_t(0), min(int64_t(kRows), a.queries * heads - row0)));
   // Row r is query (row0 + r) / heads, head head0 + (row0 + r) % heads.
-  auto queryOf = [&](int r) { return (row0 + r) / heads; };
-  auto headOf = [&](int r) { return head0 + (row0 + r) % heads; };
+  auto queryOf = [&](int r) { return int64_t(uint32_t(row0 + r) / uint32_t(heads)); };
+  auto headOf = [&](int r) { return head0 + uint32_t(row0 + r) % uint32_t(heads); };
   auto placeOf = [&](int r) { return (b * a.queries + queryOf(r)) * a.heads + headOf(r); };
 
   const int64_t keyStride = int64_t(a.kvHeads) * a.keyDim,
@@ -96,6 +95,7 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth>::threads)
     nextPosition = there ? a.kpos[key] : 0;
     nextMask = there ? a.kmask[key00 + key] : 0;
   };
+  awaitPrevious();
   look();
   // The queries, both parts, zeros behind them.
   for (int i = int(threadIdx.x); i < kRows * keyChunks; i += kThreads) {

@@ -115,11 +115,18 @@ template <typename V> __device__ void warpMove(V *dst, const V *src, int64_t cou
 }
 
 /// Waits until the kernel before this one on the stream, and so all before it, has ended and its
-/// results are there; then lets the next kernel start, which waits likewise. A kernel that
-/// launchEarly launches calls this in every thread, before it reads what another one wrote and
-/// before it writes.
+/// results are there. Every thread of a kernel that launchEarly launches does so, before it reads
+/// what another one wrote, writes or ends.
+__device__ inline void awaitResults() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
+/// Lets the next kernel start, once all blocks of this one have. What takes room on the
+/// multiprocessors for long does so after it waited, so that no more than one such kernel waits.
+__device__ inline void letNextStart() {
+  asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
+}
+/// Both: the next kernel stands ready when this one ends.
 __device__ inline void awaitPrevious() {
-  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;\n" ::: "memory");
+  letNextStart();
+  awaitResults();
 }
 
 /// Launches a kernel that calls awaitPrevious, and so may start while the one before it ends.

@@ -10,12 +10,11 @@ namespace {
 
 constexpr int kSampleBlock = 1024;
 
-/// One thread a unit of the rows. `early`: launched by launchEarly.
-template <bool early, typename V>
+/// One thread a unit of the rows.
+template <typename V>
 __global__ void copyRows(const V *rows, const int32_t *at, V *state, int64_t total, int64_t count,
                          int64_t all, int64_t units, int32_t *flag) {
-  if constexpr (early)
-    awaitPrevious();
+  awaitPrevious();
   int64_t first = at ? at[0] : 0;
   if (first < 0 || first > all - count) {
     if (threadNumber() == 0)
@@ -159,14 +158,9 @@ Status ops::write_rows(const Call &call) {
   if (total == 0)
     return {};
   return withUnit(unit, [&]<typename V>(V) {
-    if (call.context.trials.writes)
-      return launchEarly(call, copyRows<true, V>, blocksOfThreads(total), kWarpBlock, 0,
-                         call.input<V>(0), placeOf(call), call.output<V>(0), total, count, all,
-                         units, call.context.errorFlag);
-    copyRows<false><<<blocksOfThreads(total), kWarpBlock, 0, call.stream()>>>(
-        call.input<V>(0), placeOf(call), call.output<V>(0), total, count, all, units,
-        call.context.errorFlag);
-    return launched(call);
+    return launchEarly(call, copyRows<V>, blocksOfThreads(total), kWarpBlock, 0, call.input<V>(0),
+                       placeOf(call), call.output<V>(0), total, count, all, units,
+                       call.context.errorFlag);
   });
 }
 

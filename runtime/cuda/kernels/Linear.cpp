@@ -252,14 +252,12 @@ Status ops::linear(const Call &call) {
 Status ops::linears(const Call &call) {
   if (call.in.size() != call.out.size() + 1)
     return badCall(call, format("%zu weights, %zu results", call.in.size() - 1, call.out.size()));
-  if (call.context.trials.linears) {
-    std::vector<GroupedProduct> products(call.out.size());
-    for (size_t i = 0; i < products.size(); ++i)
-      if (Status s = productOf(call, i + 1, nullptr, 1, products[i], i); !s)
-        return s;
-    if (haveFewRows(products))
-      return launchProductsFewRows(call, products);
-  }
+  std::vector<GroupedProduct> products(call.out.size());
+  for (size_t i = 0; i < products.size(); ++i)
+    if (Status s = productOf(call, i + 1, nullptr, 1, products[i], i); !s)
+      return s;
+  if (haveFewRows(products))
+    return launchProductsFewRows(call, products);
   for (size_t i = 0; i < call.out.size(); ++i) {
     const TensorRef operands[] = {call.in[0], call.in[i + 1]};
     if (Status s = linear({call.name, operands, call.out.subspan(i, 1), call.params, call.context});

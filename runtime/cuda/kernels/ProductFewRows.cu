@@ -14,20 +14,33 @@ namespace {
 constexpr int kDepth = 64, kReads = 2;
 /// With fewer blocks than this, blocks are larger, so that every SM has enough reads under way.
 constexpr int64_t kManyBlocks = 512;
+constexpr int64_t kGroupsOfWarp = 256;
+/// With more than this, the largest blocks would not all run at once.
+constexpr int64_t kFewBlocks = 132;
 /// Bytes that a warp's 16-byte copies fill.
 constexpr int kCopyBytes = 512;
 
+/// What is read by it makes room in the L2 cache before all else: of weights each byte is read
+/// once, and kernels and activations should stay.
+__device__ inline uint64_t readOncePolicy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+
 /// Copies 16 bytes that this thread alone reads back, or writes zeros. Weights (`kept` false) are
 /// read once and pass by the L1 cache, where the rows stay.
-template <bool kept> __device__ void copyOwn(uint32_t to, const bf16 *from, bool valid) {
+template <bool kept>
+__device__ void copyOwn(uint32_t to, const bf16 *from, bool valid, uint64_t policy = 0) {
   const int bytes = valid ? 16 : 0;
   if constexpr (kept)
     asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes)
                  : "memory");
   else
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from),
-                 "r"(bytes)
-                 : "memory");
+    asm volatile(
+        "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;\n" ::"r"(to),
+        "l"(from), "r"(bytes), "l"(policy)
+        : "memory");
 }
 __device__ inline uint4 readOwn(uint32_t from) {
   uint4 v;
@@ -44,7 +57,7 @@ template <int rowParts, int warps> struct Layout {
   static constexpr int rows = rowParts * 8, columns = 16, pitch = columns + 4;
   static constexpr int copies = kReads * (2 + rowParts); // a lane and stage
   static constexpr int stageBytes = copies * kCopyBytes;
-  static constexpr int stages = rowParts == 1 && warps > 4 ? 4 : 3;
+  static constexpr int stages = warps == 16 ? 4 : 3;
   static constexpr int ringBytes = stages * stageBytes;
   static_assert(stages >= 2 && rows * pitch * int(sizeof(float)) <= ringBytes);
   static constexpr size_t bytes = size_t(warps) * ringBytes;
@@ -62,6 +75,7 @@ __device__ __forceinline__ void streamTile(const bf16 *x, const bf16 *w, const R
   const int lane = laneNumber(), warp = int(threadIdx.x) / 32, quad = lane / 4;
   unsigned char *ring = sharedBytes + warp * L::ringBytes;
   float sum[rowParts][4] = {};
+  const uint64_t once = readOncePolicy();
   if (tile.group >= 0) {
     // Rows and columns past the end are the last one again; their results are not stored.
     const bf16 *left[2], *right[rowParts];
@@ -86,7 +100,7 @@ __device__ __forceinline__ void streamTile(const bf16 *x, const bf16 *w, const R
           const bool there = from + lane % 4 * kChunk < k;
 #pragma unroll
           for (int half = 0; half < 2; ++half, to += kCopyBytes)
-            copyOwn<false>(to, there ? left[half] + from : w, there);
+            copyOwn<false>(to, there ? left[half] + from : w, there, once);
 #pragma unroll
           for (int j = 0; j < rowParts; ++j, to += kCopyBytes)
             if (j == 0 || j < live)
@@ -150,9 +164,13 @@ __global__ void __launch_bounds__(warps * 32)
   using L = Layout<rowParts, warps>;
   extern __shared__ __align__(128) unsigned char sharedBytes[];
   const int64_t column0 = blockIdx.x % columnBlocks * L::columns;
-  awaitPrevious();
-  const RowTile tile =
-      blockRowTile(groups, groupCount, m, blockIdx.x / columnBlocks, L::rows, flag);
+  awaitResults();
+  letNextStart();
+  // Of few groups each warp finds the tile by itself sooner than all of them together.
+  const int64_t index = blockIdx.x / columnBlocks;
+  const RowTile tile = groupCount <= kGroupsOfWarp
+                           ? rowTile(groups, groupCount, m, index, L::rows, flag)
+                           : blockRowTile(groups, groupCount, m, index, L::rows, flag);
   if (tile.count == 0)
     return;
   streamTile<rowParts, warps>(
@@ -179,10 +197,10 @@ __global__ void __launch_bounds__(warps * 32)
   while (int(blockIdx.x) >= parts.end[part])
     ++part;
   const int first = part ? parts.end[part - 1] : 0;
-  const int64_t n = parts.n[part];
-  awaitPrevious();
-  streamTile<1, warps>(x, parts.w[part], RowTile{0, 0, int32_t(m)}, n, k,
-                       int64_t(int(blockIdx.x) - first) * L::columns, sharedBytes,
+  const int64_t n = parts.n[part], column0 = int64_t(int(blockIdx.x) - first) * L::columns;
+  awaitResults();
+  letNextStart();
+  streamTile<1, warps>(x, parts.w[part], RowTile{0, 0, int32_t(m)}, n, k, column0, sharedBytes,
                        [&](int64_t row, int64_t column, float sum) {
                          const int64_t at = row * n + column;
                          if (parts.wide[part])
@@ -245,8 +263,11 @@ Status launchProductFewRows(const Call &call, const GroupedProduct &p) {
   const int64_t tiles = p.groups ? std::min(p.m, p.groupCount) : 1;
   const bool many = tiles * ceilDiv(p.n, 16) >= kManyBlocks;
   return withFloat(p.outType, [&]<typename Out>(Out) {
+    if (most <= 8 && many)
+      return launch<1, 4, Out>(call, p);
     if (most <= 8)
-      return many ? launch<1, 4, Out>(call, p) : launch<1, 16, Out>(call, p);
+      return tiles * ceilDiv(p.n, 16) > kFewBlocks ? launch<1, 8, Out>(call, p)
+                                                   : launch<1, 16, Out>(call, p);
     return many ? launch<2, 4, Out>(call, p) : launch<2, 8, Out>(call, p);
   });
 }
@@ -276,9 +297,12 @@ Status launchProductsFewRows(const Call &call, std::span<const GroupedProduct> p
     parts.end[i] = blocks;
   }
   const auto *x = static_cast<const bf16 *>(products[0].x);
-  return blocks >= kManyBlocks
-             ? launchParts<4>(call, x, parts, blocks, products[0].m, products[0].k)
-             : launchParts<16>(call, x, parts, blocks, products[0].m, products[0].k);
+  const int64_t m = products[0].m, k = products[0].k;
+  if (blocks >= kManyBlocks)
+    return launchParts<4>(call, x, parts, blocks, m, k);
+  if (blocks > kFewBlocks)
+    return launchParts<8>(call, x, parts, blocks, m, k);
+  return launchParts<16>(call, x, parts, blocks, m, k);
 }
 
 } // namespace moira::rt::cuda
