@@ -6,7 +6,7 @@
 MODEL is a qwen3_moe or olmoe directory (config.json and weights, e.g. of examples/olmoe-1b-7b/make.py), each PLAN a one-rank plan of it
 (moe-opt MODEL --task=generate --batch=B --seq=S --max-seq=N --dtype=bf16 --target=sm_90). Prompts are random, end-of-sequence is ignored.
 
---try=linears,router,writes also times each plan with each of these kernels switched on alone and with all of them (MOIRA_CUDA_TRY,
+--try=router also times each plan with that kernel switched on, of several names each alone and all of them (MOIRA_CUDA_TRY,
 docs/performance.md): --rounds times, one after the other in each round, medians. After --minutes no further run begins; what was timed by then is printed.
 
 A step must read the weights that it uses and the caches: attention, router and head once, and each expert that some token chose. With random

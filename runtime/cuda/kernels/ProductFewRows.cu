@@ -14,9 +14,10 @@ namespace {
 constexpr int kDepth = 64, kReads = 2;
 /// With fewer blocks than this, blocks are larger, so that every SM has enough reads under way.
 constexpr int64_t kManyBlocks = 512;
-constexpr int64_t kGroupsOfWarp = 256;
 /// With more than this, the largest blocks would not all run at once.
 constexpr int64_t kFewBlocks = 132;
+/// The most groups among which each warp looks for its tile by itself.
+constexpr int64_t kGroupsOfWarp = 256;
 /// Bytes that a warp's 16-byte copies fill.
 constexpr int kCopyBytes = 512;
 
@@ -166,7 +167,6 @@ __global__ void __launch_bounds__(warps * 32)
   const int64_t column0 = blockIdx.x % columnBlocks * L::columns;
   awaitResults();
   letNextStart();
-  // Of few groups each warp finds the tile by itself sooner than all of them together.
   const int64_t index = blockIdx.x / columnBlocks;
   const RowTile tile = groupCount <= kGroupsOfWarp
                            ? rowTile(groups, groupCount, m, index, L::rows, flag)
