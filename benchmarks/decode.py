@@ -1,13 +1,10 @@
 #!/usr/bin/env python3
 """Times decode steps of generation plans beside what memory bandwidth allows, and prints a table.
 
-    benchmarks/decode.py MODEL PLAN... [--new-tokens=64] [--repeat=1] [--try=NAMES] [--rounds=1] [--minutes=N] [--run=build/bin/moe-run]
+    benchmarks/decode.py MODEL PLAN... [--new-tokens=64] [--repeat=1] [--run=build/bin/moe-run]
 
 MODEL is a qwen3_moe or olmoe directory (config.json and weights, e.g. of examples/olmoe-1b-7b/make.py), each PLAN a one-rank plan of it
 (moe-opt MODEL --task=generate --batch=B --seq=S --max-seq=N --dtype=bf16 --target=sm_90). Prompts are random, end-of-sequence is ignored.
-
---try=router also times each plan with that kernel switched on, of several names each alone and all of them (MOIRA_CUDA_TRY,
-docs/performance.md): --rounds times, one after the other in each round, medians. After --minutes no further run begins; what was timed by then is printed.
 
 A step must read the weights that it uses and the caches: attention, router and head once, and each expert that some token chose. With random
 weights choices are about uniform, so of E experts E(1 - (1 - k/E)^B) are expected in a layer. Bytes over the bandwidth of a copy measured on the
@@ -21,7 +18,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -62,73 +58,47 @@ def step_bytes(config, batch, slots):
     return layers * (attention + router) + config["vocab_size"] * hidden * 2, layers * touched * expert, layers * caches
 
 
-def time_plan(options, plan, info, vocabulary, tried):
-    """(prefill, median decode step) in ms of one run with the kernels `tried`; a text that says why not."""
-    with tempfile.TemporaryDirectory() as folder:
-        inputs = os.path.join(folder, "inputs.safetensors")
-        ids = np.random.default_rng(1).integers(0, vocabulary, (info["batch"], info["seq"]), np.int32)
-        save_file({"input_ids": ids}, inputs)
-        done = subprocess.run([options.run, plan, f"--weights={options.model}", f"--inputs={inputs}", f"--max-new-tokens={options.new_tokens}",
-                               "--ignore-eos", f"--repeat={options.repeat}", f"--outputs={os.path.join(folder, 'ids.safetensors')}"],
-                              capture_output=True, text=True, env=dict(os.environ, MOIRA_CUDA_TRY=tried))
-    found = re.search(r"prefill ([0-9.]+) ms, decode median ([0-9.]+) ms", done.stderr)
-    if done.returncode or not found:
-        return f"exit code {done.returncode}: {done.stderr.strip()[-2000:]}"
-    return tuple(map(float, found.groups()))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("plans", nargs="+", metavar="PLAN")
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=1)
-    parser.add_argument("--try", dest="tried", default="")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--minutes", type=float)
     parser.add_argument("--run", default=os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "build", "bin", "moe-run"))
     options = parser.parse_args()
-    end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     with open(os.path.join(options.model, "config.json")) as file:
         config = json.load(file)
     if config.get("model_type") not in ("qwen3_moe", "olmoe"):
         parser.error(f"{options.model}: the count of bytes here is that of qwen3_moe and olmoe")
-    names = [name for name in options.tried.split(",") if name]
-    variants = ["", *names] + ([",".join(names)] if len(names) > 1 else [])
     bandwidth, card = copy_bandwidth()
     print(f"{card}, copy {bandwidth / 1e12:.2f} TB/s, {config['model_type']} of {config['num_hidden_layers']} layers")
-    print(f"{'batch':>5} {'slots':>6} {'bytes a step':>13} {'bound ms':>9} {'step ms':>8} {'share':>6} {'tokens/s':>9} {'prefill ms':>11}"
-          + ("  with" if names else ""))
+    print(f"{'batch':>5} {'slots':>6} {'bytes a step':>13} {'bound ms':>9} {'step ms':>8} {'share':>6} {'tokens/s':>9} {'prefill ms':>11}")
     failed = False
     for plan in options.plans:
-        inspect = subprocess.run([os.path.join(os.path.dirname(options.run), "moe-inspect"), plan, "--json"], capture_output=True, text=True)
-        if inspect.returncode:
-            print(f"{plan}: {inspect.stderr.strip()}", file=sys.stderr)
+        with tempfile.TemporaryDirectory() as folder:
+            inspect = subprocess.run([os.path.join(os.path.dirname(options.run), "moe-inspect"), plan, "--json"], capture_output=True, text=True)
+            if inspect.returncode:
+                print(f"{plan}: {inspect.stderr.strip()}", file=sys.stderr)
+                failed = True
+                continue
+            info = json.loads(inspect.stdout)
+            inputs = os.path.join(folder, "inputs.safetensors")
+            ids = np.random.default_rng(1).integers(0, config["vocab_size"], (info["batch"], info["seq"]), np.int32)
+            save_file({"input_ids": ids}, inputs)
+            done = subprocess.run([options.run, plan, f"--weights={options.model}", f"--inputs={inputs}", f"--max-new-tokens={options.new_tokens}",
+                                   "--ignore-eos", f"--repeat={options.repeat}", f"--outputs={os.path.join(folder, 'ids.safetensors')}"],
+                                  capture_output=True, text=True)
+        found = re.search(r"prefill ([0-9.]+) ms, decode median ([0-9.]+) ms", done.stderr)
+        if done.returncode or not found:
+            print(f"{plan}: exit code {done.returncode}: {done.stderr.strip()[-2000:]}", file=sys.stderr)
             failed = True
             continue
-        info = json.loads(inspect.stdout)
-        times = {variant: [] for variant in variants}
-        for _ in range(options.rounds):
-            for variant in variants:
-                if time.monotonic() > end:
-                    continue
-                result = time_plan(options, plan, info, config["vocab_size"], variant)
-                if isinstance(result, str):
-                    print(f"{plan}{variant and ' with ' + variant}: {result}", file=sys.stderr)
-                    failed = True
-                else:
-                    times[variant].append(result)
+        prefill, step = map(float, found.groups())
         slots = info["seq"] + options.new_tokens // 2  # on average
         total = sum(step_bytes(config, info["batch"], slots))
         bound = total / bandwidth * 1e3
-        for variant in variants:
-            if not times[variant]:
-                print(f"{info['batch']:>5} not timed" + (f"  {variant or 'none'}" if names else ""), flush=True)
-                failed = True
-                continue
-            prefill, step = np.median(times[variant], axis=0)
-            print(f"{info['batch']:>5} {slots:>6} {total / 1e9:>10.2f} GB {bound:>9.3f} {step:>8.3f} {bound / step:>6.2f} {info['batch'] / step * 1e3:>9.0f} {prefill:>11.2f}"
-                  + (f"  {variant or 'none'}" if names else ""), flush=True)
+        print(f"{info['batch']:>5} {slots:>6} {total / 1e9:>10.2f} GB {bound:>9.3f} {step:>8.3f} {bound / step:>6.2f} {info['batch'] / step * 1e3:>9.0f} {prefill:>11.2f}",
+              flush=True)
     sys.exit(failed)
 
 

@@ -14,29 +14,12 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
-#include <cstdlib>
 #include <string>
 
 namespace moira::rt::cuda {
 
 /// Scratch memory a stream needs: reused by every call on it, in stream order.
 inline constexpr size_t kWorkspaceBytes = size_t(64) << 20;
-
-/// Kernels that no GPU has timed yet, each off unless the variable MOIRA_CUDA_TRY names it
-/// (docs/performance.md).
-struct Trials {
-  bool router = false; // our own product of few f32 rows
-  bool moves = false;  // rows sorted to experts in three launches, and combined read ahead
-  bool gate = false;   // a softmax gate of several tokens a warp
-  /// What the variable says now: names, separated by commas.
-  static Trials fromEnvironment() {
-    const char *text = std::getenv("MOIRA_CUDA_TRY");
-    auto names = [words = "," + std::string(text ? text : "") + ","](const char *word) {
-      return words.find("," + std::string(word) + ",") != std::string::npos;
-    };
-    return {names("router"), names("moves"), names("gate")};
-  }
-};
 
 /// Where and with what a call runs. One context serves one stream at a time.
 struct CallContext {
@@ -52,7 +35,6 @@ struct CallContext {
   int32_t *errorFlag = nullptr;
   /// Whether kernels may be launched before the ones that they wait for have ended.
   bool early = true;
-  Trials trials;
   /// For `route`, optional, both on the device: expert ids [tokens·k] to use instead of the gate's
   /// choice, and per token the selection score of choice k minus that of choice k+1.
   const int32_t *forcedIds = nullptr;

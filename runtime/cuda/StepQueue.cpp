@@ -68,7 +68,6 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
     queue.context.blaslt = q.blaslt;
     queue.context.workspace = queue.workspace.data();
     queue.context.workspaceBytes = queue.workspace.bytes();
-    queue.context.trials = Trials::fromEnvironment();
     queue.context.errorFlag = reinterpret_cast<int32_t *>(q.flags.data());
   }
   for (size_t i = 0; i < instrs.size() && setup.routes; ++i)

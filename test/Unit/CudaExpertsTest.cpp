@@ -5,7 +5,6 @@
 //===----------------------------------------------------------------------===//
 #include "CudaTesting.h"
 
-#include <array>
 #include <numeric>
 
 using namespace moira::rt;
@@ -14,16 +13,7 @@ using namespace moira::rt::testing;
 
 namespace {
 
-class CudaExperts : public CudaTest {
-protected:
-  /// The device, and one that does what MOIRA_CUDA_TRY has for these calls.
-  std::array<Gpu *, 2> both() {
-    tried = std::make_unique<Gpu>();
-    tried->context.trials.moves = tried->context.trials.gate = true;
-    return {gpu.get(), tried.get()};
-  }
-  std::unique_ptr<Gpu> tried;
-};
+class CudaExperts : public CudaTest {};
 
 /// Logits of which many are equal.
 Tensor<float> tiedLogits(Random &random, Shape shape) {
@@ -62,8 +52,7 @@ TEST_F(CudaExperts, RouteChoosesWhatTheHostChooses) {
 
 TEST_F(CudaExperts, RouteOfManyTokensIsThatOfFew) {
   // Equal logits and clearly different ones, for the host; any, and some that are no number, to the
-  // bit as without it.
-  const auto [plain, together] = both();
+  // bit as in two calls of fewer tokens, which another kernel makes.
   for (Mode mode : allModes()) {
     mode.hostFloat = true;
     for (const char *renorm : {"none", "sum"})
@@ -79,7 +68,7 @@ TEST_F(CudaExperts, RouteOfManyTokensIsThatOfFew) {
             params({}, {{"scale", 2.5}, {"renorm_epsilon", 1e-3}},
                    {{"score", "softmax"}, {"order", "score_topk"}, {"renorm", renorm}});
         const std::vector<Operand> out{I(Shape{tokens, k}), A(Shape{tokens, k})};
-        expectAgrees(*together, "route", {T(tiedLogits(random, {tokens, experts}))}, out, p, mode);
+        expectAgrees(*gpu, "route", {T(tiedLogits(random, {tokens, experts}))}, out, p, mode);
         Tensor<float> logits = random.normal<float>({tokens, experts});
         for (int i = 0; i < 40; ++i)
           logits.values[size_t(random.between(0, tokens * experts - 1))] = i % 3 == 0 ? NAN
@@ -88,11 +77,24 @@ TEST_F(CudaExperts, RouteOfManyTokensIsThatOfFew) {
                                                                                : -200.0f * float(i);
         if (isLeftOut())
           continue;
-        std::vector<Operand> few = runOnGpu(*plain, "route", {T(logits)}, out, p, mode),
-                             many = runOnGpu(*together, "route", {T(logits)}, out, p, mode);
-        EXPECT_EQ(few[0].ints().values, many[0].ints().values);
-        for (size_t i = 0; i < few[1].floats().values.size(); ++i) {
-          const float a = few[1].floats().values[i], b = many[1].floats().values[i];
+        const std::vector<Operand> many = runOnGpu(*gpu, "route", {T(logits)}, out, p, mode);
+        std::vector<int32_t> ids;
+        std::vector<float> weights;
+        for (auto [begin, end] : {std::pair<int64_t, int64_t>{0, 1024}, {1024, tokens}}) {
+          const auto first = logits.values.begin();
+          const Tensor<float> part({end - begin, experts},
+                                   {first + begin * experts, first + end * experts});
+          const Shape made{end - begin, k};
+          const std::vector<Operand> few =
+              runOnGpu(*gpu, "route", {T(part)}, {I(made), A(made)}, p, mode);
+          const auto &fewIds = few[0].ints().values;
+          const auto &fewWeights = few[1].floats().values;
+          ids.insert(ids.end(), fewIds.begin(), fewIds.end());
+          weights.insert(weights.end(), fewWeights.begin(), fewWeights.end());
+        }
+        EXPECT_EQ(ids, many[0].ints().values);
+        for (size_t i = 0; i < weights.size(); ++i) {
+          const float a = weights[i], b = many[1].floats().values[i];
           ASSERT_TRUE(a == b || (std::isnan(a) && std::isnan(b))) << i << ": " << a << ", " << b;
         }
       }
@@ -143,64 +145,60 @@ Tensor<int32_t> someIds(Random &random, int64_t tokens, int64_t k, int64_t exper
 }
 
 TEST_F(CudaExperts, SelectSortsStably) {
-  for (Gpu *device : both())
-    for (Mode mode : allModes())
-      for (int i = 0; i < 24; ++i) {
-        mode.exact = true;
-        int64_t tokens = i == 0   ? 1
-                         : i == 1 ? 0
-                                  : random.between(1, 700),
-                k = random.between(1, 6), experts = random.between(1, 70),
-                local = random.between(1, experts), first = random.between(0, experts - local),
-                width = i == 9 ? 1104 : random.between(1, 40);
-        // Room for all, for some, for none.
-        int64_t rows = i % 3 == 0 ? tokens * k : i % 3 == 1 ? random.between(0, tokens * k) : 1;
-        expectAgrees(*device, "select",
-                     {T(random.normal<float>({tokens, width})),
-                      I(someIds(random, tokens, k, experts, i / 3 % 3)),
-                      I(random.ids({1}, 0, 100))},
-                     {T(Shape{rows, width}), I(Shape{1, local}), I(Shape{tokens, k}), I(Shape{1})},
-                     params({{"experts", experts}, {"expert_offset", first}}), mode);
-      }
+  for (Mode mode : allModes())
+    for (int i = 0; i < 24; ++i) {
+      mode.exact = true;
+      int64_t tokens = i == 0   ? 1
+                       : i == 1 ? 0
+                                : random.between(1, 700),
+              k = random.between(1, 6), experts = random.between(1, 70),
+              local = random.between(1, experts), first = random.between(0, experts - local),
+              width = i == 9 ? 1104 : random.between(1, 40);
+      // Room for all, for some, for none.
+      int64_t rows = i % 3 == 0 ? tokens * k : i % 3 == 1 ? random.between(0, tokens * k) : 1;
+      expectAgrees(*gpu, "select",
+                   {T(random.normal<float>({tokens, width})),
+                    I(someIds(random, tokens, k, experts, i / 3 % 3)), I(random.ids({1}, 0, 100))},
+                   {T(Shape{rows, width}), I(Shape{1, local}), I(Shape{tokens, k}), I(Shape{1})},
+                   params({{"experts", experts}, {"expert_offset", first}}), mode);
+    }
 }
 
 TEST_F(CudaExperts, PackRegroupAndUngroup) {
-  for (Gpu *device : both())
-    for (Mode mode : allModes())
-      for (int i = 0; i < 24; ++i) {
-        mode.exact = true;
-        int64_t slots = random.between(1, 5), local = random.between(1, 20),
-                segments = random.between(1, 4), k = random.between(1, 5),
-                tokens = segments * random.between(1, 150), width = random.between(1, 40);
-        int64_t bound = i % 2 ? tokens * k : random.between(1, tokens * k),
-                columns = local * segments, experts = slots * local;
-        expectAgrees(*device, "pack",
-                     {T(random.normal<float>({segments, tokens / segments, width})),
-                      I(Tensor<int32_t>({segments, tokens / segments, k},
-                                        someIds(random, tokens, k, experts, i % 3).values)),
-                      I(random.ids({1}, 0, 100))},
-                     {T(Shape{1, slots, bound, width}), I(Shape{1, slots, columns}),
-                      I(Shape{segments, tokens / segments, k}), I(Shape{1})},
-                     params({{"experts", experts}, {"segments", segments}}), mode);
+  for (Mode mode : allModes())
+    for (int i = 0; i < 24; ++i) {
+      mode.exact = true;
+      int64_t slots = random.between(1, 5), local = random.between(1, 20),
+              segments = random.between(1, 4), k = random.between(1, 5),
+              tokens = segments * random.between(1, 150), width = random.between(1, 40);
+      int64_t bound = i % 2 ? tokens * k : random.between(1, tokens * k),
+              columns = local * segments, experts = slots * local;
+      expectAgrees(*gpu, "pack",
+                   {T(random.normal<float>({segments, tokens / segments, width})),
+                    I(Tensor<int32_t>({segments, tokens / segments, k},
+                                      someIds(random, tokens, k, experts, i % 3).values)),
+                    I(random.ids({1}, 0, 100))},
+                   {T(Shape{1, slots, bound, width}), I(Shape{1, slots, columns}),
+                    I(Shape{segments, tokens / segments, k}), I(Shape{1})},
+                   params({{"experts", experts}, {"segments", segments}}), mode);
 
-        // Counts that fit the slots, many of them zero.
-        Tensor<int32_t> counts({slots, 1, columns});
-        for (int64_t p = 0; p < slots; ++p) {
-          int64_t left = bound;
-          for (int64_t c = 0; c < columns; ++c) {
-            int64_t n = random.between(0, 2) ? random.between(0, std::min<int64_t>(left, 9)) : 0;
-            counts.values[size_t(p * columns + c)] = int32_t(n);
-            left -= n;
-          }
+      // Counts that fit the slots, many of them zero.
+      Tensor<int32_t> counts({slots, 1, columns});
+      for (int64_t p = 0; p < slots; ++p) {
+        int64_t left = bound;
+        for (int64_t c = 0; c < columns; ++c) {
+          int64_t n = random.between(0, 2) ? random.between(0, std::min<int64_t>(left, 9)) : 0;
+          counts.values[size_t(p * columns + c)] = int32_t(n);
+          left -= n;
         }
-        int64_t rows = slots * bound;
-        CallParams p = params({{"segments", segments}});
-        expectAgrees(*gpu, "regroup",
-                     {T(random.normal<float>({slots, 1, bound, width})), I(counts)},
-                     {T(Shape{rows, width}), I(Shape{1, local})}, p, mode);
-        expectAgrees(*gpu, "ungroup", {T(random.normal<float>({rows, width})), I(counts)},
-                     {T(Shape{slots, 1, bound, width})}, p, mode);
       }
+      int64_t rows = slots * bound;
+      CallParams p = params({{"segments", segments}});
+      expectAgrees(*gpu, "regroup", {T(random.normal<float>({slots, 1, bound, width})), I(counts)},
+                   {T(Shape{rows, width}), I(Shape{1, local})}, p, mode);
+      expectAgrees(*gpu, "ungroup", {T(random.normal<float>({rows, width})), I(counts)},
+                   {T(Shape{slots, 1, bound, width})}, p, mode);
+    }
 }
 
 TEST_F(CudaExperts, PackOfManyTokens) {
@@ -215,22 +213,50 @@ TEST_F(CudaExperts, PackOfManyTokens) {
                params({{"experts", experts}, {"segments", segments}}), mode);
 }
 
+TEST_F(CudaExperts, ManyRowsGoToFewBinsAndToMany) {
+  // More bins than a block counts are sorted by other kernels. Weighed or not, some dropped.
+  for (Mode mode : allModes())
+    for (int i = 0; i < 8; ++i) {
+      mode.hostFloat = true;
+      const bool manyBins = i % 2, weighed = i / 2 % 2;
+      const int64_t tokens = 4 * random.between(100, 200), k = random.between(6, 8),
+                    experts = 4 * (manyBins ? random.between(300, 400) : random.between(1, 20)),
+                    local = random.between(manyBins ? 1025 : 1, experts),
+                    width = random.between(1, 40), bound = random.between(1, tokens * k);
+      std::vector<Operand> in{T(random.normal<float>({tokens, width})),
+                              I(random.ids({tokens, k}, -1, experts - 1)),
+                              I(random.ids({1}, 0, 100))};
+      if (weighed)
+        in.push_back(A(random.normal<float>({tokens, k})));
+      expectAgrees(
+          *gpu, "select", in,
+          {T(Shape{bound, width}), I(Shape{1, local}), I(Shape{tokens, k}), I(Shape{1})},
+          params({{"experts", experts}, {"expert_offset", random.between(0, experts - local)}}),
+          mode);
+      expectAgrees(*gpu, "pack", in,
+                   {T(Shape{1, 4, bound, width}), I(Shape{1, 4, experts / 2}), I(Shape{tokens, k}),
+                    I(Shape{1})},
+                   params({{"experts", experts}, {"segments", 2}}), mode);
+    }
+}
+
 TEST_F(CudaExperts, CombineAddsInOrder) {
-  for (Gpu *device : both())
-    for (Mode mode : allModes())
-      for (int i = 0; i < 12; ++i) {
-        int64_t tokens = i / 2 == 1 ? 600 : random.between(1, 80), k = random.between(1, 9),
-                rows = random.between(1, 200),
-                width = i == 2  ? 1600
-                        : i % 2 ? random.between(1, 300)
-                                : 8 * random.between(1, 200);
-        std::vector<Operand> in{T(random.normal<float>({2, rows, width})),
-                                I(random.ids({tokens, k}, -1, 2 * rows - 1)),
-                                A(random.normal<float>({tokens, k}))};
-        expectAgrees(*device, "combine", in, {T(Shape{tokens, width})}, {}, mode);
-        expectAgrees(*device, "combine", {rounded(in[0], mode.dtype), in[1], in[2]},
-                     {A(Shape{tokens, width})}, {}, mode);
-      }
+  for (Mode mode : allModes())
+    for (int i = 0; i < 12; ++i) {
+      // Above 8 choices another kernel does it.
+      int64_t tokens = i / 2 == 1 ? 600 : random.between(1, 80),
+              k = i % 5 ? random.between(1, 8) : random.between(9, 20),
+              rows = random.between(1, 200),
+              width = i == 2  ? 1600
+                      : i % 2 ? random.between(1, 300)
+                              : 8 * random.between(1, 200);
+      std::vector<Operand> in{T(random.normal<float>({2, rows, width})),
+                              I(random.ids({tokens, k}, -1, 2 * rows - 1)),
+                              A(random.normal<float>({tokens, k}))};
+      expectAgrees(*gpu, "combine", in, {T(Shape{tokens, width})}, {}, mode);
+      expectAgrees(*gpu, "combine", {rounded(in[0], mode.dtype), in[1], in[2]},
+                   {A(Shape{tokens, width})}, {}, mode);
+    }
 }
 
 /// Row counts of `n` groups with a sum of at most `room`.
@@ -302,20 +328,19 @@ TEST_F(CudaExperts, GroupedProductsWithoutRowsOrDepth) {
 
 TEST_F(CudaExperts, DataOutOfRangeSetsTheFlag) {
   // What the flag says is the call's own fault; nothing outside the outputs is touched (runOnGpu).
-  const auto [plain, moving] = both();
-  for (int32_t id : {-2, 8, INT32_MIN, INT32_MAX}) {
-    Tensor<int32_t> ids = random.ids({30, 2}, 0, 7);
-    ids.values[17] = id;
-    runOnGpu(*gpu, "select",
-             {T(random.normal<float>({30, 4})), I(ids), I(Tensor<int32_t>({1}, {0}))},
-             {T(Shape{60, 4}), I(Shape{1, 8}), I(Shape{30, 2}), I(Shape{1})},
-             params({{"experts", 8}, {"expert_offset", 0}}), {.fault = 1});
-    for (Gpu *device : {plain, moving})
-      runOnGpu(*device, "pack",
+  for (int64_t experts : {8, 1200})
+    for (int32_t id : {-2, int32_t(experts), INT32_MIN, INT32_MAX}) {
+      Tensor<int32_t> ids = random.ids({30, 2}, 0, experts - 1);
+      ids.values[17] = id;
+      runOnGpu(*gpu, "select",
                {T(random.normal<float>({30, 4})), I(ids), I(Tensor<int32_t>({1}, {0}))},
-               {T(Shape{1, 2, 60, 4}), I(Shape{1, 2, 4}), I(Shape{30, 2}), I(Shape{1})},
-               params({{"experts", 8}, {"segments", 1}}), {.fault = 1});
-  }
+               {T(Shape{60, 4}), I(Shape{1, experts}), I(Shape{30, 2}), I(Shape{1})},
+               params({{"experts", experts}, {"expert_offset", 0}}), {.fault = 1});
+      runOnGpu(*gpu, "pack",
+               {T(random.normal<float>({30, 4})), I(ids), I(Tensor<int32_t>({1}, {0}))},
+               {T(Shape{1, 2, 60, 4}), I(Shape{1, 2, experts / 2}), I(Shape{30, 2}), I(Shape{1})},
+               params({{"experts", experts}, {"segments", 1}}), {.fault = 1});
+    }
   for (int32_t count : {-1, 11, INT32_MIN, INT32_MAX}) {
     Tensor<int32_t> counts({2, 1, 3}, {1, 2, 3, INT32_MAX, count, 3});
     runOnGpu(*gpu, "regroup", {T(random.normal<float>({2, 1, 10, 4})), I(counts)},
@@ -333,11 +358,13 @@ TEST_F(CudaExperts, DataOutOfRangeSetsTheFlag) {
              {T(Shape{10, 4})}, params({{"part", 0}}), {.fault = 4});
   }
   for (int32_t row : {-2, 10, INT32_MIN, INT32_MAX})
-    for (Gpu *device : {plain, moving})
-      runOnGpu(*device, "combine",
-               {T(random.normal<float>({10, 8})), I(Tensor<int32_t>({2, 2}, {0, 1, row, 9})),
-                A(random.normal<float>({2, 2}))},
+    for (int64_t k : {2, 9}) {
+      Tensor<int32_t> pos = random.ids({2, k}, 0, 9);
+      pos.values[size_t(k)] = row;
+      runOnGpu(*gpu, "combine",
+               {T(random.normal<float>({10, 8})), I(pos), A(random.normal<float>({2, k}))},
                {T(Shape{2, 8})}, {}, {.fault = 5});
+    }
   for (int32_t code = 1; code <= 5; ++code)
     EXPECT_FALSE(cuda::describeErrorFlag(code).empty());
   EXPECT_TRUE(cuda::describeErrorFlag(0).empty());

@@ -127,27 +127,24 @@ TEST_F(CudaGates, LimitsKeepWhatTheHostKeeps) {
 }
 
 TEST_F(CudaGates, DroppedChoicesHaveNoRowsAndRowsMayBeWeighed) {
-  Gpu tried;
-  tried.context.trials.moves = true;
-  for (Gpu *device : {gpu.get(), &tried})
-    for (Mode mode : allModes()) {
-      mode.hostFloat = true;
-      for (bool weighed : {false, true})
-        for (const char *name : {"select", "pack"}) {
-          std::vector<Operand> inputs{T(random.normal<float>({120, 33})),
-                                      I(random.ids({120, 3}, -1, 15)), I(random.ids({1}, 0, 9))};
-          if (weighed)
-            inputs.push_back(A(random.normal<float>({120, 3})));
-          if (std::string_view(name) == "select")
-            expectAgrees(*device, name, inputs,
-                         {T(Shape{200, 33}), I(Shape{1, 4}), I(Shape{120, 3}), I(Shape{1})},
-                         params({{"experts", 16}, {"expert_offset", 8}}), mode);
-          else
-            expectAgrees(*device, name, inputs,
-                         {T(Shape{1, 4, 90, 33}), I(Shape{1, 4, 8}), I(Shape{120, 3}), I(Shape{1})},
-                         params({{"experts", 16}, {"segments", 2}}), mode);
-        }
-    }
+  for (Mode mode : allModes()) {
+    mode.hostFloat = true;
+    for (bool weighed : {false, true})
+      for (const char *name : {"select", "pack"}) {
+        std::vector<Operand> inputs{T(random.normal<float>({120, 33})),
+                                    I(random.ids({120, 3}, -1, 15)), I(random.ids({1}, 0, 9))};
+        if (weighed)
+          inputs.push_back(A(random.normal<float>({120, 3})));
+        if (std::string_view(name) == "select")
+          expectAgrees(*gpu, name, inputs,
+                       {T(Shape{200, 33}), I(Shape{1, 4}), I(Shape{120, 3}), I(Shape{1})},
+                       params({{"experts", 16}, {"expert_offset", 8}}), mode);
+        else
+          expectAgrees(*gpu, name, inputs,
+                       {T(Shape{1, 4, 90, 33}), I(Shape{1, 4, 8}), I(Shape{120, 3}), I(Shape{1})},
+                       params({{"experts", 16}, {"segments", 2}}), mode);
+      }
+  }
 }
 
 TEST_F(CudaGates, RedirectMovesChoicesAndLeavesDroppedOnes) {

@@ -34,8 +34,9 @@ struct Choices {
   }
 };
 
-/// combineRows for up to kAtOnce choices, by a grid that stays: while a thread waits for a token's
-/// rows, it asks for the next token's choices.
+/// Up to kAtOnce choices, by a grid that stays: while a thread waits for a token's rows, it asks
+/// for the next token's choices. A thread makes `n` neighbours of a token's result; width is a
+/// multiple of `n`.
 template <int n, typename T, typename Out>
 __global__ void __launch_bounds__(kWarpBlock, kAheadBlocks)
     combineAhead(const T *rows, const int32_t *pos, const float *weights, Out *out, int64_t tokens,
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kWarpBlock, kAheadBlocks)
   }
 }
 
-/// A thread makes `n` neighbours of a token's result; width is a multiple of `n`.
+/// The same for any number of choices.
 template <int n, typename T, typename Out>
 __global__ void __launch_bounds__(kWarpBlock, 2)
     combineRows(const T *rows, const int32_t *pos, const float *weights, Out *out, int64_t tokens,
@@ -140,7 +141,7 @@ Status ops::combine(const Call &call) {
       auto launch = [&]<int n>(std::integral_constant<int, n>) {
         unsigned blocks = blocksOfThreads(tokens * width / n);
         auto *kernel = combineRows<n, T, Out>;
-        if (call.context.trials.moves && k <= kAtOnce) {
+        if (k <= kAtOnce) {
           int device = 0, processors = 0;
           if (Status s = checked(call.name, cudaGetDevice(&device)); !s)
             return s;

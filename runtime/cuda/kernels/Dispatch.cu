@@ -4,20 +4,21 @@
 // docs/architecture.md, section 2. Few rows are selected in SelectFew.cu. The inverse is in
 // Combine.cu, the exchange between ranks in Exchange.cu.
 //
-//   rankRows     a warp a run of rows: per row how many before it in the run are of its bin, and
-//   the
-//                counts [bin, run]
+// Up to kMostBins bins, in launches each of which starts while the one before it ends:
+//
+//   rankBlocks   a block a run of rows, which counts in shared memory: per row how many before it
+//   in
+//                the run are of its bin, and the counts [run, bin]
+//   scanSlots    a block a slot: counts become places of its runs' first rows; counts placed, need
+//   placeWhole   a warp a token: positions, and the copies of its row, by parts as large as
+//                registers hold; other warps: zeros to the places past each slot's count
+//
+// More bins, or nothing to place:
+//
+//   rankRows     a warp a run; counts [bin, run]
 //   scanRuns     a warp a bin: counts become the rows of the bin before each run; totals [bin]
 //   scanBins     a block a slot: where each bin starts in its slot; counts placed, need
-//   placeRows    a warp a token: positions, and the copies of its row; a warp a place past its
-//   slot's count: zeros
-//
-// MOIRA_CUDA_TRY=moves, for up to kMostBins bins: the same sort in three launches, each of which
-// starts while the one before it ends.
-//
-//   rankBlocks   a block a run, which counts in shared memory; counts [run, bin]
-//   scanSlots    a block a slot: counts become places of its runs' first rows; counts placed, need
-//   placeWhole   as placeRows, by parts of rows as large as registers hold
+//   placeRows    as placeWhole; a warp a place past its slot's count
 //===----------------------------------------------------------------------===//
 #include "DeviceTools.h"
 
@@ -362,11 +363,11 @@ Status place(const Call &call, const Sort &sort, int64_t work, int64_t tokens, i
   });
 }
 
-/// The sort in three launches; false: it does not fit.
+/// The sort by blocks; false: too many bins for it, nothing to place, or too little scratch.
 Expected<bool> runBlockSort(const Call &call, Sort sort, int64_t k) {
   constexpr int64_t kZeroWarps = 2048;
   const int64_t bins = sort.rule.bins, tokens = sort.rows / k, places = sort.slots * sort.capacity;
-  if (!call.context.trials.moves || bins == 0 || bins > kMostBins || tokens == 0 || places == 0)
+  if (bins == 0 || bins > kMostBins || tokens == 0 || places == 0)
     return false;
   Scratch scratch(call.context);
   sort.runs = ceilDiv(sort.rows, kRunRows);
@@ -385,7 +386,7 @@ Expected<bool> runBlockSort(const Call &call, Sort sort, int64_t k) {
   return true;
 }
 
-/// Fills in the scratch parts and runs the four kernels.
+/// Fills in the scratch parts and runs the kernels.
 Status runSort(const Call &call, Sort sort, int64_t k) {
   sort.counts = call.output<int32_t>(1);
   sort.pos = call.output<int32_t>(2);

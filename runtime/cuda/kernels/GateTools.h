@@ -25,8 +25,8 @@ struct DeviceGate {
   float epsilon, clampMin, twiceJitter, scale;
 };
 
-/// Whether launchRouteTogether has this gate, and is to be tried.
-bool routesTogether(const Call &call, const Gate &gate, int64_t tokens);
+/// Whether launchRouteTogether has this gate, and the tokens are enough for it.
+bool routesTogether(const Gate &gate, int64_t tokens);
 /// `route` without a bias, given choices or gaps.
 Status launchRouteTogether(const Call &call, const Gate &gate, int64_t tokens);
 

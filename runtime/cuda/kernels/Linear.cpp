@@ -237,7 +237,7 @@ Status ops::linear(const Call &call) {
   if (Status s = productOf(call, 1, nullptr, 1, p); !s)
     return s;
   const CallContext &context = call.context;
-  if (context.trials.router && hasFewF32Rows(p))
+  if (hasFewF32Rows(p))
     return launchProductFewF32Rows(call, p);
   if (p.m == 0 || p.n == 0 || p.k == 0 || hasFewRows(p))
     return launchProduct(call, p); // which makes zeros of k = 0

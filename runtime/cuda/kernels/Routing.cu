@@ -401,7 +401,7 @@ Status runGate(const Call &call, const float *bias, const int32_t *forced, Fault
                                   (long long)kMostExperts, (long long)kMostGroups));
   if (tokens == 0)
     return {};
-  if (!bias && !forced && !gaps && routesTogether(call, read, tokens))
+  if (!bias && !forced && !gaps && routesTogether(read, tokens))
     return launchRouteTogether(call, read, tokens);
   const DeviceGate gate(read);
   return withFloat(call.in[0].dtype, [&]<typename T>(T) {

@@ -155,9 +155,9 @@ __global__ void __launch_bounds__(kWarpBlock, kTogetherBlocks)
 
 } // namespace
 
-bool routesTogether(const Call &call, const Gate &gate, int64_t tokens) {
-  return call.context.trials.gate && gate.score == GateScore::softmax && gate.scoreFirst &&
-         gate.groups == 1 && gate.k <= 32 && gate.experts <= 128 && tokens >= kManyTokens;
+bool routesTogether(const Gate &gate, int64_t tokens) {
+  return gate.score == GateScore::softmax && gate.scoreFirst && gate.groups == 1 && gate.k <= 32 &&
+         gate.experts <= 128 && tokens >= kManyTokens;
 }
 
 Status launchRouteTogether(const Call &call, const Gate &gate, int64_t tokens) {
