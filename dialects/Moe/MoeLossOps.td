@@ -151,6 +151,32 @@ def Moe_BalanceGradOp : Moe_RuleOp<"balance_grad"> {
   let assemblyFormat = "$d `,` $load `tokens` $tokens attr-dict `:` functional-type(operands, results)";
 }
 
+def Moe_SequenceBalanceOp : Moe_DiffOp<"sequence_balance"> {
+  let summary = "the load-balancing loss of one layer, of every sequence by itself";
+  let description = [{
+    routing, logits[B,S,E] → [1]: balance of each sequence's own S tokens, added up, over `sequences`, their global number. Partial where the sequences are split; no sequence is.
+
+        %aux = moe.sequence_balance %r, %logits sequences 2 : (!moe.routing<2x24, experts = 8, k = 2>, tensor<2x24x8xf32>) -> tensor<1xf32>
+
+    Constraints: (C1) logits are [B,S,E] of the routing's tokens [B,S] and experts; (C2) the result is [1]; (C3) sequences ≥ 1.
+  }];
+  let arguments = (ins Moe_RoutingType:$routing, Moe_Tensor:$logits, I64Attr:$sequences);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$routing `,` $logits `sequences` $sequences attr-dict `:` functional-type(operands, results)";
+}
+
+def Moe_SequenceBalanceGradOp : Moe_RuleOp<"sequence_balance_grad"> {
+  let summary = "the gradient of sequence_balance to the logits";
+  let description = [{
+    d[1], routing, logits[B,S,E] → [B,S,E]: d · E / (sequences · S²) · p · (load − Σ p · load) with p the token's softmax and load its sequence's.
+
+    Constraints: (C1) d is [1]; (C2) logits are [B,S,E] of the routing's tokens [B,S] and experts; (C3) the result has the shape of logits; (C4) sequences ≥ 1.
+  }];
+  let arguments = (ins Moe_F32Tensor:$d, Moe_RoutingType:$routing, Moe_Tensor:$logits, I64Attr:$sequences);
+  let results = (outs Moe_F32Tensor:$result);
+  let assemblyFormat = "$d `,` $routing `,` $logits `sequences` $sequences attr-dict `:` functional-type(operands, results)";
+}
+
 def Moe_RouterZOp : Moe_DiffOp<"router_z"> {
   let summary = "the mean over all tokens of the squared logarithm of the router's normaliser";
   let description = [{

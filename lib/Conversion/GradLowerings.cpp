@@ -225,6 +225,17 @@ void LoweringTable::addLosses() {
            {b.integer("tokens", op.getTokens())});
     return success();
   });
+  add<moe::SequenceBalanceOp>(+[](moe::SequenceBalanceOp op, B &b) {
+    b.call("sequence_balance", {b.routing(op.getRouting()).ids, b.view(op.getLogits())},
+           {b.define(op.getResult())}, {b.integer("sequences", op.getSequences())});
+    return success();
+  });
+  add<moe::SequenceBalanceGradOp>(+[](moe::SequenceBalanceGradOp op, B &b) {
+    b.call("sequence_balance_grad",
+           {b.view(op.getD()), b.routing(op.getRouting()).ids, b.view(op.getLogits())},
+           {b.define(op.getResult())}, {b.integer("sequences", op.getSequences())});
+    return success();
+  });
   add<moe::RouterZOp>(+[](moe::RouterZOp op, B &b) {
     b.call("router_z", {b.view(op.getLogits())}, {b.define(op.getResult())},
            {b.integer("tokens", op.getTokens())});

@@ -255,6 +255,7 @@ Status Compilation::differentiate() {
   LossOptions loss;
   loss.smoothing = options.labelSmoothing;
   loss.balance = options.auxLoss.value_or(0);
+  loss.perSequence = options.auxLossDomain == "sequence";
   loss.z = options.zLoss.value_or(0);
   return runPasses([&](OpPassManager &passes) {
     if (info.getTask() == "train")

@@ -202,6 +202,10 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeInteger([&o](int64_t n) { o.dropSeed = n; }, 0)},
       {"aux-loss", "F", "grad and train: share of the routers' load-balancing losses (default 0)",
        takeFactor(o.auxLoss)},
+      {"aux-loss-domain", "DOMAIN",
+       "what --aux-loss balances: batch (default), all its tokens together; sequence, each by "
+       "itself",
+       takeOneOf(o.auxLossDomain, {"batch", "sequence"})},
       {"z-loss", "F", "grad and train: share of the routers' z-losses (default 0)",
        takeFactor(o.zLoss)},
       {"router-noise", "on|off",
@@ -446,7 +450,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     options.optimizer.eps = 1e-30;
   if (adafactor && !is_contained(options.given, "weight-decay"))
     options.optimizer.weightDecay = 0;
-  for (StringRef name : {"aux-loss", "z-loss", "label-smoothing"})
+  for (StringRef name : {"aux-loss", "aux-loss-domain", "z-loss", "label-smoothing"})
     if (options.task != "grad" && options.task != "train" && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=grad and train");
   if (!options.schedule.empty())

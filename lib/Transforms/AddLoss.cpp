@@ -128,6 +128,10 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
     };
     if (balance != 0)
       add("aux_loss", balance, [&](moe::RouteOp route) -> Value {
+        if (perSequence)
+          return moe::SequenceBalanceOp::create(b, route.getLoc(), one, route.getResult(),
+                                                route.getLogits(),
+                                                route.getType().getTokens().front());
         auto load = RankedTensorType::get({route.getType().getExperts()}, b.getF32Type());
         Location loc = route.getLoc();
         return moe::BalanceOp::create(b, loc, one,

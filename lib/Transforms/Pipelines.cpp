@@ -23,6 +23,7 @@ static void addGradients(OpPassManager &pm, const LossOptions &options, std::str
   loss.microBatches = microBatches;
   loss.smoothing = options.smoothing;
   loss.balance = options.balance;
+  loss.perSequence = options.perSequence;
   loss.z = options.z;
   pm.addPass(createMoeAddLoss(loss));
   // On the global program, which has no collective: it need not know how one is differentiated.

@@ -141,6 +141,39 @@ def test_router_losses_are_reported_apart_and_the_same_on_every_mesh(mesh, tmp_p
     check_equal(outputs("olmoe", mesh, tmp_path, ROUTER_LOSSES), one)
 
 
+def test_a_balance_of_sequences_is_the_mean_of_each_ones_own(tmp_path):
+    """Of each row in a program of its own the batch is the sequence. Beside the cross-entropy, whose mean is over labels, that goes for gradients too."""
+    ids = checkpoint.read(GOLDEN / "olmoe" / "io.safetensors")["input_ids"].astype(np.int32)
+
+    def added(rows, *options):
+        """-> the balancing loss, and what it adds to the gradients"""
+        results, file = [], tmp_path / "rows.safetensors"
+        checkpoint.write(file, {"input_ids": rows})
+        for more in ((), ("--aux-loss=1", *options)):
+            plan, out = tmp_path / "p.moeplan", tmp_path / "out.safetensors"
+            compile_plan(GOLDEN / "olmoe", plan, "--task=grad", f"--batch={len(rows)}", f"--seq={rows.shape[1]}", *more)
+            run_plan(plan, GOLDEN / "olmoe", file, out)
+            results.append(checkpoint.read(out))
+        plain, with_loss = results
+        return with_loss["aux_loss"][0], {n: v.astype(np.float64) - plain[n] for n, v in with_loss.items() if n.startswith("grad.")}
+
+    loss, gradients = added(ids, "--aux-loss-domain=sequence")
+    each = [added(ids[i : i + 1]) for i in range(len(ids))]
+    assert abs(loss - np.mean([one[0] for one in each])) <= 1e-6 * loss
+    assert loss > added(ids)[0] * (1 + 1e-4)  # balance over the batch asks less
+    want = {name: np.mean([one[1][name] for one in each], axis=0) for name in gradients}
+    size = norm(want.values())
+    assert size > 1e-2 and norm(gradients[name] - value for name, value in want.items()) <= 1e-4 * size
+
+
+@pytest.mark.parametrize("mesh", ("dp=2,ep=2", "ep=2,tp=2"))
+def test_a_balance_of_sequences_is_the_same_on_every_mesh(mesh, tmp_path):
+    options = (*ROUTER_LOSSES, "--aux-loss-domain=sequence")
+    one = outputs("olmoe", "", tmp_path, options)
+    check_equal(outputs("olmoe", mesh, tmp_path, options), one)
+    check_equal(outputs("olmoe", "", tmp_path, options, ("--reference=f64",)), one)
+
+
 def test_gradients_with_a_capacity(tmp_path):
     """Dropped choices and the sum that weights are divided by, on every mesh."""
     options = ("--capacity-factor=0.5", "--min-capacity=1")

@@ -249,9 +249,10 @@ def router_losses(rng):
             f"%load = moe.expert_load %r : ({R}) -> {e}",
             f"%probs = moe.expert_probs %logits : ({{logits}}) -> {e}",
             f"%aux = moe.balance %load, %probs tokens {b * s} : ({e}, {e}) -> {{aux}}",
+            f"%each = moe.sequence_balance %r, %logits sequences {b} : ({R}, {{logits}}) -> {{each}}",
             f"%z = moe.router_z %logits tokens {b * s} : ({{logits}}) -> {{z}}",
         ],
-        {"aux": (1,), "z": (1,)},
+        {"aux": (1,), "each": (1,), "z": (1,)},
     )
 
 

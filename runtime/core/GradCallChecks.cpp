@@ -187,6 +187,20 @@ static void checkTokens(CallCheck &c) {
 
 void check_balance(CallCheck &c) { checkTokens(c); }
 void check_balance_grad(CallCheck &c) { checkTokens(c); }
+static void checkSequences(CallCheck &c) {
+  c.fixed("S");
+  c.fixed("k");
+  c.fitsInt32({c.fixed("E")}, "experts");
+  c.atLeast("sequences", 1);
+}
+
+void check_sequence_balance(CallCheck &c) {
+  c.fixed("B");
+  checkSequences(c);
+}
+
+void check_sequence_balance_grad(CallCheck &c) { checkSequences(c); }
+
 void check_router_z(CallCheck &c) {
   checkPerSample(c);
   c.fixedRun("t");

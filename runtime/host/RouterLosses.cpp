@@ -1,11 +1,13 @@
 //===- RouterLosses.cpp - reference losses of routers and their gradients -===//
-// expert_load, expert_probs, balance, router_z and gradients. Sums are made in double.
+// expert_load, expert_probs, balance, sequence_balance, router_z and gradients. Sums are made in
+// double.
 //===----------------------------------------------------------------------===//
 #include "SampleTree.h"
 #include "Widened.h"
 
 #include <algorithm>
 #include <cmath>
+#include <span>
 #include <vector>
 
 namespace moira::rt::host::ref {
@@ -22,22 +24,29 @@ template <typename A> double softmax(const A *logits, std::vector<double> &share
   return largest + std::log(total);
 }
 
+/// counts[e] becomes how many of the choices `ids` are expert e; -1 is none.
+Status countChoices(const Call &call, std::span<const int32_t> ids, std::vector<int64_t> &counts) {
+  std::fill(counts.begin(), counts.end(), 0);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    int32_t id = ids[i];
+    if (id < -1 || id >= int64_t(counts.size()))
+      return badCall(call, format("choice %lld is expert %d of 0..%lld", (long long)i, id,
+                                  (long long)counts.size() - 1));
+    if (id >= 0)
+      ++counts[size_t(id)];
+  }
+  return {};
+}
+
 } // namespace
 
 template <typename S> Status expert_load(const Call &call) {
   using A = Accumulator<S>;
-  int64_t experts = call.out[0].elements();
-  std::vector<int64_t> counts(static_cast<size_t>(experts));
-  for (int64_t i = 0, n = call.in[0].elements(); i < n; ++i) {
-    int32_t id = call.input<int32_t>(0)[i];
-    if (id < -1 || id >= experts)
-      return badCall(call, format("choice %lld is expert %d of 0..%lld", (long long)i, id,
-                                  (long long)experts - 1));
-    if (id >= 0)
-      ++counts[size_t(id)];
-  }
+  std::vector<int64_t> counts(static_cast<size_t>(call.out[0].elements()));
+  Status status =
+      countChoices(call, {call.input<int32_t>(0), size_t(call.in[0].elements())}, counts);
   std::transform(counts.begin(), counts.end(), call.output<A>(0), [](int64_t n) { return A(n); });
-  return {};
+  return status;
 }
 
 template <typename S> Status expert_probs(const Call &call) {
@@ -97,6 +106,57 @@ template <typename S> Status balance_grad(const Call &call) {
   return {};
 }
 
+template <typename S> Status sequence_balance(const Call &call) {
+  using A = Accumulator<S>;
+  Widened<A> logits(call.in[1]);
+  int64_t sequences = call.in[1].shape[0], tokens = call.in[1].shape[1],
+          experts = call.in[1].shape[2], choices = tokens * call.in[0].shape[2];
+  double over = double(call.params.integer("sequences")) * double(tokens) * double(tokens);
+  std::vector<int64_t> counts(static_cast<size_t>(experts));
+  std::vector<double> shares(counts.size());
+  if (sequences == 0)
+    return *call.output<A>(0) = A(0), Status();
+  return sumSamples(sequences, call.output<A>(0), 1, [&](int64_t s, A *into) {
+    Status status =
+        countChoices(call, {call.input<int32_t>(0) + s * choices, size_t(choices)}, counts);
+    double sum = 0;
+    for (int64_t t = s * tokens; t < (s + 1) * tokens; ++t) {
+      softmax(logits.data() + t * experts, shares);
+      for (size_t e = 0; e < shares.size(); ++e)
+        sum += shares[e] * double(counts[e]);
+    }
+    *into = A(sum * double(experts) / over);
+    return status;
+  });
+}
+
+template <typename S> Status sequence_balance_grad(const Call &call) {
+  using A = Accumulator<S>;
+  Widened<A> logits(call.in[2]);
+  int64_t sequences = call.in[2].shape[0], tokens = call.in[2].shape[1],
+          experts = call.in[2].shape[2], choices = tokens * call.in[1].shape[2];
+  double factor = double(*call.input<A>(0)) * double(experts) /
+                  (double(call.params.integer("sequences")) * double(tokens) * double(tokens));
+  std::vector<int64_t> counts(static_cast<size_t>(experts));
+  std::vector<double> shares(counts.size());
+  for (int64_t s = 0; s < sequences; ++s) {
+    if (Status status =
+            countChoices(call, {call.input<int32_t>(1) + s * choices, size_t(choices)}, counts);
+        !status)
+      return status;
+    for (int64_t t = s * tokens; t < (s + 1) * tokens; ++t) {
+      softmax(logits.data() + t * experts, shares);
+      double mean = 0;
+      for (size_t e = 0; e < shares.size(); ++e)
+        mean += shares[e] * double(counts[e]);
+      for (size_t e = 0; e < shares.size(); ++e)
+        call.output<A>(0)[t * experts + int64_t(e)] =
+            A(factor * shares[e] * (double(counts[e]) - mean));
+    }
+  }
+  return {};
+}
+
 template <typename S> Status router_z(const Call &call) {
   using A = Accumulator<S>;
   Widened<A> logits(call.in[0]);
@@ -137,6 +197,8 @@ INSTANTIATE(expert_probs)
 INSTANTIATE(expert_probs_grad)
 INSTANTIATE(balance)
 INSTANTIATE(balance_grad)
+INSTANTIATE(sequence_balance)
+INSTANTIATE(sequence_balance_grad)
 INSTANTIATE(router_z)
 INSTANTIATE(router_z_grad)
 

@@ -347,6 +347,12 @@ TEST_F(CudaGrad, Losses) {
     expectAgrees(*gpu, "balance", {A(positive({experts})), A(positive({experts}))}, {A(Shape{1})},
                  tokens, mode);
     expectAgrees(*gpu, "balance_grad", {a({1}), a({experts})}, {A(Shape{experts})}, tokens, mode);
+    CallParams sequences = params({{"sequences", 10}});
+    Tensor<int32_t> chosen = random.ids({5, 10, 2}, -1, experts - 1);
+    expectAgrees(*gpu, "sequence_balance", {I(chosen), a({5, 10, experts})}, {A(Shape{1})},
+                 sequences, mode);
+    expectAgrees(*gpu, "sequence_balance_grad", {a({1}), I(chosen), a({5, 10, experts})},
+                 {A(Shape{5, 10, experts})}, sequences, mode);
     expectAgrees(*gpu, "router_z", {a({50, experts})}, {A(Shape{1})}, tokens, mode);
     expectAgrees(*gpu, "router_z_grad", {a({1}), a({50, experts})}, {A(Shape{50, experts})}, tokens,
                  mode);

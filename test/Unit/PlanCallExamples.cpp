@@ -242,6 +242,11 @@ std::vector<Example> examples() {
       {"expert_probs_grad", {f({16}), f({2, 8, 16})}, {f({2, 8, 16})}, {}},
       {"balance", {f({16}), f({16})}, {f({1})}, {integer("tokens", 16)}},
       {"balance_grad", {f({1}), f({16})}, {f({16})}, {integer("tokens", 16)}},
+      {"sequence_balance", {i({2, 8, 4}), f({2, 8, 16})}, {f({1})}, {integer("sequences", 2)}},
+      {"sequence_balance_grad",
+       {f({1}), i({2, 8, 4}), f({2, 8, 16})},
+       {f({2, 8, 16})},
+       {integer("sequences", 2)}},
       {"router_z", {f({2, 8, 16})}, {f({1})}, {integer("tokens", 16)}},
       {"router_z_grad", {f({1}), f({2, 8, 16})}, {f({2, 8, 16})}, {integer("tokens", 16)}},
   };

@@ -38,6 +38,7 @@ struct CompilerOptions {
   std::string dropPolicy; // none, position, probs, random, priority; empty: the model's
   int64_t minCapacity = 4, dropSeed = 0;
   std::optional<double> auxLoss, zLoss; // shares of the routers' losses; without: none
+  std::string auxLossDomain = "batch";  // or sequence: what a load-balancing loss is balanced over
   double labelSmoothing = 0;
   NoiseOptions noise;                  // of routers; train
   std::string schedule;                // train: of the learning rate; empty: none

@@ -37,6 +37,7 @@ def MoeAddLoss : Dist_Pass<"moe-add-loss"> {
                  Option<"microBatches", "micro-batches", "int64_t", "1", "parts of the batch, of which the program takes one; the number of labels that count in all is then an input">,
                  Option<"smoothing", "label-smoothing", "double", "0", "label smoothing">,
                  Option<"balance", "aux-loss", "double", "0", "share of the routers' load-balancing losses">,
+                 Option<"perSequence", "aux-loss-per-sequence", "bool", "false", "whether they are means of each sequence's own">,
                  Option<"z", "z-loss", "double", "0", "share of the routers' z-losses">];
 }
 

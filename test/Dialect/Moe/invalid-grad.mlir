@@ -685,6 +685,78 @@ func.func @f(%d: tensor<1xf32>, %l: tensor<4xf32>) {
 
 // -----
 
+// SequenceBalanceOp C1
+func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>, %l: tensor<2x6x5xf32>) {
+  // expected-error @+1 {{C1: logits must be [B,S,E] of the routing's tokens [B,S] and experts}}
+  %0 = moe.sequence_balance %r, %l sequences 2 : (!moe.routing<2x6, experts = 4, k = 2>, tensor<2x6x5xf32>) -> tensor<1xf32>
+  return
+}
+
+// -----
+
+// SequenceBalanceOp C1
+func.func @f(%r: !moe.routing<12, experts = 4, k = 2>, %l: tensor<12x4xf32>) {
+  // expected-error @+1 {{C1: logits must be [B,S,E] of the routing's tokens [B,S] and experts}}
+  %0 = moe.sequence_balance %r, %l sequences 2 : (!moe.routing<12, experts = 4, k = 2>, tensor<12x4xf32>) -> tensor<1xf32>
+  return
+}
+
+// -----
+
+// SequenceBalanceOp C2
+func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>, %l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C2: the result must be [1]}}
+  %0 = moe.sequence_balance %r, %l sequences 2 : (!moe.routing<2x6, experts = 4, k = 2>, tensor<2x6x4xf32>) -> tensor<2xf32>
+  return
+}
+
+// -----
+
+// SequenceBalanceOp C3
+func.func @f(%r: !moe.routing<2x6, experts = 4, k = 2>, %l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C3: sequences must be at least 1}}
+  %0 = moe.sequence_balance %r, %l sequences 0 : (!moe.routing<2x6, experts = 4, k = 2>, tensor<2x6x4xf32>) -> tensor<1xf32>
+  return
+}
+
+// -----
+
+// SequenceBalanceGradOp C1
+func.func @f(%d: tensor<2xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C1: d must be [1]}}
+  %0 = moe.sequence_balance_grad %d, %r, %l sequences 2 : (tensor<2xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  return
+}
+
+// -----
+
+// SequenceBalanceGradOp C2
+func.func @f(%d: tensor<1xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %l: tensor<2x5x4xf32>) {
+  // expected-error @+1 {{C2: logits must be [B,S,E] of the routing's tokens [B,S] and experts}}
+  %0 = moe.sequence_balance_grad %d, %r, %l sequences 2 : (tensor<1xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<2x5x4xf32>) -> tensor<2x5x4xf32>
+  return
+}
+
+// -----
+
+// SequenceBalanceGradOp C3
+func.func @f(%d: tensor<1xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C3: the result must have the shape of logits}}
+  %0 = moe.sequence_balance_grad %d, %r, %l sequences 2 : (tensor<1xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<2x6x4xf32>) -> tensor<2x6x5xf32>
+  return
+}
+
+// -----
+
+// SequenceBalanceGradOp C4
+func.func @f(%d: tensor<1xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %l: tensor<2x6x4xf32>) {
+  // expected-error @+1 {{C4: sequences must be at least 1}}
+  %0 = moe.sequence_balance_grad %d, %r, %l sequences 0 : (tensor<1xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  return
+}
+
+// -----
+
 // RouterZOp C1
 func.func @f(%l: tensor<2x6x4xf32>) {
   // expected-error @+1 {{C1: the result must be [1]}}

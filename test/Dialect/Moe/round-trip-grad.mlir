@@ -213,3 +213,13 @@ func.func @f39(%d: tensor<1xf32>, %l: tensor<2x6x4xf32>) {
   %0 = moe.router_z_grad %d, %l tokens 12 : (tensor<1xf32>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
   return
 }
+func.func @f40(%r: !moe.routing<2x6, experts = 4, k = 2>, %l: tensor<2x6x4xf32>) {
+  // CHECK: moe.sequence_balance %{{.*}}, %{{.*}} sequences 2 : (!moe.routing<2x6, experts = 4, k = 2>, tensor<2x6x4xf32>) -> tensor<1xf32>
+  %0 = moe.sequence_balance %r, %l sequences 2 : (!moe.routing<2x6, experts = 4, k = 2>, tensor<2x6x4xf32>) -> tensor<1xf32>
+  return
+}
+func.func @f41(%d: tensor<1xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %l: tensor<2x6x4xf32>) {
+  // CHECK: moe.sequence_balance_grad %{{.*}}, %{{.*}}, %{{.*}} sequences 2 : (tensor<1xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  %0 = moe.sequence_balance_grad %d, %r, %l sequences 2 : (tensor<1xf32>, !moe.routing<2x6, experts = 4, k = 2>, tensor<2x6x4xf32>) -> tensor<2x6x4xf32>
+  return
+}

@@ -466,6 +466,28 @@ FactorRule BalanceGradOp::getFactorRule() {
   return rule;
 }
 
+/// routing[b,s], logits[b,s,e] → [1]
+FactorRule SequenceBalanceOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> shape = shapeOf(getLogits());
+  int b = rule.addFactor(reduce, shape[0]), s = rule.addFactor(whole, shape[1]);
+  int e = rule.addFactor(whole, shape[2]), one = rule.addFactor(whole, 1);
+  rule.operands = {{b, s}, {b, s, e}};
+  rule.results = {{one}};
+  return rule;
+}
+
+/// d[1], routing[b,s], logits[b,s,e] → [b,s,e]
+FactorRule SequenceBalanceGradOp::getFactorRule() {
+  FactorRule rule;
+  ArrayRef<int64_t> shape = shapeOf(getLogits());
+  int b = rule.addFactor(pass, shape[0]), s = rule.addFactor(whole, shape[1]);
+  int e = rule.addFactor(whole, shape[2]), one = rule.addFactor(whole, 1);
+  rule.operands = {{one}, {b, s}, {b, s, e}};
+  rule.results = {{b, s, e}};
+  return rule;
+}
+
 /// logits[t..,e] → [1]
 FactorRule RouterZOp::getFactorRule() {
   FactorRule rule;

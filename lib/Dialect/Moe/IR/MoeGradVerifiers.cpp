@@ -396,6 +396,35 @@ LogicalResult BalanceGradOp::verify() {
   return verifyTokens(*this, getTokens(), "C3");
 }
 
+/// Whether logits are [B,S,E] of the routing's tokens and experts.
+static bool areOfSequences(TypedValue<RankedTensorType> logits, RoutingType routing) {
+  return rankOf(logits) == 3 && shapeOf(logits).drop_back() == routing.getTokens() &&
+         shapeOf(logits).back() == routing.getExperts();
+}
+
+static LogicalResult verifySequences(Operation *op, int64_t sequences, StringRef constraint) {
+  return sequences >= 1 ? success()
+                        : op->emitOpError(constraint) << ": sequences must be at least 1";
+}
+
+LogicalResult SequenceBalanceOp::verify() {
+  if (!areOfSequences(getLogits(), getRouting().getType()))
+    return emitOpError("C1: logits must be [B,S,E] of the routing's tokens [B,S] and experts");
+  if (!is(getResult(), {1}))
+    return emitOpError("C2: the result must be [1]");
+  return verifySequences(*this, getSequences(), "C3");
+}
+
+LogicalResult SequenceBalanceGradOp::verify() {
+  if (!is(getD(), {1}))
+    return emitOpError("C1: d must be [1]");
+  if (!areOfSequences(getLogits(), getRouting().getType()))
+    return emitOpError("C2: logits must be [B,S,E] of the routing's tokens [B,S] and experts");
+  if (shapeOf(getResult()) != shapeOf(getLogits()))
+    return emitOpError("C3: the result must have the shape of logits");
+  return verifySequences(*this, getSequences(), "C4");
+}
+
 LogicalResult RouterZOp::verify() {
   if (!is(getResult(), {1}))
     return emitOpError("C1: the result must be [1]");

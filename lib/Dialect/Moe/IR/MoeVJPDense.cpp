@@ -189,6 +189,12 @@ LogicalResult BalanceOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
   return success();
 }
 
+LogicalResult SequenceBalanceOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
+  operands[1] = SequenceBalanceGradOp::create(b, getLoc(), cotangentType(getLogits()), dy[0],
+                                              getRouting(), getLogits(), getSequencesAttr());
+  return success();
+}
+
 LogicalResult RouterZOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
   operands[0] = RouterZGradOp::create(b, getLoc(), cotangentType(getLogits()), dy[0], getLogits(),
                                       getTokensAttr());
