@@ -3,7 +3,7 @@
 #define MOIRA_MOE_EXPERT_OPS
 include "Moe/MoeDenseOps.td"
 
-def Moe_RouteOp : Moe_DiffOp<"route"> {
+def Moe_RouteOp : Moe_DiffOp<"route", ["localize"], [AttrSizedOperandSegments]> {
   let summary = "choose k experts a token and weigh them";
   let description = [{
         %r = moe.route #moe.router<…> of %logits : (tensor<2x24x8xf32>) -> !moe.routing<2x24, experts = 8, k = 2>
@@ -11,12 +11,25 @@ def Moe_RouteOp : Moe_DiffOp<"route"> {
 
     `bias` is added to the scores where experts are chosen, not where they are weighed.
 
+        %r = moe.route #moe.router<k = 2, score = sparsemixer, jitter_eps = 0.01> of %logits at %step layer 3 seed 7
+            : (tensor<2x24x8xf32>, tensor<1xi32>) -> !moe.routing<2x24, experts = 8, k = 2>
+
+    With `step` a sparsemixer draws, as SparseMixer does in training (Liu et al., arXiv:2310.00811): each choice by its softmax among the experts near the largest, and where that is not the
+    largest one its weight counts a third three times out of four. Draws depend on seed, step, layer, the token's number in the batch, choice and expert (Sampled.h); `part`, rows, columns and
+    offsets are as in moe.jitter. The gradient passes by that factor, so that it is an estimate of the choice's own, too (Heun's method).
+
     Constraints: (C1) logits are [t..,E] with t.. and E those of the routing; (C2) the router's k is the routing's; (C3) bias is [E]; (C4) the router's groups divide the
-    experts, the kept groups hold at least k experts, and groups scored by their top-2 sum have at least two; (C5) a sparsemixer has no bias.
+    experts, the kept groups hold at least k experts, and groups scored by their top-2 sum have at least two; (C5) a sparsemixer has no bias; (C6) step and part are tensor<1xi32>, step and
+    layer are given together, for a sparsemixer of tokens [B,S], and neither layer nor seed is negative.
   }];
-  let arguments = (ins Moe_Tensor:$logits, Optional<Moe_F32Tensor>:$bias, Moe_RouterAttr:$router);
+  let arguments = (ins Moe_Tensor:$logits, Optional<Moe_F32Tensor>:$bias, Optional<Moe_I32Tensor>:$step, Optional<Moe_I32Tensor>:$part, Moe_RouterAttr:$router,
+                       OptionalAttr<I64Attr>:$layer, DefaultValuedAttr<I64Attr, "0">:$seed, OptionalAttr<I64Attr>:$rows, OptionalAttr<I64Attr>:$columns,
+                       OptionalAttr<AnyAttr>:$row_offset, OptionalAttr<AnyAttr>:$column_offset);
   let results = (outs Moe_RoutingType:$result);
-  let assemblyFormat = "$router `of` $logits (`bias` $bias^)? attr-dict `:` functional-type(operands, results)";
+  let builders = [OpBuilder<(ins "::mlir::Type":$result, "::mlir::Value":$logits, "::mlir::Value":$bias, "RouterAttr":$router), [{
+    build($_builder, $_state, result, logits, bias, ::mlir::Value(), ::mlir::Value(), router, ::mlir::IntegerAttr(), $_builder.getI64IntegerAttr(0), ::mlir::IntegerAttr(), ::mlir::IntegerAttr(), ::mlir::Attribute(), ::mlir::Attribute());
+  }]>];
+  let assemblyFormat = "$router `of` $logits (`bias` $bias^)? (`at` $step^)? (`part` $part^)? (`layer` $layer^)? (`seed` $seed^)? attr-dict `:` functional-type(operands, results)";
 }
 
 def Moe_RouteToOp : Moe_DiffOp<"route_to"> {

@@ -228,12 +228,35 @@ static Value combineWeights(ProgramBuilder &b, const RoutingViews &routing, bool
   return routing.inputWeights ? routing.inputWeights : unitWeights(b, routing);
 }
 
+/// Where a shard's tokens [batch, sequence] stand in the whole.
+template <typename Op>
+static SmallVector<NamedAttribute> placeOfTokens(ProgramBuilder &b, Op op,
+                                                 ArrayRef<int64_t> shape) {
+  return {b.integer("rows", op.getRows().value_or(shape[0])),
+          b.integer("columns", op.getColumns().value_or(shape[1])),
+          b.offset("row_offset", op.getRowOffsetAttr()),
+          b.offset("column_offset", op.getColumnOffsetAttr())};
+}
+
 /// Routing; dispatch and combine where the experts are not split, which is always so in a global
 /// program.
 void LoweringTable::addExperts() {
   add<moe::RouteOp>(+[](moe::RouteOp op, B &b) {
     moe::RouterFields gate = op.getRouter().getFields();
     SmallVector<Value> inputs{b.view(op.getLogits())};
+    if (op.getStep()) {
+      inputs.push_back(b.view(op.getStep()));
+      if (op.getPart())
+        inputs.push_back(b.view(op.getPart()));
+      SmallVector<NamedAttribute> params{
+          b.real("jitter_eps", gate.jitterEps), b.real("scale", gate.scale),
+          b.integer("seed", op.getSeed()), b.integer("layer", *op.getLayer())};
+      params.append(placeOfTokens(b, op, op.getLogits().getType().getShape()));
+      defineRouting(b, op.getResult(), gate, [&](Value ids, Value weights) {
+        b.call("sampled_route", inputs, {ids, weights}, params);
+      });
+      return b.traceRouting(op);
+    }
     if (op.getBias())
       inputs.push_back(b.view(op.getBias()));
     SmallVector<NamedAttribute> params = gateParams(b, gate);
@@ -254,16 +277,14 @@ void LoweringTable::addExperts() {
     return success();
   });
   add<moe::JitterOp>(+[](moe::JitterOp op, B &b) {
-    ArrayRef<int64_t> shape = op.getX().getType().getShape();
     SmallVector<Value> inputs{b.view(op.getX()), b.view(op.getStep())};
     if (op.getPart())
       inputs.push_back(b.view(op.getPart()));
-    b.call("jitter", inputs, {b.define(op.getResult())},
-           {b.real("eps", toDouble(op.getEps())), b.integer("seed", op.getSeed()),
-            b.integer("layer", op.getLayer()), b.integer("rows", op.getRows().value_or(shape[0])),
-            b.integer("columns", op.getColumns().value_or(shape[1])),
-            b.offset("row_offset", op.getRowOffsetAttr()),
-            b.offset("column_offset", op.getColumnOffsetAttr())});
+    SmallVector<NamedAttribute> params{b.real("eps", toDouble(op.getEps())),
+                                       b.integer("seed", op.getSeed()),
+                                       b.integer("layer", op.getLayer())};
+    params.append(placeOfTokens(b, op, op.getX().getType().getShape()));
+    b.call("jitter", inputs, {b.define(op.getResult())}, params);
     return success();
   });
   add<moe::LimitOp>(+[](moe::LimitOp op, B &b) {

@@ -147,9 +147,10 @@ static void setRouterNoise(ModuleOp module, const ModelSpec &spec) {
   SmallVector<NamedAttribute> noise;
   if (spec.routerNoise == RouterNoise::sampled)
     noise.push_back(b.getNamedAttr("sampled", b.getUnitAttr()));
-  else if (spec.routerNoise != RouterNoise::none && spec.routerNoiseEps > 0)
+  bool jitters = spec.routerNoise != RouterNoise::none && spec.routerNoiseEps > 0;
+  if (jitters)
     noise.push_back(b.getNamedAttr("eps", b.getF64FloatAttr(spec.routerNoiseEps)));
-  if (spec.routerNoise == RouterNoise::gateAndExperts && !noise.empty())
+  if (jitters && spec.routerNoise != RouterNoise::gate)
     noise.push_back(b.getNamedAttr("experts", b.getUnitAttr()));
   if (!noise.empty())
     module->setAttr("moe.router_noise", b.getDictionaryAttr(noise));

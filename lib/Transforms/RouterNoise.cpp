@@ -1,8 +1,8 @@
 //===- RouterNoise.cpp - --moe-router-noise -------------------------------===//
 // The noise that a model's gates have in training: a moe.jitter on what each gate's product reads,
-// and on what its experts read where the model's code has it there as well. Gates are numbered
-// through the program, so that each has draws of its own; the step, and the part of the batch where
-// it is taken in parts, are inputs.
+// and on what its experts read where the model's code has it there as well; and a step for gates
+// that draw their choices (SparseMixer). Gates are numbered through the program, so that each has
+// draws of its own; the step, and the part of the batch where it is taken in parts, are inputs.
 //===----------------------------------------------------------------------===//
 #include "ProgramInputs.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -24,24 +24,15 @@ struct RouterNoise : moira::impl::MoeRouterNoiseBase<RouterNoise> {
 
   void runOnOperation() override {
     auto noise = getOperation()->getAttrOfType<DictionaryAttr>("moe.router_noise");
-    if (noise && noise.contains("sampled")) {
-      emitError(getOperation().getLoc(),
-                "MOE-0102: --router-noise=on: this model's gates draw experts in training "
-                "(SparseMixer), which Moira lacks; leave it out: experts are then chosen as in "
-                "evaluation");
-      return signalPassFailure();
-    }
-    auto eps = noise ? noise.getAs<FloatAttr>("eps") : FloatAttr();
-    if (!eps) {
+    if (!noise || noise.empty()) {
       emitError(getOperation().getLoc(),
                 "MOE-0102: --router-noise=on: this model's gates have no noise; classes that have "
                 "one are mixtral and switch_transformers, if router_jitter_noise in their "
-                "config.json is above 0");
+                "config.json is above 0, and phimoe");
       return signalPassFailure();
     }
     for (func::FuncOp func : getOperation().getOps<func::FuncOp>())
-      if (!func.isExternal() &&
-          failed(addNoise(func, eps.getValueAsDouble(), noise.contains("experts"))))
+      if (!func.isExternal() && failed(addNoise(func, noise)))
         return signalPassFailure();
   }
 
@@ -53,26 +44,42 @@ private:
     return logits.getDefiningOp<moe::LinearOp>();
   }
 
-  LogicalResult addNoise(func::FuncOp func, double eps, bool experts) {
+  LogicalResult addNoise(func::FuncOp func, DictionaryAttr noise) {
+    auto eps = noise.getAs<FloatAttr>("eps");
+    bool experts = noise.contains("experts"), sampled = noise.contains("sampled");
     SmallVector<Operation *> all;
     func.walk([&](Operation *op) {
       if (isa<moe::RouteOp, moe::RouteToOp>(op))
         all.push_back(op);
     });
-    auto number = RankedTensorType::get({1}, IntegerType::get(&getContext(), 32));
+    auto one = RankedTensorType::get({1}, IntegerType::get(&getContext(), 32));
     int64_t layer = 0;
     for (Operation *gate : all) {
       moe::LinearOp product = productOf(gate->getOperand(0));
       if (!product)
         return gate->emitError("MOE-0601: noise is for gates whose logits are a product's");
-      Value step = getInput(func, "step", number, 0, InputRange{0, INT32_MAX}), part;
+      Value step = getInput(func, "step", one, 0, InputRange{0, INT32_MAX}), part;
       // The reference program takes the batch as a whole.
       if (microBatches > 1 && !func->hasAttr("moe.reference"))
-        part = getInput(func, "micro_batch", number, 0, InputRange{0, microBatches - 1});
+        part = getInput(func, "micro_batch", one, 0, InputRange{0, microBatches - 1});
+      if (sampled) {
+        auto route = dyn_cast<moe::RouteOp>(gate);
+        if (!route)
+          return gate->emitError("MOE-0601: only a gate that chooses can draw");
+        route.getStepMutable().assign(step);
+        if (part)
+          route.getPartMutable().assign(part);
+        route.setLayer(layer);
+        route.setSeed(seed);
+      }
+      ++gates;
+      int64_t number = layer++;
+      if (!eps)
+        continue;
       OpBuilder b(product);
       auto jitter = [&](Value x) -> Value {
         return moe::JitterOp::create(b, product.getLoc(), x.getType(), x, step, part,
-                                     llvm::APFloat(eps), layer, seed, IntegerAttr(), IntegerAttr(),
+                                     eps.getValue(), number, seed, IntegerAttr(), IntegerAttr(),
                                      Attribute(), Attribute());
       };
       Value x = product.getX(), noisy = jitter(x);
@@ -82,8 +89,6 @@ private:
           b.setInsertionPoint(dispatch);
           dispatch.getXMutable().assign(dispatch.getX() == x ? noisy : jitter(dispatch.getX()));
         });
-      ++layer;
-      ++gates;
     }
     return success();
   }

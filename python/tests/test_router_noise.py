@@ -1,4 +1,5 @@
-"""Shows that --router-noise=on multiplies what gates read by the factors that the draws' definition gives, the same on every mesh, and trains as transformers does with them.
+"""Shows that --router-noise=on multiplies what gates read by the factors that the draws' definition gives, or chooses what they choose (SparseMixer), the same on every mesh,
+and trains as transformers does with them.
 
 The draws are made again in NumPy, from Philox as its paper has it.
 """
@@ -22,6 +23,16 @@ def factors(seed, step, layer, tokens, width, eps):
         [word for q in range(-(-width // 4)) for word in philox(seed | 1 << 63, (int(token), q, layer, step))][:width] for token in tokens
     ]
     return 1 + eps * (2 * (np.array(draws, np.float64) + 0.5) / 2**32 - 1)
+
+
+def uniforms(seed, step, layer, tokens, choice, experts):
+    """What SparseMixer draws for a choice of these tokens, [tokens, experts + 1]: a number for each expert, and one for the midpoint."""
+    first = choice * (experts // 4 + 1)
+    draws = [
+        [word for q in range(first, first + experts // 4 + 1) for word in philox(seed | 1 << 63, (int(token), q | 1 << 31, layer, step))][: experts + 1]
+        for token in tokens
+    ]
+    return (np.array(draws, np.float64) + 0.5) / 2**32
 
 
 def jittered(folder, x, step, part, seed, layer, eps, mode=()):
@@ -75,7 +86,8 @@ def noisy(kind, folder, eps=EPS):
     model = folder / kind
     shutil.copytree(GOLDEN / kind, model)
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "router_jitter_noise": eps}))
+    noise = {"router_jitter_noise": eps, "input_jitter_noise": 0.1} if kind == "phimoe" else {"router_jitter_noise": eps}
+    (model / "config.json").write_text(json.dumps({**config, **noise}))
     return model
 
 
@@ -91,7 +103,7 @@ def losses(steps):
     return np.array([[s["loss"], s["grad_norm"]] for s in steps])
 
 
-@pytest.mark.parametrize("kind", ("mixtral", "switch_transformers"))
+@pytest.mark.parametrize("kind", ("mixtral", "switch_transformers", "phimoe"))
 def test_noise_is_the_same_on_every_mesh(kind, tmp_path):
     model = noisy(kind, tmp_path)
     want = losses(train(model, kind, tmp_path, "--router-noise=on"))
@@ -156,14 +168,59 @@ def test_a_step_is_transformers_s_with_the_same_draws(kind, tmp_path, monkeypatc
     assert abs(got["loss"] - float(loss)) <= 2e-6 * float(loss) and abs(got["grad_norm"] - norm) <= 2e-5 * norm
 
 
+def test_a_step_of_sparsemixer_is_transformers_s_with_the_same_draws(tmp_path, monkeypatch):
+    """Its gradient is no derivative of its loss: the class has a rule of its own."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    model = noisy("phimoe", tmp_path)
+    ids = checkpoint.read(GOLDEN / "phimoe" / "io.safetensors")["input_ids"].astype(np.int64)
+    made = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").train()
+    experts, tokens, calls, chosen = made.config.num_local_experts, range(ids.size), [], []
+
+    def of_last_choice():
+        layer, choice = divmod(len(calls) - 1, 2)
+        return torch.tensor(uniforms(3, 1, layer, tokens, choice, experts), dtype=torch.float64)
+
+    def exponential(self):
+        calls.append(self.shape)
+        return (-torch.log(of_last_choice()[:, :experts])).to(self.dtype).reshape(self.shape)
+
+    def uniform(self, low=None, high=None):
+        if low is None:
+            return self  # drawn by rand_like
+        assert (low, high) == (pytest.approx(0.9), pytest.approx(1.1))
+        return torch.tensor(factors(3, 1, len(calls) // 2, tokens, self.shape[-1], 0.1), dtype=self.dtype).reshape(self.shape)
+
+    monkeypatch.setattr(torch.Tensor, "exponential_", exponential)
+    monkeypatch.setattr(torch.Tensor, "uniform_", uniform)
+    monkeypatch.setattr(torch, "rand_like", lambda x: of_last_choice()[:, experts:].to(x.dtype).reshape(x.shape))
+    module = transformers.models.phimoe.modeling_phimoe
+    sparsemixer = module.sparsemixer
+
+    def noted(scores, **options):
+        weights, selected = sparsemixer(scores, **options)
+        chosen.append((selected.reshape(-1, 2), scores.detach().reshape(-1, experts)))
+        return weights, selected
+
+    monkeypatch.setattr(module, "sparsemixer", noted)
+    loss = made(input_ids=torch.tensor(ids), labels=torch.tensor(ids), output_router_logits=False).loss
+    loss.backward()
+    norm = np.sqrt(sum(float((p.grad**2).sum()) for p in made.parameters() if p.grad is not None))
+    assert len(calls) == 2 * made.config.num_hidden_layers
+    # Some choices are not the largest, or this would ask little.
+    assert sum(int((selected[:, 0] != scores.argmax(-1)).sum()) for selected, scores in chosen) > 5
+    got = train(model, "phimoe", tmp_path, "--router-noise=on", "--noise-seed=3")[0]
+    assert abs(got["loss"] - float(loss)) <= 2e-6 * float(loss) and abs(got["grad_norm"] - norm) <= 2e-5 * norm
+
+
 @pytest.mark.parametrize(
     "kind, options, says",
     (
         ("olmoe", ("--task=train",), "gates have no noise"),
         ("mixtral", ("--task=train",), "router_jitter_noise"),
-        ("phimoe", ("--task=train",), "SparseMixer"),
         ("mixtral", ("--task=grad",), "--router-noise is for --task=train"),
         ("mixtral", ("--task=train", "--target=sm_90"), "--router-noise=on is for --target=host"),
+        ("phimoe", ("--task=train", "--target=sm_90"), "--router-noise=on is for --target=host"),
     ),
 )
 def test_what_has_no_noise_says_so(kind, options, says, tmp_path):

@@ -4,6 +4,7 @@
 //===----------------------------------------------------------------------===//
 #include "moira/rt/Binding.h"
 
+#include "moira/rt/CallRegistry.h"
 #include "moira/rt/Profile.h"
 #include "moira/rt/SafeTensors.h"
 
@@ -192,7 +193,7 @@ Status Binding::bindInstr(size_t index, const std::function<void *(uint32_t)> &k
 
   case fb::InstrKind::call:
     to.call = plan.calls()->Get(instr.target())->string_view();
-    to.isRoute = to.call == "route";
+    to.isRoute = choosesExperts(to.call);
     to.params = std::move(params);
     return {};
 

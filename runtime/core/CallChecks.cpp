@@ -274,6 +274,42 @@ void checkGate(CallCheck &c, int64_t experts, int64_t k) {
     c.fail("a sparsemixer has order score_topk, one group, renorm none and no bias");
 }
 
+/// What draws by the numbers of the tokens [B,S] in the whole batch.
+static void checkDraws(CallCheck &c) {
+  if (c.integer("seed") < 0)
+    c.fail("seed is negative");
+  if (c.integer("layer") < 0 || c.integer("layer") > kInt32Max)
+    c.fail("layer must be 0 to 2^31-1");
+  for (auto [whole, dim, offset] :
+       {std::tuple("rows", "B", "row_offset"), std::tuple("columns", "S", "column_offset")}) {
+    OffsetRange first = c.offset(offset);
+    if (first.least < 0 || Wide(first.most) + c.fixed(dim) > c.integer(whole))
+      c.fail(
+          format("the shard leaves the %lld %s on some rank", (long long)c.integer(whole), whole));
+  }
+  if (Wide(c.integer("rows")) * c.integer("columns") > kInt32Max)
+    c.fail("rows times columns are more than an i32 can count");
+}
+
+void check_jitter(CallCheck &c) {
+  if (double eps = c.real("eps"); !(eps > 0 && eps <= 1))
+    c.fail("eps is not above 0 and at most 1");
+  checkDraws(c);
+}
+
+void check_sampled_route(CallCheck &c) {
+  int64_t k = c.fixed("k"), experts = c.fixed("E");
+  if (k > experts)
+    c.fail(format("k = %lld choices of %lld experts", static_cast<long long>(k),
+                  static_cast<long long>(experts)));
+  c.fitsInt32({experts}, "experts");
+  if (double eps = c.real("jitter_eps"); !(eps >= 0) || std::isinf(eps))
+    c.fail("jitter_eps is negative or infinite");
+  if (std::isinf(c.real("scale")))
+    c.fail("scale is infinite");
+  checkDraws(c);
+}
+
 void check_route(CallCheck &c) {
   int64_t k = c.fixed("k"), experts = c.fixed("E");
   if (k > experts)
@@ -304,24 +340,6 @@ void check_redirect(CallCheck &c) {
   for (const char *name : {"first", "rest"})
     if (c.integer(name) < 0 || c.integer(name) > kInt32Max)
       c.fail(std::string(name) + " is no expert");
-}
-
-void check_jitter(CallCheck &c) {
-  if (double eps = c.real("eps"); !(eps > 0 && eps <= 1))
-    c.fail("eps is not above 0 and at most 1");
-  if (c.integer("seed") < 0)
-    c.fail("seed is negative");
-  if (c.integer("layer") < 0 || c.integer("layer") > kInt32Max)
-    c.fail("layer must be 0 to 2^31-1");
-  for (auto [whole, dim, offset] :
-       {std::tuple("rows", "B", "row_offset"), std::tuple("columns", "S", "column_offset")}) {
-    OffsetRange first = c.offset(offset);
-    if (first.least < 0 || Wide(first.most) + c.fixed(dim) > c.integer(whole))
-      c.fail(
-          format("the shard leaves the %lld %s on some rank", (long long)c.integer(whole), whole));
-  }
-  if (Wide(c.integer("rows")) * c.integer("columns") > kInt32Max)
-    c.fail("rows times columns are more than an i32 can count");
 }
 
 void check_limit(CallCheck &c) {

@@ -4,6 +4,7 @@
 #include "moira/rt/RouteTrace.h"
 
 #include "moira/rt/Box.h"
+#include "moira/rt/CallRegistry.h"
 #include "moira/rt/Io.h"
 
 #include <algorithm>
@@ -18,7 +19,7 @@ constexpr std::string_view kIds = ".ids";
 
 bool isRoute(const fb::Plan &plan, const fb::Instr &instr) {
   return instr.kind() == fb::InstrKind::call &&
-         plan.calls()->Get(instr.target())->string_view() == "route";
+         choosesExperts(plan.calls()->Get(instr.target())->string_view());
 }
 
 const fb::Trace *traceOf(const fb::Program &program, uint32_t view) {

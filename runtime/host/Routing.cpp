@@ -1,9 +1,10 @@
 //===- Routing.cpp - the gate: score, choose, weigh -------------------------===//
-// `route`, `route_to` and `redirect`; what follows from the chosen experts is in Experts.cpp. The
-// steps are those of #moe.router, in the same order for every device.
+// `route`, `sampled_route`, `route_to` and `redirect`; what follows from the chosen experts is in
+// Experts.cpp. The steps are those of #moe.router, in the same order for every device.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
 #include "moira/rt/Gate.h"
+#include "moira/rt/Sampled.h"
 
 #include <algorithm>
 #include <cmath>
@@ -59,7 +60,7 @@ public:
   explicit TokenGate(const Gate &gate)
       : gate(gate), keys(size_t(gate.experts)), choiceKeys(keys.size()),
         groupScores(size_t(gate.groups)), taken(keys.size()), groupTaken(groupScores.size()),
-        ids(size_t(gate.k)), weights(ids.size()) {}
+        ids(size_t(gate.k)), weights(ids.size()), shares(ids.size()) {}
 
   std::vector<int32_t> &chosen() { return ids; }
   const std::vector<S> &weighed() const { return weights; }
@@ -79,6 +80,31 @@ public:
     for (int32_t &id : ids)
       taken[size_t(id = best<S>(choiceKeys, taken))] = 1;
     gap = std::min(gap, marginOf<S>(choiceKeys, ids.back(), best<S>(choiceKeys, taken)));
+  }
+
+  /// Chooses as a sparsemixer does in training: uniform(choice, number) gives what it draws.
+  /// weighed() then has the chosen experts' weights, those of midpoints in part.
+  template <typename L, typename Uniform> void sample(const L *logits, Uniform uniform) {
+    std::copy_n(logits, keys.size(), keys.begin());
+    std::fill(taken.begin(), taken.end(), 0);
+    for (size_t j = 0; j < ids.size(); ++j) {
+      int32_t largest = best<S>(keys, taken), drawn = largest;
+      double most = -std::numeric_limits<double>::infinity();
+      for (size_t e = 0; e < keys.size(); ++e) {
+        if (!isNear(e, keys[size_t(largest)]))
+          continue;
+        // The largest of scores and draws of Gumbel's distribution: a draw of their softmax.
+        double key = double(keys[e]) - std::log(-std::log(uniform(j, e)));
+        if (key > most)
+          most = key, drawn = int32_t(e);
+      }
+      ids[j] = drawn;
+      shares[j] = drawn == largest || uniform(j, keys.size()) > kInFull ? 1 : kSampledShare;
+      taken[size_t(drawn)] = 1;
+    }
+    weigh();
+    for (size_t j = 0; j < ids.size(); ++j)
+      weights[j] = S(double(weights[j]) * shares[j]);
   }
 
   /// The weights of chosen(), which are experts of the gate.
@@ -131,8 +157,7 @@ private:
     for (size_t j = 0; j < ids.size(); ++j) {
       S largest = keys[size_t(best<S>(keys, taken))], total = 0, own = 0;
       for (size_t e = 0; e < keys.size(); ++e) {
-        if (taken[e] ||
-            (largest - keys[e]) / std::max(std::abs(keys[e]), largest) > S(2 * gate.jitterEps))
+        if (!isNear(e, largest))
           continue;
         S exponential = std::exp(keys[e] - largest);
         total += exponential;
@@ -144,11 +169,19 @@ private:
     }
   }
 
+  /// Whether a sparsemixer's choice is among those that e belongs to: not taken, and near the
+  /// largest that is left.
+  bool isNear(size_t e, S largest) const {
+    return !taken[e] &&
+           !((largest - keys[e]) / std::max(std::abs(keys[e]), largest) > S(2 * gate.jitterEps));
+  }
+
   const Gate &gate;
   std::vector<S> keys, choiceKeys, groupScores;
   std::vector<char> taken, groupTaken;
   std::vector<int32_t> ids;
   std::vector<S> weights;
+  std::vector<double> shares;
   float gap = 0;
 };
 
@@ -196,6 +229,37 @@ template <typename L> Status route(const Call &call) {
   return {};
 }
 
+template <typename L> Status sampled_route(const Call &call) {
+  using S = Accumulator<L>;
+  const std::vector<int64_t> &shape = call.in[0].shape;
+  auto integer = [&](const char *name) { return call.params.integer(name); };
+  Gate gate;
+  gate.experts = int32_t(shape[2]), gate.k = int32_t(trailing(call.out[0], 1));
+  gate.score = GateScore::sparsemixer;
+  gate.jitterEps = call.params.real("jitter_eps"), gate.scale = call.params.real("scale");
+  if (call.hooks && !call.hooks->forcedIds.empty())
+    return Status(ErrorId::BadInput,
+                  "choices are forced on a gate that draws them; compile without --router-noise");
+  if (call.hooks && call.hooks->gaps)
+    call.hooks->gaps->assign(size_t(shape[0] * shape[1]), 0);
+  uint64_t seed = uint64_t(integer("seed"));
+  uint32_t layer = uint32_t(integer("layer")), step = uint32_t(*call.input<int32_t>(1));
+  int64_t part = call.in.size() > 2 ? *call.input<int32_t>(2) : 0;
+  int64_t firstRow = part * integer("rows") + integer("row_offset");
+  TokenGate<S> token(gate);
+  for (int64_t t = 0; t < shape[0] * shape[1]; ++t) {
+    int64_t number =
+        (firstRow + t / shape[1]) * integer("columns") + integer("column_offset") + t % shape[1];
+    token.sample(call.input<L>(0) + t * gate.experts, [&](size_t choice, size_t i) {
+      return sampledUniform(seed, step, layer, uint32_t(number), uint32_t(choice),
+                            uint32_t(gate.experts), uint32_t(i));
+    });
+    std::copy_n(token.chosen().begin(), gate.k, call.output<int32_t>(0) + t * gate.k);
+    std::copy_n(token.weighed().begin(), gate.k, call.output<S>(1) + t * gate.k);
+  }
+  return {};
+}
+
 template <typename L> Status route_to(const Call &call) {
   using S = Accumulator<L>;
   int64_t experts = trailing(call.in[0], 1), tokens = leading(call.in[0], 1),
@@ -236,6 +300,9 @@ template <typename S> Status redirect(const Call &call) {
 template Status route<float>(const Call &);
 template Status route<double>(const Call &);
 template Status route<Bf16>(const Call &);
+template Status sampled_route<float>(const Call &);
+template Status sampled_route<double>(const Call &);
+template Status sampled_route<Bf16>(const Call &);
 template Status route_to<float>(const Call &);
 template Status route_to<double>(const Call &);
 template Status route_to<Bf16>(const Call &);

@@ -3,7 +3,8 @@
 // RUN: sed 's/NOISE/eps = 0.01 : f64/' %s | moe-opt --moe-router-noise | FileCheck %s --check-prefix=GATE
 // RUN: sed 's/NOISE/eps = 0.01 : f64, experts/' %s | moe-opt --moe-router-noise="seed=7 micro-batches=4" | FileCheck %s --check-prefix=EXPERTS
 // RUN: sed 's/NOISE/eps = 0.01 : f64/' %s | moe-opt --moe-router-noise --dist-shard-pipeline="mesh=dp=2,ep=2" --dist-partition-pipeline --dist-localize-pipeline | FileCheck %s --check-prefix=MESH
-// RUN: sed 's/NOISE/sampled/' %s | not moe-opt --moe-router-noise 2>&1 | FileCheck %s --check-prefix=SAMPLED
+// RUN: sed 's/NOISE/sampled/; s/<k = 2>/<k = 2, score = sparsemixer, jitter_eps = 0.01>/' %s | moe-opt --moe-router-noise="seed=7 micro-batches=4" | FileCheck %s --check-prefix=SAMPLED
+// RUN: sed 's/NOISE/sampled/; s/<k = 2>/<k = 2, score = sparsemixer, jitter_eps = 0.01>/' %s | moe-opt --moe-router-noise --dist-shard-pipeline="mesh=dp=2,ep=2" --dist-partition-pipeline --dist-localize-pipeline | FileCheck %s --check-prefix=SAMPLEDMESH
 // RUN: sed 's/NOISE//' %s | not moe-opt --moe-router-noise 2>&1 | FileCheck %s --check-prefix=NONE
 
 // GATE-LABEL: func.func @forward
@@ -29,7 +30,13 @@
 
 // MESH: moe.jitter {{.*}}row_offset = #dist.offset<{{.*}}>, rows = 4 : i64} : (tensor<1x6x8xf32
 
-// SAMPLED: MOE-0102: --router-noise=on: this model's gates draw experts in training
+// SAMPLED-LABEL: func.func @forward
+// SAMPLED-NOT: moe.jitter
+// SAMPLED: moe.route {{.*}} at %{{.*}} part %{{.*}} layer 0 seed 7 :
+// SAMPLED: moe.route {{.*}} at %{{.*}} part %{{.*}} layer 1 seed 7 :
+// SAMPLED-LABEL: func.func @reference
+// SAMPLED: moe.route {{.*}} at %{{[a-z0-9]+}} layer 0 seed 7 :
+// SAMPLEDMESH: moe.route {{.*}} layer 0 {{.*}}row_offset = #dist.offset<{{.*}}>, rows = 4 : i64} : (tensor<1x6x4xf32
 // NONE: MOE-0102: --router-noise=on: this model's gates have no noise
 
 !r = !moe.routing<4x6, experts = 4, k = 2>

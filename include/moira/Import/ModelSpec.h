@@ -24,7 +24,7 @@ enum class RouterNoise {
   none,
   gate,           ///< what gates read
   gateAndExperts, ///< what experts read, too
-  sampled         ///< nothing: experts are drawn instead, which Moira lacks
+  sampled         ///< what both read, and experts are drawn
 };
 
 /// A bias that counts where experts are chosen, not where they are weighed.

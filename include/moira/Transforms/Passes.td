@@ -25,7 +25,7 @@ def MoeLimitCapacity : Dist_Pass<"moe-limit-capacity"> {
 }
 
 def MoeRouterNoise : Dist_Pass<"moe-router-noise"> {
-  let summary = "Multiply what gates read by random factors, as the model's moe.router_noise says";
+  let summary = "Multiply what gates read by random factors, or let gates draw their choices, as the model's moe.router_noise says";
   let options = [Option<"microBatches", "micro-batches", "int64_t", "1", "parts of the batch, of which the program takes one">,
                  Option<"seed", "seed", "int64_t", "0", "seed of the draws">];
   let statistics = [Statistic<"gates", "gates", "Gates with noise">];

@@ -457,5 +457,6 @@ Status ops::redirect(const Call &call) {
 }
 
 Status ops::jitter(const Call &call) { return notOnCuda(call, "any operand"); }
+Status ops::sampled_route(const Call &call) { return notOnCuda(call, "any operand"); }
 
 } // namespace moira::rt::cuda

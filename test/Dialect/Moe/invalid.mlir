@@ -710,6 +710,69 @@ func.func @f(%l: tensor<2x6x4xf32>, %b: tensor<4xf32>) {
 
 // -----
 
+// RouteOp C6
+func.func @f(%l: tensor<2x6x4xf32>, %s: tensor<1xi32>, %t: tensor<2xi32>, %m: tensor<12x4xf32>) {
+  // expected-error @+1 {{C6: step and layer must be given together, and part with them}}
+  %0 = moe.route #moe.router<k = 2, score = sparsemixer> of %l at %s : (tensor<2x6x4xf32>, tensor<1xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C6
+func.func @f(%l: tensor<2x6x4xf32>, %s: tensor<1xi32>, %t: tensor<2xi32>, %m: tensor<12x4xf32>) {
+  // expected-error @+1 {{C6: step and layer must be given together, and part with them}}
+  %0 = moe.route #moe.router<k = 2, score = sparsemixer> of %l part %s : (tensor<2x6x4xf32>, tensor<1xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C6
+func.func @f(%l: tensor<2x6x4xf32>, %s: tensor<1xi32>, %t: tensor<2xi32>, %m: tensor<12x4xf32>) {
+  // expected-error @+1 {{C6: step and layer must be given together, and part with them}}
+  %0 = moe.route #moe.router<k = 2, score = sparsemixer> of %l layer 1 : (tensor<2x6x4xf32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C6
+func.func @f(%l: tensor<2x6x4xf32>, %s: tensor<1xi32>, %t: tensor<2xi32>, %m: tensor<12x4xf32>) {
+  // expected-error @+1 {{C6: step and part must be tensor<1xi32>}}
+  %0 = moe.route #moe.router<k = 2, score = sparsemixer> of %l at %t layer 1 : (tensor<2x6x4xf32>, tensor<2xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C6
+func.func @f(%l: tensor<2x6x4xf32>, %s: tensor<1xi32>, %t: tensor<2xi32>, %m: tensor<12x4xf32>) {
+  // expected-error @+1 {{C6: only a sparsemixer of tokens [batch, sequence] draws}}
+  %0 = moe.route #moe.router<k = 2> of %l at %s layer 1 : (tensor<2x6x4xf32>, tensor<1xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C6
+func.func @f(%l: tensor<2x6x4xf32>, %s: tensor<1xi32>, %t: tensor<2xi32>, %m: tensor<12x4xf32>) {
+  // expected-error @+1 {{C6: only a sparsemixer of tokens [batch, sequence] draws}}
+  %0 = moe.route #moe.router<k = 2, score = sparsemixer> of %m at %s layer 1 : (tensor<12x4xf32>, tensor<1xi32>) -> !moe.routing<12, experts = 4, k = 2>
+  return
+}
+
+// -----
+
+// RouteOp C6
+func.func @f(%l: tensor<2x6x4xf32>, %s: tensor<1xi32>, %t: tensor<2xi32>, %m: tensor<12x4xf32>) {
+  // expected-error @+1 {{C6: layer and seed must not be negative}}
+  %0 = moe.route #moe.router<k = 2, score = sparsemixer> of %l at %s layer -1 : (tensor<2x6x4xf32>, tensor<1xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  return
+}
+
+// -----
+
 // CapacityAttr C1
 // expected-error @+1 {{C1: value must be finite and not negative, and whole if it is fixed}}
 #c = #moe.capacity<rule = fixed, value = 1.5 : f64>

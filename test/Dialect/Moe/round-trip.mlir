@@ -104,6 +104,8 @@ func.func @experts(%x: tensor<2x6x8xf32>, %logits: tensor<2x6x4xf32>, %w: tensor
   %choices = moe.lookup %ids, %table : (tensor<2x6xi32>, tensor<9x2xi32>) -> tensor<2x6x2xi32>
   // CHECK: moe.route_to <k = 2, score = sqrt_softplus, renorm = sum> of %{{.*}} to %{{.*}} : (tensor<2x6x4xf32>, tensor<2x6x2xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
   %r6 = moe.route_to <k = 2, score = sqrt_softplus, renorm = sum> of %logits to %choices : (tensor<2x6x4xf32>, tensor<2x6x2xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  // CHECK: moe.route <k = 2, score = sparsemixer, jitter_eps = 1.000000e-02 : f64> of %{{.*}} at %{{.*}} part %{{.*}} layer 3 seed 7 : (tensor<2x6x4xf32>, tensor<1xi32>, tensor<1xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
+  %drawn = moe.route <k = 2, score = sparsemixer, jitter_eps = 0.01 : f64> of %logits at %step part %step layer 3 seed 7 : (tensor<2x6x4xf32>, tensor<1xi32>, tensor<1xi32>) -> !moe.routing<2x6, experts = 4, k = 2>
   // CHECK: moe.jitter %{{.*}} at %{{.*}} part %{{.*}} eps 1.000000e-02 layer 3 seed 7 : (tensor<2x6x8xf32>, tensor<1xi32>, tensor<1xi32>) -> tensor<2x6x8xf32>
   %jittered = moe.jitter %x at %step part %step eps 0.01 layer 3 seed 7 : (tensor<2x6x8xf32>, tensor<1xi32>, tensor<1xi32>) -> tensor<2x6x8xf32>
   // CHECK: moe.jitter %{{.*}} at %{{.*}} eps 1.000000e+00 layer 0 : (tensor<2x6x8xf32>, tensor<1xi32>) -> tensor<2x6x8xf32>

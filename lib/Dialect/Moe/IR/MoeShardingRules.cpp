@@ -329,6 +329,9 @@ FactorRule RouteOp::getFactorRule() {
   rule.operands = {join(t, {e})};
   if (getBias())
     rule.operands.push_back({e});
+  for (Value number : {getStep(), getPart()})
+    if (number)
+      rule.operands.push_back({rule.addFactor(whole, 1)});
   rule.results = {t};
   return rule;
 }
@@ -569,18 +572,31 @@ void GroupedBiasOp::localize(const MeshInfo &, ArrayRef<ShardingAttr> operands,
     setPartAttr(dist::OffsetAttr::get(getContext(), axes, 1));
 }
 
-void JitterOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,
-                        ArrayRef<ShardingAttr>) {
-  ArrayRef<int64_t> shape = shapeOf(getX());
-  ArrayRef<DimShardingAttr> dims = operands[0].getDims();
+/// Where the tokens [batch, sequence] of a shard stand in the whole, for an op that draws by their
+/// numbers.
+template <typename Op>
+static void setPlaceOfTokens(Op op, ArrayRef<int64_t> shape, ShardingAttr sharding,
+                             const MeshInfo &mesh) {
+  ArrayRef<DimShardingAttr> dims = sharding.getDims();
   if (Attribute offset = offsetOf(shape[0], dims[0], mesh)) {
-    setRows(shape[0]);
-    setRowOffsetAttr(offset);
+    op.setRows(shape[0]);
+    op.setRowOffsetAttr(offset);
   }
   if (Attribute offset = offsetOf(shape[1], dims[1], mesh)) {
-    setColumns(shape[1]);
-    setColumnOffsetAttr(offset);
+    op.setColumns(shape[1]);
+    op.setColumnOffsetAttr(offset);
   }
+}
+
+void JitterOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,
+                        ArrayRef<ShardingAttr>) {
+  setPlaceOfTokens(*this, shapeOf(getX()), operands[0], mesh);
+}
+
+void RouteOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,
+                       ArrayRef<ShardingAttr>) {
+  if (getStep())
+    setPlaceOfTokens(*this, shapeOf(getLogits()), operands[0], mesh);
 }
 
 void LimitOp::localize(const MeshInfo &mesh, ArrayRef<ShardingAttr> operands,

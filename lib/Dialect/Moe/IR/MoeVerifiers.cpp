@@ -460,6 +460,15 @@ LogicalResult RouteOp::verify() {
     return emitOpError("C4: groups of one expert have no top-2 sum");
   if (getBias() && router.getScore() == Score::sparsemixer)
     return emitOpError("C5: a sparsemixer has no bias");
+  if (bool(getStep()) != getLayer().has_value() || (getPart() && !getStep()))
+    return emitOpError("C6: step and layer must be given together, and part with them");
+  for (Value number : {getStep(), getPart()})
+    if (number && shapeOf(number) != ArrayRef<int64_t>{1})
+      return emitOpError("C6: step and part must be tensor<1xi32>");
+  if (getStep() && (router.getScore() != Score::sparsemixer || routing.getTokens().size() != 2))
+    return emitOpError("C6: only a sparsemixer of tokens [batch, sequence] draws");
+  if (int64_t(getLayer().value_or(0)) < 0 || int64_t(getSeed()) < 0)
+    return emitOpError("C6: layer and seed must not be negative");
   return success();
 }
 

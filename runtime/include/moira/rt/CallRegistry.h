@@ -92,6 +92,11 @@ Status checkCall(const CallDesc &call, std::span<const CallOperand> inputs,
                  std::span<const CallOperand> outputs, std::span<const CallParam> params,
                  const CallEnv &env);
 
+/// Whether a call is a gate that chooses experts itself: what routing files have and replace.
+inline bool choosesExperts(std::string_view call) {
+  return call == "route" || call == "sampled_route";
+}
+
 /// Smallest and largest value that an offset takes over all ranks, and what each axis adds at most
 /// (per axis of `axisSizes`). Fails on an unknown or repeated axis (PlanIndex) or numbers beyond
 /// 2^40 (PlanShape).
