@@ -92,9 +92,17 @@ static MeshInfo makeMesh(MLIRContext *context, int64_t dp, int64_t ep, int64_t t
   return mesh;
 }
 
+/// Whether each rank has samples of its own, which are a subtree of all of them: what a module that
+/// is moe.deterministic asks of a mesh besides.
+static bool keepsSamples(ArrayRef<MeshConstraint> constraints, int64_t dp, int64_t ep, int64_t tp) {
+  return tp == 1 && llvm::isPowerOf2_64(uint64_t(dp)) && llvm::isPowerOf2_64(uint64_t(ep)) &&
+         allows(constraints, kDataAxis, dp * ep);
+}
+
 std::vector<MeshInfo> moira::suggestMeshes(MLIRContext *context,
                                            ArrayRef<MeshConstraint> constraints, int64_t ranks,
-                                           const MeshInfo &wanted, size_t limit) {
+                                           const MeshInfo &wanted, size_t limit,
+                                           bool deterministic) {
   std::vector<std::pair<double, MeshInfo>> found;
   auto change = [&](StringRef axis, int64_t size) {
     return std::abs(std::log2(double(size) / double(wanted.sizeOf(axis))));
@@ -107,6 +115,8 @@ std::vector<MeshInfo> moira::suggestMeshes(MLIRContext *context,
         continue; // nothing to split
       int64_t tp = ranks / dp / ep;
       if (!allows(constraints, kExpertAxis, ep) || !allows(constraints, kTensorAxis, tp))
+        continue;
+      if (deterministic && !keepsSamples(constraints, dp, ep, tp))
         continue;
       found.emplace_back(change(kDataAxis, dp) + change(kExpertAxis, ep) + change(kTensorAxis, tp),
                          makeMesh(context, dp, ep, tp));
@@ -129,9 +139,10 @@ static std::string validSizes(ArrayRef<MeshConstraint> constraints, StringRef ax
 }
 
 static std::string advice(MLIRContext *context, ArrayRef<MeshConstraint> constraints,
-                          const MeshInfo &mesh) {
+                          const MeshInfo &mesh, bool deterministic) {
   std::vector<std::string> texts;
-  for (const MeshInfo &good : suggestMeshes(context, constraints, mesh.ranks(), mesh))
+  for (const MeshInfo &good :
+       suggestMeshes(context, constraints, mesh.ranks(), mesh, /*limit=*/3, deterministic))
     texts.push_back("--mesh=" + formatMesh(good));
   if (!texts.empty())
     return "; try " + llvm::join(texts, " or ");
@@ -143,17 +154,18 @@ static std::string advice(MLIRContext *context, ArrayRef<MeshConstraint> constra
   for (int64_t dp : sizes(kDataAxis))
     for (int64_t ep : sizes(kExpertAxis))
       for (int64_t tp : sizes(kTensorAxis))
-        if (dp * ep * tp < mesh.ranks())
+        if (dp * ep * tp < mesh.ranks() &&
+            (!deterministic || keepsSamples(constraints, dp, ep, tp)))
           most = std::max(most, dp * ep * tp);
   std::string text = "; no mesh of " + std::to_string(mesh.ranks()) + " ranks fits, try ";
   if (most == 1)
     return text + "one rank";
   return text + "--mesh=" +
-         formatMesh(suggestMeshes(context, constraints, most, mesh, /*limit=*/1).front());
+         formatMesh(
+             suggestMeshes(context, constraints, most, mesh, /*limit=*/1, deterministic).front());
 }
 
-/// What a module that is moe.deterministic asks of a mesh besides: that each rank has samples of
-/// its own, which are a subtree of all of them.
+/// Says what keepsSamples finds wrong.
 static void checkDeterministic(ModuleOp module, const MeshInfo &mesh,
                                ArrayRef<MeshConstraint> constraints,
                                std::vector<MeshViolation> &violations) {
@@ -179,7 +191,8 @@ static void checkDeterministic(ModuleOp module, const MeshInfo &mesh,
 std::vector<MeshViolation> moira::checkMesh(ModuleOp module, const MeshInfo &mesh) {
   std::vector<MeshConstraint> constraints = collectMeshConstraints(module);
   std::vector<MeshViolation> violations;
-  if (module->hasAttr(moe::MoeDialect::kDeterministic))
+  bool deterministic = module->hasAttr(moe::MoeDialect::kDeterministic);
+  if (deterministic)
     checkDeterministic(module, mesh, constraints, violations);
   std::string hint;
   for (const MeshConstraint &constraint : constraints) {
@@ -187,7 +200,7 @@ std::vector<MeshViolation> moira::checkMesh(ModuleOp module, const MeshInfo &mes
     if (constraint.size % size == 0)
       continue;
     if (hint.empty())
-      hint = advice(module.getContext(), constraints, mesh);
+      hint = advice(module.getContext(), constraints, mesh, deterministic);
     std::string number = std::to_string(constraint.size);
     // "64 experts", but "the dense width 112".
     std::string text =

@@ -33,10 +33,12 @@ struct MeshViolation {
 std::vector<MeshConstraint> collectMeshConstraints(mlir::ModuleOp module);
 
 /// Meshes (dp, ep, tp) of `ranks` ranks that violate no constraint, nearest to `wanted` first:
-/// least total change of the axes' sizes, counted in doublings.
+/// least total change of the axes' sizes, counted in doublings. deterministic:
+/// only those that --deterministic takes.
 std::vector<MeshInfo> suggestMeshes(mlir::MLIRContext *context,
                                     llvm::ArrayRef<MeshConstraint> constraints, int64_t ranks,
-                                    const MeshInfo &wanted, size_t limit = 3);
+                                    const MeshInfo &wanted, size_t limit = 3,
+                                    bool deterministic = false);
 
 /// All violations of a mesh, none if the model fits.
 std::vector<MeshViolation> checkMesh(mlir::ModuleOp module, const MeshInfo &mesh);
