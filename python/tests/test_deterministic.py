@@ -75,6 +75,13 @@ def test_logits_and_gradients(kind, tmp_path):
             assert not differing(outputs(kind, tmp_path, task, mesh, "--deterministic", *losses), want), (task, mesh)
 
 
+def test_balance_of_sequences(tmp_path):
+    losses = ("--deterministic", "--aux-loss=0.1", "--aux-loss-domain=sequence")
+    want = outputs("olmoe", tmp_path, "grad", "", *losses)
+    for mesh in ("dp=2,ep=2", "dp=8"):
+        assert not differing(outputs("olmoe", tmp_path, "grad", mesh, *losses), want), mesh
+
+
 # Every mesh and stage more than once, not every pair for every class.
 @pytest.mark.parametrize("number,kind", enumerate(KINDS))
 def test_training(number, kind, tmp_path):

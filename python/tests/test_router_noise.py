@@ -175,7 +175,7 @@ def test_a_step_of_sparsemixer_is_transformers_s_with_the_same_draws(tmp_path, m
     model = noisy("phimoe", tmp_path)
     ids = checkpoint.read(GOLDEN / "phimoe" / "io.safetensors")["input_ids"].astype(np.int64)
     made = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, attn_implementation="eager").train()
-    experts, tokens, calls, chosen = made.config.num_local_experts, range(ids.size), [], []
+    experts, tokens, calls, jitters, chosen = made.config.num_local_experts, range(ids.size), [], [], []
 
     def of_last_choice():
         layer, choice = divmod(len(calls) - 1, 2)
@@ -189,6 +189,9 @@ def test_a_step_of_sparsemixer_is_transformers_s_with_the_same_draws(tmp_path, m
         if low is None:
             return self  # drawn by rand_like
         assert (low, high) == (pytest.approx(0.9), pytest.approx(1.1))
+        jitters.append(self.shape)
+        if len(jitters) % 2 == 0:
+            return torch.ones_like(self)  # transformers multiplies in its router once more
         return torch.tensor(factors(3, 1, len(calls) // 2, tokens, self.shape[-1], 0.1), dtype=self.dtype).reshape(self.shape)
 
     monkeypatch.setattr(torch.Tensor, "exponential_", exponential)
