@@ -39,9 +39,10 @@ def metrics_of(path):
 
 
 def newest(folder):
-    """Of a run's directory: the step of the newest checkpoint, 0 without one."""
-    latest = folder / "LATEST"
-    return int(re.match(r"step-(\d+) ", latest.read_text())[1]) if latest.exists() else 0
+    """Of a run's directory: the step of the checkpoint that --resume takes, 0 without one: LATEST's, or the newest where LATEST is missing or names one that is gone."""
+    latest, there = folder / "LATEST", finished(folder)
+    named = int(re.match(r"step-(\d+) ", latest.read_text())[1]) if latest.exists() else 0
+    return named if named in there else max(there, default=0)
 
 
 def steps_in(folder, pattern):
@@ -214,6 +215,8 @@ def main():
     choose = random.Random(seed)
     launchers = options.launchers.split(",")
     print(f"{options.count} kills, launchers {options.launchers}, seed {seed}", flush=True)
+    if options.folder:
+        options.folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="moira-resume-", dir=options.folder))
     check = Check(options, folder)
     good = inside = most = 0
