@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from common import ROOT
 from moira import compile_plan, run_tool
@@ -58,3 +59,13 @@ def test_the_true_one_is_planned_for_a_gpu(tmp_path):
     assert planned.code == 0, planned
     report = json.loads(planned.out)
     assert 3.2e9 < report["parameters"] < 3.4e9
+
+
+@pytest.mark.parametrize("begin", (("--init=1",), ("--resume", "--checkpoint=run")))
+def test_what_is_missing_is_said_once(begin, tmp_path):
+    """Weights that nobody asked for are not looked for."""
+    config = json.loads((EXAMPLE / "config.json").read_text()) | TINY
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    compile_plan(tmp_path / "config.json", tmp_path / "p.moeplan", *OPTIONS, "--batch=4", "--seq=64")
+    refused = run_tool("moe-run", tmp_path / "p.moeplan", *begin, f"--data={tmp_path / 'text'}", "--steps=2")
+    assert refused.code == 2 and refused.error_ids == ["MOE-0106"] and "text.idx" in refused.err, refused

@@ -199,9 +199,12 @@ Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &pl
   if (!session.cuda)
     problems.append(session.prepare(launched ? launch.localSize : ranks));
   problems.append(openInputs(options, session));
-  // A run that goes on from a checkpoint has its weights from there.
-  bool drawn = session.training && session.training->options().init;
-  if (!drawn && !(session.training && session.training->resumed()))
+  // A run that goes on from a checkpoint has its weights from there. Whether there is one nobody
+  // knows where what it trains on could not be opened.
+  bool drawn = options.train && options.train->init;
+  bool resumed = session.training ? session.training->resumed() != nullptr
+                                  : options.train && options.weights.empty();
+  if (!drawn && !resumed)
     problems.append(session.openWeights(options.weights));
   for (const std::string *file : {&options.outputs, &options.dumpRouting, &options.profile})
     if (!file->empty())
