@@ -135,8 +135,9 @@ def test_a_launchers_ranks_are_told_to_end(number, start, plan, tmp_path):
 
 def test_a_second_signal_ends_at_once(start, plan, tmp_path):
     running = start(plan, tmp_path)
-    running.process.send_signal(signal.SIGINT)
-    running.process.send_signal(signal.SIGTERM)
+    # It is stopped meanwhile, so that it cannot have ended by the first one before the second one is there.
+    for number in (signal.SIGSTOP, signal.SIGINT, signal.SIGTERM, signal.SIGCONT):
+        running.process.send_signal(number)
     assert running.end() == -signal.SIGTERM
     assert not (running.run / "LATEST").exists()
 
