@@ -43,9 +43,11 @@ void stopTrainingOnSignals() {
   sigfillset(&action.sa_mask); // one after the other
   if (launcher == "none")
     action.sa_handler = [](int number) {
-      stopSignal = number;
+      bool second = stopSignal.exchange(number) != 0; // two threads may take one each
       for (int any : {SIGINT, SIGTERM, SIGUSR1})
         std::signal(any, SIG_DFL);
+      if (second)
+        std::raise(number);
     };
   else
     action.sa_handler = [](int number) { stopSignal = number; };
