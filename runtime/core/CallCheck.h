@@ -11,6 +11,7 @@
 #include <initializer_list>
 #include <limits>
 #include <map>
+#include <utility>
 
 namespace moira::rt {
 
@@ -109,6 +110,8 @@ void checkEps(CallCheck &c);
 /// per_sample, where the call has it: tokens t.. with a first dimension are cut along that.
 void checkPerSample(CallCheck &c, bool tokens = true);
 void checkActivation(CallCheck &c);
+/// k and E of a gate: no more choices than experts, which an i32 can number.
+std::pair<int64_t, int64_t> checkGateSizes(CallCheck &c);
 void checkRenormReals(CallCheck &c);
 /// head_offset, kv_offset and the numbers of heads; window, causal and the optional operands.
 void checkAttention(CallCheck &c);

@@ -251,6 +251,15 @@ void checkRenormReals(CallCheck &c) {
   checkNotNegative(c, "renorm_clamp_min");
 }
 
+std::pair<int64_t, int64_t> checkGateSizes(CallCheck &c) {
+  int64_t k = c.fixed("k"), experts = c.fixed("E");
+  if (k > experts)
+    c.fail(format("k = %lld choices of %lld experts", static_cast<long long>(k),
+                  static_cast<long long>(experts)));
+  c.fitsInt32({experts}, "experts");
+  return {k, experts};
+}
+
 namespace {
 
 /// The optional fields of a gate, alone and together.
@@ -298,11 +307,7 @@ void check_jitter(CallCheck &c) {
 }
 
 void check_sampled_route(CallCheck &c) {
-  int64_t k = c.fixed("k"), experts = c.fixed("E");
-  if (k > experts)
-    c.fail(format("k = %lld choices of %lld experts", static_cast<long long>(k),
-                  static_cast<long long>(experts)));
-  c.fitsInt32({experts}, "experts");
+  checkGateSizes(c);
   if (double eps = c.real("jitter_eps"); !(eps >= 0) || std::isinf(eps))
     c.fail("jitter_eps is negative or infinite");
   if (std::isinf(c.real("scale")))
@@ -311,11 +316,7 @@ void check_sampled_route(CallCheck &c) {
 }
 
 void check_route(CallCheck &c) {
-  int64_t k = c.fixed("k"), experts = c.fixed("E");
-  if (k > experts)
-    c.fail(format("k = %lld choices of %lld experts", static_cast<long long>(k),
-                  static_cast<long long>(experts)));
-  c.fitsInt32({experts}, "experts");
+  auto [k, experts] = checkGateSizes(c);
   c.oneOf("score", {"softmax", "sigmoid", "sqrt_softplus", "sparsemixer"});
   c.oneOf("order", {"score_topk", "topk_score"});
   c.oneOf("renorm", {"none", "sum"});

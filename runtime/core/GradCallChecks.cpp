@@ -77,11 +77,7 @@ void check_attention_grad(CallCheck &c) {
 }
 
 void check_route_grad(CallCheck &c) {
-  int64_t k = c.fixed("k"), experts = c.fixed("E");
-  if (k > experts)
-    c.fail(format("k = %lld choices of %lld experts", static_cast<long long>(k),
-                  static_cast<long long>(experts)));
-  c.fitsInt32({experts}, "experts");
+  checkGateSizes(c);
   c.oneOf("score", {"softmax", "sigmoid", "sqrt_softplus", "sparsemixer"});
   c.oneOf("order", {"score_topk", "topk_score"});
   c.oneOf("renorm", {"none", "sum"});
