@@ -40,6 +40,10 @@ __device__ inline void divide(int64_t i, int64_t width, int64_t &quotient, int64
   }
 }
 
+__device__ inline uint32_t sharedAddress(const void *p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
 __device__ inline float warpSum(float v) {
   for (int step = 16; step > 0; step /= 2)
     v += __shfl_xor_sync(kAllLanes, v, step);

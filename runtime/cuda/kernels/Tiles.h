@@ -13,10 +13,6 @@ namespace moira::rt::cuda {
 /// Values of a chunk, the unit of copies.
 inline constexpr int kChunk = 8;
 
-__device__ inline uint32_t sharedAddress(const void *p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
 /// Where the chunk of a tile with `chunks` chunks a row lies, in values.
 template <int chunks> __device__ int chunkOffset(int row, int chunk) {
   static_assert(chunks % 8 == 0);

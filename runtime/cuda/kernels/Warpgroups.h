@@ -1,55 +1,16 @@
 //===- Warpgroups.h - what only sm_90a has -----------------------*- C++ -*-===//
-// Barriers in shared memory that count bytes, tensor copies that complete on them, and the matrix
-// instruction of four warps. Include it only from files that are built for sm_90a.
+// Tensor copies that complete on barriers, and the matrix instruction of four warps. Include it
+// only from files that are built for sm_90a.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_CUDA_KERNELS_WARPGROUPS_H
 #define MOIRA_RT_CUDA_KERNELS_WARPGROUPS_H
 
+#include "BulkCopies.h"
 #include "Tiles.h"
 
 #include <cuda.h>
 
 namespace moira::rt::cuda {
-
-// --- barriers: addresses are sharedAddress()es of 8-byte words
-// ------------------------------------
-
-__device__ inline void initBarrier(uint32_t barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;\n" ::"r"(barrier), "r"(arrivals)
-               : "memory");
-}
-/// Makes initialised barriers known to the copy engine.
-__device__ inline void publishBarriers() {
-  asm volatile("fence.mbarrier_init.release.cluster;\n" ::: "memory");
-}
-__device__ inline void arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];\n" ::"r"(barrier) : "memory");
-}
-/// The arrivals of `count` threads.
-__device__ inline void arrive(uint32_t barrier, uint32_t count) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(count)
-               : "memory");
-}
-/// Arrives, and lets the phase wait for `bytes` copied.
-__device__ inline void arriveExpecting(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-/// Returns when the phase of this parity is complete. (The phase before the first counts as
-/// complete: parity 1.)
-__device__ inline void waitFor(uint32_t barrier, uint32_t parity) {
-  uint32_t done = 0;
-  do
-    asm volatile("{\n"
-                 ".reg .pred p;\n"
-                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-                 "selp.u32 %0, 1, 0, p;\n"
-                 "}\n"
-                 : "=r"(done)
-                 : "r"(barrier), "r"(parity)
-                 : "memory");
-  while (!done);
-}
 
 // --- tensor copies
 // ---------------------------------------------------------------------------------
@@ -70,10 +31,6 @@ __device__ inline void copyBox(uint32_t to, const CUtensorMap &map, int32_t at0,
                "l"(&map), "r"(at0), "r"(at1), "r"(at2), "r"(at3), "r"(barrier)
                : "memory");
 }
-/// Makes what this thread wrote to shared memory known to the copy engine.
-__device__ inline void publishToCopies() {
-  asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
-}
 /// A box in shared memory to (column, row) of a matrix; this thread's, in the group that it
 /// commits.
 __device__ inline void storeBox(const CUtensorMap &map, int32_t column, int32_t row,
@@ -82,13 +39,6 @@ __device__ inline void storeBox(const CUtensorMap &map, int32_t column, int32_t 
       "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];\n" ::"l"(&map),
       "r"(column), "r"(row), "r"(from)
       : "memory");
-}
-__device__ inline void commitStores() {
-  asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
-}
-/// Waits until at most `left` of this thread's groups have not read their shared memory.
-template <int left> __device__ void waitStores() {
-  asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(left) : "memory");
 }
 
 // --- the matrix instruction
