@@ -2,9 +2,12 @@
 // plan.record and plan.wait where an instruction needs what another queue made (or must not
 // overwrite what another queue still reads). A wait that an earlier wait on the same queue implies
 // is left out. Reused memory needs no events of its own: plan-allocate reuses only what these
-// events order. A move to the device waits for what stands before it on the compute queue: it could
-// start at any time, and what is moved too early takes memory. And the compute queue waits for
-// moves to the host that stand some way behind it: what they move is free only once that is known.
+// events order. So two kinds of instructions that take only states, and could start at any time,
+// are held back: what they write too early takes memory, and where nothing says how far the compute
+// queue has come, no memory is known to be free for it. A move to the device waits for what stands
+// before it on the compute queue, an exchange of a state for what stands some way before it. And
+// the compute queue waits for moves to the host that stand some way behind it: what they move is
+// free only once that is known.
 //===----------------------------------------------------------------------===//
 #include "ProgramBuilder.h"
 #include "QueueClocks.h"
@@ -26,25 +29,28 @@ struct InsertEventsPass : PassWrapper<InsertEventsPass, OperationPass<PlanOp>> {
       insertEvents(program);
   }
   void insertEvents(ProgramOp program);
-  void boundMoves(ArrayRef<InstructionInterface> instrs,
-                  std::vector<SmallVector<unsigned, 4>> &needs);
+  void holdBack(ArrayRef<InstructionInterface> instrs,
+                std::vector<SmallVector<unsigned, 4>> &needs);
   Statistic numEvents{this, "events", "events recorded"};
   Statistic numWaits{this, "waits", "waits inserted"};
 };
 
-void InsertEventsPass::boundMoves(ArrayRef<InstructionInterface> instrs,
-                                  std::vector<SmallVector<unsigned, 4>> &needs) {
-  std::optional<unsigned> computed;
-  std::deque<unsigned> toHost; // moves that nothing waits for yet
+void InsertEventsPass::holdBack(ArrayRef<InstructionInterface> instrs,
+                                std::vector<SmallVector<unsigned, 4>> &needs) {
+  SmallVector<unsigned> computed; // what stands on the compute queue
+  std::deque<unsigned> toHost;    // moves that nothing waits for yet
   for (unsigned i = 0; i < instrs.size(); ++i) {
     InstructionInterface instr = instrs[i];
     if (instr.getQueue() == kToHostQueue)
       toHost.push_back(i);
-    if (instr.getQueue() == kToDeviceQueue && computed)
-      needs[i].push_back(*computed);
+    if (instr.getQueue() == kToDeviceQueue && !computed.empty())
+      needs[i].push_back(computed.back());
+    if (instr.getQueue() == kCommQueue && computed.size() >= kPrefetch &&
+        llvm::any_of(instr.getReads(), isState))
+      needs[i].push_back(computed[computed.size() - kPrefetch]);
     if (instr.getQueue() != kComputeQueue)
       continue;
-    computed = i;
+    computed.push_back(i);
     std::optional<unsigned> old;
     for (; !toHost.empty() && toHost.front() + kMoveDistance <= i; toHost.pop_front())
       old = toHost.front();
@@ -57,7 +63,7 @@ void InsertEventsPass::insertEvents(ProgramOp program) {
   SmallVector<InstructionInterface> instrs = instructionsOf(program);
   std::vector<SmallVector<unsigned, 4>> needs(instrs.size());
   forEachDependence(instrs, [&](unsigned i, unsigned earlier) { needs[i].push_back(earlier); });
-  boundMoves(instrs, needs);
+  holdBack(instrs, needs);
 
   QueueClocks clocks(program);
   std::vector<Clock> after(instrs.size()); // what is known once instruction i is done

@@ -30,6 +30,11 @@ SmallVector<InstructionInterface> moira::instructionsOf(ProgramOp program) {
   return instrs;
 }
 
+bool moira::isState(Value view) {
+  auto op = view.getDefiningOp<ViewOp>();
+  return op && (op.getArena() == kStateArena || op.getArena() == kHostStateArena);
+}
+
 void moira::forEachDependence(ArrayRef<InstructionInterface> instrs,
                               llvm::function_ref<void(unsigned, unsigned)> visit) {
   struct Uses {
@@ -39,10 +44,6 @@ void moira::forEachDependence(ArrayRef<InstructionInterface> instrs,
   llvm::DenseMap<Value, Uses> uses;
   // A step may be repeated from here, so what changes states stays behind it.
   std::optional<unsigned> mayRepeat;
-  auto isState = [](Value view) {
-    auto op = view.getDefiningOp<ViewOp>();
-    return op && (op.getArena() == kStateArena || op.getArena() == kHostStateArena);
-  };
   for (unsigned i = 0; i < instrs.size(); ++i) {
     InstructionInterface instr = instrs[i];
     for (Value view : instr.getReads()) {

@@ -15,6 +15,11 @@ namespace moira {
 /// the host.
 inline constexpr unsigned kMoveDistance = 48;
 
+/// How many instructions an exchange that nothing holds back may start ahead of the work that is
+/// next: a gather of a weight, which would otherwise start with the program and keep its result
+/// alive until the use.
+inline constexpr unsigned kPrefetch = 16;
+
 /// For every queue, the last position of which an observer knows that it is done; −1: none. A queue
 /// runs in order, so everything before that position on that queue is done too.
 using Clock = llvm::SmallVector<int64_t, 3>;
@@ -43,6 +48,9 @@ private:
 
 /// Instructions of a program, in order.
 llvm::SmallVector<plan::InstructionInterface> instructionsOf(plan::ProgramOp program);
+
+/// Whether `view` is a state's, on the device or on its host.
+bool isState(mlir::Value view);
 
 /// Order that the uses of views impose before there are addresses: calls visit(i, j) for every
 /// instruction i that must wait for an earlier instruction j, because it reads what j wrote or

@@ -22,11 +22,6 @@ namespace {
 /// memory is alive.
 constexpr unsigned kLookahead = 64;
 
-/// How far ahead of the first waiting instruction an exchange may start that nothing holds back: a
-/// gather of a weight, which would otherwise stand at the program's beginning and keep its result
-/// alive until the use.
-constexpr unsigned kPrefetch = 16;
-
 /// Where updates begin: with the norm of all gradients, or else with the first that changes a state
 /// but write_rows. The number of instructions if there are none.
 unsigned firstOfUpdates(ArrayRef<InstructionInterface> instrs) {
@@ -39,10 +34,7 @@ unsigned firstOfUpdates(ArrayRef<InstructionInterface> instrs) {
   if (first < instrs.size())
     return first;
   auto changesState = [&](InstructionInterface instr) {
-    return !calls(instr, "write_rows") && llvm::any_of(instr.getWrites(), [](Value view) {
-      auto op = view.getDefiningOp<ViewOp>();
-      return op && (op.getArena() == kStateArena || op.getArena() == kHostStateArena);
-    });
+    return !calls(instr, "write_rows") && llvm::any_of(instr.getWrites(), isState);
   };
   return llvm::find_if(instrs, changesState) - instrs.begin();
 }
