@@ -31,6 +31,13 @@ struct OptionSpec {
   std::function<std::string(StringRef)> set;
 };
 
+/// An option without a value.
+struct SwitchSpec {
+  StringRef name;
+  StringRef help;
+  bool &on;
+};
+
 std::optional<Phase> parsePhase(StringRef name) {
   for (auto [i, phase] : enumerate(kPhaseNames))
     if (name == phase)
@@ -270,6 +277,21 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
   };
 }
 
+std::vector<SwitchSpec> switchTable(CompilerOptions &o) {
+  return {
+      {"memory-only",
+       "report what a rank needs and write nothing; operations that Moira lacks are stood in for "
+       "by others of the same sizes",
+       o.memoryOnly},
+      {"deterministic",
+       "add up sums over tokens sample by sample, so that every mesh of dp and ep, with every "
+       "stage of ZeRO, gives the same bits (--target=host)",
+       o.deterministic},
+      {"timing", "print on stderr how long each phase took", o.timing},
+      {"verify-roundtrip", "print, parse and compare the IR after every phase", o.verifyRoundtrip},
+  };
+}
+
 bool isMlirFlag(StringRef name) {
   return name.starts_with("mlir-") || name == "debug" || name == "debug-only";
 }
@@ -286,15 +308,17 @@ std::optional<std::pair<StringRef, std::optional<StringRef>>> splitFlag(StringRe
 }
 
 /// "; did you mean --mesh?", or where to look.
-std::string hintFor(StringRef name, ArrayRef<OptionSpec> table) {
+std::string hintFor(StringRef name, ArrayRef<OptionSpec> table, ArrayRef<SwitchSpec> switches) {
   std::vector<std::string> known;
   for (const OptionSpec &option : table)
+    known.push_back(option.name.str());
+  for (const SwitchSpec &option : switches)
     known.push_back(option.name.str());
   std::string near = rt::nearestWord(name, known);
   return near.empty() ? "; moe-opt --help lists them" : "; did you mean --" + near + "?";
 }
 
-void printHelp(ArrayRef<OptionSpec> table) {
+void printHelp(ArrayRef<OptionSpec> table, ArrayRef<SwitchSpec> switches) {
   outs() << "moe-opt MODEL [options] -o FILE      compile a model for a mesh\n"
             "moe-opt FILE.mlir --some-pass …      run passes (moe-opt --list-passes names them)\n\n"
             "MODEL is a model directory (config.json and safetensors), a config.json alone, .mlir "
@@ -302,18 +326,12 @@ void printHelp(ArrayRef<OptionSpec> table) {
   for (const OptionSpec &option : table)
     outs() << "  --" << left_justify((option.name + "=" + option.value).str(), 26) << option.help
            << "\n";
-  outs()
-      << "  -o FILE                     the plan, or IR with --compile-to (default: stdout for "
-         "IR)\n"
-         "  --memory-only               report what a rank needs and write nothing; operations "
-         "that "
-         "Moira lacks are stood in for by others of the same sizes\n"
-         "  --deterministic             add up sums over tokens sample by sample, so that every "
-         "mesh of "
-         "dp and ep, with every stage of ZeRO, gives the same bits (--target=host)\n"
-         "  --timing                    print on stderr how long each phase took\n"
-         "  --verify-roundtrip          print, parse and compare the IR after every phase\n"
-         "  --mlir-…                    MLIR's debugging options, e.g. --mlir-print-ir-after-all\n";
+  outs() << "  -o FILE                     the plan, or IR with --compile-to (default: stdout for "
+            "IR)\n";
+  for (const SwitchSpec &option : switches)
+    outs() << "  --" << left_justify(option.name, 26) << option.help << "\n";
+  outs() << "  --mlir-…                    MLIR's debugging options, e.g. "
+            "--mlir-print-ir-after-all\n";
 }
 
 } // namespace
@@ -345,6 +363,7 @@ bool moira::wantsCompiler(int argc, char **argv) {
 Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &options, bool &help) {
   Status status;
   std::vector<OptionSpec> table = optionTable(options);
+  std::vector<SwitchSpec> switches = switchTable(options);
   help = argc == 1;
   std::vector<std::string> models;
   for (int i = 1; i < argc; ++i) {
@@ -380,15 +399,14 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
       if (!problem.empty())
         status.add(ErrorId::UnknownFlag, "--" + known->name.str() + " " + problem);
       options.given.push_back(known->name.str());
-    } else if (name == "memory-only" && !value) {
-      options.memoryOnly = true;
-    } else if (name == "deterministic" && !value) {
-      options.deterministic = true;
-      options.given.push_back("deterministic");
-    } else if (name == "timing" && !value) {
-      options.timing = true;
-    } else if (name == "verify-roundtrip" && !value) {
-      options.verifyRoundtrip = true;
+    } else if (auto plain =
+                   find_if(switches, [&, n = name](const SwitchSpec &o) { return o.name == n; });
+               plain != switches.end()) {
+      if (value)
+        status.add(ErrorId::UnknownFlag, "--" + plain->name.str() + " takes no value, got '" +
+                                             value->str() + "': write it alone, or leave it out");
+      plain->on = true;
+      options.given.push_back(plain->name.str());
     } else if (isMlirFlag(name)) {
       options.mlirFlags.push_back(arg.str());
     } else if (mlir::PassInfo::lookup(name)) {
@@ -398,11 +416,11 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                      "(--dump-phases-to=DIR writes the IR to run passes on)");
     } else {
       status.add(ErrorId::UnknownFlag,
-                 "unknown option '--" + name.str() + "'" + hintFor(name, table));
+                 "unknown option '--" + name.str() + "'" + hintFor(name, table, switches));
     }
   }
   if (help) {
-    printHelp(table);
+    printHelp(table, switches);
     return {};
   }
   if (models.size() != 1)

@@ -51,6 +51,9 @@ def run(plan, tmp_path, *options, weights=TINY, inputs=TINY / "inputs.safetensor
 COMMAND_LINES = [
     ("unknown-flag", [*SHAPE, "--mehs=ep=2"], "UnknownFlag", ["--mehs", "--mesh"]),
     ("unknown-flag-of-a-word", [*SHAPE, "--ragged-bond=3"], "UnknownFlag", ["--ragged-bound"]),
+    ("unknown-flag-of-a-switch", [*SHAPE, "--determinstic"], "UnknownFlag", ["did you mean --deterministic"]),
+    ("switch-with-a-value", [*SHAPE, "--deterministic=1"], "UnknownFlag", ["--deterministic takes no value, got '1'"]),
+    ("switch-with-an-empty-value", [*SHAPE, "--memory-only="], "UnknownFlag", ["--memory-only takes no value"]),
     ("batch-not-a-number", ["--batch=two", "--seq=24"], ("UnknownFlag", "BadUsage"), ["--batch", "two"]),
     ("batch-zero", ["--batch=0", "--seq=24"], ("UnknownFlag", "BadUsage"), ["--batch", "0"]),
     ("seq-negative", ["--batch=4", "--seq=-3"], ("UnknownFlag", "BadUsage"), ["--seq", "-3"]),
