@@ -13,6 +13,7 @@ import pytest
 from capacity_oracle import philox
 from common import GOLDEN, golden_options
 from moira import checkpoint, compile_plan, run_plan, run_tool
+from training_state import state
 
 EPS = 0.3
 
@@ -91,10 +92,11 @@ def noisy(kind, folder, eps=EPS):
     return model
 
 
-def train(model, kind, folder, *options, run=()):
+def train(model, kind, folder, *options, steps=3, run=()):
     plan = folder / "train.moeplan"
     compile_plan(model, plan, *golden_options(kind), "--task=train", "--lr=1e-3", *options)
-    done = run_tool("moe-run", plan, f"--weights={GOLDEN / kind}", f"--inputs={GOLDEN / kind}/io.safetensors", "--steps=3", f"--metrics={folder}/m.jsonl", *run)
+    files = (f"--weights={GOLDEN / kind}", f"--inputs={GOLDEN / kind}/io.safetensors", f"--metrics={folder}/m.jsonl")
+    done = run_tool("moe-run", plan, *files, f"--steps={steps}", *run)
     assert done.code == 0, done
     return [json.loads(line) for line in (folder / "m.jsonl").read_text().splitlines()]
 
@@ -120,6 +122,22 @@ def test_noise_is_the_same_on_every_mesh(kind, tmp_path):
     np.testing.assert_allclose(losses(train(model, kind, tmp_path, "--router-noise=on", run=("--reference",))), want, rtol=2e-5)
     for other in ((), ("--router-noise=on", "--noise-seed=1")):
         assert np.abs(losses(train(model, kind, tmp_path, *other)) / want - 1).max() > 1e-4, other
+
+
+@pytest.mark.parametrize("mesh", ((), ("--mesh=dp=2,ep=2", "--zero=3"), ("--mesh=ep=2", "--micro-batches=2")))
+@pytest.mark.parametrize("kind", ("mixtral", "phimoe"))
+def test_a_resumed_run_draws_as_one_that_went_on(kind, mesh, tmp_path):
+    """Three steps, and three from the checkpoint, are the six of one run, to the bit."""
+    model, found = noisy(kind, tmp_path), {}
+    for name, parts in (("whole", (6,)), ("parts", (3, 6))):
+        for steps in parts:
+            more = ("--resume",) if steps > parts[0] else ()
+            found[name] = train(model, kind, tmp_path, "--router-noise=on", *mesh, steps=steps, run=(f"--checkpoint={tmp_path / name}", *more))
+    assert (losses(found["parts"])[-3:] == losses(found["whole"])[-3:]).all()
+    want, got = (state(tmp_path / name / "step-6") for name in ("whole", "parts"))
+    assert got.keys() == want.keys() and all(got[name].tobytes() == want[name].tobytes() for name in want)
+    # Without the noise it would have been another run.
+    assert (losses(train(model, kind, tmp_path, *mesh, steps=6))[-3:] != losses(found["whole"])[-3:]).all()
 
 
 def test_without_it_a_plan_is_what_it_was(tmp_path):

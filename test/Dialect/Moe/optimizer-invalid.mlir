@@ -303,6 +303,33 @@ func.func @f(%g: tensor<4xf32>, %lr: tensor<1xf32>, %step: tensor<1xi32>) {
 
 // -----
 
+// clip_factor C1: a digit is missing
+func.func @f(%g: tensor<159xf32>, %one: tensor<1xf32>) {
+  // expected-error @+1 {{C1: squares, norm and factor must be one number each, or squares 160 digits}}
+  %0, %1 = moe.clip_factor %g max_norm 1.0 : (tensor<159xf32>) -> (tensor<1xf32>, tensor<1xf32>)
+  return
+}
+
+// -----
+
+// clip_factor C1: two norms
+func.func @f(%g: tensor<159xf32>, %one: tensor<1xf32>) {
+  // expected-error @+1 {{C1: squares, norm and factor must be one number each, or squares 160 digits}}
+  %0, %1 = moe.clip_factor %one max_norm 1.0 : (tensor<1xf32>) -> (tensor<2xf32>, tensor<1xf32>)
+  return
+}
+
+// -----
+
+// clip_factor C1: two factors
+func.func @f(%g: tensor<159xf32>, %one: tensor<1xf32>) {
+  // expected-error @+1 {{C1: squares, norm and factor must be one number each, or squares 160 digits}}
+  %0, %1 = moe.clip_factor %one max_norm 1.0 : (tensor<1xf32>) -> (tensor<1xf32>, tensor<2xf32>)
+  return
+}
+
+// -----
+
 // clip_factor C2
 moe.state @w : tensor<4xf32>
 moe.state @m : tensor<4xf32>
