@@ -7,12 +7,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from gpu_runs import (BF16_TOLERANCE, ENVIRONMENT, F32_TOLERANCE, RANKS, ROOT, RUN, SETTINGS, Runs, Wrong, devices_of, difference, failed_tests,
-                      golden, model_words, plan_words, run, same_choices)
+from gpu_runs import (BF16_TOLERANCE, ENVIRONMENT, F32_TOLERANCE, RANKS, ROOT, RUN, SETTINGS, Runs, Wrong, cut_off, devices_of, difference, failed_tests,
+                      golden, model_words, plan_words, run, same_choices, time_left)
 
 REAL = "olmoe-1b-7b"
 HOST_BYTES = 20 << 30  # that a host run of it may take
@@ -125,7 +127,14 @@ class MachineChecks(Runs):
                                       env=dict(ENVIRONMENT, RANK=str(r), WORLD_SIZE="2", LOCAL_RANK=str(r),
                                                LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)))
                      for r in range(2)]
-        texts = [p.communicate(timeout=120)[0].decode(errors="replace") for p in processes]
+        seconds = time_left(120)
+        end = time.monotonic() + seconds
+        try:
+            texts = [p.communicate(timeout=max(0, end - time.monotonic()))[0].decode(errors="replace") for p in processes]
+        except subprocess.TimeoutExpired:
+            for process in processes:
+                process.kill()
+            raise cut_off(seconds, b"".join(p.communicate()[0] for p in processes)) from None
         if any(p.returncode != 0 for p in processes):
             raise Wrong("".join(texts))
         worst = difference(load_file(path)["logits"], golden("mixtral"))
@@ -189,11 +198,19 @@ class MachineChecks(Runs):
             folder, _ = self.checkpoint()
             words = plan_words(f"{REAL}.{plan}", folder, f"{folder}/inputs-{shape}.safetensors", files[0], f"--dump-routing={files[1]}", *more)
             with tempfile.TemporaryFile() as output:
+                seconds = time_left(580)
                 process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+                late = threading.Event()
+                watch = threading.Timer(seconds, lambda: (late.set(), process.kill()))
+                watch.start()
                 _, status, usage = os.wait4(process.pid, 0)
+                watch.cancel()
                 process.returncode = os.waitstatus_to_exitcode(status)
                 output.seek(0)
-                text = output.read().decode(errors="replace").strip()
+                printed = output.read()
+                if late.is_set():
+                    raise cut_off(seconds, printed)
+                text = printed.decode(errors="replace").strip()
             if process.returncode != 0 or "; as planned" not in text:
                 raise Wrong(f"exit code {process.returncode}: {text}")
             print("\n".join("    " + line for line in text.splitlines()), flush=True)

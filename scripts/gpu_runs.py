@@ -82,10 +82,20 @@ def time_left(wanted):
     return left
 
 
+def cut_off(seconds, printed, lines=12):
+    """What to say of programs that were ended after so many seconds, having printed these bytes: how far they had come."""
+    said = [line for line in (printed or b"").decode(errors="replace").splitlines() if line.strip()]
+    return Wrong(f"cut off after {seconds:.0f} s, " +
+                 ("its last lines:" + "".join(f"\n        {line[:300]}" for line in said[-lines:]) if said else "before it printed anything"))
+
+
 def run(words, timeout=240, **more):
     start, timeout = time.time(), time_left(timeout)
     environment = dict(ENVIRONMENT, **more)
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, env=environment)
+    try:
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout, env=environment)
+    except subprocess.TimeoutExpired as late:
+        raise cut_off(timeout, late.stdout) from None
     return done.returncode, done.stdout.decode(errors="replace"), time.time() - start
 
 

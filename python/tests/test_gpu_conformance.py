@@ -3,6 +3,7 @@ GPU only a GPU shows."""
 
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,7 @@ OURS, THEIRS = "void moira::rt::cuda::kernel<(int)2>(long)", "nvjet_sm90"
 
 @pytest.fixture
 def conformance(tmp_path):
-    """Runs the script in a bundle whose test program prints `text` and ends with `code`, under a sanitizer that reports a race."""
+    """Runs the script in a bundle whose test program prints `text` and ends with `code`, or never if that is None, under a sanitizer that reports a race."""
     for name in ("gpu_runs.py", "gpu_models.py", "gpu_machine.py"):
         shutil.copy(ROOT / "scripts" / name, tmp_path)
     shutil.copy(ROOT / "scripts" / "gpu-conformance.py", tmp_path / "run-conformance.py")
@@ -40,7 +41,8 @@ def conformance(tmp_path):
 
     def run(text, code, *words, report=""):
         script(tmp_path / "test" / "CudaCallsTests",
-               f"import sys\nif '--gtest_list_tests' in sys.argv:\n    print({LISTED!r}, end='')\n    sys.exit()\nprint({text!r})\nsys.exit({code})\n")
+               f"import sys\nif '--gtest_list_tests' in sys.argv:\n    print({LISTED!r}, end='')\n    sys.exit()\nprint({text!r}, flush=True)\n"
+               + ("import time\ntime.sleep(600)\n" if code is None else f"sys.exit({code})\n"))
         script(tmp_path / "tools" / "compute-sanitizer",
                f"print({report!r})\nprint({text!r})\nprint('========= RACECHECK SUMMARY: 1 hazard')\nraise SystemExit(99)\n")
         environment = {**os.environ, "PATH": f"{tmp_path}/tools:{os.environ['PATH']}"}
@@ -66,6 +68,16 @@ def test_a_test_in_which_the_program_dies_is_named(conformance):
 def test_passing_tests_pass(conformance):
     code, text = conformance(RIGHT + "[  PASSED  ] 1 test.", 0, "--groups=kernels")
     assert code == 0 and text.endswith("1 passed, 0 failed\n")
+
+
+@pytest.mark.parametrize("printed, says", [
+    ("gone\n" * 9 + RIGHT + "[ RUN      ] Suite.Late", "its last lines:\n" + "        gone\n" * 8 + "        [ RUN      ] Suite.Right\n        all is well\n        [       OK ] Suite.Right (1 ms)\n"
+                                        "        [ RUN      ] Suite.Late\n"),
+    ("", "before it printed anything\n"),
+])
+def test_what_is_cut_off_shows_how_far_it_came(conformance, printed, says):
+    code, text = conformance(printed, None, "--groups=kernels", "--minutes=0.15")
+    assert code == 1 and re.search(r"cut off after \d+ s, " + re.escape(says), text) and text.endswith("0 passed, 1 failed\n"), text
 
 
 @pytest.mark.parametrize("report", [RACE.format(OURS, OURS), RACE.format(THEIRS, OURS), RACE.format(THEIRS, THEIRS) + "\n========= Internal error", ""])
