@@ -18,13 +18,18 @@
 #include "mlir/Dialect/SCF/IR/SCF.h"
 #include "mlir/Dialect/Vector/IR/VectorOps.h"
 #include "llvm/Support/MathExtras.h"
+#include <map>
 
 using namespace mlir;
 using namespace moira::kernels;
 
 static constexpr unsigned kWarp = 32;
-/// Largest block, and vectors that a thread should have in flight per pass before the block grows.
-static constexpr unsigned kMostThreads = 512, kVectorsPerThread = 4;
+/// Largest block.
+static constexpr unsigned kMostThreads = 512;
+/// Vectors of a pass that a thread loads before anything is stored.
+static constexpr int64_t kMostAhead = 4;
+/// Values of a vector at least, where alignment allows.
+static constexpr unsigned kLeastLanes = 4;
 /// Warps of a block whose points are handled by one warp each.
 static constexpr unsigned kPackedWarps = 4;
 /// Bytes of one vector access.
@@ -86,11 +91,13 @@ private:
         smallest = std::min(smallest, pass.smallestElement());
     for (PassBody &pass : passes)
       lanes = std::min(lanes, pass.alignedLanes(kAccessBytes / smallest));
-    uint64_t vectors = 1;
+    uint64_t longest = 1;
     for (PassBody &pass : passes)
-      vectors = std::max<uint64_t>(vectors, product(pass.tail()) / lanes);
-    uint64_t wanted = llvm::PowerOf2Ceil(llvm::divideCeil(vectors, kVectorsPerThread));
-    threads = std::clamp<uint64_t>(wanted, kWarp, kMostThreads);
+      longest = std::max<uint64_t>(longest, product(pass.tail()));
+    // A short row by all lanes of a warp.
+    while (lanes > kLeastLanes && longest / lanes < kWarp)
+      lanes /= 2;
+    threads = std::clamp<uint64_t>(llvm::PowerOf2Ceil(longest / lanes), kWarp, kMostThreads);
     packed = threads == kWarp ? kPackedWarps : 1;
     blockThreads = threads * packed;
   }
@@ -127,6 +134,9 @@ private:
     SmallVector<int64_t> sizes{0};
     llvm::append_range(sizes, leadSizes);
     delinearise(loop.getInductionVar(), sizes, point);
+    held.clear();
+    for (PassBody &pass : passes)
+      loadAhead(pass);
     for (auto [op, pass] : llvm::zip(ops, passes)) {
       if (pass.readsAcrossElements(stored))
         synchronise();
@@ -177,7 +187,33 @@ private:
       gpu::BarrierOp::create(b, loc);
   }
 
-  /// Runs `body` where `condition` holds; hands the sums through.
+  /// What a pass reads of the inputs, before anything is stored: behind a store that may be to the
+  /// same place, as far as is known there, a load waits.
+  void loadAhead(PassBody &pass) {
+    if (!isHeld(pass))
+      return;
+    int64_t vectors = product(pass.tail()) / lanes, full = vectors / threads;
+    for (int64_t i = 0; i < full; ++i)
+      pass.loadInputs(b, indicesOf(pass, add(lane, constant(i * threads))), lanes, kAccessBytes,
+                      heldOf(pass, i));
+    if (int64_t left = vectors % threads) { // threads that have none of these load another one
+      Value some = arith::CmpIOp::create(b, loc, arith::CmpIPredicate::ult, lane, constant(left));
+      Value index =
+          arith::SelectOp::create(b, loc, some, add(lane, constant(full * threads)), constant(0));
+      pass.loadInputs(b, indicesOf(pass, index), lanes, kAccessBytes, heldOf(pass, full));
+    }
+  }
+
+  /// Whether a thread's vectors of a pass are few enough to be held in registers.
+  bool isHeld(const PassBody &pass) const {
+    return !pass.tail().empty() &&
+           int64_t(llvm::divideCeil(product(pass.tail()), lanes * threads)) <= kMostAhead;
+  }
+  /// Of a thread's vector number `i` of passes over the same tail.
+  PassBody::Held &heldOf(const PassBody &pass, int64_t i) {
+    return held[{llvm::to_vector(pass.tail()), i}];
+  }
+
   void emitPass(PassBody &pass) {
     if (pass.tail().empty()) {
       pass.emit(b, point, 1, 1);
@@ -191,7 +227,10 @@ private:
       sums.push_back(arith::ConstantOp::create(b, loc, cast<TypedAttr>(b.getZeroAttr(sumType))));
 
     int64_t vectors = product(pass.tail()) / lanes, full = vectors / threads;
-    if (full > 0) {
+    if (isHeld(pass)) {
+      for (int64_t i = 0; i < full; ++i)
+        element(pass, add(lane, constant(i * threads)), sums, &heldOf(pass, i));
+    } else if (full > 0) {
       auto loop = scf::ForOp::create(b, loc, constant(0), constant(full), constant(1), sums);
       OpBuilder::InsertionGuard guard(b);
       b.setInsertionPointToStart(loop.getBody());
@@ -208,7 +247,10 @@ private:
       OpBuilder::InsertionGuard guard(b);
       b.setInsertionPointToStart(ifOp.thenBlock());
       SmallVector<Value> next(sums);
-      element(pass, add(lane, constant(full * threads)), next);
+      PassBody::Held here; // what is stored here is known in this block only
+      if (isHeld(pass))
+        here = heldOf(pass, full);
+      element(pass, add(lane, constant(full * threads)), next, isHeld(pass) ? &here : nullptr);
       if (!sums.empty()) {
         scf::YieldOp::create(b, loc, next);
         b.setInsertionPointToStart(ifOp.elseBlock());
@@ -220,14 +262,21 @@ private:
       pass.finishSum(b, i, acrossThreads(acrossLanes(sum)), point);
   }
 
-  /// Vector number `index` of the point, added to the sums.
-  void element(PassBody &pass, Value index, SmallVector<Value> &sums) {
+  /// Where vector number `index` of the point begins, in a pass's dims.
+  SmallVector<Value> indicesOf(PassBody &pass, Value index) {
     SmallVector<int64_t> sizes(pass.tail());
     sizes.back() /= lanes;
     SmallVector<Value> ivs(point);
     delinearise(index, sizes, ivs);
     ivs.back() = mul(ivs.back(), lanes);
-    for (auto [sum, term] : llvm::zip(sums, pass.emit(b, ivs, lanes, kAccessBytes)))
+    return ivs;
+  }
+
+  /// Vector number `index` of the point, added to the sums.
+  void element(PassBody &pass, Value index, SmallVector<Value> &sums,
+               PassBody::Held *registers = nullptr) {
+    SmallVector<Value> ivs = indicesOf(pass, index);
+    for (auto [sum, term] : llvm::zip(sums, pass.emit(b, ivs, lanes, kAccessBytes, registers)))
       sum = addF(sum, term);
   }
 
@@ -286,6 +335,7 @@ private:
   std::vector<PassBody> passes;
   SmallVector<linalg::GenericOp> ops;
   DenseSet<Value> stored; // by earlier passes
+  std::map<std::pair<SmallVector<int64_t>, int64_t>, PassBody::Held> held;
   unsigned lanes = 1, threads = kWarp, packed = 1, blockThreads = kWarp;
   Value lane; // the thread's number within its point
   SmallVector<Value> point;

@@ -204,14 +204,28 @@ void PassBody::store(OpBuilder &b, unsigned result, Value value, ArrayRef<Value>
                         align);
 }
 
+void PassBody::loadInputs(OpBuilder &b, ArrayRef<Value> ivs, unsigned lanes, unsigned alignment,
+                          Held &held) const {
+  for (OpOperand *operand : op.getDpsInputOperands()) {
+    Access a = access(*operand);
+    if (!isa<BlockArgument>(a.tensor) || op.getMatchingBlockArgument(operand).use_empty())
+      continue;
+    Value &value = held[{a.tensor, a.map}];
+    if (!value)
+      value = load(b, a, ivs, lanes, alignment);
+  }
+}
+
 SmallVector<Value> PassBody::emit(OpBuilder &b, ArrayRef<Value> ivs, unsigned lanes,
-                                  unsigned alignment) {
+                                  unsigned alignment, Held *held) {
   Location loc = op.getLoc();
   Block *body = op.getBody();
   IRMapping mapping;
   for (OpOperand *operand : op.getDpsInputOperands()) {
     Access a = access(*operand);
     Value known = memory.scalars.lookup(a.tensor);
+    if (!known && held)
+      known = held->lookup({a.tensor, a.map});
     BlockArgument argument = op.getMatchingBlockArgument(operand);
     if (!argument.use_empty())
       mapping.map(argument, known ? known : load(b, a, ivs, lanes, alignment));
@@ -254,6 +268,9 @@ SmallVector<Value> PassBody::emit(OpBuilder &b, ArrayRef<Value> ivs, unsigned la
     if (tailSizes.empty())
       memory.scalars[op->getResult(i)] = value;
     store(b, i, value, ivs, lanes, alignment);
+    if (held)
+      (*held)[{op->getResult(i), op.getIndexingMapMatchingResult(op->getResult(i))}] =
+          broadcast(b, loc, value, lanes);
   }
   return terms;
 }

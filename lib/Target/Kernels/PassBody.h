@@ -62,11 +62,20 @@ public:
   /// that stored it.
   bool readsAcrossElements(const llvm::DenseSet<mlir::Value> &stored) const;
 
+  /// Elements of tensors that are already in registers: by tensor and the map that it is read with.
+  using Held = llvm::DenseMap<std::pair<mlir::Value, mlir::AffineMap>, mlir::Value>;
+
+  /// Loads into `held` what emit would load of the kernel's inputs, which nothing writes, so that
+  /// these loads can stand before all stores and wait for each other's memory, not one by one.
+  void loadInputs(mlir::OpBuilder &b, llvm::ArrayRef<mlir::Value> ivs, unsigned lanes,
+                  unsigned alignment, Held &held) const;
+
   /// Code for `lanes` consecutive elements from `ivs` (one index per dim of the op) on. Stores what
   /// has memory. Returns the term of each sum (a vector if lanes > 1); results that are one per
-  /// point are kept in memory.scalars.
+  /// point are kept in memory.scalars. With `held`, takes from there what is there, and puts there
+  /// what it stores.
   mlir::SmallVector<mlir::Value> emit(mlir::OpBuilder &b, llvm::ArrayRef<mlir::Value> ivs,
-                                      unsigned lanes, unsigned alignment);
+                                      unsigned lanes, unsigned alignment, Held *held = nullptr);
 
   /// Records and stores the total of sum `i`.
   void finishSum(mlir::OpBuilder &b, unsigned i, mlir::Value total,
