@@ -24,6 +24,16 @@ template <typename A> double softmax(const A *logits, std::vector<double> &share
   return largest + std::log(total);
 }
 
+/// The gradient of a softmax's logits, times `factor`, from that of its shares.
+template <typename A, typename G>
+void softmaxGrad(const std::vector<double> &shares, const G *grad, double factor, A *out) {
+  double mean = 0;
+  for (size_t e = 0; e < shares.size(); ++e)
+    mean += shares[e] * double(grad[e]);
+  for (size_t e = 0; e < shares.size(); ++e)
+    out[e] = A(factor * shares[e] * (double(grad[e]) - mean));
+}
+
 /// counts[e] becomes how many of the choices `ids` are expert e; -1 is none.
 Status countChoices(const Call &call, std::span<const int32_t> ids, std::vector<int64_t> &counts) {
   std::fill(counts.begin(), counts.end(), 0);
@@ -75,11 +85,7 @@ template <typename S> Status expert_probs_grad(const Call &call) {
   std::vector<double> shares(static_cast<size_t>(experts));
   for (int64_t t = 0; t < tokens; ++t) {
     softmax(logits.data() + t * experts, shares);
-    double mean = 0;
-    for (size_t e = 0; e < shares.size(); ++e)
-      mean += shares[e] * double(dy[e]);
-    for (size_t e = 0; e < shares.size(); ++e)
-      call.output<A>(0)[t * experts + int64_t(e)] = A(shares[e] * (double(dy[e]) - mean));
+    softmaxGrad(shares, dy, 1, call.output<A>(0) + t * experts);
   }
   return {};
 }
@@ -146,12 +152,7 @@ template <typename S> Status sequence_balance_grad(const Call &call) {
       return status;
     for (int64_t t = s * tokens; t < (s + 1) * tokens; ++t) {
       softmax(logits.data() + t * experts, shares);
-      double mean = 0;
-      for (size_t e = 0; e < shares.size(); ++e)
-        mean += shares[e] * double(counts[e]);
-      for (size_t e = 0; e < shares.size(); ++e)
-        call.output<A>(0)[t * experts + int64_t(e)] =
-            A(factor * shares[e] * (double(counts[e]) - mean));
+      softmaxGrad(shares, counts.data(), factor, call.output<A>(0) + t * experts);
     }
   }
   return {};
