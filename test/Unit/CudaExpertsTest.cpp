@@ -259,6 +259,24 @@ TEST_F(CudaExperts, CombineAddsInOrder) {
     }
 }
 
+TEST_F(CudaExperts, CombineOfManyTokens) {
+  // Rows of one piece and of several, the last a part; some dropped.
+  for (Mode mode : allModes())
+    for (int i = 0; i < 4; ++i) {
+      if (isLeftOut())
+        continue;
+      const int64_t tokens = random.between(1100, 1300), k = i ? random.between(1, 8) : 2,
+                    width = i ? 8 * random.between(1, 300) : 2056,
+                    bound = random.between(1, tokens * k);
+      std::vector<Operand> in{T(random.normal<float>({bound, width})),
+                              I(random.ids({tokens, k}, -1, bound - 1)),
+                              A(random.normal<float>({tokens, k}))};
+      expectAgrees(*gpu, "combine", in, {T(Shape{tokens, width})}, {}, mode);
+      expectAgrees(*gpu, "combine", {rounded(in[0], mode.dtype), in[1], in[2]},
+                   {A(Shape{tokens, width})}, {}, mode);
+    }
+}
+
 /// Row counts of `n` groups with a sum of at most `room`.
 Tensor<int32_t> someGroups(Random &random, int64_t n, int64_t room, int kind) {
   Tensor<int32_t> groups({1, n});

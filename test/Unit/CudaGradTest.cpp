@@ -196,6 +196,32 @@ TEST_F(CudaGrad, RowsAndElements) {
   }
 }
 
+TEST_F(CudaGrad, NormsOfWideRowsAndOfMany) {
+  // Rows that a warp holds, that a block holds, and that none does; several rows a group.
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    for (auto [rows, width] : std::vector<std::pair<int64_t, int64_t>>{
+             {9000, 128}, {70, 1024}, {1100, 1032}, {30, 4104}, {9, 8192}, {9, 8200}}) {
+      if (isLeftOut())
+        continue;
+      CallParams norm = params({{"count", width}, {"norm_dims", 1}}, {{"eps", 1e-2}});
+      expectAgrees(*gpu, "rms_norm_grad", {a({rows, width}), t({rows, width}), a({width})},
+                   {A(Shape{rows, width}), A(Shape{width})}, norm, mode);
+      Tensor<float> squares({rows}), dots({rows}); // as of rows that lie on two ranks
+      for (int64_t i = 0; i < rows; ++i) {
+        squares.values[size_t(i)] = float(width) * (1 + float(i % 7));
+        dots.values[size_t(i)] = float(i % 5) - 2;
+      }
+      CallParams half = params({{"count", 2 * width}, {"norm_dims", 1}}, {{"eps", 1e-2}});
+      expectAgrees(*gpu, "rms_norm_grad",
+                   {a({rows, width}), t({rows, width}), a({width}), A(squares), A(dots)},
+                   {A(Shape{rows, width}), A(Shape{width})}, half, mode);
+      expectAgrees(*gpu, "layer_norm_grad", {a({rows, width}), t({rows, width}), a({width})},
+                   {A(Shape{rows, width}), A(Shape{width}), A(Shape{width})}, norm, mode);
+    }
+  }
+}
+
 TEST_F(CudaGrad, Attention) {
   for (Mode mode : allModes()) {
     mode = summing(mode);

@@ -87,29 +87,31 @@ void measureAround(Gpu &gpu, Random &random) {
     std::printf("%-34s %9.1f us %6.2f TB/s (%.2f of copy)\n", what, ms * 1e3, bytes / ms / 1e9,
                 bytes / ms / 1e9 / copy);
   };
-  report("route 16384 x 128, k 8",
-         millisecondsOf(
-             gpu, 20, 3,
-             [&] {
-               mustRun(gpu, "route", {logits.ref()}, {chosen.ref(), weights.ref()},
-                       params({}, {{"scale", 1}},
-                              {{"score", "softmax"}, {"order", "score_topk"}, {"renorm", "sum"}}));
-             }),
+  // Several in a graph, as a step has them.
+  auto inGraph = [&](auto work) {
+    constexpr int calls = 4;
+    return graphMilliseconds(gpu, 10,
+                             [&] {
+                               for (int i = 0; i < calls; ++i)
+                                 work();
+                             }) /
+           calls;
+  };
+  report("route 16384 x 128, k 8", inGraph([&] {
+           mustRun(gpu, "route", {logits.ref()}, {chosen.ref(), weights.ref()},
+                   params({}, {{"scale", 1}},
+                          {{"score", "softmax"}, {"order", "score_topk"}, {"renorm", "sum"}}));
+         }),
          4.0 * double(s.tokens * (s.experts + 2 * s.k)));
-  report("select B2",
-         millisecondsOf(gpu, 20, 3,
-                        [&] {
-                          mustRun(gpu, "select", {x.ref(), ids.ref(), need.ref()},
-                                  {large.ref(), groups.ref(), pos.ref(), needOut.ref()},
-                                  params({{"experts", s.experts}, {"expert_offset", 0}}));
-                        }),
+  report("select B2", inGraph([&] {
+           mustRun(gpu, "select", {x.ref(), ids.ref(), need.ref()},
+                   {large.ref(), groups.ref(), pos.ref(), needOut.ref()},
+                   params({{"experts", s.experts}, {"expert_offset", 0}}));
+         }),
          2.0 * double((s.tokens + rows) * s.d));
-  report("combine B2",
-         millisecondsOf(gpu, 20, 3,
-                        [&] {
-                          mustRun(gpu, "combine", {large.ref(), pos.ref(), weights.ref()},
-                                  {x.ref()}, {});
-                        }),
+  report("combine B2", inGraph([&] {
+           mustRun(gpu, "combine", {large.ref(), pos.ref(), weights.ref()}, {x.ref()}, {});
+         }),
          2.0 * double((s.tokens + rows) * s.d));
 
   const int64_t sequence = 8192, heads = 64, kvHeads = 8, dim = 128;

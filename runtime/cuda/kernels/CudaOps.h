@@ -186,6 +186,9 @@ Status launchProductFewF32Rows(const Call &call, const GroupedProduct &product);
 bool selectsFewRows(const Call &call);
 Status launchSelectFew(const Call &call);
 
+/// Runs a combine of many tokens on the copy engine; false: it does not take this one.
+Expected<bool> combineMany(const Call &call);
+
 /// Sizes of one attention call, and the numbers that say who sees what.
 struct AttentionArgs {
   const void *q, *k, *v;
