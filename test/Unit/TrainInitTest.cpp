@@ -5,6 +5,7 @@
 #include "TrainState.h"
 
 #include "moira/rt/InitWeights.h"
+#include "moira/rt/Philox.h"
 
 #include <cmath>
 #include <gtest/gtest.h>
@@ -38,6 +39,27 @@ TEST(TrainInit, EveryMeshBeginsWithTheSameWeights) {
                    });
       }
     }
+}
+
+TEST(TrainInit, DrawsAreTheirDefinition) {
+  // A shard of a tensor so large that its elements' numbers need a second word within the shard.
+  std::vector<double> values(3 * 700);
+  StatePart part;
+  part.name = "w";
+  part.type = fb::DType::f64;
+  part.shard = {{1 << 23, 1000}, {3, 700}, {4294966, 200}, {3, 700}};
+  part.data = values.data();
+  initWeight(part, {.seed = 5, .deviation = 0.25});
+  uint64_t key = 5 ^ ((0xcbf29ce484222325u ^ 'w') * 0x100000001b3u); // FNV-1a of the name
+  for (int64_t i = 0; i < 3 * 700; ++i) {
+    uint64_t element = uint64_t(4294966 + i / 700) * 1000 + uint64_t(200 + i % 700);
+    double u[2];
+    for (uint32_t which : {0, 1})
+      u[which] =
+          (philox(key, uint32_t(element), uint32_t(element >> 32), which, 0x1417) + 0.5) * 0x1p-32;
+    double want = 0.25 * (std::sqrt(-2 * std::log(u[0])) * std::cos(2 * std::acos(-1.0) * u[1]));
+    EXPECT_EQ(values[size_t(i)], want) << i;
+  }
 }
 
 TEST(TrainInit, DrawsAreNormalAndOfTheirTensorAndSeed) {

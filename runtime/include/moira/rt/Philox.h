@@ -19,19 +19,27 @@ struct PhiloxWords {
   uint32_t words[4];
 };
 
-/// The four words of this counter under this key.
-MOIRA_HOST_DEVICE inline PhiloxWords philox4(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2,
-                                             uint32_t c3) {
+/// The words of a counter become those drawn for it under this key. `Word` is uint32_t, or a vector
+/// of 64-bit lanes, each with a counter, of which the lower halves count.
+template <typename Word>
+MOIRA_HOST_DEVICE inline void philoxRounds(uint64_t key, Word &c0, Word &c1, Word &c2, Word &c3) {
   uint32_t k0 = uint32_t(key), k1 = uint32_t(key >> 32);
   for (int round = 0; round < 10; ++round) {
-    uint64_t a = uint64_t(0xD2511F53u) * c0, b = uint64_t(0xCD9E8D57u) * c2;
-    c0 = uint32_t(b >> 32) ^ c1 ^ k0;
-    c1 = uint32_t(b);
-    c2 = uint32_t(a >> 32) ^ c3 ^ k1;
-    c3 = uint32_t(a);
+    auto a = uint64_t(0xD2511F53u) * (c0 & 0xFFFFFFFFu);
+    auto b = uint64_t(0xCD9E8D57u) * (c2 & 0xFFFFFFFFu);
+    c0 = Word(b >> 32) ^ c1 ^ k0;
+    c1 = Word(b);
+    c2 = Word(a >> 32) ^ c3 ^ k1;
+    c3 = Word(a);
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
+}
+
+/// The four words of this counter under this key.
+MOIRA_HOST_DEVICE inline PhiloxWords philox4(uint64_t key, uint32_t c0, uint32_t c1, uint32_t c2,
+                                             uint32_t c3) {
+  philoxRounds(key, c0, c1, c2, c3);
   return {{c0, c1, c2, c3}};
 }
 
