@@ -390,4 +390,22 @@ TEST_F(CudaGrad, Losses) {
                {}, mode);
 }
 
+// Sums of each sample by itself are the host's. Needs no device: nothing is launched.
+TEST(CudaGradBySample, IsRefused) {
+  const TensorRef rows{nullptr, fb::DType::f32, {6, 4}}, groups{nullptr, fb::DType::i32, {1, 2}},
+      counts{nullptr, fb::DType::i32, {3, 2}}, weights{nullptr, fb::DType::f32, {2, 4, 4}},
+      biases{nullptr, fb::DType::f32, {2, 4}}, weight{nullptr, fb::DType::f32, {4, 4}};
+  cuda::CallContext context;
+  auto refused = [&](std::string_view name, std::vector<TensorRef> in, TensorRef out,
+                     CallParams p) {
+    Status s = cuda::runCudaCall(name, in, std::vector{out}, p, context);
+    EXPECT_NE(s.str().find("MOE-0411"), std::string::npos) << name << ": " << s.str();
+    EXPECT_NE(s.str().find("for plans of --deterministic"), std::string::npos) << s.str();
+  };
+  CallParams one = params({{"contract", 1}});
+  refused("grouped_weight_grad", {rows, groups, rows, counts}, weights, one);
+  refused("grouped_bias_grad", {rows, groups, counts}, biases, {});
+  refused("linear_weight_grad", {rows, rows}, weight, params({{"contract", 1}, {"per_sample", 1}}));
+}
+
 } // namespace

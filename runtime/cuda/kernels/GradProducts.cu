@@ -459,6 +459,8 @@ Status ops::grouped_input_grad(const Call &call) {
 }
 
 Status ops::grouped_weight_grad(const Call &call) {
+  if (call.in.size() > 3) // counts of samples, to add up rows by
+    return notOnCuda(call, "plans of --deterministic");
   if (Status s = checkTrailing(call, "contract", {&call.in[2], &call.out[0]}); !s)
     return s;
   int64_t contract = call.params.integer("contract"), rows = call.in[0].shape[0];
@@ -483,6 +485,8 @@ Status ops::grouped_weight_grad(const Call &call) {
 }
 
 Status ops::grouped_bias_grad(const Call &call) {
+  if (call.in.size() > 2) // counts of samples, to add up rows by
+    return notOnCuda(call, "plans of --deterministic");
   int64_t n = call.in[1].elements();
   return launchSums(call, call.in[0].shape[0], n ? call.out[0].elements() / n : 0,
                     call.input<int32_t>(1), n);
