@@ -88,8 +88,8 @@ __global__ void __launch_bounds__(kAddThreads + 32, kBlocks)
       }
       __syncwarp(); // the bytes are expected
       if (there)
-        copyBytes(sharedAddress(ring) + (stage * k + lane) * kPieceBytes, rows + row * width + first,
-                  bytes, full + stage * 8);
+        copyBytes(sharedAddress(ring) + (stage * k + lane) * kPieceBytes,
+                  rows + row * width + first, bytes, full + stage * 8);
     }
     return;
   }
@@ -132,9 +132,8 @@ Expected<bool> combineMany(const Call &call) {
   int device = 0, processors = 0;
   if (Status s = checked(call.name, cudaGetDevice(&device)); !s)
     return s;
-  if (Status s =
-          checked(call.name,
-                  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
+  if (Status s = checked(
+          call.name, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
       !s)
     return s;
   const int64_t blocks = int64_t(processors) * kBlocks;
@@ -145,9 +144,9 @@ Expected<bool> combineMany(const Call &call) {
   Status done = withFloat(rows.dtype, [&]<typename T>(T) {
     return withFloat(out.dtype, [&]<typename Out>(Out) {
       auto kernel = combinePieces<T, Out>;
-      if (Status s = checked(call.name,
-                             cudaFuncSetAttribute(
-                                 kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kRingBytes));
+      if (Status s = checked(
+              call.name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              kRingBytes));
           !s)
         return s;
       return launchEarly(call, kernel, unsigned(blocks), kAddThreads + 32, bytes, call.input<T>(0),
