@@ -101,7 +101,7 @@ void CudaOptimizer::expectUpdates(std::string_view name, const std::vector<Opera
   }
 }
 
-constexpr int64_t kSizes[] = {1, 31, 255, 257, 4097, 70001};
+constexpr int64_t kSizes[] = {1, 31, 255, 257, 4096, 4097, 70001, 70004};
 
 TEST_F(CudaOptimizer, AdamW) {
   CallParams p =

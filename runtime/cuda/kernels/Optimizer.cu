@@ -2,6 +2,7 @@
 // adamw, expert_adamw, sgd, balance_bias and accumulate, fused: one pass over memory, in place.
 // squares and clip_factor: the norm of all gradients without a copy to the host.
 //===----------------------------------------------------------------------===//
+#include "Pack.h"
 #include "RowSums.h"
 
 #include <cmath>
@@ -20,35 +21,47 @@ struct AdamW {
   float beta1, rest1, log1, beta2, rest2, log2, eps, weightDecay; // rest = 1 - beta, log = ln beta
 };
 
-/// The n elements of one parameter, at its step `at`.
+/// The n elements of one parameter, at its step `at`; a thread makes `each` neighbours, of which n
+/// is a multiple.
+template <int each>
 __device__ void updateAdamW(const float *grad, const float *lr, float at, const float *factor,
                             float *w, float *m, float *v, int64_t n, AdamW p) {
+  using Part = Pack<float, each>;
   // 1 - beta^at = -expm1(at * ln beta)
-  float rate = *lr / -expm1f(at * p.log1), root = rsqrtf(-expm1f(at * p.log2));
-  float decay = 1 - *lr * p.weightDecay, scale = factor ? *factor : 1;
-  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n;
+  const float rate = *lr / -expm1f(at * p.log1), root = rsqrtf(-expm1f(at * p.log2));
+  const float decay = 1 - *lr * p.weightDecay, scale = factor ? *factor : 1;
+  for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n / each;
        i += int64_t(gridDim.x) * kThreads) {
-    float g = scale * grad[i];
-    float first = p.beta1 * m[i] + p.rest1 * g;
-    float second = p.beta2 * v[i] + p.rest2 * (g * g);
-    m[i] = first;
-    v[i] = second;
-    w[i] = w[i] * decay - rate * first / (sqrtf(second) * root + p.eps);
+    const Part grads = reinterpret_cast<const Part *>(grad)[i];
+    Part weights = reinterpret_cast<Part *>(w)[i], first = reinterpret_cast<Part *>(m)[i],
+         second = reinterpret_cast<Part *>(v)[i];
+#pragma unroll
+    for (int u = 0; u < each; ++u) {
+      const float g = scale * grads.v[u];
+      first.v[u] = p.beta1 * first.v[u] + p.rest1 * g;
+      second.v[u] = p.beta2 * second.v[u] + p.rest2 * (g * g);
+      weights.v[u] = weights.v[u] * decay - rate * first.v[u] / (sqrtf(second.v[u]) * root + p.eps);
+    }
+    reinterpret_cast<Part *>(m)[i] = first;
+    reinterpret_cast<Part *>(v)[i] = second;
+    reinterpret_cast<Part *>(w)[i] = weights;
   }
 }
 
+template <int each>
 __global__ void adamwOfOne(const float *grad, const float *lr, const int32_t *step,
                            const float *factor, float *w, float *m, float *v, int64_t n, AdamW p) {
-  updateAdamW(grad, lr, float(*step), factor, w, m, v, n, p);
+  updateAdamW<each>(grad, lr, float(*step), factor, w, m, v, n, p);
 }
 
 /// An expert for each blockIdx.y. Its steps are counted behind this launch: all blocks read them.
+template <int each>
 __global__ void adamwOfExperts(const float *grad, const float *lr, const float *load,
                                const float *steps, const float *factor, float *w, float *m,
                                float *v, int64_t n, AdamW p) {
   int64_t e = blockIdx.y, at = e * n;
   if (load[e] != 0)
-    updateAdamW(grad + at, lr, steps[e] + 1, factor, w + at, m + at, v + at, n, p);
+    updateAdamW<each>(grad + at, lr, steps[e] + 1, factor, w + at, m + at, v + at, n, p);
 }
 
 __global__ void countSteps(const float *load, float *steps, int64_t experts) {
@@ -141,6 +154,20 @@ __global__ void clip(const float *squares, float *norm, float *factor, float mos
   *factor = most > 0 ? fminf(1.0f, most / (length + 1e-6f)) : 1.0f;
 }
 
+/// Launches with the neighbours that a thread makes of parts of n elements, as an
+/// integral_constant.
+template <typename Launch> Status launchInPacks(const Call &call, int64_t n, Launch launch) {
+  constexpr int wide = 4;
+  bool packs = n % wide == 0 && addressOf(call.in[0].data) % 16 == 0;
+  for (int i = 0; i < 3; ++i)
+    packs &= addressOf(call.out[size_t(i)].data) % 16 == 0;
+  if (packs)
+    launch(std::integral_constant<int, wide>());
+  else
+    launch(std::integral_constant<int, 1>());
+  return launched(call);
+}
+
 AdamW adamwOf(const Call &call) {
   double beta1 = call.params.real("beta1"), beta2 = call.params.real("beta2");
   return {float(beta1),
@@ -159,22 +186,27 @@ Status ops::adamw(const Call &call) {
   int64_t n = call.out[0].elements();
   if (n == 0)
     return {};
-  adamwOfOne<<<blocksFor(n), kThreads, 0, call.stream()>>>(
-      call.input<float>(0), call.input<float>(1), call.input<int32_t>(2),
-      call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
-      call.output<float>(1), call.output<float>(2), n, adamwOf(call));
-  return launched(call);
+  return launchInPacks(call, n, [&]<int each>(std::integral_constant<int, each>) {
+    adamwOfOne<each><<<blocksFor(n / each), kThreads, 0, call.stream()>>>(
+        call.input<float>(0), call.input<float>(1), call.input<int32_t>(2),
+        call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
+        call.output<float>(1), call.output<float>(2), n, adamwOf(call));
+  });
 }
 
 Status ops::expert_adamw(const Call &call) {
   int64_t n = call.out[0].elements(), experts = call.out[3].elements();
   if (n == 0)
     return {};
-  dim3 grid(blocksFor(n / experts), unsigned(experts));
-  adamwOfExperts<<<grid, kThreads, 0, call.stream()>>>(
-      call.input<float>(0), call.input<float>(1), call.input<float>(2), call.output<float>(3),
-      call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
-      call.output<float>(1), call.output<float>(2), n / experts, adamwOf(call));
+  Status done = launchInPacks(call, n / experts, [&]<int each>(std::integral_constant<int, each>) {
+    const dim3 grid(blocksFor(n / experts / each), unsigned(experts));
+    adamwOfExperts<each><<<grid, kThreads, 0, call.stream()>>>(
+        call.input<float>(0), call.input<float>(1), call.input<float>(2), call.output<float>(3),
+        call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
+        call.output<float>(1), call.output<float>(2), n / experts, adamwOf(call));
+  });
+  if (!done)
+    return done;
   countSteps<<<1, kThreads, 0, call.stream()>>>(call.input<float>(2), call.output<float>(3),
                                                 experts);
   return launched(call);
