@@ -50,6 +50,34 @@ Expected<fb::DType> typeOf(moira_dtype type) {
   return types[type];
 }
 
+Status noState(size_t index, size_t count) {
+  return Status(ErrorId::BadInput, format("state %zu of %zu", index, count));
+}
+
+/// A GPU's plan runs in this process only if it has one rank; the others are processes of their
+/// own.
+Status useDevice(moira_session &session, const char *path) {
+  RunSession &run = session.run;
+  int ranks = static_cast<int>(run.program->ranks());
+  if (run.program->reference() || session.plan.plan().target()->string_view() == "host")
+    return {};
+  if (ranks != 1)
+    return Status(ErrorId::BadRun,
+                  format("%s has %d ranks on GPUs, which are a process each; run it "
+                         "with moe-run, or compile it for one rank",
+                         path, ranks));
+  Expected<DevicePlugin *> plugin = loadCudaPlugin();
+  if (!plugin)
+    return plugin.takeStatus();
+  Expected<DeviceSetup> device = chooseDevice(**plugin, {}, 0, 1, 1);
+  if (!device)
+    return device.takeStatus();
+  run.cuda = true;
+  run.plugin = *plugin;
+  run.device = *device;
+  return {};
+}
+
 Status openSession(moira_session &session, const char *path, const char *weights,
                    moira_program kind) {
   Expected<PlanFile> plan = PlanFile::open(path);
@@ -62,8 +90,10 @@ Status openSession(moira_session &session, const char *path, const char *weights
   session.run.plan = &session.plan;
   session.run.program = *program;
   session.run.f64 = kind == MOIRA_REFERENCE_F64;
-  Status status = session.run.prepare(static_cast<int>((*program)->ranks()));
-  status.append(session.run.openWeights(weights));
+  Status status = useDevice(session, path);
+  status.append(session.run.prepare(static_cast<int>((*program)->ranks())));
+  if (weights)
+    status.append(session.run.openWeights(weights));
   if (!status)
     return status;
   constexpr double kTimeoutSeconds = 300;
@@ -74,7 +104,7 @@ Status openSession(moira_session &session, const char *path, const char *weights
   return session.run.load(*session.ranks);
 }
 
-Status forward(moira_session &session, const moira_tensor *inputs, size_t count) {
+Status takeInputs(moira_session &session, const moira_tensor *inputs, size_t count) {
   std::map<std::string, HostTensor> tensors;
   for (size_t i = 0; i < count; ++i) {
     const moira_tensor &in = inputs[i];
@@ -89,6 +119,33 @@ Status forward(moira_session &session, const moira_tensor *inputs, size_t count)
   if (!set)
     return set.takeStatus();
   session.run.inputs = std::move(*set);
+  return {};
+}
+
+Status steps(moira_session &session, size_t count, double *milliseconds) {
+  for (size_t i = 0; i < count; ++i) {
+    if (Status status = session.run.step(*session.ranks); !status)
+      return status;
+    double device = session.run.executors[0]->deviceSeconds();
+    milliseconds[i] = (device > 0 ? device : session.run.stepSeconds) * 1e3;
+  }
+  return {};
+}
+
+Status writeState(moira_session &session, size_t index, const void *data) {
+  ProgramRunner &runner = *session.run.executors[0];
+  const auto &states = statesOf(session.plan.plan(), *session.run.program);
+  if (index >= states.size())
+    return noState(index, states.size());
+  if (session.run.executors.size() != 1)
+    return Status(ErrorId::BadRun,
+                  format("states are written where a program has one rank, this one has %zu; give "
+                         "moira_open a checkpoint",
+                         session.run.executors.size()));
+  return runner.writeState(index, data);
+}
+
+Status forward(moira_session &session) {
   if (Status status = session.run.step(*session.ranks); !status)
     return status;
   std::vector<GatheredOutput> outputs;
@@ -124,7 +181,7 @@ const char *moira_last_error(void) { return lastError.c_str(); }
 moira_session *moira_open(const char *plan, const char *weights, moira_program program) {
   std::unique_ptr<moira_session> session;
   int code = guarded([&]() -> Status {
-    if (!plan || !weights)
+    if (!plan)
       return nullArgument();
     session = std::make_unique<moira_session>();
     return openSession(*session, plan, weights, program);
@@ -136,7 +193,45 @@ void moira_close(moira_session *session) { delete session; }
 
 int moira_forward(moira_session *session, const moira_tensor *inputs, size_t count) {
   return guarded([&]() -> Status {
-    return !session || (count && !inputs) ? nullArgument() : forward(*session, inputs, count);
+    if (!session || (count && !inputs))
+      return nullArgument();
+    Status status = takeInputs(*session, inputs, count);
+    return status ? forward(*session) : status;
+  });
+}
+
+int moira_steps(moira_session *session, const moira_tensor *inputs, size_t count, size_t number,
+                double *milliseconds) {
+  return guarded([&]() -> Status {
+    if (!session || (count && !inputs) || (number && !milliseconds))
+      return nullArgument();
+    Status status = takeInputs(*session, inputs, count);
+    return status ? steps(*session, number, milliseconds) : status;
+  });
+}
+
+size_t moira_state_count(const moira_session *session) {
+  return session ? statesOf(session->plan.plan(), *session->run.program).size() : 0;
+}
+
+int moira_state(const moira_session *session, size_t index, moira_tensor *state) {
+  return guarded([&]() -> Status {
+    if (!session || !state)
+      return nullArgument();
+    const auto &states = statesOf(session->plan.plan(), *session->run.program);
+    if (index >= states.size())
+      return noState(index, states.size());
+    const fb::State &from = *states.Get(static_cast<unsigned>(index));
+    fb::DType type = session->run.executors[0]->states()[index].dtype; // f64 in its reference
+    *state = {from.name()->c_str(), static_cast<moira_dtype>(type),
+              static_cast<int32_t>(from.shape()->size()), from.shape()->data(), nullptr};
+    return {};
+  });
+}
+
+int moira_write_state(moira_session *session, size_t index, const void *data) {
+  return guarded([&]() -> Status {
+    return session && data ? writeState(*session, index, data) : nullArgument();
   });
 }
 

@@ -23,6 +23,9 @@ Expected<DevicePlugin *> load() {
   if (!error)
     paths = {(self.parent_path() / kPlugin).string(),
              (self.parent_path().parent_path() / "lib" / kPlugin).string()};
+  // In a program of another language this code is in libmoira_rt.so.
+  if (Dl_info here; dladdr(reinterpret_cast<void *>(&loadCudaPlugin), &here) && here.dli_fname)
+    paths.push_back((std::filesystem::path(here.dli_fname).parent_path() / kPlugin).string());
   paths.push_back(kPlugin);
   std::string tried;
   void *library = nullptr;

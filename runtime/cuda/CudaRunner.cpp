@@ -300,8 +300,25 @@ Status CudaRunner::moveState(size_t index, char *host, bool toDevice) {
   const char *what = toDevice ? "sending a state" : "fetching a state";
   if (Status s = used(); !s)
     return s;
-  if (TensorRef ref = states()[index]; ref.data) {
-    std::memcpy(toDevice ? ref.data : host, toDevice ? host : ref.data, bytesOfTensor(ref));
+  char *there = parts->entries[0]->binding.stateData(
+      *setup.plan->plan().states()->Get(static_cast<unsigned>(index)));
+  TensorRef ref = states()[index];
+  uint64_t bytes = bytesOfTensor(ref);
+  cudaStream_t stream = parts->entries[0]->queue->firstStream();
+  cudaPointerAttributes attributes;
+  if (Status s = check(cudaPointerGetAttributes(&attributes, host), what); !s)
+    return s;
+  if (attributes.type == cudaMemoryTypeDevice) {
+    Status status = check(cudaMemcpyAsync(toDevice ? there : host, toDevice ? host : there, bytes,
+                                          cudaMemcpyDefault, stream),
+                          what);
+    if (status)
+      status = check(cudaStreamSynchronize(stream), what);
+    dead |= !status.ok();
+    return status;
+  }
+  if (ref.data) {
+    std::memcpy(toDevice ? ref.data : host, toDevice ? host : ref.data, bytes);
     return {};
   }
   if (!parts->ferry) {
@@ -311,11 +328,6 @@ Status CudaRunner::moveState(size_t index, char *host, bool toDevice) {
     parts->ferry = std::move(ferry);
   }
   Ferry &ferry = *parts->ferry;
-  const fb::State &state = *setup.plan->plan().states()->Get(static_cast<unsigned>(index));
-  char *there = parts->entries[0]->binding.stateData(state);
-  TensorRef ref = states()[index];
-  uint64_t bytes = bytesOfTensor(ref);
-  cudaStream_t stream = parts->entries[0]->queue->firstStream();
   Status status;
   // Piece i is copied on the host while piece i + 1, or i - 1, is copied by the device.
   uint64_t pieces = (bytes + Ferry::kBytes - 1) / Ferry::kBytes;
@@ -377,6 +389,7 @@ Status CudaRunner::step(const InputSet &inputs, size_t program) {
       return status;
     }
     entry.queue->collectRoutes();
+    lastSeconds = entry.queue->seconds();
     if (inUseAfter == 0) {
       size_t free = 0, total = 0;
       cudaMemGetInfo(&free, &total);

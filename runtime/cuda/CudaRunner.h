@@ -33,6 +33,7 @@ public:
   Status readState(size_t state, void *to) override;
   Status writeState(size_t state, const void *from) override;
   std::string where() const override;
+  double deviceSeconds() const override { return lastSeconds; }
   const MeshPosition &position() const override { return parts->entries[0]->binding.position(); }
   RankFigures figures() const override;
   std::vector<uint64_t> arenaSizes() const override;
@@ -69,7 +70,8 @@ private:
   std::string failedAt(const Entry &entry) const;
   static std::string whereOf(const Entry &entry);
   Status used();
-  /// Copies between a state on the device and host memory that it cannot reach by itself.
+  /// Copies between a state and memory of the host, which the device cannot reach by itself, or of
+  /// the device.
   Status moveState(size_t state, char *host, bool toDevice);
 
   /// Page-locked buffers, one of which is filled or emptied while the other is on its way.
@@ -97,6 +99,7 @@ private:
   std::unique_ptr<Parts> parts;
   bool dead = false, together = false;
   uint32_t retryCount = 0;
+  double lastSeconds = 0;
   uint64_t inUseBefore = 0, inUseAfter = 0; // device memory, of all processes
 };
 

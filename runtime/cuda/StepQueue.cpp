@@ -34,8 +34,8 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
   if (Expected<cublasLtHandle_t> handle = createBlasLt())
     q.blaslt = *handle;
   take(q.flags, DeviceBlock::allocate(256, "the error flag"));
-  take(q.ready, Event::make());
-  take(q.finished, Event::make());
+  take(q.ready, Event::make(true));
+  take(q.finished, Event::make(true));
   take(q.base, Event::make(true));
   size_t count = std::max<size_t>(1, q.program.queues()->size());
   take(q.marks, Progress::make(count));
@@ -342,6 +342,12 @@ Status StepQueue::runLocal(size_t index, Queue &queue) {
   default:
     return {};
   }
+}
+
+double StepQueue::seconds() const {
+  float milliseconds = 0;
+  cudaEventElapsedTime(&milliseconds, ready.get(), finished.get());
+  return milliseconds / 1e3;
 }
 
 void StepQueue::collectRoutes() {

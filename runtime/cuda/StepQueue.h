@@ -42,6 +42,8 @@ public:
                  uint32_t attempt, const std::function<Status(cudaEvent_t)> &wait);
   /// After enqueue: what the device comes to when it has done all of it.
   cudaEvent_t end() const { return finished.get(); }
+  /// After the step is done: seconds from where its inputs were there to its end.
+  double seconds() const;
 
   /// After the step is done: the largest bound that was asked for, and what kernels complained of.
   int64_t needed() const;

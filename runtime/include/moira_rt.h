@@ -1,7 +1,8 @@
 // moira_rt.h - Moira's runtime for other languages.
-// Opens a plan with its weights and runs its forward program as often as wanted, on the ranks of
-// this process (threads). C99; link libmoira_rt.so. Functions that can fail return a code that is 0
-// on success and else the exit code that moe-run would give (1 misuse, 2 invalid input, 3
+// Opens a plan with its weights and runs its program (forward, grad or train) as often as wanted,
+// on the ranks of this process: threads on the host, or the first visible GPU for a plan of one
+// rank that is compiled for GPUs. C99; link libmoira_rt.so. Functions that can fail return a code
+// that is 0 on success and else the exit code that moe-run would give (1 misuse, 2 invalid input, 3
 // infeasible, 4 internal, 5 rank lost or I/O); moira_last_error() then has the text. A session is
 // used by one thread at a time; different sessions are independent.
 #ifndef MOIRA_RT_H
@@ -49,7 +50,8 @@ const char *moira_version(void);
  * thread's next call. */
 const char *moira_last_error(void);
 
-/* Opens a plan, its weights (a checkpoint directory) and the memory for both. Null on failure. */
+/* Opens a plan, its weights (a checkpoint directory) and the memory for both. Null on failure.
+   Without weights (null) all states are zeros until moira_write_state. */
 moira_session *moira_open(const char *plan, const char *weights, moira_program program);
 void moira_close(moira_session *session);
 
@@ -57,8 +59,24 @@ void moira_close(moira_session *session);
    input (code 2) the session can be used again, after any other it can only be closed. */
 int moira_forward(moira_session *session, const moira_tensor *inputs, size_t count);
 
-/* Outputs of the last moira_forward, as MOIRA_F32; valid until the next one. Code 2 if there is
- * none of that index. */
+/* Runs `steps` steps with the same inputs and gives each one's milliseconds: of a GPU from the
+   moment at which the inputs are there, by its own clock. Nothing is fetched: outputs stay those of
+   the last moira_forward. What later steps replay is recorded in the second one, so give two to
+   warm up. Codes as moira_forward. */
+int moira_steps(moira_session *session, const moira_tensor *inputs, size_t count, size_t steps,
+                double *milliseconds);
+
+/* Weights and what else lives from step to step, with their global shapes; data is null. */
+size_t moira_state_count(const moira_session *session);
+int moira_state(const moira_session *session, size_t index, moira_tensor *state);
+
+/* Gives a state of a program of one rank its elements, in C order and of its own type: from memory
+   of the host, or of the session's GPU, where they must be there already. */
+int moira_write_state(moira_session *session, size_t index, const void *data);
+
+/* Outputs of the last moira_forward, as MOIRA_F32; valid until the next one. Gradients are shaped
+   as the states that they are of, which may be stacks of a checkpoint's tensors. Code 2 if there is
+   none of that index. */
 size_t moira_output_count(const moira_session *session);
 int moira_output(const moira_session *session, size_t index, moira_tensor *output);
 

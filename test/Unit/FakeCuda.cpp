@@ -239,6 +239,14 @@ cudaError_t cudaFree(void *data) {
   std::free(data);
   return cudaSuccess;
 }
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *attributes, const void *data) {
+  std::lock_guard lock(device().mutex);
+  *attributes = {};
+  for (const auto &[begin, bytes] : device().blocks)
+    if (data >= begin && data < static_cast<const char *>(begin) + bytes)
+      attributes->type = cudaMemoryTypeDevice;
+  return cudaSuccess;
+}
 cudaError_t cudaHostAlloc(void **data, size_t bytes, unsigned) {
   *data = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   return cudaSuccess;

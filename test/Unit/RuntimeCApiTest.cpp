@@ -49,6 +49,51 @@ TEST(RuntimeCApi, SessionsRunOnThreadsFromMemory) {
   }
 }
 
+TEST(RuntimeCApi, StatesAreListedAndWrittenAndStepsTimed) {
+  TempDir dir;
+  writeExpertsFiles(dir, 3);
+  savePlan(dir / "p.moeplan", expertsPlan(1, 24, 24));
+  std::vector<float> x(kTokens * kHidden, 1);
+  const int64_t shape[] = {kTokens, kHidden};
+  moira_tensor input = {"x", MOIRA_F32, 2, shape, x.data()}, out;
+  // Without weights everything is zero, and what is written counts from the next step on.
+  moira_session *session = moira_open((dir / "p.moeplan").c_str(), nullptr, MOIRA_REFERENCE_F32);
+  ASSERT_TRUE(session) << moira_last_error();
+  size_t count = moira_state_count(session);
+  ASSERT_GT(count, 0u);
+  for (float value : {0.0f, 0.5f}) {
+    for (size_t i = 0; i < count && value != 0; ++i) {
+      moira_tensor state;
+      ASSERT_EQ(moira_state(session, i, &state), 0) << moira_last_error();
+      EXPECT_EQ(state.dtype, MOIRA_F32);
+      size_t elements = 1;
+      for (int d = 0; d < state.rank; ++d)
+        elements *= static_cast<size_t>(state.shape[d]);
+      std::vector<float> values(elements, value);
+      EXPECT_EQ(moira_write_state(session, i, values.data()), 0) << moira_last_error();
+    }
+    ASSERT_EQ(moira_forward(session, &input, 1), 0) << moira_last_error();
+    ASSERT_EQ(moira_output(session, 0, &out), 0);
+    EXPECT_EQ(static_cast<const float *>(out.data)[0] != 0, value != 0);
+  }
+  double milliseconds[3] = {-1, -1, -1};
+  EXPECT_EQ(moira_steps(session, &input, 1, 3, milliseconds), 0) << moira_last_error();
+  for (double each : milliseconds)
+    EXPECT_GT(each, 0);
+  moira_tensor state;
+  EXPECT_EQ(moira_state(session, count, &state), 2);
+  EXPECT_EQ(moira_write_state(session, count, x.data()), 2);
+  EXPECT_THAT(moira_last_error(), HasSubstr("MOE-0502"));
+  EXPECT_EQ(moira_write_state(session, 0, nullptr), 1);
+  EXPECT_EQ(moira_steps(session, &input, 1, 1, nullptr), 1);
+  moira_close(session);
+  session = moira_open((dir / "p.moeplan").c_str(), nullptr, MOIRA_MESH);
+  ASSERT_TRUE(session) << moira_last_error();
+  EXPECT_EQ(moira_write_state(session, 0, x.data()), 2); // has two ranks
+  EXPECT_THAT(moira_last_error(), HasSubstr("MOE-0508"));
+  moira_close(session);
+}
+
 TEST(RuntimeCApi, MisuseGivesCodesAndMessages) {
   TempDir dir;
   writeExpertsFiles(dir, 3);

@@ -39,13 +39,14 @@ public:
 };
 
 /// Raised whenever a class of the interface or of what it uses changes its layout.
-inline constexpr int devicePluginVersion = 4;
+inline constexpr int devicePluginVersion = 5;
 /// Symbol `moiraDevicePluginVersion`: int(void).
 using DevicePluginVersionFn = int();
 /// Symbol `moiraDevicePlugin`: the plugin, owned by the library.
 using DevicePluginFn = DevicePlugin *();
 
-/// Loads libmoira_cuda.so from beside the program or from its ../lib, once a process.
+/// Loads libmoira_cuda.so from beside the program, from its ../lib or from beside libmoira_rt.so,
+/// once a process.
 /// DeviceUnavailable says what was tried.
 Expected<DevicePlugin *> loadCudaPlugin();
 

@@ -67,8 +67,8 @@ public:
   /// This rank's part of every state, in the plan's order. Its data are where it lies in host
   /// memory, to be read and written between steps; null where it lies on a device.
   virtual std::vector<TensorRef> states() = 0;
-  /// Between steps, for the states that lie on a device: copies all of this rank's part to host
-  /// memory, or from there.
+  /// Between steps, for the states that lie on a device: copies all of this rank's part to memory
+  /// of the host or of that device, or from there.
   virtual Status readState(size_t state, void *to) = 0;
   virtual Status writeState(size_t state, const void *from) = 0;
 
@@ -78,6 +78,10 @@ public:
   /// Seconds that each instruction of a program has taken in all steps, in the plan's order; empty
   /// where the device does not say.
   virtual std::span<const double> instructionSeconds(size_t = 0) const { return {}; }
+
+  /// What a device took for the last step, from its first instruction to its last; 0 where the
+  /// device is this processor.
+  virtual double deviceSeconds() const { return 0; }
 
   virtual const MeshPosition &position() const = 0;
   virtual RankFigures figures() const = 0;

@@ -1,0 +1,89 @@
+"""Shows that plans run inside a Python process with the values of a run by moe-run, that states can be written from memory, and that misuse
+becomes the errors of the programs."""
+
+import numpy as np
+import pytest
+
+from common import ROOT
+from moira import checkpoint, compile_plan, run_plan, run_tool
+from moira.runtime import MESH, REFERENCE_F32, Refused, Session, version
+
+BATCH, SEQ = 2, 8
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The bundled model's plans on one rank and on four, inputs, and what moe-run gives for them."""
+    folder, tiny = tmp_path_factory.mktemp("runtime"), ROOT / "examples" / "tiny-moe"
+    inputs = {"input_ids": np.random.default_rng(1).integers(0, 100, (BATCH, SEQ)).astype(np.int32)}
+    checkpoint.write(folder / "in.safetensors", inputs)
+    wanted = {}
+    for name, options in {"one": (), "four": ("--mesh=dp=2,ep=2",), "grad": ("--task=grad",)}.items():
+        compile_plan(tiny, folder / f"{name}.moeplan", f"--batch={BATCH}", f"--seq={SEQ}", *options)
+        run_plan(folder / f"{name}.moeplan", tiny, folder / "in.safetensors", folder / "out.safetensors")
+        wanted[name] = checkpoint.read(folder / "out.safetensors")
+    return folder, tiny, inputs, wanted
+
+
+@pytest.mark.parametrize("name", ["one", "four", "grad"])
+def test_a_session_gives_what_moe_run_gives(model, name):
+    folder, tiny, inputs, wanted = model
+    with Session(folder / f"{name}.moeplan", tiny) as session:
+        for _ in range(2):
+            got = session.forward(inputs)
+            assert len(got) == (len(session.states) + 1 if name == "grad" else 1)
+            for key, value in got.items():
+                np.testing.assert_array_equal(value, as_state(wanted[name], key, value.shape))
+        times = session.steps(inputs, 3)
+        assert len(times) == 3 and all(time > 0 for time in times)
+
+
+def test_the_reference_program_runs_too(model):
+    folder, tiny, inputs, wanted = model
+    with Session(folder / "four.moeplan", tiny, REFERENCE_F32) as session:
+        np.testing.assert_allclose(session.forward(inputs)["logits"], wanted["four"]["logits"], atol=1e-4)
+
+
+def test_states_are_written_from_arrays_and_addresses(model):
+    folder, tiny, inputs, wanted = model
+    tensors = checkpoint.read(tiny / "model.safetensors")
+    with Session(folder / "one.moeplan") as session:
+        assert not session.forward(inputs)["logits"].any()
+        for state in session.states:
+            value = as_state(tensors, state.name, state.shape)
+            session.write(state.name, value if value.ndim > 1 else value.ctypes.data)
+        np.testing.assert_array_equal(session.forward(inputs)["logits"], wanted["one"]["logits"])
+
+
+def as_state(tensors, name, shape):
+    """A tensor of the bundled model (mixtral) as its state is shaped: experts' tensors are one stack."""
+    name = name.replace(".mlp.", ".block_sparse_moe.")
+    if name in tensors:
+        return np.ascontiguousarray(tensors[name].reshape(shape))
+    base, kind = name.rsplit(".", 1)
+    parts = {"gate_up_proj": ("w1", "w3"), "down_proj": ("w2",)}[kind]
+    return np.array([[tensors[f"{base}.{e}.{part}.weight"] for part in parts] for e in range(shape[0])]).reshape(shape)
+
+
+def test_misuse_is_told(model):
+    folder, tiny, inputs, _ = model
+    assert version() in run_tool("moe-run", "--version").out
+    with pytest.raises(Refused, match="error MOE-0106: .*absent"):
+        Session(folder / "absent", tiny)
+    with pytest.raises(Refused, match="error MOE-0106"):
+        Session(folder / "one.moeplan", folder / "absent")
+    with Session(folder / "one.moeplan", tiny, MESH) as session:
+        with pytest.raises(Refused, match="error MOE-0502: .*input_ids"):
+            session.steps({}, 1)
+        with pytest.raises(Refused, match="error MOE-0502"):
+            session.forward({"input_ids": inputs["input_ids"][:1]})
+        with pytest.raises(KeyError, match="no state"):
+            session.write("lm_head", np.zeros(1, np.float32))
+        with pytest.raises(ValueError, match="lm_head.weight is float32"):
+            session.write("lm_head.weight", np.zeros(1, np.float32))
+        assert session.forward(inputs)["logits"].any()
+    with Session(folder / "four.moeplan", tiny) as session, pytest.raises(Refused, match="error MOE-0508: .*4"):
+        session.write(session.states[0].name, np.zeros(session.states[0].shape, session.states[0].dtype))
+    compile_plan(tiny, folder / "gpus.moeplan", f"--batch={BATCH}", f"--seq={SEQ}", "--mesh=ep=2", "--target=sm_90")
+    with pytest.raises(Refused, match="error MOE-0508: .*2 ranks on GPUs"):
+        Session(folder / "gpus.moeplan", tiny)
