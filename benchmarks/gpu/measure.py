@@ -1,0 +1,148 @@
+#!/usr/bin/env python3
+"""Measures Moira on one GPU beside PyTorch, in one process, in turns, and writes a table and a plot.
+
+    PYTHONPATH=python benchmarks/gpu/measure.py [--only=layer,decode] [--rows=B2,B3] [--rounds=5] [--peers=eager,compiled] [--out=FOLDER]
+
+Each round times, one after the other, the dense product of 8192 x 8192 x 8192 in bf16 (torch), a device copy, our plan and every peer. A figure is the
+median over the rounds; ratios are to the dense product's or the copy's median of the same rounds.
+
+    layer     a MoE layer (layer.py), forward, and forward + backward, with balanced and with skewed loads of experts ("zipf")
+    model     whole models beside transformers (model.py): a training step of four layers of Qwen3-30B-A3B, OLMoE-1B-7B forward
+    decode    the same layer for few tokens, forward, each contestant in CUDA graphs (decode.py)
+    pieces    attention beside cuDNN's, AdamW, and generated kernels beside torch.compile's (pieces.py)
+
+Plans are compiled when they are not in --plans; where there is no compiler, bring them: --compile-only writes them anywhere. Needs NumPy,
+PyTorch with CUDA, the programs and libraries of a build with CUDA (moira.tools and moira.runtime find them).
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import decode
+import layer
+import model
+import pieces
+import report
+
+CASES = {"layer": layer, "decode": decode, "model": model, "pieces": pieces}
+DENSE = 8192
+COPY_BYTES = 2**32
+
+
+class Clock:
+    """Times of work that torch puts on the device."""
+
+    def __init__(self, budget):
+        self.budget = budget  # milliseconds that one measurement takes
+
+    def median(self, run):
+        """Milliseconds of run(), after it has been warmed up: median of as many as the budget allows, put on the device without waiting."""
+        import torch
+
+        probe = self._times(run, 1)[0]
+        torch.cuda.synchronize()
+        return statistics.median(self._times(run, max(3, min(1000, int(self.budget / max(probe, 1e-3))))))
+
+    @staticmethod
+    def _times(run, count):
+        import torch
+
+        events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(count)]
+        for start, end in events:
+            start.record()
+            run()
+            end.record()
+        torch.cuda.synchronize()
+        return [start.elapsed_time(end) for start, end in events]
+
+
+def anchors():
+    """{name: function}: what ratios are to."""
+    import torch
+
+    a, b = (torch.randn(DENSE, DENSE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    source = torch.empty(COPY_BYTES // 2, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    return {"dense": lambda: a @ b, "copy": lambda: target.copy_(source)}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(CASES), help="cases, of " + ",".join(CASES))
+    parser.add_argument("--rows", help="rows of the cases, such as B2,B3 of layer or Mixtral-8 of decode; default all")
+    parser.add_argument("--modes", default="forward,both", help="of layer")
+    parser.add_argument("--loads", default="balanced,zipf", help="of layer")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--budget", type=float, default=60, help="milliseconds that each contestant runs in a round")
+    parser.add_argument("--peers", default="eager,compiled", help="of eager, compiled, tuned")
+    parser.add_argument("--plans", help="a folder of plans; default a temporary one")
+    parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="also the kernels of every contestant's steps, by torch's profiler")
+    parser.add_argument("--seconds", type=float, default=1e9, help="begin no row after so many")
+    parser.add_argument("--out", default=".", help="where gpu.md, gpu.json and gpu.svg go")
+    options = parser.parse_args()
+    began = time.time()
+    wanted = options.rows.split(",") if options.rows else None
+    rows = [row for name in options.only.split(",") for row in CASES[name].rows(options) if not wanted or row.shape in wanted]
+    if not rows:
+        parser.error(f"no row of {options.only} is called {options.rows}")
+    with tempfile.TemporaryDirectory() as folder:
+        plans = Path(options.plans or folder)
+        plans.mkdir(parents=True, exist_ok=True)
+        for row in rows:
+            if not (plans / row.plan).exists():
+                row.compile(plans / row.plan)
+        if options.compile_only:
+            return
+        measured, clock, fixed = [], Clock(options.budget), anchors()
+        for row in rows:
+            if time.time() - began > options.seconds:
+                print(f"no time for {row.title}", file=sys.stderr)
+                continue
+            measured.append(measure(row, plans, clock, fixed, options))
+            print(report.line(measured[-1]), flush=True)
+    report.write(measured, Path(options.out))
+
+
+def kernels_of(time_of):
+    """[(share of the device's time, microseconds a launch, kernel)] while a contestant is timed, by torch's profiler, largest share first."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as profiler:
+        time_of()
+        torch.cuda.synchronize()
+    found = [(event.self_device_time_total, event.count, event.key) for event in profiler.key_averages() if event.self_device_time_total]
+    total = sum(time for time, _, _ in found)
+    return sorted([(time / total, time / count, name) for time, count, name in found], reverse=True)
+
+
+def measure(row, plans, clock, fixed, options):
+    """One row: {title, case, unit, work, times: {contestant: [ms of each round]}, notes}."""
+    import torch
+
+    began = time.time()
+    with row.contestants(plans / row.plan, clock, options) as (contestants, notes):
+        print(f"{row.title}: open in {time.time() - began:.1f} s", file=sys.stderr)
+        everyone = {**{name: (lambda run=run: clock.median(run)) for name, run in fixed.items()}, **contestants}
+        for name, time_of in everyone.items():
+            began = time.time()
+            time_of()  # compiles, records
+            print(f"{row.title}: {name} ready in {time.time() - began:.1f} s", file=sys.stderr)
+        if options.profile:
+            notes["kernels"] = {name: kernels_of(time_of) for name, time_of in contestants.items()}
+        times = {name: [] for name in everyone}
+        for _ in range(options.rounds):
+            for name, time_of in everyone.items():
+                times[name].append(time_of())
+    torch.cuda.empty_cache()
+    return {"title": row.title, "case": row.case, "flops": row.flops, "bytes": row.bytes, "times": times, "notes": notes,
+            "device": torch.cuda.get_device_name(), "torch": torch.__version__, "dense_flops": 2 * DENSE**3, "copy_bytes": COPY_BYTES}
+
+
+if __name__ == "__main__":
+    main()

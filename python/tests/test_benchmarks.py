@@ -1,0 +1,102 @@
+"""Shows that what benchmarks/gpu times beside each other computes the same, forward and backward, and that its tables say what was measured."""
+
+import sys
+import xml.etree.ElementTree as xml
+
+import numpy as np
+import pytest
+import torch
+
+from common import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks" / "gpu"))
+import layer  # noqa: E402
+import pieces  # noqa: E402
+import report  # noqa: E402
+
+from moira.runtime import Session  # noqa: E402
+
+SHAPE = (48, 32, 16, 8, 2)
+
+
+def difference(ours, theirs):
+    ours, theirs = torch.from_numpy(ours).double().flatten(), theirs.detach().double().flatten()
+    return float((ours - theirs).norm() / theirs.norm())
+
+
+@pytest.mark.parametrize("zipf", [False, True])
+def test_a_layer_and_its_gradients_are_the_peers(tmp_path, zipf):
+    plan, numbers = tmp_path / "layer.moeplan", layer.Numbers(SHAPE, zipf, device="cpu")
+    layer.compile_layer(SHAPE, "both", plan, target="host")
+    with Session(plan) as session:
+        numbers.write(session)
+        outputs = session.forward()
+    leaves = [tensor.requires_grad_() for tensor in (numbers.x, *numbers.layers[0])]
+    y = layer.make_peer()(*leaves, numbers.k, exact=True)
+    y.backward(numbers.cotangent)
+    assert difference(outputs.pop("y"), y) < 1e-2
+    assert len(outputs) == len(leaves)
+    for name, leaf in zip(("x", "router0", "bias0", "up0", "down0"), leaves):
+        assert difference(outputs[f"grad.{name}"], leaf.grad) < 1e-2, name
+
+
+def test_layers_one_behind_the_other_are_the_peers(tmp_path):
+    shape = (3, *SHAPE[1:])
+    plan, numbers = tmp_path / "layers.moeplan", layer.Numbers(shape, zipf=False, layers=3, device="cpu")
+    layer.compile_layer(shape, "forward", plan, target="host", layers=3)
+    with Session(plan) as session:
+        numbers.write(session)
+        y, x = session.forward()["y"], numbers.x
+    for tensors in numbers.layers:
+        x = layer.make_peer()(x, *tensors, numbers.k, exact=True)
+    assert 0.2 < float(x.float().std()) < 5, "values keep their size from layer to layer"
+    assert difference(y, x) < 0.1, "roundings grow from layer to layer; another layer's weights would differ by about 1"
+
+
+SMALL = {
+    "attention": pieces.attention(64, "forward", heads=8, kv=2, head=16, batch=2),
+    "attention and gradients": pieces.attention(64, "both", heads=8, kv=2, head=16, batch=2),
+    "rms_norm": pieces.rms_norm(32, 64),
+    "silu-mul": pieces.silu_mul(32, 64),
+    "rope": pieces.rope(32, 4, 16),
+    "cast": pieces.cast(32, 64),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_pieces_are_the_peers(tmp_path, name):
+    piece = SMALL[name]
+    pieces.compile_piece(piece, tmp_path / "piece.moeplan", target="host")
+    with Session(tmp_path / "piece.moeplan") as session:
+        tensors = pieces.draw(session, "cpu")
+        for state, tensor in tensors.items():
+            session.write(state, tensor.data_ptr())
+        outputs = session.forward(piece.inputs)
+    assert difference(outputs["y"], piece.peer(tensors, piece.mode, fast=False)()) < 1e-3
+    assert len(outputs) == (1 + len(piece.tensors) if piece.mode == "both" else 1)
+
+
+def test_an_update_is_a_step_of_training(tmp_path):
+    piece = pieces.adamw(8192)
+    pieces.compile_piece(piece, tmp_path / "piece.moeplan", target="host")
+    with Session(tmp_path / "piece.moeplan") as session:
+        assert [state.name for state in session.states] == list(piece.tensors)
+        assert len(session.steps(piece.inputs, 3)) == 3
+
+
+def test_reports_say_what_was_measured(tmp_path):
+    common = {"notes": {}, "device": "GPU", "torch": "2", "dense_flops": 8e11, "copy_bytes": 4e9}
+    rows = [
+        {"title": "one", "case": "layer", "flops": 4e12, "bytes": None, **common,
+         "times": {"dense": [1.0, 9.0, 1.0], "copy": [1.0] * 3, "moira": [8.0, 8.0, 80.0], "peer": [10.0, 10.0, 10.0]}},
+        {"title": "two", "case": "decode", "flops": None, "bytes": 1e8, **common,
+         "times": {"dense": [1.0] * 3, "copy": [1.0] * 3, "moira": [0.05] * 3}},
+    ]
+    assert report.figures(rows[0])["moira"] == (8.0, 500.0, pytest.approx(0.625))
+    assert report.figures(rows[1])["moira"] == (0.05, pytest.approx(2.0), pytest.approx(0.5))
+    report.write(rows, tmp_path)
+    text = (tmp_path / "gpu.md").read_text()
+    assert "| one | 800 | 8.000 ms, 500 (0.62) | 10.000 ms, 400 (0.50) | 1.25 |" in text
+    assert "| two | 4.00 | 50.0 µs, 2.00 (0.50) | - |" in text
+    bars = [e for e in xml.parse(tmp_path / "gpu.svg").iter() if e.tag.endswith("rect") and "y" in e.attrib and float(e.attrib["y"]) > 20]
+    np.testing.assert_allclose([float(e.attrib["height"]) for e in bars], [150, 120, 120], atol=0.1)
