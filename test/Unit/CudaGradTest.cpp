@@ -12,6 +12,18 @@ using namespace moira::rt::testing;
 
 namespace {
 
+/// One call of attention_grad. Queries stand at the end of the keys; the first query of all that
+/// has another place sees nothing.
+struct AttentionCase {
+  int64_t queries, keys, heads, kvHeads, keyDim, valueDim, window;
+  bool causal;
+  const char *with = "";
+  bool ordered = false; // keys in their order, those of the first batch all there; else mixed
+  bool has(std::string_view role) const {
+    return std::string_view(with).find(role) != std::string_view::npos;
+  }
+};
+
 class CudaGrad : public CudaTest {
 protected:
   Operand t(Shape shape) { return T(random.normal<float>(std::move(shape))); }
@@ -20,6 +32,7 @@ protected:
   Operand known(Shape shape, const Mode &mode) {
     return A(rounded(t(std::move(shape)), mode.dtype).floats());
   }
+  void expectAttention(const AttentionCase &c, const Mode &mode);
   Tensor<float> positive(Shape shape) {
     Tensor<float> values = random.normal<float>(std::move(shape));
     for (float &v : values.values)
@@ -248,60 +261,85 @@ TEST_F(CudaGrad, Attention) {
   }
 }
 
+void CudaGrad::expectAttention(const AttentionCase &c, const Mode &mode) {
+  CallParams p = params(
+      {{"window", c.window}, {"causal", c.causal}, {"q_heads", c.heads}, {"kv_heads", c.kvHeads}},
+      {{"scale", 0.3}}, {{"with", c.with}});
+  Tensor<int32_t> q({c.queries}), k({c.keys}), mask = random.ids({2, c.keys}, 0, 4);
+  for (int64_t j = 0; j < c.keys; ++j) {
+    k.values[size_t(j)] = int32_t(j);
+    if (c.ordered)
+      mask.values[size_t(j)] = 1;
+  }
+  if (!c.ordered)
+    std::shuffle(k.values.begin(), k.values.end(), random.engine);
+  for (int64_t i = 0; i < c.queries; ++i)
+    q.values[size_t(i)] = int32_t(i == 5 ? -1 : i + std::max<int64_t>(0, c.keys - c.queries));
+  for (int32_t &seen : mask.values)
+    seen = seen > 0;
+  std::vector<Operand> in{known({2, c.queries, c.heads, c.valueDim}, mode),
+                          t({2, c.queries, c.heads, c.keyDim}),
+                          t({2, c.keys, c.kvHeads, c.keyDim}),
+                          t({2, c.keys, c.kvHeads, c.valueDim}),
+                          I(q),
+                          I(k),
+                          I(mask)};
+  std::vector<Operand> out{A(Shape{2, c.queries, c.heads, c.keyDim}),
+                           A(Shape{2, c.keys, c.kvHeads, c.keyDim}),
+                           A(Shape{2, c.keys, c.kvHeads, c.valueDim})};
+  if (c.has("bias")) {
+    in.push_back(a({c.heads, c.queries, c.keys}));
+    out.push_back(A(Shape{c.heads, c.queries, c.keys}));
+  }
+  if (c.has("sinks")) {
+    in.push_back(a({c.heads}));
+    out.push_back(A(Shape{c.heads}));
+  }
+  SCOPED_TRACE(format("%lld queries, %lld keys of %lld", (long long)c.queries, (long long)c.keys,
+                      (long long)c.keyDim));
+  expectAgrees(*gpu, "attention_grad", in, out, p, mode);
+}
+
 /// Heads that fit tiles, with rows past the last whole tile, keys that nobody sees, groups of query
 /// heads, and sizes at which the plain kernels take over.
 TEST_F(CudaGrad, AttentionByTiles) {
-  struct Case {
-    int64_t queries, keys, heads, kvHeads, keyDim, valueDim, window;
-    bool causal;
-    const char *with;
-  };
   for (Mode mode : allModes()) {
     mode = summing(mode);
-    for (const Case &c : {Case{64, 64, 2, 2, 64, 64, 0, true, ""},
-                          {70, 130, 4, 2, 20, 33, 0, true, ""},
-                          {33, 40, 3, 1, 128, 128, 9, true, "sinks"},
-                          {100, 65, 2, 2, 80, 16, 0, false, "bias"},
-                          {130, 200, 6, 2, 17, 65, 70, true, "bias sinks"},
-                          {32, 32, 1, 1, 1, 1, 0, false, ""},
-                          {31, 64, 2, 1, 16, 16, 0, true, ""},
-                          {64, 64, 1, 1, 129, 16, 0, true, ""}}) {
-      CallParams p = params({{"window", c.window},
-                             {"causal", c.causal},
-                             {"q_heads", c.heads},
-                             {"kv_heads", c.kvHeads}},
-                            {{"scale", 0.3}}, {{"with", c.with}});
-      // Queries stand at the end of the keys, whose order is mixed; some see nothing.
-      Tensor<int32_t> q({c.queries}), k({c.keys}), mask = random.ids({2, c.keys}, 0, 4);
-      for (int64_t j = 0; j < c.keys; ++j)
-        k.values[size_t(j)] = int32_t(j);
-      std::shuffle(k.values.begin(), k.values.end(), random.engine);
-      for (int64_t i = 0; i < c.queries; ++i)
-        q.values[size_t(i)] = int32_t(i == 5 ? -1 : i + std::max<int64_t>(0, c.keys - c.queries));
-      for (int32_t &seen : mask.values)
-        seen = seen > 0;
-      std::vector<Operand> in{a({2, c.queries, c.heads, c.valueDim}),
-                              t({2, c.queries, c.heads, c.keyDim}),
-                              t({2, c.keys, c.kvHeads, c.keyDim}),
-                              t({2, c.keys, c.kvHeads, c.valueDim}),
-                              I(q),
-                              I(k),
-                              I(mask)};
-      std::vector<Operand> out{A(Shape{2, c.queries, c.heads, c.keyDim}),
-                               A(Shape{2, c.keys, c.kvHeads, c.keyDim}),
-                               A(Shape{2, c.keys, c.kvHeads, c.valueDim})};
-      if (std::string_view(c.with).find("bias") != std::string_view::npos) {
-        in.push_back(a({c.heads, c.queries, c.keys}));
-        out.push_back(A(Shape{c.heads, c.queries, c.keys}));
-      }
-      if (std::string_view(c.with).find("sinks") != std::string_view::npos) {
-        in.push_back(a({c.heads}));
-        out.push_back(A(Shape{c.heads}));
-      }
-      SCOPED_TRACE(format("%lld queries, %lld keys of %lld", (long long)c.queries,
-                          (long long)c.keys, (long long)c.keyDim));
-      expectAgrees(*gpu, "attention_grad", in, out, p, mode);
-    }
+    for (const AttentionCase &c : {AttentionCase{64, 64, 2, 2, 60, 64, 0, true},
+                                   {70, 130, 4, 2, 20, 33, 0, true},
+                                   {33, 40, 3, 1, 127, 128, 9, true, "sinks"},
+                                   {100, 65, 2, 2, 80, 16, 0, false, "bias"},
+                                   {130, 200, 6, 2, 17, 65, 70, true, "bias sinks"},
+                                   {32, 32, 1, 1, 1, 1, 0, false},
+                                   {31, 64, 2, 1, 16, 16, 0, true},
+                                   {64, 64, 1, 1, 129, 16, 0, true}})
+      expectAttention(c, mode);
+  }
+}
+
+/// What tensor cores take in bf16: the weights and what flows back to the scores are rounded to it.
+/// With workspaces that have room for the rounded dy of all heads, of some, and of none.
+TEST_F(CudaGrad, AttentionOnTensorCores) {
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    if (mode.dtype == fb::DType::bf16)
+      mode.f32Error = 5e-3;
+    for (const AttentionCase &c : {AttentionCase{64, 64, 2, 2, 64, 64, 0, true},
+                                   {33, 40, 3, 1, 128, 128, 9, true, "sinks"},
+                                   {200, 333, 8, 2, 128, 128, 0, true, "sinks"},
+                                   {200, 333, 8, 2, 128, 128, 0, true, "", true},
+                                   {257, 300, 4, 4, 64, 64, 100, true, "", true},
+                                   {129, 130, 2, 1, 72, 128, 0, false},
+                                   {320, 190, 3, 1, 128, 64, 50, true, "sinks", true},
+                                   {520, 700, 2, 1, 64, 56, 0, true, "", true},
+                                   {700, 450, 2, 2, 8, 16, 0, false, "", true}})
+      expectAttention(c, mode);
+  }
+  Mode mode = summing({.dtype = fb::DType::bf16});
+  mode.f32Error = 5e-3;
+  for (size_t kilobytes : {40, 100, 150, 220, 300}) {
+    gpu->context.workspaceBytes = kilobytes << 10;
+    expectAttention({130, 200, 8, 4, 64, 64, 0, true, "", true}, mode);
   }
 }
 

@@ -107,6 +107,7 @@ template <typename Work> double graphMilliseconds(Gpu &gpu, int runs, Work work)
 double copyRate(Gpu &gpu);
 
 void measureProducts(Gpu &gpu);
+void measureAttention(Gpu &gpu);
 void measureDecode(Gpu &gpu, std::initializer_list<int64_t> tokens,
                    std::initializer_list<int64_t> tokensOfLongCaches);
 

@@ -1,7 +1,7 @@
 //===- CudaSpeedProducts.cpp - how fast large grouped products are ----------===//
 // The two products of a SwiGLU layer's experts at the sizes of well-known models, with random
 // choices of experts, each beside cuBLASLt's dense product of 8192 x 8192 x 8192 in the same
-// rounds, their gradients, and what stands around them: gate, select, combine, attention.
+// rounds, their gradients, and what stands around them: gate, select, combine.
 //===----------------------------------------------------------------------===//
 #include "CudaSpeed.h"
 
@@ -113,22 +113,6 @@ void measureAround(Gpu &gpu, Random &random) {
            mustRun(gpu, "combine", {large.ref(), pos.ref(), weights.ref()}, {x.ref()}, {});
          }),
          2.0 * double((s.tokens + rows) * s.d));
-
-  const int64_t sequence = 8192, heads = 64, kvHeads = 8, dim = 128;
-  Big q({1, sequence, heads, dim}, kBf16), kv({1, sequence, kvHeads, dim}, kBf16),
-      out({1, sequence, heads, dim}, kBf16);
-  std::vector<int32_t> order(static_cast<size_t>(sequence));
-  for (size_t i = 0; i < order.size(); ++i)
-    order[i] = int32_t(i);
-  Big positions({sequence}, order), mask({1, sequence}, std::vector<int32_t>(order.size(), 1));
-  const double ms = millisecondsOf(gpu, 5, 1, [&] {
-    mustRun(gpu, "attention",
-            {q.ref(), kv.ref(), kv.ref(), positions.ref(), positions.ref(), mask.ref()},
-            {out.ref()},
-            params({{"window", 0}, {"q_heads", heads}, {"kv_heads", kvHeads}}, {{"scale", 0.088}}));
-  });
-  std::printf("attention causal d128 64/8 8k: %.3f ms, %.0f TFLOP/s\n", ms,
-              2.0 * double(sequence * sequence * heads * dim) / ms / 1e9);
 }
 
 } // namespace

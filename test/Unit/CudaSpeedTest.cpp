@@ -120,6 +120,8 @@ int main(int argc, char **argv) {
   }
   if (wanted("products"))
     measureProducts(gpu);
+  if (wanted("attention"))
+    measureAttention(gpu);
   if (wanted("decode"))
     measureDecode(gpu, {1, 8, 32, 128}, {1, 32});
   if (wanted("token"))

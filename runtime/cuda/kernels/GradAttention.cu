@@ -1,8 +1,8 @@
 //===- GradAttention.cu - attention_grad --------------------------------------===//
 // Plain and correct: the first kernel leaves of every query and head the largest score, the sum of
 // the weights and the mean of what flows back; from these each of the others makes one output, a
-// warp an output row, with sums in one order and no atomics. For what GradAttentionTiles.cu does
-// not take, and for the optional outputs.
+// warp an output row, with sums in one order and no atomics. For what GradAttentionWgmma.cu and
+// GradAttentionTiles.cu do not take, and for the optional outputs.
 //===----------------------------------------------------------------------===//
 #include "GradAttention.h"
 
@@ -267,17 +267,21 @@ Status ops::attention_grad(const Call &call) {
   if (!g.mean)
     return noScratch(call);
   cudaStream_t stream = call.stream();
-  if (attentionGradFitsTiles(a)) {
-    if (Status s = launchAttentionGradTiles(call, g, call.output<float>(0), call.output<float>(1),
-                                            call.output<float>(2));
-        !s)
+  float *dq = call.output<float>(0), *dk = call.output<float>(1), *dv = call.output<float>(2);
+  bool done = false;
+  if (attentionGradFitsWgmma(g, dq, dk, dv) && isHopper()) {
+    Expected<bool> made = launchAttentionGradWgmma(call, g, scratch, dq, dk, dv);
+    if (!made)
+      return made.takeStatus();
+    done = *made;
+  }
+  if (!done && attentionGradFitsTiles(a)) {
+    if (Status s = launchAttentionGradTiles(call, g, dq, dk, dv); !s)
       return s;
-  } else {
+  } else if (!done) {
     summarise<<<blocksOfWarps(queryRows), kWarpBlock, 0, stream>>>(g);
-    queryGrads<<<blocksOfWarps(queryRows), kWarpBlock, 0, stream>>>(g, call.output<float>(0),
-                                                                    output("q2"));
-    keyGrads<<<blocksOfWarps(keyRows), kWarpBlock, 0, stream>>>(g, call.output<float>(1),
-                                                                call.output<float>(2));
+    queryGrads<<<blocksOfWarps(queryRows), kWarpBlock, 0, stream>>>(g, dq, output("q2"));
+    keyGrads<<<blocksOfWarps(keyRows), kWarpBlock, 0, stream>>>(g, dk, dv);
   }
   if (q2)
     sharedKeyGrads<<<blocksOfWarps(a.batch * a.keys), kWarpBlock, 0, stream>>>(g, output("k2"));

@@ -1,5 +1,5 @@
-//===- GradAttention.h - attention_grad's two ways --------------*- C++ -*-===//
-// What the plain kernels and those by tiles share.
+//===- GradAttention.h - attention_grad's ways ------------------*- C++ -*-===//
+// What the plain kernels, those by tiles and those on tensor cores share.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_CUDA_KERNELS_GRADATTENTION_H
 #define MOIRA_RT_CUDA_KERNELS_GRADATTENTION_H
@@ -20,6 +20,12 @@ bool attentionGradFitsTiles(const AttentionArgs &args);
 /// Fills `largest`, `total` and `mean` of g, and makes dq, dk and dv.
 Status launchAttentionGradTiles(const Call &call, const GradArgs &g, float *dq, float *dk,
                                 float *dv);
+/// Whether launchAttentionGradWgmma, which needs a Hopper GPU, takes it.
+bool attentionGradFitsWgmma(const GradArgs &g, const float *dq, const float *dk, const float *dv);
+/// The same as launchAttentionGradTiles, with the rest of the workspace; false, and nothing done,
+/// where that is too small.
+Expected<bool> launchAttentionGradWgmma(const Call &call, const GradArgs &g, Scratch scratch,
+                                        float *dq, float *dk, float *dv);
 
 } // namespace moira::rt::cuda
 

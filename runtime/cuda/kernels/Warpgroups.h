@@ -115,6 +115,20 @@ __device__ inline void multiply64x128(float (&d)[64], uint64_t a, uint64_t b, bo
                : "l"(a), "l"(b), "r"(int32_t(add)));
 }
 
+/// The same with 64 rows of b.
+__device__ inline void multiply64x64(float (&d)[32], uint64_t a, uint64_t b, bool add) {
+  asm volatile("{\n"
+               ".reg .pred p;\n"
+               "setp.ne.b32 p, %34, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+               "%32, %33, p, 1, 1, 0, 0;\n"
+               "}\n"
+               : MOIRA_SIXTEEN(0), MOIRA_SIXTEEN(16)
+               : "l"(a), "l"(b), "r"(int32_t(add)));
+}
+
 /// d += a × b with a in registers, as a 16×16 fragment a warp, and b's rows the depth
 /// (columnDescriptor): 128 columns.
 __device__ inline void multiplyRegisters(float (&d)[64], const uint32_t (&a)[4], uint64_t b) {

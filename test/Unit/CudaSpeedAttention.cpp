@@ -1,0 +1,50 @@
+//===- CudaSpeedAttention.cpp - attention and its gradient ------------------===//
+// Causal attention over whole sequences in bf16, forward and backward. Rates count the products of
+// what is seen: two of them forward, five backward.
+//===----------------------------------------------------------------------===//
+#include "CudaSpeed.h"
+
+#include <numeric>
+
+namespace moira::rt::testing {
+
+void measureAttention(Gpu &gpu) {
+  struct Case {
+    const char *name;
+    int64_t batch, sequence, heads, kvHeads, dim;
+  };
+  constexpr auto kBf16 = fb::DType::bf16, kF32 = fb::DType::f32;
+  for (const Case &c : {Case{"d128 64/8 2k", 1, 2048, 64, 8, 128},
+                        {"d128 64/8 8k", 1, 8192, 64, 8, 128},
+                        {"d64 16/16 8x1k", 8, 1024, 16, 16, 64}}) {
+    const Shape ofQueries{c.batch, c.sequence, c.heads, c.dim},
+        ofKeys{c.batch, c.sequence, c.kvHeads, c.dim};
+    Big q(ofQueries, kBf16), k(ofKeys, kBf16), v(ofKeys, kBf16), out(ofQueries, kBf16),
+        dy(ofQueries, kF32), dq(ofQueries, kF32), dk(ofKeys, kF32), dv(ofKeys, kF32);
+    std::vector<int32_t> order(static_cast<size_t>(c.sequence));
+    std::iota(order.begin(), order.end(), 0);
+    Big positions({c.sequence}, order),
+        mask({c.batch, c.sequence}, std::vector<int32_t>(size_t(c.batch * c.sequence), 1));
+    const CallParams p =
+        params({{"window", 0}, {"causal", 1}, {"q_heads", c.heads}, {"kv_heads", c.kvHeads}},
+               {{"scale", 0.088}});
+    const double product = double(c.batch * c.heads * c.sequence * c.sequence * c.dim);
+    auto report = [&](const char *what, double products, double ms) {
+      std::printf("attention %s causal %s: %.3f ms, %.0f TFLOP/s\n", what, c.name, ms,
+                  products * product / ms / 1e9);
+    };
+    report("forward", 2, millisecondsOf(gpu, 9, 2, [&] {
+             mustRun(gpu, "attention",
+                     {q.ref(), k.ref(), v.ref(), positions.ref(), positions.ref(), mask.ref()},
+                     {out.ref()}, p);
+           }));
+    report("backward", 5, millisecondsOf(gpu, 9, 2, [&] {
+             mustRun(gpu, "attention_grad",
+                     {dy.ref(), q.ref(), k.ref(), v.ref(), positions.ref(), positions.ref(),
+                      mask.ref()},
+                     {dq.ref(), dk.ref(), dv.ref()}, p);
+           }));
+  }
+}
+
+} // namespace moira::rt::testing
