@@ -35,6 +35,9 @@ struct CallContext {
   int32_t *errorFlag = nullptr;
   /// Whether kernels may be launched before the ones that they wait for have ended.
   bool early = true;
+  /// Bit i: input i of the next call was complete before the last kernel on the stream began, so
+  /// that a kernel may read it before it waits for that one (DeviceTools.h).
+  uint32_t settled = 0;
   /// For `route`, optional, both on the device: expert ids [tokens·k] to use instead of the gate's
   /// choice, and per token the selection score of choice k minus that of choice k+1.
   const int32_t *forcedIds = nullptr;

@@ -151,7 +151,9 @@ Status KernelModule::loadSection(const PlanFile &file, size_t section) {
     std::string name = kernel.name()->str();
     std::string_view text = textOf(ptx, name);
     kernels[k].threads = threadsOf(text);
-    kernels[k].waits = text.find("griddepcontrol.wait") != std::string_view::npos;
+    // One that lets the next start without having waited must not start early itself.
+    const size_t wait = text.find("griddepcontrol.wait");
+    kernels[k].waits = wait != text.npos && wait < text.find("griddepcontrol.launch_dependents");
     kernels[k].pointsPerRow = pointsPerRow(kernel);
     code = driver.moduleGetFunction(&kernels[k].function, modules[section], name.c_str());
     if (code != CUDA_SUCCESS || kernels[k].threads == 0)

@@ -140,6 +140,37 @@ bool StepQueue::isLocal(size_t index) const {
   }
 }
 
+uint32_t StepQueue::settledInputs(size_t index) const {
+  const std::vector<TensorRef> &inputs = instrs[index].in;
+  auto bytes = [](const TensorRef &t) {
+    return static_cast<size_t>(t.elements()) * bytesOf(t.dtype);
+  };
+  uint32_t settled = ~uint32_t(0);
+  for (size_t i = index; i-- > 0;) {
+    const BoundInstr &before = instrs[i];
+    if (before.queue != instrs[index].queue)
+      continue;
+    if (!isLocal(i))
+      return 0;
+    for (const TensorRef &out : before.out) {
+      const char *written = static_cast<const char *>(out.data);
+      for (size_t n = 0; n < inputs.size() && n < 32; ++n) {
+        const char *read = static_cast<const char *>(inputs[n].data);
+        if (written < read + bytes(inputs[n]) && read < written + bytes(out))
+          settled &= ~(uint32_t(1) << n);
+      }
+    }
+    // What has nothing to do may launch nothing; then the one before it is the last one.
+    bool works = before.kind != fb::InstrKind::launch || before.rows > 0;
+    for (const auto *operands : {&before.in, &before.out})
+      for (const TensorRef &operand : *operands)
+        works &= bytes(operand) > 0;
+    if (works)
+      return settled;
+  }
+  return 0;
+}
+
 /// A step that is repeated must find the states that it found at first, so what changes them waits
 /// for the bounds. Rows that are written anew (write_rows) may be written twice. The plan's order
 /// has every such change behind every require_bound (docs/plan-format.md, rules O8 and O9).
@@ -330,6 +361,7 @@ Status StepQueue::runLocal(size_t index, Queue &queue) {
     return located(index, kernels.launch(*static_cast<const Kernel *>(instr.kernel), instr.operands,
                                          instr.rows, queue.stream.get()));
   case fb::InstrKind::call:
+    queue.context.settled = settledInputs(index);
     if (auto buffers = routes.find(index); buffers != routes.end())
       return located(index, buffers->second.enqueue(instr, queue.context));
     return located(index,

@@ -83,6 +83,8 @@ private:
   /// Launch, call, copy or fill: what needs nothing but its stream.
   Status runLocal(size_t index, Queue &queue);
   bool isLocal(size_t index) const;
+  /// CallContext::settled of a call: which of its inputs the instruction before it did not write.
+  uint32_t settledInputs(size_t index) const;
   /// Whose memory an instruction works on; copies may go from one to the other.
   enum class Memory { device, host, both };
   Memory memoryOf(size_t index) const;

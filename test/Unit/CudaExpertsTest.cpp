@@ -474,9 +474,10 @@ TEST_F(CudaExperts, FillsAndReduces) {
 }
 
 TEST_F(CudaExperts, CapturedCallsReplay) {
-  // A whole expert layer as one graph: gate, select, product, combine. Nothing in it allocates or
-  // waits, or the capture would fail.
-  int64_t tokens = 100, d = 64, experts = 8, k = 2;
+  // A whole expert layer as one graph: gate, select, two products, combine. Nothing in it allocates
+  // or waits, or the capture would fail. Products read early what the call before them does not
+  // write, and give what they give when every kernel starts after the one before it has ended.
+  int64_t tokens = 40, d = 64, experts = 8, k = 2;
   fb::DType type = fb::DType::bf16;
   OnDevice x(T(random.normal<float>({tokens, d})), type, false),
       gate(T(random.normal<float>({experts, d})), type, false),
@@ -486,14 +487,15 @@ TEST_F(CudaExperts, CapturedCallsReplay) {
       weights(A(Shape{tokens, k}), type, false), rows(T(Shape{tokens * k, d}), type, false),
       groups(I(Shape{1, experts}), type, false), pos(I(Shape{tokens, k}), type, false),
       need(I(Shape{1}), type, false), made(T(Shape{tokens * k, d}), type, false),
-      out(T(Shape{tokens, d}), type, false);
+      again(T(Shape{tokens * k, d}), type, false), out(T(Shape{tokens, d}), type, false);
   auto run = [&](std::string_view name, std::vector<TensorRef> in, std::vector<TensorRef> to,
-                 const CallParams &p) {
+                 const CallParams &p, uint32_t settled = 0) {
+    gpu->context.settled = settled;
     Status s = cuda::runCudaCall(name, in, to, p, gpu->context);
     EXPECT_TRUE(s.ok()) << s.str();
   };
   auto layer = [&] {
-    run("linear", {x.ref(), gate.ref()}, {logits.ref()}, params({{"contract", 1}}));
+    run("linear", {x.ref(), gate.ref()}, {logits.ref()}, params({{"contract", 1}}), 2);
     run("route", {logits.ref()}, {ids.ref(), weights.ref()},
         params({}, {{"scale", 1}},
                {{"score", "softmax"}, {"order", "score_topk"}, {"renorm", "sum"}}));
@@ -501,12 +503,16 @@ TEST_F(CudaExperts, CapturedCallsReplay) {
         {rows.ref(), groups.ref(), pos.ref(), need.ref()},
         params({{"experts", experts}, {"expert_offset", 0}}));
     run("grouped_matmul", {rows.ref(), groups.ref(), w.ref()}, {made.ref()},
-        params({{"contract", 1}}));
+        params({{"contract", 1}}), 4);
+    run("grouped_matmul", {made.ref(), groups.ref(), w.ref()}, {again.ref()},
+        params({{"contract", 1}}), 6);
     // What the next kernel waits for may be something else than a kernel.
     mustWork(cudaMemsetAsync(out.ref().data, 0, size_t(tokens * d) * 2, gpu->context.stream));
-    run("combine", {made.ref(), pos.ref(), weights.ref()}, {out.ref()}, {});
+    run("combine", {again.ref(), pos.ref(), weights.ref()}, {out.ref()}, {});
   };
+  gpu->context.early = false;
   layer();
+  gpu->context.early = true;
   EXPECT_EQ(gpu->finish(), 0);
   std::vector<uint8_t> first = out.bytes().download();
   cudaGraph_t graph = nullptr;
@@ -516,7 +522,7 @@ TEST_F(CudaExperts, CapturedCallsReplay) {
   mustWork(cudaStreamEndCapture(gpu->context.stream, &graph));
   mustWork(cudaGraphInstantiate(&instance, graph, 0));
   for (int i = 0; i < 3; ++i) {
-    for (OnDevice *o : {&logits, &ids, &weights, &rows, &groups, &pos, &need, &made, &out})
+    for (OnDevice *o : {&logits, &ids, &weights, &rows, &groups, &pos, &need, &made, &again, &out})
       o->bytes().poison(0xee);
     mustWork(cudaDeviceSynchronize());
     mustWork(cudaGraphLaunch(instance, gpu->context.stream));

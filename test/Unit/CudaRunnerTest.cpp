@@ -214,6 +214,7 @@ TEST(CudaRunner, GenerationReplaysDecodeAndGivesTheGoldenTokens) {
     for (std::string mesh : {"", "--mesh=ep=2 --ragged-bound=1", "--mesh=dp=2", "--mesh=tp=2",
                              "--mesh=ep=2,tp=2 --ragged-bound=1"}) {
       SCOPED_TRACE(model + " " + mesh);
+      const int settled = fake::settledInputs();
       TempDir dir;
       Compiled compiled(dir, model, "--task=generate --max-seq=40 " + mesh);
       GeneratePrograms programs = generatePrograms(compiled.device.plan());
@@ -249,6 +250,7 @@ TEST(CudaRunner, GenerationReplaysDecodeAndGivesTheGoldenTokens) {
         RankFigures figures = session.executors[0]->figures();
         EXPECT_EQ(figures.allocated, figures.planned);
         EXPECT_GT(figures.graphs, 20u);
+        EXPECT_GT(fake::settledInputs(), settled); // weights at least
         if (mesh.find("ragged") != std::string::npos)
           EXPECT_GE(figures.retries, 1u);
       }

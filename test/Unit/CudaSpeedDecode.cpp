@@ -15,6 +15,8 @@ constexpr int64_t kD = 2048, kHeads = 32, kKvHeads = 4, kHeadDim = 128, kExperts
                   kF = 768, kVocabulary = 151936, kLayers = 48;
 constexpr auto kBf16 = fb::DType::bf16;
 const CallParams kContract = params({{"contract", 1}});
+/// All inputs of a product but its rows.
+constexpr uint32_t kWeights = ~1u;
 
 /// Choices of experts for one call, and how many experts they touch.
 struct Choices {
@@ -116,20 +118,27 @@ public:
 private:
   static constexpr int kSets = 8;
 
+  /// A call of which kernels may read these inputs (CallContext::settled) early: what a plan's step
+  /// has before the call does not write them.
+  void runSettled(uint32_t inputs, std::string_view name, const std::vector<TensorRef> &in,
+                  const std::vector<TensorRef> &out) {
+    gpu.context.settled = inputs;
+    mustRun(gpu, name, in, out, kContract);
+    gpu.context.settled = 0;
+  }
   void norm(int i) {
     mustRun(gpu, "rms_norm", {x.ref(), weights.slice({kD}, i)}, {y.ref()},
             params({{"norm_dims", 1}}, {{"eps", 1e-6}}));
   }
   void linear(int i, const Big &from, const Big &to, int64_t n, int64_t depth) {
-    mustRun(gpu, "linear", {from.slice({tokens, depth}, 0), weights.slice({n, depth}, i)},
-            {to.slice({tokens, n}, 0)}, kContract);
+    runSettled(kWeights, "linear", {from.slice({tokens, depth}, 0), weights.slice({n, depth}, i)},
+               {to.slice({tokens, n}, 0)});
   }
   void projections(int i) {
-    mustRun(gpu, "linears",
-            {y.slice({tokens, kD}, 0), weights.slice({4096, kD}, i),
-             weights.slice({512, kD}, i + 100), weights.slice({512, kD}, i + 200)},
-            {q.slice({tokens, 4096}, 0), k.slice({tokens, 512}, 0), v.slice({tokens, 512}, 0)},
-            kContract);
+    runSettled(kWeights, "linears",
+               {y.slice({tokens, kD}, 0), weights.slice({4096, kD}, i),
+                weights.slice({512, kD}, i + 100), weights.slice({512, kD}, i + 200)},
+               {q.slice({tokens, 4096}, 0), k.slice({tokens, 512}, 0), v.slice({tokens, 512}, 0)});
   }
   void headNormAndRope(int i, const Big &t, int64_t heads) {
     TensorRef v = t.slice({tokens, 1, heads, kHeadDim}, 0);
@@ -147,8 +156,8 @@ private:
         params({{"window", 0}, {"q_heads", kHeads}, {"kv_heads", kKvHeads}}, {{"scale", 0.088}}));
   }
   void router(int i) {
-    mustRun(gpu, "linear", {x.slice({tokens, kD}, 0), weights.slice({kExperts, kD}, i)},
-            {logits.slice({tokens, kExperts}, 0)}, kContract);
+    runSettled(kWeights, "linear", {x.slice({tokens, kD}, 0), weights.slice({kExperts, kD}, i)},
+               {logits.slice({tokens, kExperts}, 0)});
   }
   void route() {
     mustRun(gpu, "route", {logits.slice({tokens, kExperts}, 0)},
@@ -174,10 +183,10 @@ private:
             params({}, {}, {{"activation", "silu"}}));
   }
   void down(int i) {
-    mustRun(gpu, "grouped_matmul",
-            {act.slice({tokens * kK, kF}, 0), choices[size_t(i % kSets)]->groups->ref(),
-             weights.slice({kExperts, kD, kF}, i)},
-            {rows.slice({tokens * kK, kD}, 0)}, kContract);
+    runSettled(kWeights, "grouped_matmul",
+               {act.slice({tokens * kK, kF}, 0), choices[size_t(i % kSets)]->groups->ref(),
+                weights.slice({kExperts, kD, kF}, i)},
+               {rows.slice({tokens * kK, kD}, 0)});
   }
   void combine() {
     mustRun(gpu, "combine",
@@ -186,8 +195,8 @@ private:
             {y.ref()}, {});
   }
   void head(int i) {
-    mustRun(gpu, "linear", {x.slice({tokens, kD}, 0), weights.slice({kVocabulary, kD}, i)},
-            {out.slice({tokens, kVocabulary}, 0)}, kContract);
+    runSettled(kWeights, "linear", {x.slice({tokens, kD}, 0), weights.slice({kVocabulary, kD}, i)},
+               {out.slice({tokens, kVocabulary}, 0)});
   }
   void add() { mustRun(gpu, "add", {x.ref(), y.ref()}, {y.ref()}, {}); }
   void layer(int i) {

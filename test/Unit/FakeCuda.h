@@ -21,6 +21,9 @@ void setMemory(uint64_t bytes);
 /// `noticed`: the next library call fails with it, else only who asks for the end of the work
 /// learns of it.
 void failAtLaunch(int n, bool noticed = false);
+/// Inputs of library calls so far that may be read before the work right before the call has ended.
+/// One that this work changes is complained of (2).
+int settledInputs();
 /// Graph launches so far, and bytes of device memory that are allocated now.
 int graphLaunches();
 uint64_t allocated();

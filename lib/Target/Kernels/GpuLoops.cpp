@@ -153,9 +153,9 @@ private:
         LLVM::AsmDialectAttr::get(b.getContext(), LLVM::AsmDialect::AD_ATT), ArrayAttr());
   }
 
-  /// Lets the next kernel start and waits for the one before; meanwhile weights come nearer.
+  /// Waits for the kernel before, while weights come nearer, and only then lets the next one start:
+  /// the runtime's kernels rely on that order (DeviceTools.h).
   void awaitPrevious(ValueRange arguments) {
-    inlinePtx("griddepcontrol.launch_dependents;", {}, "~{memory}");
     for (auto [tensor, pointer] : llvm::zip(func.getArguments().drop_back(), arguments)) {
       auto type = cast<RankedTensorType>(tensor.getType());
       if (!type.hasStaticShape())
@@ -165,6 +165,7 @@ private:
         fetch(pointer, llvm::divideCeil(bytes, kLineBytes));
     }
     inlinePtx("griddepcontrol.wait;", {}, "~{memory}");
+    inlinePtx("griddepcontrol.launch_dependents;", {}, "~{memory}");
   }
 
   /// The threads of a block bring `lines` to the L2 cache.

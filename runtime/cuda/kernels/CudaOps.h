@@ -28,6 +28,13 @@ struct Call {
   }
   template <typename S> S *output(size_t i) const { return static_cast<S *>(out[i].data); }
   cudaStream_t stream() const { return context.stream; }
+  /// Whether kernels may read inputs [first, end) before they wait for the kernel before them.
+  bool areSettled(size_t first, size_t end) const {
+    for (size_t i = first; i < end; ++i)
+      if (i >= 32 || !(context.settled >> i & 1))
+        return false;
+    return true;
+  }
 };
 
 /// What kernels write to CallContext::errorFlag; texts in CudaCalls.cpp.
@@ -127,14 +134,14 @@ Status noScratch(const Call &call);
 /// out[m,n] = sum_k x[m,k] * w[g,n,k] with f32 accumulation, g the group of row m: groups are runs
 /// of `groups[i]` rows (device memory); rows past the last group become zero. Without `groups` all
 /// rows are of group 0. x and w have one dtype; out has it too, or f32. `transposed`: w[g,k,n],
-/// which only launchProductWgmma takes.
+/// which only launchProductWgmma takes. `settled`: w and groups may be read before awaitResults.
 struct GroupedProduct {
   const void *x, *w;
   void *out;
   fb::DType inType, outType;
   const int32_t *groups;
   int64_t groupCount, m, n, k;
-  bool transposed = false;
+  bool transposed = false, settled = false;
 };
 Status launchProduct(const Call &call, const GroupedProduct &product);
 /// Whether the current device runs code for sm_90a, which no other generation does.

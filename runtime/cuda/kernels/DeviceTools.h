@@ -118,19 +118,23 @@ template <typename V> __device__ void warpMove(V *dst, const V *src, int64_t cou
     dst[at] = src[at];
 }
 
-/// Waits until the kernel before this one on the stream, and so all before it, has ended and its
-/// results are there. Every thread of a kernel that launchEarly launches does so, before it reads
-/// what another one wrote, writes or ends.
+// How kernels follow each other on a stream. One that launchEarly launches starts once all blocks
+// of the kernel before it have called letNextStart or ended. Every thread of it calls awaitResults
+// before it reads what the kernel before it wrote, writes or ends, and letNextStart only behind
+// that. So when it starts, every kernel but the one right before it has ended, and what they wrote
+// is there: CallContext::settled names inputs that may be read at once.
+
+/// Waits until the kernel before this one, and so all before it, has ended and its results are
+/// there.
 __device__ inline void awaitResults() { asm volatile("griddepcontrol.wait;\n" ::: "memory"); }
-/// Lets the next kernel start, once all blocks of this one have. What takes room on the
-/// multiprocessors for long does so after it waited, so that no more than one such kernel waits.
+/// Lets the next kernel start, once all blocks of this one have said so.
 __device__ inline void letNextStart() {
   asm volatile("griddepcontrol.launch_dependents;\n" ::: "memory");
 }
 /// Both: the next kernel stands ready when this one ends.
 __device__ inline void awaitPrevious() {
-  letNextStart();
   awaitResults();
+  letNextStart();
 }
 
 /// Launches a kernel that calls awaitPrevious, and so may start while the one before it ends.

@@ -53,12 +53,48 @@ __global__ void normRows(const X *x, const W *w, const float *sums, Out *out, fl
     out[row * width + i] = fromFloat<Out>(toFloat(x[i]) * factor * toFloat(w[i]));
 }
 
+/// What normRows<true> gives of rows that a block's registers hold. Weights come nearer while the
+/// kernel waits.
+constexpr int kHeld = 8;
+template <typename X, typename W, typename Out>
+__global__ void __launch_bounds__(kWarpBlock)
+    normHeldRows(const X *x, const W *w, Out *out, int64_t width, float eps) {
+  __shared__ float partial[32];
+  for (int64_t i = threadIdx.x; i < width; i += kWarpBlock)
+    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(w + i) : "memory");
+  awaitPrevious();
+  x += blockIdx.x * width;
+  float values[kHeld], weights[kHeld], sum = 0;
+#pragma unroll
+  for (int u = 0; u < kHeld; ++u) {
+    const int64_t i = threadIdx.x + u * kWarpBlock;
+    values[u] = i < width ? toFloat(x[i]) : 0.0f;
+    weights[u] = i < width ? toFloat(w[i]) : 0.0f;
+  }
+#pragma unroll
+  for (int u = 0; u < kHeld; ++u)
+    sum += values[u] * values[u];
+  sum = warpSum(sum);
+  if (laneNumber() == 0)
+    partial[threadIdx.x / 32] = sum;
+  __syncthreads();
+  sum = warpSum(laneNumber() < kWarpBlock / 32 ? partial[laneNumber()] : 0.0f);
+  const float factor = 1.0f / sqrtf(sum / float(width) + eps);
+#pragma unroll
+  for (int u = 0; u < kHeld; ++u)
+    if (const int64_t i = threadIdx.x + u * kWarpBlock; i < width)
+      out[blockIdx.x * width + i] = fromFloat<Out>(values[u] * factor * weights[u]);
+}
+
 template <typename X, typename W, typename Out>
 Status launchNorm(const Call &call, const X *x, const W *w, const float *sums, Out *out,
                   float *sumsOut, int64_t rows, int64_t width, float count) {
   if (rows == 0)
     return {};
   float eps = float(call.params.real("eps"));
+  if (out && !sums && width > 1024 && width <= kHeld * kWarpBlock)
+    return launchEarly(call, normHeldRows<X, W, Out>, unsigned(rows), kWarpBlock, 0, x, w, out,
+                       width, eps);
   if (width > 1024)
     return launchEarly(call, normRows<true, X, W, Out>, unsigned(rows), 256, 0, x, w, sums, out,
                        sumsOut, rows, width, count, eps);

@@ -191,6 +191,7 @@ Status productOf(const Call &call, size_t w, const int32_t *groups, int64_t grou
                                       : out.elements() / std::max<int64_t>(1, out.shape[0]))
                     : n,
              trailing(x, contract)};
+  product.settled = call.areSettled(groups ? 1 : w, w + 1);
   return {};
 }
 
@@ -260,8 +261,9 @@ Status ops::linears(const Call &call) {
     return launchProductsFewRows(call, products);
   for (size_t i = 0; i < call.out.size(); ++i) {
     const TensorRef operands[] = {call.in[0], call.in[i + 1]};
-    if (Status s = linear({call.name, operands, call.out.subspan(i, 1), call.params, call.context});
-        !s)
+    CallContext context = call.context;
+    context.settled = call.areSettled(i + 1, i + 2) ? 2 : 0;
+    if (Status s = linear({call.name, operands, call.out.subspan(i, 1), call.params, context}); !s)
       return s;
   }
   return {};

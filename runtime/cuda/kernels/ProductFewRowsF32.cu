@@ -9,25 +9,46 @@ namespace moira::rt::cuda {
 namespace {
 
 constexpr int kWarps = 4, kMostRows = 8;
+/// Values, by four, of a column that a lane asks for at once.
+constexpr int kAhead = 4;
 constexpr int64_t kMostColumns = 1024;
 
 template <int rows>
 __global__ void __launch_bounds__(kWarps * 32)
-    dotColumns(const float4 *x, const float4 *w, float *out, int m, int64_t n, int64_t vectors) {
+    dotColumns(const float4 *x, const float4 *w, float *out, int m, int64_t n, int64_t vectors,
+               bool settled) {
   __shared__ float sums[kWarps][rows];
-  awaitPrevious();
   const int64_t column = blockIdx.x;
   const int warp = int(threadIdx.x) / 32;
-  float sum[rows] = {};
-#pragma unroll 4
-  for (int64_t at = threadIdx.x; at < vectors; at += kWarps * 32) {
-    const float4 b = w[column * vectors + at];
+  if (!settled)
+    awaitPrevious();
+  float4 held[kAhead];
+  auto load = [&](int64_t from) {
 #pragma unroll
-    for (int r = 0; r < rows; ++r)
-      if (r < m) {
-        const float4 a = x[r * vectors + at];
-        sum[r] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
-      }
+    for (int u = 0; u < kAhead; ++u)
+      if (const int64_t at = from + u * (kWarps * 32); at < vectors)
+        held[u] = w[column * vectors + at];
+  };
+  load(threadIdx.x);
+  if (settled)
+    awaitPrevious();
+  float sum[rows] = {};
+  for (int64_t from = threadIdx.x; from < vectors; from += kAhead * kWarps * 32) {
+    if (from != threadIdx.x)
+      load(from);
+#pragma unroll
+    for (int u = 0; u < kAhead; ++u) {
+      const int64_t at = from + u * (kWarps * 32);
+      if (at >= vectors)
+        break;
+      const float4 b = held[u];
+#pragma unroll
+      for (int r = 0; r < rows; ++r)
+        if (r < m) {
+          const float4 a = x[r * vectors + at];
+          sum[r] += a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w;
+        }
+    }
   }
 #pragma unroll
   for (int r = 0; r < rows; ++r) {
@@ -58,7 +79,7 @@ Status launchProductFewF32Rows(const Call &call, const GroupedProduct &p) {
   auto run = [&](auto kernel) {
     return launchEarly(call, kernel, unsigned(p.n), kWarps * 32, 0,
                        static_cast<const float4 *>(p.x), static_cast<const float4 *>(p.w),
-                       static_cast<float *>(p.out), int(p.m), p.n, p.k / 4);
+                       static_cast<float *>(p.out), int(p.m), p.n, p.k / 4, p.settled);
   };
   return p.m == 1 ? run(dotColumns<1>) : run(dotColumns<kMostRows>);
 }
