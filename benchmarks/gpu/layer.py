@@ -187,6 +187,7 @@ def peers(names):
         elif name == "compiled":
             made["torch compiled"] = torch.compile(layer, dynamic=False)
         elif name == "tuned":
+            torch._inductor.config.max_autotune_gemm_backends = "ATEN"  # or tuning takes minutes
             made["torch tuned"] = torch.compile(layer, dynamic=False, mode="max-autotune-no-cudagraphs")
     return made
 

@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--loads", default="balanced,zipf", help="of layer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=60, help="milliseconds that each contestant runs in a round")
-    parser.add_argument("--peers", default="eager,compiled", help="of eager, compiled, tuned")
+    parser.add_argument("--peers", default="eager,compiled,tuned", help="PyTorch as it is, under torch.compile, and with max-autotune (layer, decode)")
     parser.add_argument("--plans", help="a folder of plans; default a temporary one")
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--profile", action="store_true", help="also the kernels of every contestant's steps, by torch's profiler")

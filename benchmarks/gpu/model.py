@@ -26,6 +26,7 @@ MODELS = {
 @dataclass
 class Row:
     shape: str
+    device: str = "cuda"
     case = "model"
     bytes = None
 
@@ -37,19 +38,20 @@ class Row:
         self.title, self.plan = f"{self.shape} {self.task} {self.batch} x {self.sequence}", f"model-{self.shape}.moeplan"
         self.flops = flops(self.config, self.batch, self.sequence) * (3 if self.task == "train" else 1)
 
-    def compile(self, plan):
+    def compile(self, plan, target="sm_90"):
         config = Path(plan).with_suffix("")
         config.mkdir(exist_ok=True)
         (config / "config.json").write_text(json.dumps(self.config))
         compile_plan(config / "config.json", plan, f"--task={self.task}", f"--batch={self.batch}", f"--seq={self.sequence}", "--dtype=bf16",
-                     "--target=sm_90", "--report=none")
+                     f"--target={target}", "--report=none")
 
     @contextmanager
     def contestants(self, plan, clock, options):
         import torch
 
-        model = make_model(self.config)
-        ids = torch.randint(0, self.config["vocab_size"], (self.batch, self.sequence), device="cuda", generator=torch.Generator("cuda").manual_seed(3))
+        model = make_model(self.config, self.device)
+        draw = torch.Generator(self.device).manual_seed(3)
+        ids = torch.randint(0, self.config["vocab_size"], (self.batch, self.sequence), device=self.device, generator=draw)
         inputs = {"input_ids": ids.to(torch.int32).cpu().numpy()}
         if self.task == "train":
             inputs |= {"lr": np.full(1, RATE, np.float32), "step": np.ones(1, np.int32)}
@@ -113,13 +115,13 @@ def flops(config, batch, sequence):
     return 2 * batch * sequence * weights + layers * 2 * batch * sequence**2 * heads * head
 
 
-def make_model(config):
+def make_model(config, device):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(1)
     kind = AutoConfig.for_model(**config)
-    with torch.device("cuda"):
+    with torch.device(device):
         model = AutoModelForCausalLM.from_config(kind, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.set_experts_implementation("grouped_mm")
     return model
@@ -136,7 +138,8 @@ def write_weights(session, model):
         tensor = weights[state.name].detach()
         assert tensor.numel() == int(np.prod(state.shape)), state.name
         tensor = tensor.contiguous() if state.dtype == np.uint16 else tensor.float().contiguous()
-        torch.cuda.synchronize()
+        if tensor.is_cuda:
+            torch.cuda.synchronize()
         session.write(state.name, tensor.data_ptr())
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import xml.etree.ElementTree as xml
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from common import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "gpu"))
 import layer  # noqa: E402
+import model  # noqa: E402
 import pieces  # noqa: E402
 import report  # noqa: E402
 
@@ -82,6 +84,32 @@ def test_an_update_is_a_step_of_training(tmp_path):
     with Session(tmp_path / "piece.moeplan") as session:
         assert [state.name for state in session.states] == list(piece.tensors)
         assert len(session.steps(piece.inputs, 3)) == 3
+
+
+class OneRun:
+    """A clock that lets everyone run once."""
+
+    budget = 0
+
+    def median(self, run):
+        run()
+        return 1.0
+
+
+@pytest.mark.parametrize("shape", list(model.MODELS))
+def test_a_model_is_the_peers(tmp_path, monkeypatch, shape):
+    """A smaller one of the same class: the loss before training, or logits, and a step of everyone."""
+    small = {"vocab_size": 96, "hidden_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 4, "moe_intermediate_size": 16, "intermediate_size": 16,
+             "num_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 2, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 1}
+    folder, _, task, _, _ = model.MODELS[shape]
+    monkeypatch.setitem(model.MODELS, shape, (folder, 2, task, 2, 16))
+    row = model.Row(shape, device="cpu")
+    row.config |= {key: value for key, value in small.items() if key in row.config or key == "vocab_size"}
+    row.compile(tmp_path / row.plan, target="host")
+    with row.contestants(tmp_path / row.plan, OneRun(), Namespace(peers="eager")) as (contestants, notes):
+        assert list(contestants) == ["moira", "transformers eager"]
+        assert all(time_of() > 0 for time_of in contestants.values())
+    assert notes["difference"] < 0.1  # bf16; other weights would differ by about 1
 
 
 def test_reports_say_what_was_measured(tmp_path):
