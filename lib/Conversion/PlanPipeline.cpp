@@ -53,7 +53,7 @@ static void addProgramPasses(OpPassManager &passes, const PlanOptions &options) 
   passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
   passes.addPass(createPlanLowerPass(options));
   // On instructions, which say what they wait for; before these are scheduled one by one.
-  passes.nest<plan::PlanOp>().addPass(createPlanMergeProductsPass());
+  passes.nest<plan::PlanOp>().addPass(createPlanMergeCallsPass());
   addPlanPasses(passes);
 }
 
@@ -108,7 +108,7 @@ void moira::registerPlanPasses() {
   registerPass([] { return createPlanOffloadPass(); });
   registerPass([] { return createPlanFuseKernelsPass(); });
   registerPass([] { return createPlanLowerPass(); });
-  registerPass([] { return createPlanMergeProductsPass(); });
+  registerPass([] { return createPlanMergeCallsPass(); });
   registerPass([] { return createPlanSchedulePass(); });
   registerPass([] { return createPlanInsertEventsPass(); });
   registerPass([] { return createPlanAllocatePass(); });

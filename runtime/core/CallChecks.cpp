@@ -476,6 +476,10 @@ void check_write_rows(CallCheck &c) {
                   static_cast<long long>(all)));
   c.fixed("B");
   c.fixedRun("X");
+  if (c.hasInput("rows2") != (c.outputCount() == 2))
+    c.fail("rows2 and state2 are given together");
+  else if (c.outputCount() == 2)
+    c.fixedRun("Y");
   c.fitsInt32({all}, "rows of the state");
 }
 

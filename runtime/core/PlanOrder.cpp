@@ -249,16 +249,18 @@ void OrderCheck::checkWritten(size_t index, const fb::Instr &instr) {
 /// that no instruction computes (then every attempt writes the same rows), and never over what a
 /// checkpoint has filled.
 void OrderCheck::checkRows(size_t index, const fb::Instr &instr) {
-  Range written = viewRange(instr.outputs()->Get(0));
-  const fb::State *state = nullptr;
-  if (!isWholeState(instr.outputs()->Get(0), state) || state->source())
-    return fail(index, "its output is not the whole of one state without a source");
-  if (!spend(written.end - written.begin))
-    return;
-  for (uint32_t s = written.begin; s < written.end; ++s)
-    if (segments[s].writer != 0 || segments[s].readers != Clock{})
-      return fail(index, "the state has been read or written before; a repeated step would read "
-                         "what the first attempt has left");
+  for (uint32_t view : *instr.outputs()) {
+    Range written = viewRange(view);
+    const fb::State *state = nullptr;
+    if (!isWholeState(view, state) || state->source())
+      return fail(index, "its output is not the whole of one state without a source");
+    if (!spend(written.end - written.begin))
+      return;
+    for (uint32_t s = written.begin; s < written.end; ++s)
+      if (segments[s].writer != 0 || segments[s].readers != Clock{})
+        return fail(index, "the state has been read or written before; a repeated step would read "
+                           "what the first attempt has left");
+  }
   if (sizeOf(instr.inputs()) < 2)
     return;
   Range place = viewRange(instr.inputs()->Get(1));

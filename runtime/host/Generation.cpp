@@ -18,15 +18,17 @@ int64_t placeOf(const Call &call) { return call.in.size() > 1 ? *call.input<int3
 } // namespace
 
 template <typename S> Status write_rows(const Call &call) {
-  const TensorRef &rows = call.in[0], &state = call.out[0];
-  int64_t at = placeOf(call), count = rows.shape[1], all = state.shape[1];
+  int64_t at = placeOf(call), count = call.in[0].shape[1], all = call.out[0].shape[1];
   if (at < 0 || at > all - count)
     return badCall(call, format("rows %lld..%lld of a state of %lld", (long long)at,
                                 (long long)(at + count), (long long)all));
-  int64_t row = product(rows.shape, 2, rows.shape.size()) * dtypeBytes(rows.dtype);
-  for (int64_t b = 0; b < rows.shape[0]; ++b)
-    std::memcpy(static_cast<char *>(state.data) + (b * all + at) * row,
-                static_cast<const char *>(rows.data) + b * count * row, count * row);
+  for (size_t i = 0; i < call.out.size(); ++i) {
+    const TensorRef &rows = call.in[i * 2], &state = call.out[i];
+    int64_t row = product(rows.shape, 2, rows.shape.size()) * dtypeBytes(rows.dtype);
+    for (int64_t b = 0; b < rows.shape[0]; ++b)
+      std::memcpy(static_cast<char *>(state.data) + (b * all + at) * row,
+                  static_cast<const char *>(rows.data) + b * count * row, count * row);
+  }
   return {};
 }
 

@@ -173,8 +173,12 @@ double WorkReader::callBytes(const fb::Instr &instr, const std::string &name, do
   double bytes = 0;
   if (name == "embedding" || name == "slot" || name == "write_rows") {
     // Of a table or a cache only the rows that are named.
-    uint32_t moved = name == "write_rows" ? instr.inputs()->Get(0) : instr.outputs()->Get(0);
-    return 2 * bytesOf(moved);
+    if (name != "write_rows")
+      return 2 * bytesOf(instr.outputs()->Get(0));
+    bytes = 2 * bytesOf(instr.inputs()->Get(0));
+    if (instr.inputs()->size() > 2)
+      bytes += 2 * bytesOf(instr.inputs()->Get(2));
+    return bytes;
   }
   bool grouped = name == "grouped_matmul" || name == "grouped_input_grad";
   if (instr.inputs())

@@ -34,6 +34,34 @@ TEST_F(CudaGeneration, RowsAreWrittenAtTheirPlaceAlone) {
     }
 }
 
+TEST_F(CudaGeneration, RowsOfTwoStatesAreWrittenAtOnePlace) {
+  for (const Mode &mode : allModes())
+    for (int64_t width : {1, 64, 130}) {
+      Operand rows = rounded(T(random.normal<float>({3, 2, 72})), mode.dtype),
+              state = rounded(T(random.normal<float>({3, 7, 72})), mode.dtype),
+              rows2 = rounded(T(random.normal<float>({3, 2, width})), mode.dtype),
+              state2 = rounded(T(random.normal<float>({3, 7, width})), mode.dtype);
+      Operand place = I(Tensor<int32_t>({1}, {4}));
+      OnDevice in(rows, mode.dtype, mode.shifted), in2(rows2, mode.dtype, false),
+          out(state, mode.dtype, false), out2(state2, mode.dtype, mode.shifted),
+          at(place, mode.dtype, false);
+      std::vector<TensorRef> inputs{in.ref(), at.ref(), in2.ref()}, outputs{out.ref(), out2.ref()};
+      Status s = cuda::runCudaCall("write_rows", inputs, outputs, {}, gpu->context);
+      ASSERT_TRUE(s.ok()) << s.str();
+      EXPECT_EQ(gpu->finish(), 0);
+      EXPECT_TRUE(out.bytes().guardsIntact() && out2.bytes().guardsIntact());
+      auto expectWritten = [](Operand &before, const Operand &from, OnDevice &after, int64_t n) {
+        Tensor<float> want = before.floats(), written = from.floats();
+        for (int64_t b = 0; b < 3; ++b)
+          std::copy_n(written.values.begin() + b * 2 * n, 2 * n,
+                      want.values.begin() + (b * 7 + 4) * n);
+        EXPECT_EQ(after.read(before).floats().values, want.values);
+      };
+      expectWritten(state, rows, out, 72);
+      expectWritten(state2, rows2, out2, width);
+    }
+}
+
 TEST_F(CudaGeneration, APlaceOutsideOfTheStateIsAFaultAndWritesNothing) {
   for (int32_t at : {-1, 6, INT32_MAX}) {
     Operand state = I(random.ids({2, 7}, 0, 9));

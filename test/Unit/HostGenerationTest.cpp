@@ -34,6 +34,25 @@ TEST(HostGeneration, RowsAreWrittenAtTheirPlace) {
   EXPECT_EQ(masks.values, (std::vector<int32_t>{0, 0, 0, 1, 0, 0, 0, 1}));
 }
 
+TEST(HostGeneration, RowsOfTwoStatesAreWrittenAtOnePlace) {
+  Random random(testSeed());
+  Tensor<Bf16> keys = random.normal<Bf16>({2, 1, 3}), values = random.normal<Bf16>({2, 1, 2, 4}),
+               keyCache({2, 5, 3}), valueCache({2, 5, 2, 4});
+  const Bf16 before = keyCache.values[0];
+  Tensor<int32_t> place({1}, {3});
+  ASSERT_TRUE(
+      call("write_rows", CallFlavor::fast, {keys, place, values}, {keyCache, valueCache}, {}));
+  auto expectWritten = [&](const Tensor<Bf16> &rows, const Tensor<Bf16> &state, int64_t width) {
+    for (int64_t b = 0; b < 2; ++b)
+      for (int64_t n = 0; n < 5; ++n)
+        for (int64_t x = 0; x < width; ++x)
+          EXPECT_EQ(float(state.values[(b * 5 + n) * width + x]),
+                    float(n == 3 ? rows.values[b * width + x] : before));
+  };
+  expectWritten(keys, keyCache, 3);
+  expectWritten(values, valueCache, 8);
+}
+
 TEST(HostGeneration, RowsOutsideOfTheStateAreRefused) {
   Tensor<float> rows({1, 2, 4}), state({1, 8, 4});
   for (int32_t at : {-1, 7, INT32_MAX, INT32_MIN}) {

@@ -83,8 +83,6 @@ TEST(CallRegistry, EveryDimensionIsTied) {
                                           "router_z input 0 dim 0",
                                           "router_z input 0 dim 1",
                                           "router_z input 0 dim 2",
-                                          "write_rows output 0 dim 1",
-                                          "write_rows input 0 dim 1",
                                           "slot input 0 dim 1",
                                           "sample input 0 dim 2",
                                           "sample_counts input 0 dim 1",
@@ -243,8 +241,14 @@ TEST(CallRegistry, RefusesBrokenContracts) {
       {"limit", [](Example &e) { e.params[11] = offset("token_offset", -1, kDp); },
        "leave the range of i32"},
       {"redirect", [](Example &e) { e.params[0].integer = -1; }, "first is no expert"},
-      {"write_rows", [](Example &e) { e.inputs[0] = f({2, 9, 4, 16}); },
+      {"write_rows",
+       [](Example &e) {
+         e.inputs[0] = f({2, 9, 4, 16});
+         e.inputs[2] = f({2, 9, 8});
+       },
        "9 rows do not fit into 8"},
+      {"write_rows", [](Example &e) { e.outputs.pop_back(); }, "rows2 and state2"},
+      {"write_rows", [](Example &e) { e.inputs.pop_back(); }, "rows2 and state2"},
       {"slot", [](Example &e) { e.params[0].integer = -1; }, "index is -1"},
       {"slot", [](Example &e) { e.params[1] = offset("start", -1, kDp); }, "start must be 0"},
       {"linear_weight_grad", [](Example &e) { e.params.push_back(integer("per_sample", 2)); },

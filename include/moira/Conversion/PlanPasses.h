@@ -20,8 +20,9 @@ std::unique_ptr<mlir::Pass> createPlanFuseKernelsPass();
 /// programs of a plan.plan.
 std::unique_ptr<mlir::Pass> createPlanLowerPass(const PlanOptions &options = {},
                                                 bool reference = false);
-/// `--plan-merge-products`: one call for the products of the same few rows by several weights.
-std::unique_ptr<mlir::Pass> createPlanMergeProductsPass();
+/// `--plan-merge-calls`: one call of products of the same few rows by several weights, and of
+/// what is written at the same place of two states.
+std::unique_ptr<mlir::Pass> createPlanMergeCallsPass();
 /// `--plan-schedule`: orders each program so that dense work stands between an exchange and its
 /// first use.
 std::unique_ptr<mlir::Pass> createPlanSchedulePass();

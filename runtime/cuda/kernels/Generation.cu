@@ -10,10 +10,17 @@ namespace {
 
 constexpr int kSampleBlock = 1024;
 
-/// One thread a unit of the rows.
+/// What write_rows writes to one state; units are those of a row.
+template <typename V> struct WrittenRows {
+  const V *rows;
+  V *state;
+  int64_t units, total;
+};
+
+/// One thread a unit of the rows, first those of `a`.
 template <typename V>
-__global__ void copyRows(const V *rows, const int32_t *at, V *state, int64_t total, int64_t count,
-                         int64_t all, int64_t units, int32_t *flag) {
+__global__ void copyRows(WrittenRows<V> a, WrittenRows<V> b, const int32_t *at, int64_t count,
+                         int64_t all, int32_t *flag) {
   awaitPrevious();
   int64_t first = at ? at[0] : 0;
   if (first < 0 || first > all - count) {
@@ -21,9 +28,12 @@ __global__ void copyRows(const V *rows, const int32_t *at, V *state, int64_t tot
       raise(flag, Fault::slot);
     return;
   }
-  for (int64_t i = threadNumber(); i < total; i += threadCount()) {
-    int64_t b = i / (count * units);
-    state[(b * all + first) * units + i % (count * units)] = rows[i];
+  for (int64_t t = threadNumber(); t < a.total + b.total; t += threadCount()) {
+    const WrittenRows<V> &w = t < a.total ? a : b;
+    const int64_t i = t < a.total ? t : t - a.total;
+    int64_t row, unit;
+    divide(i, count * w.units, row, unit);
+    w.state[(row * all + first) * w.units + unit] = w.rows[i];
   }
 }
 
@@ -150,17 +160,27 @@ const int32_t *placeOf(const Call &call) {
 } // namespace
 
 Status ops::write_rows(const Call &call) {
-  const TensorRef &rows = call.in[0], &state = call.out[0];
-  size_t bytes = size_t(trailing(rows, int64_t(rows.shape.size()) - 2)) * elementBytes(rows.dtype);
-  int64_t count = rows.shape[1], all = state.shape[1];
-  size_t unit = commonUnit(addressOf(rows.data), addressOf(state.data), bytes);
-  int64_t units = int64_t(bytes / unit), total = rows.shape[0] * count * units;
-  if (total == 0)
-    return {};
-  return withUnit(unit, [&]<typename V>(V) {
-    return launchEarly(call, copyRows<V>, blocksOfThreads(total), kWarpBlock, 0, call.input<V>(0),
-                       placeOf(call), call.output<V>(0), total, count, all, units,
-                       call.context.errorFlag);
+  const int64_t count = call.in[0].shape[1], all = call.out[0].shape[1];
+  auto rowBytes = [&](size_t state) {
+    const TensorRef &rows = call.in[state * 2];
+    return size_t(trailing(rows, int64_t(rows.shape.size()) - 2)) * elementBytes(rows.dtype);
+  };
+  size_t unit = 16;
+  for (size_t i = 0; i < call.out.size(); ++i)
+    unit = commonUnit(
+        unit, commonUnit(rowBytes(i), addressOf(call.in[i * 2].data), addressOf(call.out[i].data)));
+  return withUnit(unit, [&]<typename V>(V) -> Status {
+    WrittenRows<V> written[2]{};
+    for (size_t i = 0; i < call.out.size(); ++i) {
+      const int64_t units = int64_t(rowBytes(i) / sizeof(V));
+      written[i] = {call.input<V>(i * 2), call.output<V>(i), units,
+                    call.in[0].shape[0] * count * units};
+    }
+    const int64_t total = written[0].total + written[1].total;
+    if (total == 0)
+      return {};
+    return launchEarly(call, copyRows<V>, blocksOfThreads(total), kWarpBlock, 0, written[0],
+                       written[1], placeOf(call), count, all, call.context.errorFlag);
   });
 }
 

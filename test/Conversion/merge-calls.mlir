@@ -1,6 +1,6 @@
-// Products of the same few rows become one call at the place of the first; not those of other rows, of many,
+// Calls that are independent become one. Products of the same few rows do so at the place of the first; not those of other rows, of many,
 // with a weight that is made later, contracted otherwise, or behind an exchange. A call takes four weights.
-// RUN: moe-opt %s --plan-merge-products | FileCheck %s
+// RUN: moe-opt %s --plan-merge-calls | FileCheck %s
 
 #info = #plan.info<model_class = "m", task = "forward", dtype = f32, batch = 1, seq = 1, parameters = 0, active_parameters = 0, tensors_expected = 0, tensors_found = 0>
 plan.plan "host" mesh ["ep"] = [2] by "t" info #info {
@@ -92,5 +92,50 @@ plan.plan "host" mesh ["ep"] = [2] by "t" info #info {
     plan.call "linear"(%x, %w) -> (%a) {contract = 1 : i64} on "compute" : (!plan.view<2x4xf32>, !plan.view<4x4xf32>) -> !plan.view<2x4xf32>
     %b = plan.view "activations" : !plan.view<2x4xf32>
     plan.call "linear"(%x, %w) -> (%b) {contract = 1 : i64} on "compute" : (!plan.view<2x4xf32>, !plan.view<4x4xf32>) -> !plan.view<2x4xf32>
+  }
+
+  // Keys and values are written in one call; not what is made of what was read there, at another place, or a mask of other elements.
+  // CHECK-LABEL: plan.program @caches
+  // CHECK: plan.call "write_rows"(%[[M:[0-9]+]], %[[AT:[0-9]+]]) -> (%{{[0-9]+}}) {} on "compute" :
+  // CHECK: plan.call "write_rows"(%[[K:[0-9]+]], %[[AT]], %[[V:[0-9]+]]) -> (%[[KS:[0-9]+]], %[[VS:[0-9]+]]) {} on "compute" at "layers.0.attn" layer 0 :
+  // CHECK-SAME: (!plan.view<2x1x4xf32>, !plan.view<1xi32>, !plan.view<2x1x2x3xf32>) -> (!plan.view<2x8x4xf32>, !plan.view<2x8x2x3xf32>)
+  // CHECK: plan.call "scale"(%[[KS]]) -> (%[[ALL:[0-9]+]])
+  // CHECK: plan.call "write_rows"(%[[K]], %[[AT]]) -> (%{{[0-9]+}})
+  // CHECK: plan.call "slot"(%[[ALL]], %[[AT]]) -> (%[[LATE:[0-9]+]])
+  // CHECK: plan.call "write_rows"(%[[LATE]], %[[AT]]) -> (%{{[0-9]+}})
+  // CHECK: plan.call "write_rows"(%[[K]], %{{[0-9]+}}) -> (%{{[0-9]+}})
+  // CHECK: plan.call "write_rows"(%[[K]]) -> (%{{[0-9]+}})
+  // CHECK-NOT: plan.call
+  plan.program @caches ranks 2 queues ["compute", "comm"] {
+    plan.arena "activations" activations on device bytes 0 per_bound 0
+    plan.arena "state" state on device bytes 0 per_bound 0
+    %at = plan.view "activations" : !plan.view<1xi32>
+    plan.input "position" %at : tensor<1xi32> : !plan.view<1xi32>
+    %other = plan.view "activations" : !plan.view<1xi32>
+    plan.input "other" %other : tensor<1xi32> : !plan.view<1xi32>
+    %m = plan.view "activations" : !plan.view<2x1x4xi32>
+    plan.input "m" %m : tensor<2x1x4xi32> : !plan.view<2x1x4xi32>
+    %k = plan.view "activations" : !plan.view<2x1x4xf32>
+    plan.input "k" %k : tensor<2x1x4xf32> : !plan.view<2x1x4xf32>
+    %v = plan.view "activations" : !plan.view<2x1x2x3xf32>
+    plan.input "v" %v : tensor<2x1x2x3xf32> : !plan.view<2x1x2x3xf32>
+    %ms = plan.view "state" : !plan.view<2x8x4xi32>
+    plan.call "write_rows"(%m, %at) -> (%ms) {} on "compute" : (!plan.view<2x1x4xi32>, !plan.view<1xi32>) -> !plan.view<2x8x4xi32>
+    %ks = plan.view "state" : !plan.view<2x8x4xf32>
+    plan.call "write_rows"(%k, %at) -> (%ks) {} on "compute" at "layers.0.attn.k" layer 0 : (!plan.view<2x1x4xf32>, !plan.view<1xi32>) -> !plan.view<2x8x4xf32>
+    %all = plan.view "activations" : !plan.view<2x8x4xf32>
+    plan.call "scale"(%ks) -> (%all) {factor = 2.0 : f64} on "compute" : (!plan.view<2x8x4xf32>) -> !plan.view<2x8x4xf32>
+    %vs = plan.view "state" : !plan.view<2x8x2x3xf32>
+    plan.call "write_rows"(%v, %at) -> (%vs) {} on "compute" at "layers.0.attn.v" layer 0 : (!plan.view<2x1x2x3xf32>, !plan.view<1xi32>) -> !plan.view<2x8x2x3xf32>
+    %third = plan.view "state" : !plan.view<2x8x4xf32>
+    plan.call "write_rows"(%k, %at) -> (%third) {} on "compute" : (!plan.view<2x1x4xf32>, !plan.view<1xi32>) -> !plan.view<2x8x4xf32>
+    %late = plan.view "activations" : !plan.view<2x1x4xf32>
+    plan.call "slot"(%all, %at) -> (%late) {index = 0 : i64, start = #dist.offset<{} * 0>} on "compute" : (!plan.view<2x8x4xf32>, !plan.view<1xi32>) -> !plan.view<2x1x4xf32>
+    %ls = plan.view "state" : !plan.view<2x8x4xf32>
+    plan.call "write_rows"(%late, %at) -> (%ls) {} on "compute" : (!plan.view<2x1x4xf32>, !plan.view<1xi32>) -> !plan.view<2x8x4xf32>
+    %os = plan.view "state" : !plan.view<2x8x4xf32>
+    plan.call "write_rows"(%k, %other) -> (%os) {} on "compute" : (!plan.view<2x1x4xf32>, !plan.view<1xi32>) -> !plan.view<2x8x4xf32>
+    %ns = plan.view "state" : !plan.view<2x8x4xf32>
+    plan.call "write_rows"(%k) -> (%ns) {} on "compute" : (!plan.view<2x1x4xf32>) -> !plan.view<2x8x4xf32>
   }
 }
