@@ -124,6 +124,16 @@ TEST_F(CudaAttention, FewQueriesOverManyKeys) {
                .window = random.between(0, 1) * 300,
                .sinks = random.between(0, 1) == 1},
               mode);
+    for (int64_t d : {64, 128, 256}) // enough keys for the largest clusters
+      check(*gpu, random,
+            {.keyDim = d,
+             .valueDim = d,
+             .queries = 1,
+             .keys = random.between(2100, 2700),
+             .heads = 16,
+             .kvHeads = 2,
+             .sinks = d == 64},
+            mode);
     for (int64_t queries : {2, 3, 4})
       check(*gpu, random,
             {.keyDim = 128,

@@ -2,10 +2,11 @@
 // Decode: what takes time is reading the cache. All query rows of a key/value head (its query heads
 // times the queries) are one tile of 16 rows, so keys and values are read once. The keys are shared
 // out, 16 at a time, among the warps of a cluster; each warp has its own ring of copies under way
-// and its own running softmax. The parts are put together in shared memory, the blocks' parts over
-// the cluster, always in the same order.
+// and its own running softmax. The parts are put together in shared memory: each block of the
+// cluster is sent the others' parts of its columns, and adds them in the order of the blocks.
 //===----------------------------------------------------------------------===//
 #include "AttentionTools.h"
+#include "BulkCopies.h"
 #include "Tiles.h"
 
 #include <cooperative_groups.h>
@@ -17,20 +18,24 @@ namespace moira::rt::cuda {
 namespace {
 
 constexpr int kRows = 16, kKeys = 16;
-/// The largest cluster that every device of this generation takes.
-constexpr int kMostBlocks = 8;
+/// The largest cluster that every device of this generation takes, and the largest of all.
+constexpr int kPortableBlocks = 8, kMostBlocks = 16;
 
 /// Shared memory for keys of up to `keyWidth` values, both parts, and values of up to `valueWidth`.
 template <int keyWidth, int valueWidth> struct Layout {
   static constexpr int warps = keyWidth + valueWidth <= 320 ? 8 : 4, threads = warps * 32;
-  static constexpr int stages = keyWidth + valueWidth <= 128 ? 3 : 2;
+  static constexpr int stages = keyWidth + valueWidth <= 256 ? 3 : 2;
   static constexpr int queryValues = kRows * keyWidth,
                        stageValues = kKeys * (keyWidth + valueWidth),
                        ringValues = stages * stageValues;
   /// Partial results of a warp lie in its ring once that is read.
-  static constexpr int partValues = kRows * valueWidth * 2; // of f32, in bf16 values
-  static_assert(partValues <= ringValues);
-  static constexpr size_t bytes = size_t(queryValues + warps * ringValues) * sizeof(bf16);
+  /// Rows of such a part, in f32: a little apart, so that eight rows meet no bank together.
+  static constexpr int partStride = valueWidth + 8;
+  static_assert(kRows * partStride * 2 <= ringValues);
+  /// What a block gets of all parts: its columns of each, which are as many f32 as one part has.
+  static constexpr int inboxValues = kRows * valueWidth * 2;
+  static constexpr size_t bytes =
+      size_t(queryValues + warps * ringValues + inboxValues) * sizeof(bf16);
 };
 
 /// The query heads of this rank that read key/value head `head`: [first, end).
@@ -41,6 +46,33 @@ __device__ inline void headsOf(const AttentionArgs &a, int64_t head, int64_t &fi
   };
   first = from(head);
   end = from(head + 1);
+}
+
+// A block's barrier of its cluster: what it did before it arrived is done; none of its memory is
+// meant. And stores to a block's shared memory that count down a barrier of that block.
+__device__ inline void arriveInCluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;\n" ::: "memory");
+}
+__device__ inline void awaitCluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;\n" ::: "memory");
+}
+/// The place in block `rank` of the cluster that is `address` in this one.
+__device__ inline uint32_t inBlock(uint32_t address, int rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;\n" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+__device__ inline void send(uint32_t to, float4 v, uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, "
+               "%3, %4}, [%5];\n" ::"r"(to),
+               "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w), "r"(barrier)
+               : "memory");
+}
+__device__ inline void send(uint32_t to, float x, float y, uint32_t barrier) {
+  asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, "
+               "[%3];\n" ::"r"(to),
+               "f"(x), "f"(y), "r"(barrier)
+               : "memory");
 }
 
 /// Maximum and sum of the exponentials (of 2) of a row's scores, as far as seen.
@@ -59,8 +91,9 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth>::threads)
   extern __shared__ __align__(128) unsigned char sharedBytes[];
   __shared__ int32_t positions[kWarps][L::stages][kKeys], masks[kWarps][L::stages][kKeys];
   __shared__ int32_t tileNumbers[kWarps][L::stages];
-  __shared__ RowState states[kWarps][kRows], blockStates[kRows];
+  __shared__ RowState states[kWarps][kRows], blockStates[kMostBlocks][kRows];
   __shared__ float factors[kWarps][kRows]; // of the parts that are put together
+  __shared__ uint64_t receivedWord;
   bf16 *queryTile = reinterpret_cast<bf16 *>(sharedBytes);
   const int lane = laneNumber(), warp = int(threadIdx.x) / 32;
   bf16 *ring = queryTile + L::queryValues + warp * L::ringValues;
@@ -77,6 +110,18 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth>::threads)
   auto queryOf = [&](int r) { return int64_t(uint32_t(row0 + r) / uint32_t(heads)); };
   auto headOf = [&](int r) { return head0 + uint32_t(row0 + r) % uint32_t(heads); };
   auto placeOf = [&](int r) { return (b * a.queries + queryOf(r)) * a.heads + headOf(r); };
+
+  // What is sent to this block counts down a barrier.
+  const uint32_t received = sharedAddress(&receivedWord);
+  const int columns = valueWidth / blocks; // that this block puts together
+  if (threadIdx.x == 0) {
+    initBarrier(received, 1);
+    publishBarriers();
+    arriveExpecting(received,
+                    uint32_t(blocks * rows) * uint32_t(columns * sizeof(float) + sizeof(RowState)));
+  }
+  __syncwarp();
+  arriveInCluster();
 
   const int64_t keyStride = int64_t(a.kvHeads) * a.keyDim,
                 valueStride = int64_t(a.kvHeads) * a.valueDim, key00 = b * a.keys;
@@ -210,15 +255,22 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth>::threads)
     for (int j = 0; j < 2; ++j)
 #pragma unroll
       for (int c = 0; c < 4; ++c) {
-        const int key = j * 8 + lane % 4 * 2 + c % 2, row = lane / 4 + c / 2 * 8;
+        const int key = j * 8 + lane % 4 * 2 + c % 2;
         const bool visible =
             sees(a, queryPosition[c / 2], positions[warp][stage][key], masks[warp][stage][key]);
-        float added = 0;
-        const int64_t at = int64_t(tileNumbers[warp][stage]) * kKeys + key;
-        if (a.bias && row < rows && at < a.keys)
-          added = a.bias[(headOf(row) * a.queries + queryOf(row)) * a.keys + at] * perNat;
-        score[j][c] = visible ? score[j][c] * scale + added : -INFINITY;
+        score[j][c] = visible ? score[j][c] * scale : -INFINITY;
       }
+    if (a.bias)
+#pragma unroll
+      for (int j = 0; j < 2; ++j)
+#pragma unroll
+        for (int c = 0; c < 4; ++c) {
+          const int row = lane / 4 + c / 2 * 8;
+          const int64_t at =
+              int64_t(tileNumbers[warp][stage]) * kKeys + j * 8 + lane % 4 * 2 + c % 2;
+          if (row < rows && at < a.keys)
+            score[j][c] += a.bias[(headOf(row) * a.queries + queryOf(row)) * a.keys + at] * perNat;
+        }
     float shrink[2];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -267,21 +319,23 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth>::threads)
     total[r] += __shfl_xor_sync(kAllLanes, total[r], 1);
     total[r] += __shfl_xor_sync(kAllLanes, total[r], 2);
     const int row = lane / 4 + r * 8;
+    if (row >= rows)
+      continue;
     if (lane % 4 == 0)
       states[warp][row] = {largest[r], total[r]};
 #pragma unroll
     for (int d = 0; d < valueWidth / 8; ++d)
-      *reinterpret_cast<float2 *>(part + row * valueWidth + d * 8 + lane % 4 * 2) =
+      *reinterpret_cast<float2 *>(part + row * L::partStride + d * 8 + lane % 4 * 2) =
           make_float2(sum[d][r * 2], sum[d][r * 2 + 1]);
   }
+  awaitCluster();
   __syncthreads();
 
-  // The block's part, in the place of its first warp's.
-  auto partOf = [&](int w) {
-    return reinterpret_cast<float *>(queryTile + L::queryValues + w * L::ringValues);
-  };
-  if (threadIdx.x < kRows) {
-    const int row = int(threadIdx.x);
+  // The block's part: each row's state to all blocks, columns to the block that they belong to.
+  for (int i = int(threadIdx.x); i < kRows * blocks; i += kThreads) {
+    const int row = i % kRows, to = i / kRows;
+    if (row >= rows)
+      continue;
     float most = -INFINITY, all = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w)
@@ -289,60 +343,67 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth>::threads)
     const float shift = most == -INFINITY ? 0.0f : most;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      factors[w][row] = exp2f(states[w][row].largest - shift);
-      all += factors[w][row] * states[w][row].total;
+      const float factor = exp2f(states[w][row].largest - shift);
+      if (to == 0)
+        factors[w][row] = factor;
+      all += factor * states[w][row].total;
     }
-    blockStates[row] = {most, all};
+    send(inBlock(sharedAddress(&blockStates[rank][row]), to), most, all, inBlock(received, to));
   }
   __syncthreads();
-  float *blockPart = partOf(0);
-  for (int i = int(threadIdx.x); i < rows * valueWidth; i += kThreads) {
-    float value = 0;
+  float *inbox = reinterpret_cast<float *>(queryTile + L::queryValues + kWarps * L::ringValues);
+  for (int i = int(threadIdx.x) * 4; i < rows * valueWidth; i += kThreads * 4) {
+    const int row = i / valueWidth, column = i % valueWidth, to = column / columns;
+    float4 value{};
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w)
-      value += factors[w][i / valueWidth] * partOf(w)[i];
-    blockPart[i] = value;
-  }
-  cluster.sync();
-
-  // The whole, each block a share of it.
-  __shared__ float blockFactors[kMostBlocks][kRows];
-  if (int(threadIdx.x) < rows) {
-    const int row = int(threadIdx.x);
-    RowState parts[kMostBlocks];
-    // A sink is a key that adds nothing to the result.
-    const float sink = a.sinks ? a.sinks[headOf(row)] * perNat : -INFINITY;
-    float most = sink;
-#pragma unroll
-    for (int s = 0; s < kMostBlocks; ++s) {
-      parts[s] = s < blocks ? cluster.map_shared_rank(blockStates, s)[row] : RowState{-INFINITY, 0};
-      most = fmaxf(most, parts[s].largest);
+    for (int w = 0; w < kWarps; ++w) {
+      const float4 one = *reinterpret_cast<const float4 *>(
+          reinterpret_cast<const float *>(queryTile + L::queryValues + w * L::ringValues) +
+          row * L::partStride + column);
+      const float factor = factors[w][row];
+      value.x += factor * one.x;
+      value.y += factor * one.y;
+      value.z += factor * one.z;
+      value.w += factor * one.w;
     }
+    const float *at = inbox + (rank * kRows + row) * columns + column % columns;
+    send(inBlock(sharedAddress(at), to), value, inBlock(received, to));
+  }
+  waitFor(received, 0);
+
+  // The whole of this block's columns: 16 lanes have a row's states.
+  static_assert(kMostBlocks == 16);
+  __shared__ float blockFactors[kMostBlocks][kRows];
+  for (int row = warp * 2 + lane / 16; row < kRows; row += kWarps * 2) {
+    const int s = lane % 16;
+    const RowState state = s < blocks && row < rows ? blockStates[s][row] : RowState{-INFINITY, 0};
+    // A sink is a key that adds nothing to the result.
+    const float sink = a.sinks && row < rows ? a.sinks[headOf(row)] * perNat : -INFINITY;
+    float most = fmaxf(sink, state.largest);
+#pragma unroll
+    for (int step = 8; step > 0; step /= 2)
+      most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, step));
     const float shift = most == -INFINITY ? 0.0f : most;
-    float all = exp2f(sink - shift);
+    const float factor = exp2f(state.largest - shift);
+    float all = factor * state.total;
 #pragma unroll
-    for (int s = 0; s < kMostBlocks; ++s)
-      all += exp2f(parts[s].largest - shift) * parts[s].total;
-#pragma unroll
-    for (int s = 0; s < kMostBlocks; ++s)
-      blockFactors[s][row] = all == 0 ? 0.0f : exp2f(parts[s].largest - shift) / all;
+    for (int step = 8; step > 0; step /= 2)
+      all += __shfl_xor_sync(kAllLanes, all, step);
+    all += exp2f(sink - shift);
+    blockFactors[s][row] = all == 0 ? 0.0f : factor / all;
   }
   __syncthreads();
   bf16 *out = static_cast<bf16 *>(a.out);
-  for (int i = rank * kThreads + int(threadIdx.x); i < rows * valueWidth; i += blocks * kThreads) {
-    const int row = i / valueWidth, column = i % valueWidth;
+  for (int i = int(threadIdx.x); i < rows * columns; i += kThreads) {
+    const int row = i / columns, column = rank * columns + i % columns;
     if (column >= a.valueDim)
       continue;
-    float parts[kMostBlocks], value = 0;
-#pragma unroll
-    for (int s = 0; s < kMostBlocks; ++s)
-      parts[s] = s < blocks ? cluster.map_shared_rank(blockPart, s)[i] : 0.0f;
-#pragma unroll
-    for (int s = 0; s < kMostBlocks; ++s)
-      value += blockFactors[s][row] * parts[s];
+    float value = 0;
+#pragma unroll 8
+    for (int s = 0; s < blocks; ++s)
+      value += blockFactors[s][row] * inbox[s * kRows * columns + i];
     out[placeOf(row) * a.valueDim + column] = fromFloat<bf16>(value);
   }
-  cluster.sync(); // nobody leaves while others read its part
 }
 
 int64_t rowsOf(const AttentionArgs &a) {
@@ -352,12 +413,6 @@ int64_t rowsOf(const AttentionArgs &a) {
 template <int keyWidth, int valueWidth> Status launch(const Call &call, const AttentionArgs &a) {
   using L = Layout<keyWidth, valueWidth>;
   const int64_t rowTiles = ceilDiv(rowsOf(a), kRows), tiles = rowTiles * a.kvHeads;
-  // As many blocks as a large device runs at once, as long as each warp has a tile of keys.
-  constexpr int64_t enough = 132;
-  int blocks = 1;
-  while (blocks < kMostBlocks && blocks * 2 * tiles * a.batch <= enough &&
-         blocks * L::warps * kKeys < a.keys)
-    blocks *= 2;
   auto kernel = attendFew<keyWidth, valueWidth>;
   constexpr size_t bytes = L::bytes;
   if (Status s = checked(
@@ -367,16 +422,40 @@ template <int keyWidth, int valueWidth> Status launch(const Call &call, const At
     return s;
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {unsigned(blocks), 1, 1};
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(unsigned(blocks), unsigned(tiles), unsigned(a.batch));
   config.blockDim = dim3(L::threads);
   config.dynamicSmemBytes = bytes;
   config.stream = call.stream();
   config.attrs = attributes;
   config.numAttrs = call.context.early ? 2 : 1;
+  auto cut = [&](int blocks) { // the keys among so many
+    attributes[0].val.clusterDim = {unsigned(blocks), 1, 1};
+    config.gridDim = dim3(unsigned(blocks), unsigned(tiles), unsigned(a.batch));
+  };
+  // As many blocks as a large device runs at once, as long as each warp has a tile of keys.
+  constexpr int64_t enough = 132;
+  auto wants = [&](int blocks) {
+    return blocks * tiles * a.batch <= enough && blocks / 2 * L::warps * kKeys < a.keys;
+  };
+  int blocks = 1;
+  while (blocks < kPortableBlocks && wants(blocks * 2))
+    blocks *= 2;
+  if (blocks == kPortableBlocks && wants(kMostBlocks)) {
+    if (Status s = checked(
+            call.name,
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+        !s)
+      return s;
+    cut(kMostBlocks);
+    int clusters = 0; // that run at once here
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess)
+      cudaGetLastError(); // such clusters are not for this device
+    if (clusters >= tiles * a.batch)
+      blocks = kMostBlocks;
+  }
+  cut(blocks);
   return checked(call.name, cudaLaunchKernelEx(&config, kernel, a, int32_t(rowTiles)));
 }
 
