@@ -1,7 +1,8 @@
 //===- FuseKernels.cpp - --plan-fuse-kernels ------------------------------===//
 // Puts row ops of a localized function into plan.fused groups, one generated kernel each. Greedy,
 // in program order: an op joins the group of one of its operands' producers if one kernel can run
-// both and the move keeps every value defined before its uses.
+// both and the move keeps every value defined before its uses. Small groups that are
+// independent of each other are one kernel too.
 //===----------------------------------------------------------------------===//
 #include "KernelGroups.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
@@ -20,10 +21,14 @@ namespace {
 /// readable.
 constexpr size_t kMaxOperands = 8;
 
+/// The most elements in the results of a kernel that takes less time than its launch does on a GPU.
+constexpr int64_t kFewElements = 1 << 18;
+
 /// Row ops that will be one kernel, at the place of `anchor`.
 struct Group {
   SmallVector<Operation *> members; // in program order
   Operation *anchor = nullptr;
+  bool isSmall = false;
 
   bool contains(Operation *op) const { return llvm::is_contained(members, op); }
   SmallVector<Value> inputs() const;
@@ -47,6 +52,17 @@ SmallVector<Value> Group::results() const {
   return values;
 }
 
+bool isSmall(ArrayRef<Value> results) {
+  int64_t elements = 0;
+  for (Value result : results) {
+    auto type = cast<RankedTensorType>(result.getType());
+    if (isa_and_present<dist::RowsAttr>(type.getEncoding())) // grows with the bound
+      return false;
+    elements += type.getNumElements();
+  }
+  return elements <= kFewElements;
+}
+
 class Fuser {
 public:
   explicit Fuser(Block &block) : block(block) {}
@@ -55,8 +71,11 @@ public:
 private:
   /// Where a value is defined, once groups have moved to their anchors; −1 before everything.
   int64_t placeOf(Value value) const;
+  int64_t placeOf(Operation *op) const;
   /// Adds `op` to the group if it may.
   bool join(unsigned group, Operation *op);
+  /// Moves the members of a group to the next one, of which they are independent, if they may.
+  bool unite(const Group &group, Group &next);
   void outline(Group &group);
 
   Block &block;
@@ -67,8 +86,10 @@ private:
 
 int64_t Fuser::placeOf(Value value) const {
   Operation *op = value.getDefiningOp();
-  if (!op || isa<moe::ParamOp>(op))
-    return -1;
+  return !op || isa<moe::ParamOp>(op) ? -1 : placeOf(op);
+}
+
+int64_t Fuser::placeOf(Operation *op) const {
   auto group = groupOf.find(op);
   return order.lookup(group == groupOf.end() ? op : groups[group->second].anchor);
 }
@@ -97,6 +118,26 @@ bool Fuser::join(unsigned index, Operation *op) {
       !makeGroupKernel(joined.members, inputs, results))
     return false;
   groups[index] = std::move(joined);
+  return true;
+}
+
+bool Fuser::unite(const Group &group, Group &next) {
+  if (!group.isSmall || !next.isSmall ||
+      group.anchor->hasAttr(dist::kRecomputedAttr) != next.anchor->hasAttr(dist::kRecomputedAttr))
+    return false;
+  // What nobody else uses before the next group's place can be made there, and is not used by it.
+  int64_t place = order.lookup(next.anchor);
+  for (Operation *member : group.members)
+    for (Operation *user : member->getUsers())
+      if (!group.contains(user) && placeOf(user) <= place)
+        return false;
+  Group both = next;
+  both.members.insert(both.members.begin(), group.members.begin(), group.members.end());
+  SmallVector<Value> inputs = both.inputs(), results = both.results();
+  if (inputs.size() + results.size() > kMaxOperands ||
+      !makeGroupKernel(both.members, inputs, results))
+    return false;
+  next = std::move(both);
   return true;
 }
 
@@ -152,6 +193,20 @@ void Fuser::run() {
   llvm::stable_sort(groups, [&](const Group &a, const Group &b) {
     return order.lookup(a.anchor) < order.lookup(b.anchor);
   });
+  for (auto [i, group] : llvm::enumerate(groups)) {
+    group.isSmall = isSmall(group.results());
+    for (Operation *member : group.members)
+      groupOf[member] = i;
+  }
+  // Each with the one behind it, which may then go on to the next.
+  for (unsigned i = 0; i + 1 < groups.size(); ++i) {
+    if (!unite(groups[i], groups[i + 1]))
+      continue;
+    for (Operation *member : groups[i].members)
+      groupOf[member] = i + 1;
+    groups[i].members.clear();
+  }
+  llvm::erase_if(groups, [](const Group &group) { return group.members.empty(); });
   for (Group &group : groups)
     outline(group);
 }

@@ -65,3 +65,41 @@ func.func @no_kernel(%x: tensor<3x8xf64>, %y: tensor<3x8xf64>) -> tensor<3x8xf64
   %0 = moe.add %x, %y : (tensor<3x8xf64>, tensor<3x8xf64>) -> tensor<3x8xf64>
   return %0 : tensor<3x8xf64>
 }
+
+// Queries and keys of one position: two small groups that are independent of each other are one kernel, which stands where the later one did.
+// CHECK-LABEL: func.func @independent
+// CHECK: moe.linear
+// CHECK-NEXT: moe.linear
+// CHECK-NEXT: %[[BOTH:.*]]:2 = plan.fused(%{{.*}}, %{{.*}}, %{{.*}}, %{{.*}}) : (tensor<2x1x2x4xf32>, tensor<1x2xf32>, tensor<1x2xf32>, tensor<2x1x4x4xf32>) -> (tensor<2x1x2x4xf32>, tensor<2x1x4x4xf32>) {
+// CHECK: moe.rope
+// CHECK-NEXT: moe.scale
+// CHECK-NEXT: moe.rope
+// CHECK: return %[[BOTH]]#0, %[[BOTH]]#1
+func.func @independent(%x: tensor<2x1x8xf32>, %q: tensor<2x4x8xf32>, %k: tensor<4x4x8xf32>, %cos: tensor<1x2xf32>, %sin: tensor<1x2xf32>) -> (tensor<2x1x2x4xf32>, tensor<2x1x4x4xf32>) {
+  %0 = moe.linear %x, %q contract 1 : (tensor<2x1x8xf32>, tensor<2x4x8xf32>) -> tensor<2x1x2x4xf32>
+  %1 = moe.rope %0, %cos, %sin : (tensor<2x1x2x4xf32>, tensor<1x2xf32>, tensor<1x2xf32>) -> tensor<2x1x2x4xf32>
+  %2 = moe.scale %1 by 0.5 : (tensor<2x1x2x4xf32>) -> tensor<2x1x2x4xf32>
+  %3 = moe.linear %x, %k contract 1 : (tensor<2x1x8xf32>, tensor<4x4x8xf32>) -> tensor<2x1x4x4xf32>
+  %4 = moe.rope %3, %cos, %sin : (tensor<2x1x4x4xf32>, tensor<1x2xf32>, tensor<1x2xf32>) -> tensor<2x1x4x4xf32>
+  return %2, %4 : tensor<2x1x2x4xf32>, tensor<2x1x4x4xf32>
+}
+
+// Not where the first one's result is waited for before, or with much work.
+// CHECK-LABEL: func.func @waited_for
+// CHECK: plan.fused
+// CHECK: moe.linear
+// CHECK: plan.fused
+// CHECK-LABEL: func.func @much_work
+// CHECK: plan.fused
+// CHECK: plan.fused
+func.func @waited_for(%x: tensor<3x8xf32>, %v: tensor<8x8xf32>) -> tensor<3x8xf32> {
+  %0 = moe.act silu %x : (tensor<3x8xf32>) -> tensor<3x8xf32>
+  %1 = moe.linear %0, %v contract 1 : (tensor<3x8xf32>, tensor<8x8xf32>) -> tensor<3x8xf32>
+  %2 = moe.act relu %1 : (tensor<3x8xf32>) -> tensor<3x8xf32>
+  return %2 : tensor<3x8xf32>
+}
+func.func @much_work(%x: tensor<40000x8xf32>, %y: tensor<40000x8xf32>) -> (tensor<40000x8xf32>, tensor<40000x8xf32>) {
+  %0 = moe.act silu %x : (tensor<40000x8xf32>) -> tensor<40000x8xf32>
+  %1 = moe.act relu %y : (tensor<40000x8xf32>) -> tensor<40000x8xf32>
+  return %0, %1 : tensor<40000x8xf32>, tensor<40000x8xf32>
+}

@@ -71,6 +71,14 @@ public:
       unsigned x = k.input(t, {2, h, d}), b = k.shared(t, {h, d}), c = k.input(t, {d});
       k.output(k.clamp(k.add(k.add(x, b), c), -0.5, 0.75));
     });
+    add([&](KernelSpec &k) { // two parts with rows of their own and one weight
+      int64_t n = width();
+      unsigned x = k.input(t, {pick({1, 4}), n}), y = k.input(t, {pick({1, 3, 9}), n}),
+               w = k.shared(t, {n});
+      unsigned normed = k.rmsNorm(x, w, 1e-5), scaled = k.scale(k.rmsNorm(y, w, 1e-6), 0.5);
+      k.output(scaled);
+      k.output(normed);
+    });
     for (Activation act :
          {Activation::Silu, Activation::Gelu, Activation::GeluTanh, Activation::Relu})
       add([&](KernelSpec &k) {

@@ -114,7 +114,7 @@ public:
       : b(b), loc(NameLoc::get(b.getStringAttr(spec.name))), spec(spec), layout(layout),
         values(values) {}
 
-  void build() {
+  func::FuncOp build() {
     SmallVector<Type> arguments, returned;
     for (unsigned i = 0; i < spec.numInputs(); ++i)
       arguments.push_back(tensorType(i));
@@ -134,6 +134,7 @@ public:
     for (unsigned v : spec.results)
       results.push_back(tensors[v]);
     func::ReturnOp::create(b, loc, results);
+    return func;
   }
 
 private:
@@ -390,10 +391,21 @@ llvm::Expected<OwningOpRef<ModuleOp>> moira::kernels::buildLinalg(MLIRContext &c
     auto values = spec.infer();
     if (!values)
       return fail(values.takeError());
-    auto layout = RowLayout::get(spec, *values);
-    if (!layout)
-      return fail(layout.takeError());
-    FuncBuilder(b, spec, *layout, *values).build();
+    std::vector<KernelPart> parts = partsOf(spec);
+    for (const KernelPart &part : parts) {
+      auto own = part.spec.infer();
+      if (!own)
+        return fail(own.takeError());
+      auto layout = RowLayout::get(part.spec, *own);
+      if (!layout)
+        return fail(layout.takeError());
+      func::FuncOp func = FuncBuilder(b, part.spec, *layout, *own).build();
+      if (parts.size() == 1)
+        continue;
+      func->setAttr(kKernelAttr, b.getStringAttr(spec.name));
+      func->setAttr(kOperandsAttr, b.getDenseI64ArrayAttr(SmallVector<int64_t>(
+                                       part.operands.begin(), part.operands.end())));
+    }
   }
   if (failed(verify(*module)))
     return llvm::createStringError("the kernels' linalg form is invalid");

@@ -1,7 +1,8 @@
 //===- GpuLoops.cpp - Row loops for a GPU ---------------------------------===//
 //
 // A block of threads (or, for short rows, each warp of it) handles one point at a time and strides
-// over the points by the grid, so that every grid size is right. Threads stride over the point's
+// over the points by the grid, so that every grid size is right. A kernel's parts are one such loop
+// after the other, each begun by other blocks. Threads stride over the point's
 // vectors. Sums: lanes of a thread, then a butterfly of shuffles within the warp, then the warps
 // through shared memory in warp order; the order depends on the shape only.
 //
@@ -19,6 +20,7 @@
 #include "mlir/Dialect/Vector/IR/VectorOps.h"
 #include "llvm/Support/MathExtras.h"
 #include <map>
+#include <memory>
 
 using namespace mlir;
 using namespace moira::kernels;
@@ -46,39 +48,60 @@ static int64_t product(ArrayRef<int64_t> dims) {
 
 namespace {
 
+/// A part of a kernel, and what is known while its loop is built.
+struct Part {
+  explicit Part(func::FuncOp func, ValueRange arguments)
+      : func(func), leadSizes(getLeadSizes(func)), pointers(getOperands(func, arguments)),
+        memory(placeOperands(func, pointers)) {}
+
+  func::FuncOp func;
+  SmallVector<int64_t> leadSizes;
+  SmallVector<Value> pointers;
+  KernelMemory memory;
+  std::vector<PassBody> passes;
+  SmallVector<linalg::GenericOp> ops;
+};
+
 class GpuKernel {
 public:
-  GpuKernel(OpBuilder &b, func::FuncOp func, bool early)
-      : b(b), func(func), loc(func.getLoc()), early(early), leadSizes(getLeadSizes(func)) {}
+  GpuKernel(OpBuilder &b, const KernelFuncs &funcs, bool early)
+      : b(b), funcs(funcs), loc(funcs.loc()), early(early) {}
 
   LogicalResult build() {
-    KernelSignature signature = getSignature(func);
+    KernelSignature signature = getSignature(funcs);
     // What is read may still be written when an early kernel starts, so nothing may be read as
     // constant.
     if (early)
-      for (DictionaryAttr &attributes :
-           MutableArrayRef(signature.attributes).take_front(func.getNumArguments() - 1))
-        attributes = b.getDictionaryAttr({});
-    kernel = gpu::GPUFuncOp::create(b, loc, func.getName(), b.getFunctionType(signature.types, {}));
+      for (DictionaryAttr &attributes : signature.attributes)
+        if (attributes.contains("llvm.readonly"))
+          attributes = b.getDictionaryAttr({});
+    kernel = gpu::GPUFuncOp::create(b, loc, funcs.name, b.getFunctionType(signature.types, {}));
     kernel->setAttr(gpu::GPUDialect::getKernelFuncAttrName(), b.getUnitAttr());
     kernel.setAllArgAttrs(ArrayRef<DictionaryAttr>(signature.attributes));
     Block *entry = &kernel.getBody().front();
-    memory = placeOperands(func, entry->getArguments());
-    for (auto op : func.getOps<linalg::GenericOp>()) {
-      passes.emplace_back(op, getPointDims(func), memory);
-      if (failed(passes.back().check()))
-        return failure();
-      ops.push_back(op);
+    Value rows = entry->getArguments().back(); // later workgroup memory stands behind it
+    for (func::FuncOp func : funcs.parts) {
+      Part &part = *parts.emplace_back(std::make_unique<Part>(func, entry->getArguments()));
+      for (auto op : func.getOps<linalg::GenericOp>()) {
+        part.passes.emplace_back(op, getPointDims(func), part.memory);
+        if (failed(part.passes.back().check()))
+          return failure();
+        part.ops.push_back(op);
+      }
     }
     chooseThreads();
     kernel->setAttr("nvvm.reqntid", b.getDenseI32ArrayAttr({int32_t(blockThreads), 1, 1}));
 
     b.setInsertionPointToStart(entry);
-    gpu::ReturnOp::create(b, loc);
-    b.setInsertionPointToStart(entry);
+    auto end = gpu::ReturnOp::create(b, loc);
+    b.setInsertionPoint(end);
     if (early)
-      awaitPrevious(entry->getArguments());
-    emitPointLoop(entry->getArguments().back());
+      awaitPrevious();
+    int64_t before = 0;
+    for (auto &part : parts) {
+      emitPointLoop(*part, rows, before);
+      before += product(part->leadSizes);
+    }
     return success();
   }
 
@@ -86,14 +109,19 @@ private:
   void chooseThreads() {
     lanes = 8;
     unsigned smallest = 4;
-    for (PassBody &pass : passes)
+    auto forEachPass = [&](auto &&fn) {
+      for (auto &part : parts)
+        llvm::for_each(part->passes, fn);
+    };
+    forEachPass([&](PassBody &pass) {
       if (!pass.tail().empty())
         smallest = std::min(smallest, pass.smallestElement());
-    for (PassBody &pass : passes)
-      lanes = std::min(lanes, pass.alignedLanes(kAccessBytes / smallest));
+    });
     uint64_t longest = 1;
-    for (PassBody &pass : passes)
+    forEachPass([&](PassBody &pass) {
+      lanes = std::min(lanes, pass.alignedLanes(kAccessBytes / smallest));
       longest = std::max<uint64_t>(longest, product(pass.tail()));
+    });
     // A short row by all lanes of a warp.
     while (lanes > kLeastLanes && longest / lanes < kWarp)
       lanes /= 2;
@@ -118,26 +146,37 @@ private:
     }
   }
 
-  void emitPointLoop(Value rowsArgument) {
+  /// `before`: points of the parts before this one, in a row. The blocks behind theirs have this
+  /// one's, so that all parts run at once where there are enough.
+  void emitPointLoop(Part &part, Value rowsArgument, int64_t before) {
+    OpBuilder::InsertionGuard guard(b);
     Value thread = gpu::ThreadIdOp::create(b, loc, gpu::Dimension::x);
     Value first = gpu::BlockIdOp::create(b, loc, gpu::Dimension::x);
     Value step = gpu::GridDimOp::create(b, loc, gpu::Dimension::x);
+    Value rows = arith::IndexCastOp::create(b, loc, b.getIndexType(), rowsArgument);
+    if (before > 0) {
+      Value taken = div(add(mul(rows, before), constant(packed - 1)), packed);
+      Value skipped = arith::RemUIOp::create(b, loc, taken, step);
+      first = arith::RemUIOp::create(
+          b, loc, add(first, arith::SubIOp::create(b, loc, step, skipped)), step);
+    }
     lane = thread;
     if (packed > 1) {
       first = add(mul(first, packed), div(thread, kWarp));
       step = mul(step, packed);
       lane = rem(thread, kWarp);
     }
-    Value rows = arith::IndexCastOp::create(b, loc, b.getIndexType(), rowsArgument);
-    auto loop = scf::ForOp::create(b, loc, first, mul(rows, product(leadSizes)), step);
+    auto loop = scf::ForOp::create(b, loc, first, mul(rows, product(part.leadSizes)), step);
     b.setInsertionPointToStart(loop.getBody());
     SmallVector<int64_t> sizes{0};
-    llvm::append_range(sizes, leadSizes);
+    llvm::append_range(sizes, part.leadSizes);
+    point.clear();
     delinearise(loop.getInductionVar(), sizes, point);
     held.clear();
-    for (PassBody &pass : passes)
+    for (PassBody &pass : part.passes)
       loadAhead(pass);
-    for (auto [op, pass] : llvm::zip(ops, passes)) {
+    DenseSet<Value> stored; // by earlier passes
+    for (auto [op, pass] : llvm::zip(part.ops, part.passes)) {
       if (pass.readsAcrossElements(stored))
         synchronise();
       emitPass(pass);
@@ -155,15 +194,18 @@ private:
 
   /// Waits for the kernel before, while weights come nearer, and only then lets the next one start:
   /// the runtime's kernels rely on that order (DeviceTools.h).
-  void awaitPrevious(ValueRange arguments) {
-    for (auto [tensor, pointer] : llvm::zip(func.getArguments().drop_back(), arguments)) {
-      auto type = cast<RankedTensorType>(tensor.getType());
-      if (!type.hasStaticShape())
-        continue;
-      int64_t bytes = type.getNumElements() * type.getElementTypeBitWidth() / 8;
-      if (bytes <= kMostFetchedBytes)
-        fetch(pointer, llvm::divideCeil(bytes, kLineBytes));
-    }
+  void awaitPrevious() {
+    DenseSet<Value> fetched;
+    for (auto &part : parts)
+      for (auto [tensor, pointer] :
+           llvm::zip(part->func.getArguments().drop_back(), part->pointers)) {
+        auto type = cast<RankedTensorType>(tensor.getType());
+        if (!type.hasStaticShape() || !fetched.insert(pointer).second)
+          continue;
+        int64_t bytes = type.getNumElements() * type.getElementTypeBitWidth() / 8;
+        if (bytes <= kMostFetchedBytes)
+          fetch(pointer, llvm::divideCeil(bytes, kLineBytes));
+      }
     inlinePtx("griddepcontrol.wait;", {}, "~{memory}");
     inlinePtx("griddepcontrol.launch_dependents;", {}, "~{memory}");
   }
@@ -327,15 +369,11 @@ private:
   }
 
   OpBuilder &b;
-  func::FuncOp func;
+  const KernelFuncs &funcs;
   Location loc;
   bool early;
-  SmallVector<int64_t> leadSizes;
   gpu::GPUFuncOp kernel;
-  KernelMemory memory;
-  std::vector<PassBody> passes;
-  SmallVector<linalg::GenericOp> ops;
-  DenseSet<Value> stored; // by earlier passes
+  std::vector<std::unique_ptr<Part>> parts;
   std::map<std::pair<SmallVector<int64_t>, int64_t>, PassBody::Held> held;
   unsigned lanes = 1, threads = kWarp, packed = 1, blockThreads = kWarp;
   Value lane; // the thread's number within its point
@@ -350,11 +388,12 @@ LogicalResult moira::kernels::lowerToGpuLoops(ModuleOp module, bool early) {
   b.setInsertionPointToEnd(module.getBody());
   module->setAttr(gpu::GPUDialect::getContainerModuleAttrName(), b.getUnitAttr());
   auto gpuModule = gpu::GPUModuleOp::create(b, module.getLoc(), "kernels");
-  for (auto func : llvm::make_early_inc_range(module.getOps<func::FuncOp>())) {
+  for (const KernelFuncs &funcs : getKernels(module)) {
     b.setInsertionPointToEnd(gpuModule.getBody());
-    if (failed(GpuKernel(b, func, early).build()))
+    if (failed(GpuKernel(b, funcs, early).build()))
       return failure();
-    func.erase();
+    for (func::FuncOp part : funcs.parts)
+      part.erase();
   }
   return success();
 }

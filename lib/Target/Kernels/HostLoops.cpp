@@ -1,8 +1,8 @@
 //===- HostLoops.cpp - Row loops for the host -----------------------------===//
 //
-// One loop nest over rows and leading dims; inside it each pass runs over the tail: vectors of
-// `width` lanes, then single elements. Sums keep several vector accumulators, which are added in a
-// fixed order, so that results do not depend on anything but the shape.
+// One loop nest over rows and leading dims for each part of a kernel; inside it each pass runs over
+// the tail: vectors of `width` lanes, then single elements. Sums keep several vector accumulators,
+// which are added in a fixed order, so that results do not depend on anything but the shape.
 //
 //===----------------------------------------------------------------------===//
 #include "Lowering.h"
@@ -128,21 +128,15 @@ private:
 
 } // namespace
 
-static LogicalResult lowerKernel(func::FuncOp func, unsigned width) {
-  OpBuilder b(func);
-  Location loc = func.getLoc();
-  KernelSignature signature = getSignature(func);
-  auto kernel = func::FuncOp::create(b, loc, func.getName(), b.getFunctionType(signature.types, {}),
-                                     {}, signature.attributes);
-  Block *entry = kernel.addEntryBlock();
-  KernelMemory memory = placeOperands(func, entry->getArguments());
-
-  b.setInsertionPointToStart(entry);
-  func::ReturnOp::create(b, loc);
-  b.setInsertionPointToStart(entry);
+/// The loops of one part of a kernel.
+static LogicalResult emitPart(OpBuilder &b, func::FuncOp part, ValueRange arguments,
+                              unsigned width) {
+  Location loc = part.getLoc();
+  KernelMemory memory = placeOperands(part, getOperands(part, arguments));
   Value zero = arith::ConstantIndexOp::create(b, loc, 0);
   Value one = arith::ConstantIndexOp::create(b, loc, 1);
-  Value rows = arith::IndexCastOp::create(b, loc, b.getIndexType(), entry->getArguments().back());
+  Value rows = arith::IndexCastOp::create(b, loc, b.getIndexType(), arguments.back());
+  OpBuilder::InsertionGuard guard(b);
   SmallVector<Value> point;
   auto enter = [&](Value size) {
     auto forOp = scf::ForOp::create(b, loc, zero, size, one);
@@ -150,22 +144,39 @@ static LogicalResult lowerKernel(func::FuncOp func, unsigned width) {
     point.push_back(forOp.getInductionVar());
   };
   enter(rows);
-  for (int64_t size : getLeadSizes(func))
+  for (int64_t size : getLeadSizes(part))
     enter(arith::ConstantIndexOp::create(b, loc, size));
 
-  for (auto op : func.getOps<linalg::GenericOp>()) {
-    PassBody pass(op, getPointDims(func), memory);
+  for (auto op : part.getOps<linalg::GenericOp>()) {
+    PassBody pass(op, getPointDims(part), memory);
     if (failed(pass.check()))
       return failure();
     HostPass(b, loc, pass, width).emit(point);
   }
-  func.erase();
+  return success();
+}
+
+static LogicalResult lowerKernel(const KernelFuncs &funcs, unsigned width) {
+  OpBuilder b(func::FuncOp(funcs.parts.front()));
+  Location loc = funcs.loc();
+  KernelSignature signature = getSignature(funcs);
+  auto kernel = func::FuncOp::create(b, loc, funcs.name, b.getFunctionType(signature.types, {}), {},
+                                     signature.attributes);
+  Block *entry = kernel.addEntryBlock();
+  b.setInsertionPointToStart(entry);
+  auto end = func::ReturnOp::create(b, loc);
+  b.setInsertionPoint(end);
+  for (func::FuncOp part : funcs.parts)
+    if (failed(emitPart(b, part, entry->getArguments(), width)))
+      return failure();
+  for (func::FuncOp part : funcs.parts)
+    part.erase();
   return success();
 }
 
 LogicalResult moira::kernels::lowerToHostLoops(ModuleOp module, unsigned width) {
-  for (auto func : llvm::make_early_inc_range(module.getOps<func::FuncOp>()))
-    if (failed(lowerKernel(func, width)))
+  for (const KernelFuncs &kernel : getKernels(module))
+    if (failed(lowerKernel(kernel, width)))
       return failure();
   return success();
 }

@@ -6,7 +6,10 @@
 //===----------------------------------------------------------------------===//
 #include "moira/Target/Kernels/KernelSpec.h"
 #include "RowLayout.h"
+#include "llvm/ADT/DenseMap.h"
+#include "llvm/ADT/IntEqClasses.h"
 #include "llvm/ADT/STLExtras.h"
+#include "llvm/ADT/Sequence.h"
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/FormatVariadic.h"
 
@@ -316,9 +319,74 @@ Expected<std::vector<RowValue>> KernelSpec::infer() const {
         operand.inner != values[value].shape)
       return llvm::createStringError("output %zu does not have the type of v%u", i, value);
   }
-  if (Expected<RowLayout> layout = RowLayout::get(*this, values); !layout)
-    return layout.takeError();
+  std::vector<KernelPart> parts = partsOf(*this);
+  if (parts.size() == 1) {
+    if (Expected<RowLayout> layout = RowLayout::get(*this, values); !layout)
+      return layout.takeError();
+    return values;
+  }
+  for (const KernelPart &part : parts)
+    if (Expected<std::vector<RowValue>> own = part.spec.infer(); !own)
+      return own.takeError();
   return values;
+}
+
+//===----------------------------------------------------------------------===//
+// Parts
+//===----------------------------------------------------------------------===//
+
+std::vector<KernelPart> moira::kernels::partsOf(const KernelSpec &spec) {
+  unsigned inputs = spec.numInputs();
+  // Values that must stay together.
+  llvm::IntEqClasses classes(inputs + spec.steps.size());
+  auto isShared = [&](unsigned v) { return v < inputs && !spec.operands[v].rowwise; };
+  for (auto [i, step] : llvm::enumerate(spec.steps))
+    for (unsigned a : step.args)
+      if (!isShared(a))
+        classes.join(inputs + i, a);
+  classes.compress();
+  llvm::SmallVector<unsigned> order; // classes of steps
+  for (unsigned i = 0; i < spec.steps.size(); ++i)
+    if (!llvm::is_contained(order, classes[inputs + i]))
+      order.push_back(classes[inputs + i]);
+  std::vector<KernelPart> parts;
+  if (order.size() < 2) {
+    parts.push_back({spec, llvm::to_vector(llvm::seq<unsigned>(spec.operands.size()))});
+    return parts;
+  }
+  for (auto [p, which] : llvm::enumerate(order)) {
+    KernelPart &part = parts.emplace_back();
+    part.spec.name = spec.name + "." + std::to_string(p);
+    auto isRead = [&](unsigned v) {
+      return llvm::any_of(llvm::enumerate(spec.steps), [&](auto step) {
+        return classes[inputs + step.index()] == which && llvm::is_contained(step.value().args, v);
+      });
+    };
+    llvm::DenseMap<unsigned, unsigned> numbers; // of values, in the part
+    for (unsigned v = 0; v < inputs; ++v)
+      // An input that nothing reads is the first part's, which complains.
+      if (isShared(v) ? isRead(v)
+                      : classes[v] == which || (p == 0 && !llvm::is_contained(order, classes[v]))) {
+        numbers[v] = part.operands.size();
+        part.spec.operands.push_back(spec.operands[v]);
+        part.operands.push_back(v);
+      }
+    for (auto [i, step] : llvm::enumerate(spec.steps)) {
+      if (classes[inputs + i] != which)
+        continue;
+      numbers[inputs + i] = numbers.size();
+      KernelStep &own = part.spec.steps.emplace_back(step);
+      for (unsigned &a : own.args)
+        a = numbers.lookup(a);
+    }
+    for (auto [i, v] : llvm::enumerate(spec.results))
+      if (v >= inputs && classes[v] == which) {
+        part.spec.operands.push_back(spec.operands[inputs + i]);
+        part.spec.results.push_back(numbers.lookup(v));
+        part.operands.push_back(inputs + i);
+      }
+  }
+  return parts;
 }
 
 //===----------------------------------------------------------------------===//

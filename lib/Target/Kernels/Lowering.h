@@ -26,6 +26,10 @@ namespace moira::kernels {
 /// them) are the point's dims.
 inline constexpr llvm::StringLiteral kPointDimsAttr = "moira.point_dims";
 
+/// On the funcs of a kernel that has several parts (KernelSpec.h): the kernel's name, and where
+/// each of the func's operands stands among the kernel's. They follow each other.
+inline constexpr llvm::StringLiteral kKernelAttr = "moira.kernel", kOperandsAttr = "moira.operands";
+
 /// Loads the dialects that the stages create.
 void loadKernelDialects(mlir::MLIRContext &context);
 
@@ -33,7 +37,7 @@ void loadKernelDialects(mlir::MLIRContext &context);
 void registerKernelConversions(mlir::DialectRegistry &registry);
 
 /// A module with `func.func @name(inputs as tensors, %rows: index) -> (outputs as tensors)` per
-/// spec. Rowwise operands are tensor<?x…>. Fails on an invalid spec.
+/// part of a spec. Rowwise operands are tensor<?x…>. Fails on an invalid spec.
 llvm::Expected<mlir::OwningOpRef<mlir::ModuleOp>> buildLinalg(mlir::MLIRContext &context,
                                                               llvm::ArrayRef<KernelSpec> kernels);
 
@@ -42,8 +46,8 @@ llvm::Expected<mlir::OwningOpRef<mlir::ModuleOp>> buildLinalg(mlir::MLIRContext 
 /// is used, so that no temporary memory is needed.
 mlir::LogicalResult fuseLinalg(mlir::ModuleOp module);
 
-/// Turns each func into `func.func @name(!llvm.ptr per operand, i64 rows)` with scf loops and
-/// vectors of `width` f32 lanes.
+/// Turns the funcs of each kernel into `func.func @name(!llvm.ptr per operand, i64 rows)` with scf
+/// loops and vectors of `width` f32 lanes.
 mlir::LogicalResult lowerToHostLoops(mlir::ModuleOp module, unsigned width);
 
 /// Moves all kernels into one gpu.module, as gpu.funcs with pointer arguments. `early`: they let

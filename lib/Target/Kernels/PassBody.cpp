@@ -8,37 +8,60 @@
 #include "mlir/Dialect/Vector/IR/VectorOps.h"
 #include "mlir/IR/IRMapping.h"
 #include "mlir/IR/Matchers.h"
+#include "llvm/ADT/Sequence.h"
 
 using namespace mlir;
 using namespace moira::kernels;
 
-KernelSignature moira::kernels::getSignature(func::FuncOp func) {
-  Builder b(func.getContext());
-  auto pointer = LLVM::LLVMPointerType::get(b.getContext());
+std::vector<KernelFuncs> moira::kernels::getKernels(ModuleOp module) {
+  std::vector<KernelFuncs> kernels;
+  for (auto func : module.getOps<func::FuncOp>()) {
+    auto name = func->getAttrOfType<StringAttr>(kKernelAttr);
+    if (!name || kernels.empty() || kernels.back().name != name)
+      kernels.push_back({name ? name : func.getSymNameAttr(), {}});
+    kernels.back().parts.push_back(func);
+  }
+  return kernels;
+}
+
+/// Where the operands of a part stand among the kernel's.
+static SmallVector<int64_t> operandNumbers(func::FuncOp part) {
+  if (auto numbers = part->getAttrOfType<DenseI64ArrayAttr>(kOperandsAttr))
+    return SmallVector<int64_t>(numbers.asArrayRef());
+  return llvm::to_vector(llvm::seq<int64_t>(part.getNumArguments() - 1 + part.getNumResults()));
+}
+
+KernelSignature moira::kernels::getSignature(const KernelFuncs &kernel) {
+  Builder b(kernel.name.getContext());
   NamedAttribute noalias = b.getNamedAttr("llvm.noalias", b.getUnitAttr());
   NamedAttribute readonly = b.getNamedAttr("llvm.readonly", b.getUnitAttr());
   KernelSignature signature;
-  for ([[maybe_unused]] Type input : func.getArgumentTypes().drop_back()) {
-    signature.types.push_back(pointer);
-    signature.attributes.push_back(b.getDictionaryAttr({noalias, readonly}));
-  }
-  for ([[maybe_unused]] Type output : func.getResultTypes()) {
-    signature.types.push_back(pointer);
-    signature.attributes.push_back(b.getDictionaryAttr({noalias}));
-  }
+  for (func::FuncOp part : kernel.parts)
+    for (auto [i, number] : llvm::enumerate(operandNumbers(part))) {
+      if (int64_t(signature.attributes.size()) <= number)
+        signature.attributes.resize(number + 1);
+      signature.attributes[number] = i < part.getNumArguments() - 1
+                                         ? b.getDictionaryAttr({noalias, readonly})
+                                         : b.getDictionaryAttr({noalias});
+    }
+  signature.types.assign(signature.attributes.size(), LLVM::LLVMPointerType::get(b.getContext()));
   signature.types.push_back(b.getI64Type());
   signature.attributes.push_back(b.getDictionaryAttr({}));
   return signature;
 }
 
-KernelMemory moira::kernels::placeOperands(func::FuncOp func, ValueRange arguments) {
+SmallVector<Value> moira::kernels::getOperands(func::FuncOp part, ValueRange arguments) {
+  return llvm::map_to_vector(operandNumbers(part), [&](int64_t i) { return arguments[i]; });
+}
+
+KernelMemory moira::kernels::placeOperands(func::FuncOp func, ValueRange operands) {
   KernelMemory memory;
   Block &block = func.getBody().front();
   unsigned next = 0;
   for (Value tensor : block.getArguments().drop_back())
-    memory.pointers[tensor] = arguments[next++];
+    memory.pointers[tensor] = operands[next++];
   for (Value tensor : block.getTerminator()->getOperands())
-    memory.pointers[tensor] = arguments[next++];
+    memory.pointers[tensor] = operands[next++];
   return memory;
 }
 

@@ -22,16 +22,27 @@ struct KernelMemory {
       scalars; // tensors with one element per point → that element
 };
 
+/// A kernel of the module: the funcs of its parts.
+struct KernelFuncs {
+  mlir::StringAttr name;
+  llvm::SmallVector<mlir::func::FuncOp> parts;
+  mlir::Location loc() const { return mlir::func::FuncOp(parts.front()).getLoc(); }
+};
+std::vector<KernelFuncs> getKernels(mlir::ModuleOp module);
+
 /// Types of the kernel's pointer arguments and of the row count, and the arguments' attributes (no
 /// operand overlaps an output).
 struct KernelSignature {
   llvm::SmallVector<mlir::Type> types;
   llvm::SmallVector<mlir::DictionaryAttr> attributes;
 };
-KernelSignature getSignature(mlir::func::FuncOp func);
+KernelSignature getSignature(const KernelFuncs &kernel);
 
-/// Maps the tensors that `func` takes and returns to the pointers among `arguments`.
-KernelMemory placeOperands(mlir::func::FuncOp func, mlir::ValueRange arguments);
+/// Those of a kernel's arguments that are a part's operands.
+llvm::SmallVector<mlir::Value> getOperands(mlir::func::FuncOp part, mlir::ValueRange arguments);
+
+/// Maps the tensors that `func` takes and returns to the pointers that are its operands.
+KernelMemory placeOperands(mlir::func::FuncOp func, mlir::ValueRange operands);
 
 /// Number of leading dims of every op in `func` that count points.
 unsigned getPointDims(mlir::func::FuncOp func);

@@ -133,9 +133,9 @@ struct KernelSpec {
 
   /// Types and shapes of all values (inputs, then steps), or an error that says what is wrong. A
   /// spec is valid if this succeeds: every step's operands fit, every output is the result of a
-  /// step and named once, all reductions are over the same leading dims (a row norm over [H,d]
-  /// cannot be fused with one over [d]), and the result of a reduction, rope or glu is fusable
-  /// where it is used.
+  /// step and named once, and in each part all reductions are over the same leading dims (a row
+  /// norm over [H,d] cannot be fused with one over [d]), and the result of a reduction, rope or glu
+  /// is fusable where it is used.
   llvm::Expected<std::vector<RowValue>> infer() const;
 
   /// Canonical text of everything but the name. Equal keys: equal code. Also what parseKernelSpec
@@ -145,6 +145,17 @@ struct KernelSpec {
   /// Name made of the steps, e.g. "add_rms_norm".
   std::string stepNames() const;
 };
+
+/// Steps of a kernel that have no value but shared inputs in common with its other steps, as a spec
+/// of their own. `operands`: where each of its operands stands among the whole kernel's.
+struct KernelPart {
+  KernelSpec spec;
+  llvm::SmallVector<unsigned> operands;
+};
+
+/// The parts of a spec whose steps fit their operands, in the order of their first steps; most
+/// kernels have one. They may cut their rows differently.
+std::vector<KernelPart> partsOf(const KernelSpec &spec);
 
 /// Reads the text form, one clause a `;` or line:
 ///
