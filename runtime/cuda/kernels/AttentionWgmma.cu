@@ -75,12 +75,6 @@ struct LaneKeys {
   }
 };
 
-__device__ inline float powerOfTwo(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
-}
-
 /// Tensors [batch, rows, heads, width] of the operands; of q2 and k2 only if there are any.
 struct Maps {
   CUtensorMap q, k, v, q2, k2;
@@ -200,8 +194,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       else if (lane == 0)
         arrive(barrier(keysEmpty, stage), 32);
     };
-    constexpr float perNat = 1.44269504088896341f; // exponentials are powers of two
-    const float scale = a.scale * perNat;
+    const float scale = a.scale * kPerNat;
     int32_t queryPosition[2];
     float largest[2], total[2]; // maxima of scores that are not scaled yet
 #pragma unroll

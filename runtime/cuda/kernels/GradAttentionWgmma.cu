@@ -6,7 +6,7 @@
 // scores stay in registers and are rounded to bf16 for the products with them. Every output has one
 // block, so the order of its sums is one.
 //===----------------------------------------------------------------------===//
-#include "GradAttention.h"
+#include "GradAttentionTables.h"
 #include "TensorMaps.h"
 #include "Warpgroups.h"
 
@@ -16,96 +16,15 @@
 namespace moira::rt::cuda {
 namespace {
 
-constexpr int kTile = 64, kConsumers = 2, kStages = 4, kWarpgroup = 128,
+constexpr int kTile = kGradTile, kConsumers = 2, kStages = 4, kWarpgroup = 128,
               kThreads = (kConsumers + 1) * kWarpgroup;
 /// Head dimensions come in blocks of 64 columns, each with all the rows of its tile.
 constexpr int kBlock = 64;
 constexpr uint32_t kBlockBytes = kTile * kBlock * sizeof(bf16), kColumnBytes = kTile * 4;
-constexpr float kPerNat = 1.44269504088896341f; // exponentials are powers of two
-
-/// Least and greatest position of a tile's queries, or of its keys that are not masked.
-struct alignas(16) Range {
-  int32_t low, high;
-  int32_t full; // of keys: all are there, and none is masked
-  int32_t unused;
-};
-
-/// What the kernels read besides the operands, made before; rows of queries and keys filled up to
-/// whole tiles. And what the first launch leaves to the second one.
-struct Tables {
-  Range *queryRanges, *keyRanges;     // [queryTiles], [batch, keyTiles]
-  int32_t *queries, *keys, *keyMasks; // positions, and masks [batch, keys]; 0 past the end
-  float *logSums, *means;             // [batch, heads, queries]; logarithms to base 2, of weights
-  int64_t queryTiles, keyTiles;
-};
-
-/// The batches, key/value heads and query heads that a launch takes. Its dy has no others.
-struct Part {
-  int64_t batch0, batches, kv0, kvHeads, head0, heads;
-};
 
 struct Maps {
   CUtensorMap q, dy, k, v; // [batch, rows, heads, width]
 };
-
-/// The first query head that reads this key/value head or a later one.
-__host__ __device__ int64_t firstHeadOf(const AttentionArgs &a, int64_t kv) {
-  const int64_t head =
-      ((kv + a.kvOffset) * a.allHeads + a.allKvHeads - 1) / a.allKvHeads - a.headOffset;
-  return head < 0 ? 0 : head > a.heads ? a.heads : head;
-}
-
-/// By a warp a tile of keys or queries.
-__global__ void describeTiles(AttentionArgs a, Tables t) {
-  int64_t tile = warpNumber();
-  const bool isKeys = tile < a.batch * t.keyTiles;
-  const int64_t b = isKeys ? tile / t.keyTiles : 0;
-  if (isKeys)
-    tile -= b * t.keyTiles;
-  else if ((tile -= a.batch * t.keyTiles) >= t.queryTiles)
-    return;
-  const int64_t count = isKeys ? a.keys : a.queries;
-  const int32_t *positions = isKeys ? a.kpos : a.qpos;
-  int32_t low = INT32_MAX, high = INT32_MIN;
-  bool full = true;
-  for (int64_t i = tile * kTile + laneNumber(); i < (tile + 1) * kTile; i += 32) {
-    const bool there = i < count;
-    const int32_t position = there ? positions[i] : 0, mask = !there   ? 0
-                                                              : isKeys ? a.kmask[b * a.keys + i]
-                                                                       : 1;
-    if (mask != 0) {
-      low = min(low, position);
-      high = max(high, position);
-    }
-    full = full && mask != 0;
-    if (!isKeys)
-      t.queries[i] = position;
-    else if (b == 0)
-      t.keys[i] = position;
-    if (isKeys)
-      t.keyMasks[b * t.keyTiles * kTile + i] = mask;
-  }
-  const Range range{__reduce_min_sync(kAllLanes, low), __reduce_max_sync(kAllLanes, high),
-                    __all_sync(kAllLanes, full), 0};
-  if (laneNumber() == 0)
-    (isKeys ? t.keyRanges[b * t.keyTiles + tile] : t.queryRanges[tile]) = range;
-}
-
-/// dy of a part, rounded, a chunk a thread.
-__global__ void roundPart(const float *dy, bf16 *out, AttentionArgs a, Part part) {
-  const int64_t perRow = part.heads * a.valueDim / kChunk,
-                chunks = part.batches * a.queries * perRow;
-  for (int64_t i = threadNumber(); i < chunks; i += threadCount()) {
-    int64_t row, chunk;
-    divide(i, perRow, row, chunk);
-    const float4 *from = reinterpret_cast<const float4 *>(
-        dy + ((part.batch0 * a.queries + row) * a.heads + part.head0) * a.valueDim +
-        chunk * kChunk);
-    const float4 x = from[0], y = from[1];
-    reinterpret_cast<uint4 *>(out)[i] =
-        uint4{packPair(x.x, x.y), packPair(x.z, x.w), packPair(y.x, y.y), packPair(y.z, y.w)};
-  }
-}
 
 template <int keyBlocks, int valueBlocks> struct Shared {
   static constexpr uint32_t alignment = 1024; // of swizzled tiles
@@ -114,16 +33,10 @@ template <int keyBlocks, int valueBlocks> struct Shared {
                             stagesAt = kConsumers * ownBytes,
                             columnsAt = stagesAt + kStages * ownBytes,
                             rangesAt = columnsAt + kStages * 3 * kColumnBytes,
-                            moreAt = rangesAt + kStages * sizeof(Range),
+                            moreAt = rangesAt + kStages * sizeof(TileRange),
                             barriersAt = moreAt + kStages * 4,
                             bytes = barriersAt + (2 * kStages + 1) * 8 + alignment;
 };
-
-__device__ inline float powerOfTwo(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
-}
 
 /// Keeps what is computed from results of products behind the wait for them.
 __device__ inline void settle(float (&values)[32]) {
@@ -137,8 +50,8 @@ __device__ inline float sumOfFour(float v) {
   return v + __shfl_xor_sync(kAllLanes, v, 2);
 }
 
-/// A warpgroup's rows of a result, times `factor`: of row `lane row` + 8 r where valid[r], at
-/// to[r].
+/// A warp's rows of a result, times `factor`: lane / 4 to to[0], and the one 8 further to to[1],
+/// unless that is null.
 template <int n>
 __device__ void storeRows(const float (&sum)[n], float factor, float *const (&to)[2], int width) {
 #pragma unroll
@@ -156,15 +69,15 @@ __device__ void storeRows(const float (&sum)[n], float factor, float *const (&to
 /// and dy; the tiles that it goes over, of the others.
 template <bool byKeys, int keyBlocks, int valueBlocks>
 __global__ void __launch_bounds__(kThreads, 1)
-    gradTiles(const __grid_constant__ Maps maps, GradArgs g, Tables t, Part part, float *first,
-              float *second) {
+    gradTiles(const __grid_constant__ Maps maps, GradArgs g, GradTables t, GradPart part,
+              float *first, float *second) {
   using S = Shared<keyBlocks, valueBlocks>;
   const AttentionArgs &a = g.a;
   extern __shared__ unsigned char sharedBytes[];
   const uint32_t base =
       (sharedAddress(sharedBytes) + S::alignment - 1) / S::alignment * S::alignment;
   unsigned char *aligned = sharedBytes + (base - sharedAddress(sharedBytes));
-  const Range *ranges = reinterpret_cast<const Range *>(aligned + S::rangesAt);
+  const TileRange *ranges = reinterpret_cast<const TileRange *>(aligned + S::rangesAt);
   int32_t *more = reinterpret_cast<int32_t *>(aligned + S::moreAt);
   auto fullBarrier = [&](int stage) { return base + S::barriersAt + stage * 8; };
   auto emptyBarrier = [&](int stage) { return base + S::barriersAt + (kStages + stage) * 8; };
@@ -190,11 +103,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       kv = byKeys ? part.kv0 + head : kvHeadOf(a, h0);
   const int64_t headBegin = byKeys ? firstHeadOf(a, kv) : h0,
                 headEnd = byKeys ? firstHeadOf(a, kv + 1) : h0 + 1;
-  const Range *ownRanges = byKeys ? t.keyRanges + b * t.keyTiles : t.queryRanges,
-              *otherRanges = byKeys ? t.queryRanges : t.keyRanges + b * t.keyTiles;
+  const TileRange *ownRanges = byKeys ? t.keyRanges + b * t.keyTiles : t.queryRanges,
+                  *otherRanges = byKeys ? t.queryRanges : t.keyRanges + b * t.keyTiles;
   const int64_t otherTiles = byKeys ? t.queryTiles : t.keyTiles;
-  auto sight = [&](const Range &own, const Range &other) {
-    const Range &keys = byKeys ? own : other, &queries = byKeys ? other : own;
+  auto sight = [&](const TileRange &own, const TileRange &other) {
+    const TileRange &keys = byKeys ? own : other, &queries = byKeys ? other : own;
     return sightOfRange(a, keys.low, keys.high, keys.full != 0, queries.low, queries.high);
   };
   const int warpgroup = int(threadIdx.x) / kWarpgroup, lane = laneNumber();
@@ -217,9 +130,9 @@ __global__ void __launch_bounds__(kThreads, 1)
         for (int c = 0; c < kConsumers; ++c)
           copyTile(base + c * S::ownBytes, byKeys, h0, tile0 + c, ownBarrier);
       }
-      Range own = ownRanges[tile0];
+      TileRange own = ownRanges[tile0];
       if (tile0 + 1 < tiles) {
-        const Range next = ownRanges[tile0 + 1];
+        const TileRange next = ownRanges[tile0 + 1];
         own.low = min(own.low, next.low);
         own.high = max(own.high, next.high);
       }
@@ -240,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         advance();
       };
       constexpr uint32_t copied =
-          S::ownBytes + (byKeys ? 3 : 2) * kColumnBytes + uint32_t(sizeof(Range));
+          S::ownBytes + (byKeys ? 3 : 2) * kColumnBytes + uint32_t(sizeof(TileRange));
       const int64_t padded = t.queryTiles * kTile;
       for (int64_t h = headBegin; h < headEnd; ++h)
         for (int pass = 0; pass < (byKeys ? 1 : 2); ++pass) {
@@ -255,8 +168,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                 const uint32_t done = fullBarrier(stage),
                                columns = base + S::columnsAt + stage * 3 * kColumnBytes;
                 arriveExpecting(done, copied);
-                copyBytes(base + S::rangesAt + stage * uint32_t(sizeof(Range)), otherRanges + tile,
-                          sizeof(Range), done);
+                copyBytes(base + S::rangesAt + stage * uint32_t(sizeof(TileRange)),
+                          otherRanges + tile, sizeof(TileRange), done);
                 if constexpr (byKeys) {
                   const int64_t row = (b * a.heads + h) * padded + tile * kTile;
                   copyBytes(columns, t.queries + tile * kTile, kColumnBytes, done);
@@ -284,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, 1)
               laneRow = (int(threadIdx.x) / 32 - warpgroup * 4) * 16 + lane / 4;
     const int64_t ownTile = tile0 + consumer, rows = byKeys ? a.keys : a.queries;
     const bool present = ownTile < tiles;
-    const Range own = present ? ownRanges[ownTile] : Range{INT32_MAX, INT32_MIN, 0, 0};
+    const TileRange own = present ? ownRanges[ownTile] : TileRange{INT32_MAX, INT32_MIN, 0, 0};
     int64_t row[2]; // of keys or queries; tables have them up to the end of the tile
     int32_t position[2], mask[2];
 #pragma unroll
@@ -505,7 +418,7 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 template <int keyBlocks, int valueBlocks>
-Status launchPart(const Call &call, const GradArgs &g, const Tables &t, const Part &part,
+Status launchPart(const Call &call, const GradArgs &g, const GradTables &t, const GradPart &part,
                   const void *dy, float *dq, float *dk, float *dv) {
   const AttentionArgs &a = g.a;
   Maps maps{};
@@ -532,22 +445,6 @@ Status launchPart(const Call &call, const GradArgs &g, const Tables &t, const Pa
   return launchOne(gradTiles<true, keyBlocks, valueBlocks>, t.keyTiles, part.kvHeads, dk, dv);
 }
 
-/// The part from batch and key/value head on whose dy has at most so many rows of all queries of a
-/// head; whole batches if one fits. No heads: not even those of one key/value head.
-Part partFrom(const AttentionArgs &a, int64_t batch, int64_t kv, int64_t most) {
-  Part part{batch, 1, kv, 0, firstHeadOf(a, kv), 0};
-  if (kv == 0 && a.heads <= most) {
-    part.batches = std::min(a.batch - batch, most / a.heads);
-    part.kvHeads = a.kvHeads;
-  } else {
-    while (kv + part.kvHeads < a.kvHeads &&
-           firstHeadOf(a, kv + part.kvHeads + 1) - part.head0 <= most)
-      ++part.kvHeads;
-  }
-  part.heads = firstHeadOf(a, kv + part.kvHeads) - part.head0;
-  return part;
-}
-
 } // namespace
 
 bool attentionGradFitsWgmma(const GradArgs &g, const float *dq, const float *dk, const float *dv) {
@@ -558,28 +455,20 @@ bool attentionGradFitsWgmma(const GradArgs &g, const float *dq, const float *dk,
                            addressOf(g.dy.data) | addressOf(dq) | addressOf(dk) | addressOf(dv);
   const int64_t blocks =
       std::max(ceilDiv(a.queries, kTile) * a.heads, ceilDiv(a.keys, kTile) * a.kvHeads) * a.batch;
-  return g.q.isBf16 && addresses % 16 == 0 && a.sharedDim == 0 && !a.bias && a.scale > 0 &&
-         (a.keyDim | a.valueDim) % kChunk == 0 && a.keyDim <= kMost && a.valueDim <= kMost &&
-         a.queries > kFew && a.keys > kFew && a.queries <= INT32_MAX && a.keys <= INT32_MAX &&
-         blocks <= INT32_MAX;
+  return g.q.isBf16 && g.k.isBf16 && g.v.isBf16 && addresses % 16 == 0 && a.sharedDim == 0 &&
+         !a.bias && a.scale > 0 && (a.keyDim | a.valueDim) % kChunk == 0 && a.keyDim <= kMost &&
+         a.valueDim <= kMost && a.queries > kFew && a.keys > kFew && a.queries <= INT32_MAX &&
+         a.keys <= INT32_MAX && blocks <= INT32_MAX;
 }
 
 Expected<bool> launchAttentionGradWgmma(const Call &call, const GradArgs &g, Scratch scratch,
                                         float *dq, float *dk, float *dv) {
   const AttentionArgs &a = g.a;
-  Tables t{};
-  t.queryTiles = ceilDiv(a.queries, kTile);
-  t.keyTiles = ceilDiv(a.keys, kTile);
-  const int64_t queryRows = t.queryTiles * kTile, keyRows = t.keyTiles * kTile;
-  t.queryRanges = scratch.take<Range>(t.queryTiles);
-  t.keyRanges = scratch.take<Range>(a.batch * t.keyTiles);
-  t.queries = scratch.take<int32_t>(queryRows);
-  t.keys = scratch.take<int32_t>(keyRows);
-  t.keyMasks = scratch.take<int32_t>(a.batch * keyRows);
-  t.logSums = scratch.take<float>(a.batch * a.heads * queryRows);
-  t.means = scratch.take<float>(a.batch * a.heads * queryRows);
+  GradTables t;
+  if (!takeTables(a, scratch, t))
+    return false;
   const int64_t headValues = a.queries * a.valueDim;
-  bf16 *rounded = static_cast<bf16 *>(nullptr);
+  bf16 *rounded = nullptr;
   int64_t most = a.batch * a.heads; // queries of a head that a part may have
   if (!g.dy.isBf16) {
     most = std::min(most, int64_t(scratch.bytesLeft() / 256 * 256 / sizeof(bf16)) / headValues);
@@ -588,19 +477,17 @@ Expected<bool> launchAttentionGradWgmma(const Call &call, const GradArgs &g, Scr
   for (int64_t kv = 0; kv < a.kvHeads && a.heads > most; ++kv)
     if (firstHeadOf(a, kv + 1) - firstHeadOf(a, kv) > most)
       return false;
-  if (!t.queryRanges || !t.keyRanges || !t.queries || !t.keys || !t.keyMasks || !t.logSums ||
-      !t.means)
-    return false;
 
-  describeTiles<<<blocksOfWarps(a.batch * t.keyTiles + t.queryTiles), kWarpBlock, 0,
-                  call.stream()>>>(a, t);
+  if (Status status = describeTiles(call, a, t); !status)
+    return status;
   int64_t batch = 0, kv = 0;
   while (batch < a.batch) {
-    const Part part = partFrom(a, batch, kv, most);
+    const GradPart part = partFrom(a, batch, kv, most);
     const void *dy = g.dy.data;
     if (rounded) {
-      roundPart<<<blocksOfThreads(part.batches * part.heads * headValues / kChunk), kWarpBlock, 0,
-                  call.stream()>>>(static_cast<const float *>(g.dy.data), rounded, a, part);
+      if (Status status = roundPart(call, static_cast<const float *>(g.dy.data), rounded, a, part);
+          !status)
+        return status;
       dy = rounded;
     }
     auto launchBlocks = [&]<int keyBlocks>(std::integral_constant<int, keyBlocks>) {
