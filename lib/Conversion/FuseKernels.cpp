@@ -171,7 +171,8 @@ void Fuser::run() {
     order[&op] = i;
 
   for (Operation &op : block) {
-    if (!isRowOp(&op) || op.use_empty() || op.hasAttr(plan::kOnHostAttr))
+    if (!isRowOp(&op) || op.use_empty() || op.hasAttr(plan::kOnHostAttr) ||
+        op.hasAttr(plan::kInProductAttr))
       continue;
     bool joined = false;
     for (Value operand : op.getOperands())

@@ -47,6 +47,8 @@ void LoweringTable::addDense() {
   });
 }
 
+static LogicalResult groupedGlu(moe::GluOp op, B &b);
+
 /// What generated kernels do in the mesh program: calls in the reference program, and where no
 /// kernel can.
 void LoweringTable::addRowWise() {
@@ -100,8 +102,10 @@ void LoweringTable::addRowWise() {
     return success();
   });
   add<moe::GluOp>(+[](moe::GluOp op, B &b) {
+    if (op->hasAttr(plan::kInProductAttr))
+      return groupedGlu(op, b);
     b.call("glu", {b.view(op.getX())}, {b.define(op.getResult())}, gluParams(b, op));
-    return success();
+    return LogicalResult(success());
   });
   add<moe::SigmoidGateOp>(+[](moe::SigmoidGateOp op, B &b) {
     b.call("sigmoid_gate", {b.view(op.getX()), b.view(op.getG())}, {b.define(op.getResult())}, {});
@@ -221,6 +225,49 @@ static SmallVector<Value> dispatchInputs(const RoutingViews &routing, Value x, V
   return inputs;
 }
 
+/// Whether a selection gives the numbers of its rows' tokens. A routing that multiplies what
+/// experts get needs the rows after all.
+static bool givesNumbers(Operation *op, const RoutingViews &routing) {
+  return op->hasAttr(plan::kNumbersOnlyAttr) && !routing.inputWeights;
+}
+
+/// The view of a selection's rows, or of the numbers that stand for them.
+static Value defineRows(Operation *op, Value rows, const RoutingViews &routing, B &b) {
+  if (!givesNumbers(op, routing))
+    return b.define(rows);
+  ViewType type = b.viewType(rows.getType());
+  Value numbers = b.define(b.viewType({type.getShape()[0]}, IntegerType::get(op->getContext(), 32),
+                                      type.isBounded() ? 0 : -1));
+  b.alias(rows, numbers);
+  return numbers;
+}
+
+static void select(Operation *op, B &b, const RoutingViews &routing, Value x, Value need,
+                   bool weighted, ArrayRef<Value> outputs, ArrayRef<NamedAttribute> params) {
+  if (givesNumbers(op, routing))
+    b.call("select_tokens", {routing.ids, need}, outputs, params);
+  else
+    b.call("select", dispatchInputs(routing, x, need, weighted), outputs, params);
+}
+
+/// The glu and the product before it.
+static LogicalResult groupedGlu(moe::GluOp op, B &b) {
+  auto product = op.getX().getDefiningOp<moe::GroupedMatmulOp>();
+  Value counts = countsOf(product, product.getGroups(), b), rows = b.view(product.getRows());
+  if (!counts)
+    return failure();
+  SmallVector<Value> inputs{rows, counts, b.view(product.getW())};
+  if (cast<ViewType>(rows.getType()).getElementType().isInteger()) {
+    Operation *selection = product.getRows().getDefiningOp();
+    inputs[0] = b.view(selection->getOperand(0));
+    inputs.push_back(rows);
+  }
+  SmallVector<NamedAttribute> params = gluParams(b, op);
+  params.push_back(b.integer("contract", product.getContract()));
+  b.call("grouped_glu", inputs, {b.define(op.getResult())}, params);
+  return success();
+}
+
 /// What a combine multiplies rows by. `unit`: what the dispatch did.
 static Value combineWeights(ProgramBuilder &b, const RoutingViews &routing, bool unit) {
   if (!unit)
@@ -328,12 +375,15 @@ void LoweringTable::addExperts() {
     Value need = b.zeroNeed();
     routing.groups = b.define(b.viewType({1, experts}, i32));
     routing.pos = b.define(cast<plan::ViewType>(routing.ids.getType()));
-    b.call("select", dispatchInputs(routing, b.view(op.getX()), need, op.getWeighted()),
-           {b.define(op.getResult()), routing.groups, routing.pos, b.define(b.viewType({1}, i32))},
+    select(op, b, routing, b.view(op.getX()), need, op.getWeighted(),
+           {defineRows(op, op.getResult(), routing, b), routing.groups, routing.pos,
+            b.define(b.viewType({1}, i32))},
            {b.integer("experts", experts), b.offset("expert_offset", {})});
     return success();
   });
   add<moe::GroupedMatmulOp>(+[](moe::GroupedMatmulOp op, B &b) -> LogicalResult {
+    if (op->hasOneUse() && op->user_begin()->hasAttr(plan::kInProductAttr))
+      return success(); // it is made with the glu
     Value counts = countsOf(op, op.getGroups(), b);
     if (!counts)
       return failure();
@@ -399,11 +449,10 @@ void LoweringTable::addExchange() {
     return success();
   });
   add<dist::SelectOp>(+[](dist::SelectOp op, B &b) {
-    b.call("select",
-           dispatchInputs(b.routing(op.getRouting()), b.view(op.getX()), b.view(op.getNeedIn()),
-                          op.getWeighted()),
-           {b.define(op.getRows()), b.define(op.getGroups()), b.define(op.getPos()),
-            b.define(op.getNeed())},
+    const RoutingViews &routing = b.routing(op.getRouting());
+    select(op, b, routing, b.view(op.getX()), b.view(op.getNeedIn()), op.getWeighted(),
+           {defineRows(op, op.getRows(), routing, b), b.define(op.getGroups()),
+            b.define(op.getPos()), b.define(op.getNeed())},
            {b.integer("experts", op.getRouting().getType().getExperts()),
             b.offset("expert_offset", op.getExpertOffsetAttr())});
     return success();

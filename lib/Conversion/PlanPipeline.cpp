@@ -106,6 +106,7 @@ LogicalResult moira::buildPlan(ModuleOp localized, ModuleOp global, const PlanOp
 
 void moira::registerPlanPasses() {
   registerPass([] { return createPlanOffloadPass(); });
+  registerPass([] { return createPlanFuseGluPass(); });
   registerPass([] { return createPlanFuseKernelsPass(); });
   registerPass([] { return createPlanLowerPass(); });
   registerPass([] { return createPlanMergeCallsPass(); });

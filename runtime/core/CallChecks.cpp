@@ -391,6 +391,8 @@ void check_select(CallCheck &c) {
                   static_cast<long long>(c.integer("experts"))));
 }
 
+void check_select_tokens(CallCheck &c) { check_select(c); }
+
 void check_sample_counts(CallCheck &c) {
   c.fixed("B");
   c.fixedRun("t");
@@ -455,6 +457,20 @@ void check_grouped_matmul(CallCheck &c) {
   c.fixedRun("N");
   c.fixedRun("K");
   c.fitsInt32(c.dim("R"), "rows");
+}
+
+void check_grouped_glu(CallCheck &c) {
+  checkActivation(c);
+  c.fixed("n");
+  c.fixedRun("F");
+  c.fixedRun("K");
+  c.fitsInt32(c.dim("R"), "rows");
+  c.runFitsInt32("t", "tokens");
+  if (c.hasInput("tokens"))
+    c.fixedRun("t");
+  else if (c.run("t") != Shape{c.dim("R")})
+    c.fail(format("x has other rows than the %s of out, and no tokens say which",
+                  sizeText(c.dim("R")).c_str()));
 }
 
 void check_grouped_bias(CallCheck &c) {

@@ -1,5 +1,5 @@
 //===- Experts.cpp - tokens to expert rows and back -------------------------===//
-// select, pack, regroup, ungroup, combine, grouped_matmul,
+// select, select_tokens, pack, regroup, ungroup, combine, grouped_matmul,
 // grouped_bias. The order of rows is the contract of
 // docs/architecture.md, section 2. Moving rows is all copies, so these serve the fast flavor too,
 // besides grouped_matmul and combine. Ids, counts, groups and positions are data: all of them are
@@ -8,6 +8,7 @@
 #include "GroupedProduct.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 namespace moira::rt::host::ref {
@@ -25,9 +26,9 @@ struct Sort {
 /// places. counts [slots, bins] say how many rows of each bin were placed; places past a slot's
 /// count are zero; pos per row is slot * capacity + place, or -1. Returns the rows needed in the
 /// fullest slot.
-template <typename S>
-int64_t placeRows(const Sort &sort, const S *x, const Accumulator<S> *weights, int64_t width,
-                  int64_t k, S *out, int32_t *counts, int32_t *pos) {
+template <typename S, typename W>
+int64_t placeRows(const Sort &sort, const S *x, const W *weights, int64_t width, int64_t k, S *out,
+                  int32_t *counts, int32_t *pos) {
   std::vector<int64_t> next(size_t(sort.slots * sort.bins), 0);
   for (int64_t bin : sort.binOf)
     if (bin >= 0)
@@ -61,7 +62,7 @@ int64_t placeRows(const Sort &sort, const S *x, const Accumulator<S> *weights, i
       std::copy_n(from, width, out + target * width);
     else
       std::transform(from, from + width, out + target * width,
-                     [&](S v) { return S(Accumulator<S>(v) * weights[row]); });
+                     [&](S v) { return S(W(v) * weights[row]); });
   }
   return needed;
 }
@@ -123,25 +124,43 @@ Expected<int64_t> forEachRun(const Call &call, const TensorRef &counts, int64_t 
 
 } // namespace
 
-template <typename S> Status select(const Call &call) {
-  const TensorRef &ids = call.in[1];
-  int64_t k = std::max<int64_t>(trailing(ids, 1), 1), rows = ids.elements(),
-          width = trailing(call.in[0], 1);
+namespace {
+
+/// What select does with rows of any type; need stands behind ids.
+template <typename V, typename W>
+Status selectRows(const Call &call, const TensorRef &ids, const TensorRef &need, const V *x,
+                  const W *weights, int64_t width) {
+  int64_t k = std::max<int64_t>(trailing(ids, 1), 1), rows = ids.elements();
   int64_t local = call.out[1].elements(), first = call.params.integer("expert_offset");
   int64_t experts = call.params.integer("experts");
   Sort sort{1, local, call.out[0].shape[0], {}};
   sort.binOf.reserve(size_t(rows));
   for (int64_t row = 0; row < rows; ++row) {
-    int32_t id = call.input<int32_t>(1)[row];
+    int32_t id = static_cast<const int32_t *>(ids.data)[row];
     if (id < -1 || id >= experts)
       return badExpert(call, row, k, id, experts);
     int64_t bin = id - first;
     sort.binOf.push_back(id >= 0 && bin >= 0 && bin < local ? bin : -1);
   }
-  int64_t needed = placeRows(sort, call.input<S>(0), rowWeights<S>(call), width, k,
-                             call.output<S>(0), call.output<int32_t>(1), call.output<int32_t>(2));
-  *call.output<int32_t>(3) = foldNeed(*call.input<int32_t>(2), needed);
+  int64_t needed = placeRows(sort, x, weights, width, k, call.output<V>(0), call.output<int32_t>(1),
+                             call.output<int32_t>(2));
+  *call.output<int32_t>(3) = foldNeed(*static_cast<const int32_t *>(need.data), needed);
   return {};
+}
+
+} // namespace
+
+template <typename S> Status select(const Call &call) {
+  return selectRows(call, call.in[1], call.in[2], call.input<S>(0), rowWeights<S>(call),
+                    trailing(call.in[0], 1));
+}
+
+/// Of rows that are their tokens' numbers.
+template <typename> Status select_tokens(const Call &call) {
+  const TensorRef &ids = call.in[0];
+  std::vector<int32_t> numbers(size_t(leading(ids, 1)));
+  std::iota(numbers.begin(), numbers.end(), 0);
+  return selectRows<int32_t, int32_t>(call, ids, call.in[1], numbers.data(), nullptr, 1);
 }
 
 template <typename S> Status pack(const Call &call) {
@@ -287,6 +306,7 @@ template <typename S> Status combine(const Call &call) {
   template Status name<double>(const Call &);                                                      \
   template Status name<Bf16>(const Call &);
 INSTANTIATE(select)
+INSTANTIATE(select_tokens)
 INSTANTIATE(pack)
 INSTANTIATE(sample_counts)
 INSTANTIATE(regroup)

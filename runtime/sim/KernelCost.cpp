@@ -31,14 +31,15 @@ const std::map<std::string, ProductCall, std::less<>> kProducts = {
     {"head_linear", {{0, 1, -1}, 1}},
     {"head_weight_grad", {{0, 1, -1}, -1}},
     {"grouped_matmul", {{0, 2, -1}, 2}},
+    {"grouped_glu", {{0, 2, -1}, 2}},
     {"grouped_input_grad", {{0, 2, -1}, 2}},
     {"grouped_weight_grad", {{0, 2, -1}, -1}},
 };
 
 /// Calls over rows of experts.
 bool isOfExperts(const std::string &name) {
-  static const std::set<std::string, std::less<>> others = {"select",  "pack",    "regroup",
-                                                            "ungroup", "combine", "choice_dots"};
+  static const std::set<std::string, std::less<>> others = {
+      "select", "select_tokens", "pack", "regroup", "ungroup", "combine", "choice_dots"};
   return name.starts_with("grouped_") || others.contains(name);
 }
 
@@ -123,15 +124,22 @@ Work WorkReader::read(const fb::Instr &instr) {
 /// A routing of t tokens, k choices each: with pack this rank gets as many rows as it sends, with
 /// select those of the experts that it has.
 void WorkReader::noteRows(const fb::Instr &instr, const std::string &name) {
-  if (name != "pack" && name != "select")
+  if (name != "pack" && name != "select" && name != "select_tokens")
     return;
   double rows = elementsOf(instr.outputs()->Get(2));
-  if (name == "select")
+  if (name != "pack")
     rows *= elementsOf(instr.outputs()->Get(1)) / double(paramOf(instr, "experts")->i());
   rowsOfLayer[instr.layer()] = rows * expertLoad;
 }
 
 double WorkReader::productFlops(const fb::Instr &instr, const std::string &name) const {
+  if (name == "grouped_glu") { // [R,F] out of w [n,2,F..,K..], whatever the rows of x
+    uint32_t w = instr.inputs()->Get(2), out = instr.outputs()->Get(0);
+    const fb::View *view = program.views()->Get(out);
+    double rows = double(view->shape()->Get(0)) *
+                  (view->bound_dim() >= 0 ? double(program.bound_initial()) : 1);
+    return 2 * rows * elementsOf(w) / double(program.views()->Get(w)->shape()->Get(0));
+  }
   const ProductCall &call = kProducts.find(name)->second;
   auto viewOf = [&](int operand) {
     return operand < 0 ? instr.outputs()->Get(uint32_t(-1 - operand))
@@ -180,7 +188,7 @@ double WorkReader::callBytes(const fb::Instr &instr, const std::string &name, do
       bytes += 2 * bytesOf(instr.inputs()->Get(2));
     return bytes;
   }
-  bool grouped = name == "grouped_matmul" || name == "grouped_input_grad";
+  bool grouped = name == "grouped_matmul" || name == "grouped_glu" || name == "grouped_input_grad";
   if (instr.inputs())
     for (unsigned i = 0; i < instr.inputs()->size(); ++i) {
       uint32_t view = instr.inputs()->Get(i);
@@ -220,8 +228,10 @@ Work WorkReader::readCall(const fb::Instr &instr) {
     work.kind = Work::product;
     double rowsThere = 1;
     if (name.starts_with("grouped_")) {
-      rowsThere = double(program.views()->Get(instr.inputs()->Get(0))->shape()->Get(0));
-      if (program.views()->Get(instr.inputs()->Get(0))->bound_dim() >= 0)
+      const fb::View *rowsView = program.views()->Get(
+          name == "grouped_glu" ? instr.outputs()->Get(0) : instr.inputs()->Get(0));
+      rowsThere = double(rowsView->shape()->Get(0));
+      if (rowsView->bound_dim() >= 0)
         rowsThere *= double(program.bound_initial());
     }
     work.flops = productFlops(instr, name);

@@ -156,11 +156,14 @@ TEST_F(CudaExperts, SelectSortsStably) {
               width = i == 9 ? 1104 : random.between(1, 40);
       // Room for all, for some, for none.
       int64_t rows = i % 3 == 0 ? tokens * k : i % 3 == 1 ? random.between(0, tokens * k) : 1;
-      expectAgrees(*gpu, "select",
-                   {T(random.normal<float>({tokens, width})),
-                    I(someIds(random, tokens, k, experts, i / 3 % 3)), I(random.ids({1}, 0, 100))},
-                   {T(Shape{rows, width}), I(Shape{1, local}), I(Shape{tokens, k}), I(Shape{1})},
-                   params({{"experts", experts}, {"expert_offset", first}}), mode);
+      const Operand ids = I(someIds(random, tokens, k, experts, i / 3 % 3)),
+                    need = I(random.ids({1}, 0, 100));
+      const CallParams p = params({{"experts", experts}, {"expert_offset", first}});
+      expectAgrees(*gpu, "select", {T(random.normal<float>({tokens, width})), ids, need},
+                   {T(Shape{rows, width}), I(Shape{1, local}), I(Shape{tokens, k}), I(Shape{1})}, p,
+                   mode);
+      expectAgrees(*gpu, "select_tokens", {ids, need},
+                   {I(Shape{rows}), I(Shape{1, local}), I(Shape{tokens, k}), I(Shape{1})}, p, mode);
     }
 }
 
@@ -228,11 +231,14 @@ TEST_F(CudaExperts, ManyRowsGoToFewBinsAndToMany) {
                               I(random.ids({1}, 0, 100))};
       if (weighed)
         in.push_back(A(random.normal<float>({tokens, k})));
-      expectAgrees(
-          *gpu, "select", in,
-          {T(Shape{bound, width}), I(Shape{1, local}), I(Shape{tokens, k}), I(Shape{1})},
-          params({{"experts", experts}, {"expert_offset", random.between(0, experts - local)}}),
-          mode);
+      const CallParams p =
+          params({{"experts", experts}, {"expert_offset", random.between(0, experts - local)}});
+      expectAgrees(*gpu, "select", in,
+                   {T(Shape{bound, width}), I(Shape{1, local}), I(Shape{tokens, k}), I(Shape{1})},
+                   p, mode);
+      expectAgrees(*gpu, "select_tokens", {in[1], in[2]},
+                   {I(Shape{bound}), I(Shape{1, local}), I(Shape{tokens, k}), I(Shape{1})}, p,
+                   mode);
       expectAgrees(*gpu, "pack", in,
                    {T(Shape{1, 4, bound, width}), I(Shape{1, 4, experts / 2}), I(Shape{tokens, k}),
                     I(Shape{1})},

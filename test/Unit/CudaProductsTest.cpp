@@ -97,6 +97,71 @@ TEST_F(CudaProducts, GroupsThatLieAreReported) {
   }
 }
 
+TEST_F(CudaProducts, GluOfGatheredRows) {
+  // Against the host's composition: groups that end anywhere, empty ones, one token, all on one
+  // expert, rows past the groups, tails of every dimension; with tokens and without.
+  struct Case {
+    int64_t n, tokens, k, f, inner;
+    int kind; // of choices: spread, all on one expert, every third
+  };
+  const Case cases[] = {
+      {4, 1, 1, 8, 8, 0},         {4, 1, 2, 128, 64, 0},      {3, 200, 2, 128, 64, 0},
+      {5, 333, 3, 136, 200, 0},   {2, 129, 1, 256, 72, 0},    {16, 700, 4, 384, 328, 0},
+      {9, 500, 2, 264, 128, 1},   {40, 900, 2, 640, 64, 2},   {130, 1500, 8, 120, 520, 0},
+      {256, 1200, 4, 768, 96, 0}, {7, 900, 3, 1032, 1032, 0}, {300, 400, 2, 64, 64, 0}};
+  for (const Case &c : cases)
+    for (const char *activation : {"silu", "gelu", "gelu_tanh", "relu"}) {
+      if (c.n != 5 && activation[0] != 's')
+        continue; // the others once
+      const int64_t tokens = everyNthCase() > 1 ? std::min<int64_t>(c.tokens, 300) : c.tokens;
+      Tensor<int32_t> ids = random.choices(tokens, std::min(c.k, c.n), c.n);
+      for (int32_t &id : ids.values)
+        id = c.kind == 1 ? int32_t(c.n / 2) : c.kind == 2 ? id / 3 * 3 : id;
+      const int64_t left = random.between(0, 1) ? random.between(1, 300) : 0,
+                    rows = int64_t(ids.values.size()) + left;
+      Tensor<int32_t> order({rows}), groups = none(c.n);
+      order.values.clear();
+      for (int64_t e = 0; e < c.n; ++e)
+        for (size_t i = 0; i < ids.values.size(); ++i)
+          if (ids.values[i] == e) {
+            order.values.push_back(int32_t(i) / int32_t(ids.shape[1]));
+            ++groups.values[size_t(e)];
+          }
+      order.values.resize(size_t(rows), 0);
+      SCOPED_TRACE(format("%lld tokens, %lld rows in %lld groups, %lld by %lld, %s",
+                          (long long)tokens, (long long)rows, (long long)c.n, (long long)c.f,
+                          (long long)c.inner, activation));
+      CallParams p = params({{"contract", 1}}, {}, {{"activation", activation}});
+      if (c.n == 9)
+        p = params({{"contract", 1}}, {{"limit", 7}, {"alpha", 1.702}, {"up_shift", 1}},
+                   {{"activation", activation}});
+      Operand w = T(random.normal<float>({c.n, 2, c.f, c.inner}));
+      for (Mode mode : allModes()) {
+        if ((mode.dtype == fb::DType::f32 || mode.shifted) && rows * c.f * c.inner > 40000000)
+          continue;
+        mode.f32Error = 1e-4; // of few results of alternating sums
+        expectAgrees(*gpu, "grouped_glu",
+                     {T(random.normal<float>({tokens, c.inner})), I(groups), w, I(order)},
+                     {T(Shape{rows, c.f})}, p, mode);
+        expectAgrees(*gpu, "grouped_glu", {T(random.normal<float>({rows, c.inner})), I(groups), w},
+                     {T(Shape{rows, c.f})}, p, mode);
+      }
+    }
+}
+
+TEST_F(CudaProducts, GluOfTokensThatDoNotExistIsReported) {
+  for (auto dtype : {fb::DType::f32, fb::DType::bf16})
+    for (int32_t bad : {-1, 200}) {
+      Tensor<int32_t> groups({1, 2}, {150, 40}), order({200});
+      order.values[169] = bad;
+      runOnGpu(*gpu, "grouped_glu",
+               {T(random.normal<float>({200, 16})), I(groups),
+                T(random.normal<float>({2, 2, 24, 16})), I(order)},
+               {T(Shape{200, 24})}, params({{"contract", 1}}, {}, {{"activation", "silu"}}),
+               {.dtype = dtype, .fault = 5});
+    }
+}
+
 TEST_F(CudaProducts, LinearOfFewAndManyRows) {
   Gpu own(false);
   Mode mode{.dtype = fb::DType::bf16};

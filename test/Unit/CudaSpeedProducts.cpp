@@ -1,7 +1,8 @@
 //===- CudaSpeedProducts.cpp - how fast large grouped products are ----------===//
 // The two products of a SwiGLU layer's experts at the sizes of well-known models, with random
 // choices of experts, each beside cuBLASLt's dense product of 8192 x 8192 x 8192 in the same
-// rounds, their gradients, and what stands around them: gate, select, combine.
+// rounds, their gradients, what stands around them (gate, select, combine), and the whole layer
+// forward.
 //===----------------------------------------------------------------------===//
 #include "CudaSpeed.h"
 
@@ -21,18 +22,111 @@ constexpr LayerShape kShapes[] = {
 constexpr auto kBf16 = fb::DType::bf16;
 const CallParams kContract = params({{"contract", 1}});
 
-std::vector<int32_t> randomGroups(Random &random, const LayerShape &s) {
-  std::vector<int32_t> groups(static_cast<size_t>(s.experts));
-  for (int32_t id : random.choices(s.tokens, s.k, s.experts).values)
+/// Choices of which expert e comes with the weight 1 / (e + 1) to the power `skew`: without
+/// repetition, by the largest of perturbed logarithms.
+Tensor<int32_t> choicesOf(Random &random, const LayerShape &s, double skew) {
+  if (skew == 0)
+    return random.choices(s.tokens, s.k, s.experts);
+  Tensor<int32_t> ids({s.tokens, s.k});
+  std::mt19937 engine(11);
+  std::uniform_real_distribution<double> uniform(1e-9, 1);
+  std::vector<std::pair<double, int32_t>> keys(static_cast<size_t>(s.experts));
+  for (int64_t t = 0; t < s.tokens; ++t) {
+    for (int32_t e = 0; e < s.experts; ++e)
+      keys[size_t(e)] = {-std::log(-std::log(uniform(engine))) - skew * std::log(e + 1.0), e};
+    std::partial_sort(keys.begin(), keys.begin() + s.k, keys.end(), std::greater<>());
+    for (int64_t j = 0; j < s.k; ++j)
+      ids.values[size_t(t * s.k + j)] = keys[size_t(j)].second;
+  }
+  return ids;
+}
+
+std::vector<int32_t> groupsOf(const Tensor<int32_t> &ids, int64_t experts) {
+  std::vector<int32_t> groups(static_cast<size_t>(experts));
+  for (int32_t id : ids.values)
     ++groups[size_t(id)];
   return groups;
+}
+
+/// The layer as plans make it (router, gate, tokens of the experts' rows, gated products, products,
+/// combine) and its parts, in rounds with the dense product; medians.
+void measureWhole(Gpu &gpu, Random &random, const LayerShape &s, double skew, const Big &square,
+                  Big &result) {
+  const int64_t rows = s.tokens * s.k;
+  const Tensor<int32_t> choices = choicesOf(random, s, skew);
+  Big x({s.tokens, s.d}, kBf16), router({s.experts, s.d}, kBf16),
+      logits({s.tokens, s.experts}, fb::DType::f32), weights({s.tokens, s.k}, fb::DType::f32),
+      ids({s.tokens, s.k}, choices.values), chosen({s.tokens, s.k}, choices.values),
+      pos({s.tokens, s.k}, std::vector<int32_t>(size_t(rows))),
+      order({rows}, std::vector<int32_t>(size_t(rows))),
+      groups({1, s.experts}, std::vector<int32_t>(size_t(s.experts))),
+      need({1}, std::vector<int32_t>{0}), needOut({1}, std::vector<int32_t>{0}),
+      w13({s.experts, 2, s.f, s.d}, kBf16), h({rows, s.f}, kBf16), w2({s.experts, s.d, s.f}, kBf16),
+      y({rows, s.d}, kBf16), out({s.tokens, s.d}, kBf16);
+  auto dense = [&] {
+    mustRun(gpu, "linear", {square.ref(), square.ref()}, {result.ref()}, kContract);
+  };
+  auto gate = [&] {
+    mustRun(gpu, "linear", {x.ref(), router.ref()}, {logits.ref()}, kContract);
+    mustRun(gpu, "route", {logits.ref()}, {chosen.ref(), weights.ref()},
+            params({}, {{"scale", 1}},
+                   {{"score", "softmax"}, {"order", "score_topk"}, {"renorm", "sum"}}));
+  };
+  auto select = [&] {
+    mustRun(gpu, "select_tokens", {ids.ref(), need.ref()},
+            {order.ref(), groups.ref(), pos.ref(), needOut.ref()},
+            params({{"experts", s.experts}, {"expert_offset", 0}}));
+  };
+  auto up = [&] {
+    mustRun(gpu, "grouped_glu", {x.ref(), groups.ref(), w13.ref(), order.ref()}, {h.ref()},
+            params({{"contract", 1}}, {}, {{"activation", "silu"}}));
+  };
+  auto down = [&] {
+    mustRun(gpu, "grouped_matmul", {h.ref(), groups.ref(), w2.ref()}, {y.ref()}, kContract);
+  };
+  auto ordered = [&] { // of rows that lie in order
+    mustRun(gpu, "grouped_glu", {y.ref(), groups.ref(), w13.ref()}, {h.ref()},
+            params({{"contract", 1}}, {}, {{"activation", "silu"}}));
+  };
+  auto combine = [&] {
+    mustRun(gpu, "combine", {y.ref(), pos.ref(), weights.ref()}, {out.ref()}, {});
+  };
+  std::vector<double> denseTimes, gateTimes, selectTimes, upTimes, downTimes, combineTimes,
+      orderedTimes, layerTimes;
+  for (int round = 0; round < 5; ++round) {
+    denseTimes.push_back(millisecondsOf(gpu, 3, 1, dense));
+    gateTimes.push_back(millisecondsOf(gpu, 3, 1, gate));
+    selectTimes.push_back(millisecondsOf(gpu, 3, 1, select));
+    upTimes.push_back(millisecondsOf(gpu, 3, 1, up));
+    orderedTimes.push_back(millisecondsOf(gpu, 3, 1, ordered));
+    downTimes.push_back(millisecondsOf(gpu, 3, 1, down));
+    combineTimes.push_back(millisecondsOf(gpu, 3, 1, combine));
+    layerTimes.push_back(millisecondsOf(gpu, 3, 1, [&] {
+      gate();
+      select();
+      up();
+      down();
+      combine();
+    }));
+  }
+  const double full = 2.0 * 8192 * 8192 * 8192 / medianOf(denseTimes) / 1e9,
+               work = 2.0 * double(rows * s.d * s.f) / 1e9, layerMs = medianOf(layerTimes),
+               upRate = 2 * work / medianOf(upTimes), downRate = work / medianOf(downTimes);
+  std::printf("%-16s%s layer %8.3f ms %5.0f TF, dense %5.0f: %.3f | gate %.0f us, select %.0f us, "
+              "glu %.0f us %5.0f TF (%.2f), in order %.0f us, down %.0f us %5.0f TF (%.2f), "
+              "combine %.0f us\n",
+              s.name, skew ? " Zipf" : "", layerMs, 3 * work / layerMs, full,
+              3 * work / layerMs / full, medianOf(gateTimes) * 1e3, medianOf(selectTimes) * 1e3,
+              medianOf(upTimes) * 1e3, upRate, upRate / full, medianOf(orderedTimes) * 1e3,
+              medianOf(downTimes) * 1e3, downRate, downRate / full, medianOf(combineTimes) * 1e3);
 }
 
 /// Interleaved rounds of the dense product, up and down; medians.
 void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &square, Big &result) {
   const int64_t rows = s.tokens * s.k;
   Big x({rows, s.d}, kBf16), mid({rows, 2 * s.f}, kBf16), w13({s.experts, 2 * s.f, s.d}, kBf16),
-      w2({s.experts, s.d, s.f}, kBf16), groups({1, s.experts}, randomGroups(random, s));
+      w2({s.experts, s.d, s.f}, kBf16),
+      groups({1, s.experts}, groupsOf(choicesOf(random, s, 0), s.experts));
   auto dense = [&] {
     mustRun(gpu, "linear", {square.ref(), square.ref()}, {result.ref()}, kContract);
   };
@@ -125,6 +219,15 @@ double copyRate(Gpu &gpu) {
                              cudaMemcpyDeviceToDevice, gpu.context.stream));
   });
   return 4.0 * double(n) / ms / 1e9;
+}
+
+void measureLayers(Gpu &gpu) {
+  Random random(5);
+  Big square({8192, 8192}, kBf16), result({8192, 8192}, kBf16);
+  for (const LayerShape &s : kShapes)
+    measureWhole(gpu, random, s, 0, square, result);
+  for (const LayerShape &s : {kShapes[0], kShapes[1]})
+    measureWhole(gpu, random, s, 1, square, result);
 }
 
 void measureProducts(Gpu &gpu) {

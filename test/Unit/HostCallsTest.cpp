@@ -430,6 +430,59 @@ TEST(HostCalls, GroupedMatmulAgreesAndZeroesTheRest) {
   }
 }
 
+TEST(HostCalls, GluOfGatheredRowsIsThatOfItsParts) {
+  Random random(testSeed());
+  for (int i = 0; i < 20; ++i) {
+    const int64_t tokens = random.between(1, 30), k = random.between(1, 3),
+                  n = random.between(3, 6), f = random.between(1, 20), d = random.between(1, 30),
+                  room = i % 3 ? tokens * k + random.between(0, 4)
+                               : random.between(1, tokens * k), // for all of them, or not
+        first = random.between(0, 2), local = random.between(1, n - first);
+    Tensor<float> x = random.normal<float>({tokens, d}), rows({room, d}),
+                  w = random.normal<float>({local, 2, f, d}), pairs({room, 2, f}),
+                  expected({room, f}), out({room, f});
+    Tensor<int32_t> ids = random.choices(tokens, k, n), need({1}, {2}), numbers({room}),
+                    groups({1, local}), pos({tokens, k}), needOut({1}), groups2 = groups,
+                    pos2 = pos, needOut2 = needOut;
+    const CallParams select = params({{"experts", n}, {"expert_offset", first}});
+    const CallFlavor flavor = i % 2 ? CallFlavor::fast : CallFlavor::reference;
+    ASSERT_TRUE(call("select", flavor, {x, ids, need}, {rows, groups, pos, needOut}, select).ok());
+    ASSERT_TRUE(
+        call("select_tokens", flavor, {ids, need}, {numbers, groups2, pos2, needOut2}, select)
+            .ok());
+    EXPECT_EQ(groups.values, groups2.values);
+    EXPECT_EQ(pos.values, pos2.values);
+    EXPECT_EQ(needOut.values, needOut2.values);
+    std::vector<int32_t> tokenOf(size_t(room), 0);
+    for (size_t choice = 0; choice < pos.values.size(); ++choice)
+      if (pos.values[choice] >= 0)
+        tokenOf[size_t(pos.values[choice])] = int32_t(choice) / int32_t(k);
+    EXPECT_EQ(numbers.values, tokenOf);
+
+    CallParams glu = params({}, {}, {{"activation", i % 4 ? "silu" : "gelu"}});
+    if (i % 4 == 1)
+      glu =
+          params({}, {{"limit", 0.5}, {"alpha", 1.702}, {"up_shift", 1}}, {{"activation", "silu"}});
+    ASSERT_TRUE(call("grouped_matmul", CallFlavor::reference, {rows, groups, w}, {pairs},
+                     params({{"contract", 1}}))
+                    .ok());
+    ASSERT_TRUE(call("glu", CallFlavor::reference, {pairs}, {expected}, glu).ok());
+    glu.integers["contract"] = 1;
+    for (bool gathered : {true, false}) {
+      std::fill(out.values.begin(), out.values.end(), NAN);
+      ASSERT_TRUE((gathered ? call("grouped_glu", flavor, {x, groups, w, numbers}, {out}, glu)
+                            : call("grouped_glu", flavor, {rows, groups, w}, {out}, glu))
+                      .ok());
+      for (size_t at = 0; at < out.values.size(); ++at)
+        ASSERT_NEAR(out.values[at], expected.values[at], 1e-5 * (1 + std::abs(expected.values[at])))
+            << at;
+    }
+    numbers.values[0] = int32_t(tokens);
+    if (groups.values[0] > 0)
+      EXPECT_FALSE(call("grouped_glu", flavor, {x, groups, w, numbers}, {out}, glu).ok());
+  }
+}
+
 TEST(HostCalls, CombineAgreesAndSkipsMissingRows) {
   Random random(testSeed() + 4);
   for (int i = 0; i < 40; ++i) {

@@ -85,6 +85,8 @@ TEST(CallRegistry, EveryDimensionIsTied) {
                                           "router_z input 0 dim 2",
                                           "slot input 0 dim 1",
                                           "sample input 0 dim 2",
+                                          "grouped_glu input 0 dim 0",
+                                          "grouped_glu input 0 dim 1",
                                           "sample_counts input 0 dim 1",
                                           "sample_counts input 0 dim 2",
                                           "sample_counts output 0 dim 1",
@@ -94,9 +96,9 @@ TEST(CallRegistry, EveryDimensionIsTied) {
                                           "grouped_weight_grad input 3 dim 0",
                                           "grouped_bias_grad input 2 dim 0"};
   // A slot may have a fixed number of rows.
-  const std::set<std::string> freeRagged = {"select output 0 dim 0", "pack output 0 dim 2",
-                                            "combine input 0 dim 2", "choice_dots input 0 dim 2",
-                                            "grouped_bias_grad input 0 dim 0"};
+  const std::set<std::string> freeRagged = {
+      "select output 0 dim 0", "select_tokens output 0 dim 0", "pack output 0 dim 2",
+      "combine input 0 dim 2", "choice_dots input 0 dim 2",    "grouped_bias_grad input 0 dim 0"};
   for (const Example &e : examples())
     for (bool output : {false, true})
       for (size_t o = 0; o < (output ? e.outputs : e.inputs).size(); ++o)
@@ -262,6 +264,13 @@ TEST(CallRegistry, RefusesBrokenContracts) {
       {"select", [](Example &e) { e.params[1] = offset("expert_offset", -4, kTp); },
        "leaves the 16 experts"},
       {"select", [](Example &e) { e.params[0].integer = int64_t(1) << 40; }, "2^31"},
+      {"select_tokens", [](Example &e) { e.params[1] = offset("expert_offset", 5, kTp); },
+       "leaves the 16 experts"},
+      {"select_tokens", [](Example &e) { e.outputs[0].dtype = DType::f32; }, "operand tokens"},
+      {"grouped_glu", [](Example &e) { e.inputs.pop_back(); }, "no tokens say which"},
+      {"grouped_glu", [](Example &e) { e.inputs[0].shape[1].ragged = true; }, "t"},
+      {"grouped_glu", [](Example &e) { e.inputs[2].shape[1] = {3, false}; }, "operand w"},
+      {"grouped_glu", [](Example &e) { e.params[1] = text("activation", "gelu"); }, "silu only"},
       {"pack", [](Example &e) { e.params[1].integer = -2; }, "segments is -2"},
       {"pack", [](Example &e) { e.params[0].integer = 18; }, "18 experts do not divide"},
       {"pack", [](Example &e) { e.params[0].integer = 0; }, "experts must be"},

@@ -31,6 +31,19 @@ __device__ inline void arriveExpecting(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
+/// Whether the phase of this parity is complete.
+__device__ inline bool isComplete(uint32_t barrier, uint32_t parity) {
+  uint32_t done = 0;
+  asm volatile("{\n"
+               ".reg .pred p;\n"
+               "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+               "selp.u32 %0, 1, 0, p;\n"
+               "}\n"
+               : "=r"(done)
+               : "r"(barrier), "r"(parity)
+               : "memory");
+  return done;
+}
 /// Returns when the phase of this parity is complete. (The phase before the first counts as
 /// complete: parity 1.)
 __device__ inline void waitFor(uint32_t barrier, uint32_t parity) {

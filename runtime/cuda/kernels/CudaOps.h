@@ -196,6 +196,29 @@ Status launchSelectFew(const Call &call);
 /// Runs a combine of many tokens on the copy engine; false: it does not take this one.
 Expected<bool> combineMany(const Call &call);
 
+enum class Activation { silu, gelu, geluTanh, relu };
+/// The parameters of glu; an infinite limit clamps nothing.
+struct GluForm {
+  Activation activation;
+  float limit, alpha, upShift;
+};
+/// Those of a call that has them.
+Expected<GluForm> gluForm(const Call &call);
+
+/// out[m,n] = glu(sum_k x[r,k] * w[g,0,n,k], the same of w[g,1,n,k]), g the group of row m as in
+/// GroupedProduct, r = tokens[m], or m without `tokens`. All floats are of one type.
+struct GroupedGlu {
+  const void *x, *w;
+  void *out;
+  fb::DType dtype;
+  const int32_t *groups, *tokens;
+  int64_t groupCount, m, n, k, xRows;
+  GluForm form;
+};
+/// Whether launchGroupedGlu, which needs a Hopper GPU, takes it: bf16, aligned to 16 bytes.
+bool fitsWgmma(const GroupedGlu &product);
+Status launchGroupedGlu(const Call &call, const GroupedGlu &product);
+
 /// Sizes of one attention call, and the numbers that say who sees what.
 struct AttentionArgs {
   const void *q, *k, *v;

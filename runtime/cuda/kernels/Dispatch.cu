@@ -141,6 +141,14 @@ __device__ int64_t targetOf(const Sort &sort, int64_t row) {
   return place < sort.capacity ? bin / sort.binsPerSlot * sort.capacity + place : -1;
 }
 
+/// Unit `at` of a token's row; without x a row is one unit, the token's number.
+template <typename V> __device__ V unitOf(const V *x, int64_t token, int64_t units, int64_t at) {
+  if constexpr (std::is_same_v<V, int32_t>)
+    return x ? x[token * units + at] : int32_t(token);
+  else
+    return x[token * units + at];
+}
+
 /// Rows of x (one a token, k rows each) of `units` units to their places. With `weights`, one a
 /// row, units are numbers and rows are multiplied by them.
 template <typename V, bool weighed>
@@ -169,7 +177,7 @@ __global__ void placeRows(Sort sort, const V *x, const float *weights, V *out, i
     }
     for (int64_t base = 0; base < units; base += 32) {
       const int64_t at = base + laneNumber();
-      const V value = at < units ? x[work * units + at] : V{};
+      const V value = at < units ? unitOf(x, work, units, at) : V{};
       for (int j = 0; j < count; ++j) {
         const int64_t to = __shfl_sync(kAllLanes, target, j);
         V result = value;
@@ -322,7 +330,7 @@ __global__ void __launch_bounds__(kWarpBlock)
       V held[atOnce];
 #pragma unroll
       for (int u = 0; u < atOnce; ++u)
-        held[u] = base + u * 32 < units ? x[work * units + base + u * 32] : V{};
+        held[u] = base + u * 32 < units ? unitOf(x, work, units, base + u * 32) : V{};
       for (int j = 0; j < count; ++j) {
         const int64_t to = __shfl_sync(kAllLanes, target, j);
         float factor = 0;
@@ -343,9 +351,16 @@ __global__ void __launch_bounds__(kWarpBlock)
   }
 }
 
+/// Whether a call places the numbers of tokens, not their rows.
+bool placesNumbers(const Call &call) { return call.out[0].dtype == fb::DType::i32; }
+
 /// Launches the last kernel of a sort: placeWhole after scanSlots, or placeRows.
 Status place(const Call &call, const Sort &sort, int64_t work, int64_t tokens, int64_t k,
              bool whole) {
+  if (placesNumbers(call))
+    return launchEarly(call, whole ? placeWhole<int32_t, false> : placeRows<int32_t, false>,
+                       blocksOfWarps(work), kWarpBlock, 0, sort, nullptr, nullptr,
+                       call.output<int32_t>(0), tokens, k, 1);
   const TensorRef &x = call.in[0], &out = call.out[0];
   if (x.dtype != out.dtype)
     return badCall(call, "the rows are of another type than the tokens");
@@ -390,7 +405,7 @@ Expected<bool> runBlockSort(const Call &call, Sort sort, int64_t k) {
 Status runSort(const Call &call, Sort sort, int64_t k) {
   sort.counts = call.output<int32_t>(1);
   sort.pos = call.output<int32_t>(2);
-  sort.needIn = call.input<int32_t>(2);
+  sort.needIn = call.input<int32_t>(placesNumbers(call) ? 1 : 2);
   sort.needOut = call.output<int32_t>(3);
   sort.flag = call.context.errorFlag;
   Expected<bool> done = runBlockSort(call, sort, k);
@@ -439,14 +454,14 @@ Status runSort(const Call &call, Sort sort, int64_t k) {
 Status ops::select(const Call &call) {
   if (selectsFewRows(call))
     return launchSelectFew(call);
-  const TensorRef &ids = call.in[1];
+  const TensorRef &ids = call.in[placesNumbers(call) ? 0 : 1];
   int64_t k = std::max<int64_t>(trailing(ids, 1), 1);
   Sort sort{};
   sort.rows = ids.elements();
   sort.slots = 1;
   sort.binsPerSlot = int32_t(call.out[1].elements());
   sort.capacity = call.out[0].shape[0];
-  sort.rule = {call.input<int32_t>(1),
+  sort.rule = {static_cast<const int32_t *>(ids.data),
                int32_t(call.params.integer("experts")),
                int32_t(call.params.integer("expert_offset")),
                sort.binsPerSlot,
@@ -454,6 +469,8 @@ Status ops::select(const Call &call) {
                INT32_MAX};
   return runSort(call, sort, k);
 }
+
+Status ops::select_tokens(const Call &call) { return select(call); }
 
 Status ops::pack(const Call &call) {
   const TensorRef &ids = call.in[1];

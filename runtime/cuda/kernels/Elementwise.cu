@@ -2,7 +2,7 @@
 // Norms, add, scale, clamp, act, glu, sigmoid_gate, rope, all in f32 between a load and a store.
 // The mesh program runs generated kernels instead of these.
 //===----------------------------------------------------------------------===//
-#include "DeviceTools.h"
+#include "Glu.h"
 
 #include <algorithm>
 #include <cmath>
@@ -147,33 +147,11 @@ __global__ void clampAll(const X *x, Out *out, int64_t n, float low, float high)
   }
 }
 
-enum class Activation { silu, gelu, geluTanh, relu };
-
-__device__ float activate(Activation activation, float x) {
-  switch (activation) {
-  case Activation::silu:
-    return x / (1.0f + expf(-x));
-  case Activation::gelu:
-    return 0.5f * x * erfcf(-x * 0.70710678118654752f);
-  case Activation::geluTanh:
-    return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-  case Activation::relu:
-    return x > 0.0f ? x : x == x ? 0.0f : x;
-  }
-  return x;
-}
-
 template <typename X, typename Out>
 __global__ void activateAll(const X *x, Out *out, int64_t n, Activation activation) {
   for (int64_t i = threadNumber(); i < n; i += threadCount())
     out[i] = fromFloat<Out>(activate(activation, toFloat(x[i])));
 }
-
-/// The parameters of glu; an infinite limit clamps nothing.
-struct GluForm {
-  Activation activation;
-  float limit, alpha, upShift;
-};
 
 template <typename X, typename Out>
 __global__ void gluAll(const X *x, Out *out, int64_t n, int64_t width, GluForm form) {
@@ -182,13 +160,7 @@ __global__ void gluAll(const X *x, Out *out, int64_t n, int64_t width, GluForm f
     int64_t row, column;
     divide(i, width, row, column);
     const X *pair = x + 2 * row * width + column;
-    float gate = toFloat(pair[0]), up = toFloat(pair[width]);
-    // Comparisons that leave NaN as it is.
-    gate = gate > form.limit ? form.limit : gate;
-    up = up > form.limit ? form.limit : up < -form.limit ? -form.limit : up;
-    float activated = form.alpha == 1.0f ? activate(form.activation, gate)
-                                         : gate / (1.0f + expf(-form.alpha * gate));
-    out[i] = fromFloat<Out>(activated * (up + form.upShift));
+    out[i] = fromFloat<Out>(gluOf(form, toFloat(pair[0]), toFloat(pair[width])));
   }
 }
 
@@ -243,6 +215,17 @@ __global__ void rotate(const X *x, const float *cosines, const float *sines, Out
 }
 
 } // namespace
+
+Expected<GluForm> gluForm(const Call &call) {
+  std::optional<Activation> activation = activationNamed(call.params.text("activation"));
+  if (!activation)
+    return unknownActivation(call);
+  GluForm form{*activation, float(call.params.real("limit", INFINITY)),
+               float(call.params.real("alpha", 1)), float(call.params.real("up_shift", 0))};
+  if (!(form.limit > 0) || (form.alpha != 1 && *activation != Activation::silu))
+    return badCall(call, "its limit is not positive, or alpha is given without silu");
+  return form;
+}
 
 Status ops::rms_norm(const Call &call) {
   if (Status s = checkTrailing(call, "norm_dims", {&call.in[0]}); !s)
@@ -367,13 +350,10 @@ Status ops::act(const Call &call) {
 }
 
 Status ops::glu(const Call &call) {
-  std::optional<Activation> activation = activationNamed(call.params.text("activation"));
-  if (!activation)
-    return unknownActivation(call);
-  GluForm form{*activation, float(call.params.real("limit", INFINITY)),
-               float(call.params.real("alpha", 1)), float(call.params.real("up_shift", 0))};
-  if (!(form.limit > 0) || (form.alpha != 1 && *activation != Activation::silu))
-    return badCall(call, "its limit is not positive, or alpha is given without silu");
+  Expected<GluForm> given = gluForm(call);
+  if (!given)
+    return given.takeStatus();
+  const GluForm form = *given;
   int64_t n = call.out[0].elements(), width = trailing(call.out[0], 1);
   if (n == 0)
     return {};

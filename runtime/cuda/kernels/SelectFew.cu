@@ -44,7 +44,8 @@ __device__ Counts countRows(const Selection &s, int32_t bin, int32_t row) {
 }
 
 /// Warps are rows, then groups, then one for the need, then places of the output, which are zero
-/// behind the last row. With `weights`, units are numbers and rows are multiplied by them.
+/// behind the last row. With `weights`, units are numbers and rows are multiplied by them; without
+/// x a row is its token's number.
 template <typename V, bool weighed>
 __global__ void selectRows(Selection s, const V *x, const float *weights, V *out, int64_t units) {
   awaitPrevious();
@@ -61,8 +62,13 @@ __global__ void selectRows(Selection s, const V *x, const float *weights, V *out
       s.pos[row] = placed ? place : -1;
     if (!placed)
       return;
-    const V *from = x + int64_t(row / s.k) * units;
     V *to = out + int64_t(place) * units;
+    if constexpr (std::is_same_v<V, int32_t>) {
+      if (leader)
+        *to = row / s.k;
+      return;
+    }
+    const V *from = x + int64_t(row / s.k) * units;
     if constexpr (weighed) {
       const float weight = weights[row];
       for (int64_t at = laneNumber(); at < units; at += 32)
@@ -88,14 +94,16 @@ __global__ void selectRows(Selection s, const V *x, const float *weights, V *out
 } // namespace
 
 bool selectsFewRows(const Call &call) {
-  return call.in[1].elements() <= kFewRows && call.out[0].shape[0] <= kFewRows;
+  const bool numbers = call.out[0].dtype == fb::DType::i32;
+  return call.in[numbers ? 0 : 1].elements() <= kFewRows && call.out[0].shape[0] <= kFewRows;
 }
 
 Status launchSelectFew(const Call &call) {
-  const TensorRef &x = call.in[0], &ids = call.in[1], &out = call.out[0];
-  if (x.dtype != out.dtype)
+  const bool numbers = call.out[0].dtype == fb::DType::i32; // of tokens, not their rows
+  const TensorRef &x = call.in[0], &ids = call.in[numbers ? 0 : 1], &out = call.out[0];
+  if (!numbers && x.dtype != out.dtype)
     return badCall(call, "the rows are of another type than the tokens");
-  const Selection s{call.input<int32_t>(1),
+  const Selection s{static_cast<const int32_t *>(ids.data),
                     int32_t(ids.elements()),
                     int32_t(std::max<int64_t>(trailing(ids, 1), 1)),
                     int32_t(call.params.integer("experts")),
@@ -104,10 +112,13 @@ Status launchSelectFew(const Call &call) {
                     int32_t(out.shape[0]),
                     call.output<int32_t>(1),
                     call.output<int32_t>(2),
-                    call.input<int32_t>(2),
+                    call.input<int32_t>(numbers ? 1 : 2),
                     call.output<int32_t>(3),
                     call.context.errorFlag};
   const int64_t warps = int64_t(s.rows) + s.bins + 1 + s.capacity;
+  if (numbers)
+    return launchEarly(call, selectRows<int32_t, false>, blocksOfWarps(warps), kWarpBlock, 0, s,
+                       nullptr, nullptr, call.output<int32_t>(0), 1);
   if (call.in.size() > 3)
     return withFloat(x.dtype, [&]<typename T>(T) {
       return launchEarly(call, selectRows<T, true>, blocksOfWarps(warps), kWarpBlock, 0, s,

@@ -20,11 +20,13 @@ template <int chunks> __device__ int chunkOffset(int row, int chunk) {
 }
 
 /// Copies 16 bytes, or writes zeros if not `valid`; the source is then not read.
-__device__ inline void copyAsync(bf16 *to, const bf16 *from, bool valid) {
+__device__ inline void copyAsync(uint32_t to, const bf16 *from, bool valid) {
   int bytes = valid ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(sharedAddress(to)),
-               "l"(from), "r"(bytes)
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(to), "l"(from), "r"(bytes)
                : "memory");
+}
+__device__ inline void copyAsync(bf16 *to, const bf16 *from, bool valid) {
+  copyAsync(sharedAddress(to), from, valid);
 }
 __device__ inline void commitCopies() { asm volatile("cp.async.commit_group;\n" ::: "memory"); }
 /// Waits until at most `left` of this thread's groups are under way.

@@ -12,6 +12,33 @@
 
 namespace moira::rt::cuda {
 
+// --- pairs: clusters of two blocks
+// ------------------------------------------------------------------------
+
+__device__ inline uint32_t clusterRank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;\n" : "=r"(rank));
+  return rank;
+}
+/// All threads of all blocks of the cluster.
+__device__ inline void clusterSync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\n"
+               "barrier.cluster.wait.acquire.aligned;\n" ::
+                   : "memory");
+}
+/// Arrives on the barrier of block `rank` of the cluster that lies where `barrier` does here, to
+/// say that something was read: what this thread wrote is not made known to the other block, which
+/// would take a fence of the whole device.
+__device__ inline void arriveInPair(uint32_t barrier, uint32_t rank) {
+  asm volatile("{\n"
+               ".reg .b32 there;\n"
+               "mapa.shared::cluster.u32 there, %0, %1;\n"
+               "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+               "}\n" ::"r"(barrier),
+               "r"(rank)
+               : "memory");
+}
+
 // --- tensor copies
 // ---------------------------------------------------------------------------------
 
@@ -21,6 +48,15 @@ __device__ inline void copyBox(uint32_t to, const CUtensorMap &map, int32_t colu
   asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                "[%0], [%1, {%2, %3}], [%4];\n" ::"r"(to),
                "l"(&map), "r"(column), "r"(row), "r"(barrier)
+               : "memory");
+}
+/// The box to the same place in the shared memory of both blocks of a pair, where its bytes
+/// complete on the barrier of that place.
+__device__ inline void copyBoxToPair(uint32_t to, const CUtensorMap &map, int32_t column,
+                                     int32_t row, uint32_t barrier) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+               ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;\n" ::"r"(to),
+               "l"(&map), "r"(column), "r"(row), "r"(barrier), "h"(uint16_t(3))
                : "memory");
 }
 /// A box of a tensor of four dimensions.

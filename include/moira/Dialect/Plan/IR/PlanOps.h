@@ -36,6 +36,10 @@ inline uint64_t alignUp(uint64_t bytes) {
 }
 /// On a moe.state: it lies in the memory of a device's host. On another operation: it runs there.
 inline constexpr llvm::StringLiteral kOnHostAttr = "plan.on_host";
+/// On a moe.glu: the product before it makes it (grouped_glu).
+inline constexpr llvm::StringLiteral kInProductAttr = "plan.in_product";
+/// On a moe.dispatch or dist.select: it gives the numbers of its rows' tokens, not the rows.
+inline constexpr llvm::StringLiteral kNumbersOnlyAttr = "plan.numbers_only";
 /// Bytes of an element of a view; 0 for a type that views do not have.
 unsigned elementBytes(mlir::Type type);
 /// The mesh of a plan.
