@@ -49,6 +49,9 @@ static void addProgramPasses(OpPassManager &passes, const PlanOptions &options) 
   // First, as what is moved is no part of a kernel. On the host everything is in its memory.
   if (options.target != "host" && options.offload != "none")
     passes.addPass(createPlanOffloadPass(options.offload));
+  // What a product makes is no kernel's.
+  if (options.target != "host")
+    passes.nest<func::FuncOp>().addPass(createPlanFuseGluPass());
   // On tensors, where producers and consumers are one step apart.
   passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
   passes.addPass(createPlanLowerPass(options));
