@@ -17,6 +17,7 @@ from gpu_runs import (BF16_TOLERANCE, ENVIRONMENT, F32_TOLERANCE, RANKS, ROOT, R
                       golden, model_words, plan_words, run, same_choices, time_left)
 
 REAL = "olmoe-1b-7b"
+DECODER, DECODER_BYTES = "qwen3-30b-a3b", 62 * 10**9
 HOST_BYTES = 20 << 30  # that a host run of it may take
 TOOLS = {"memcheck": 3, "racecheck": 8}  # every n-th case of a test
 
@@ -95,6 +96,8 @@ class MachineChecks(Runs):
             code, text, _ = run(words, timeout=150, OMP_NUM_THREADS="2", MOIRA_TEST_SMALL=str(TOOLS[tool]))
         if "Device not supported" in text:
             return "not available: the tool refuses this machine's device"
+        if "terminated before first instrumented API call" in text and re.search(r"\[  PASSED  \] 1 test", text):
+            return "calls nothing of CUDA"
         summary = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", text)
         foreign = races_of_others(text)
         if (code != 0 and not (code == 99 and foreign)) or not re.search(r"\[  PASSED  \] 1 test", text) or "SKIPPED" in text or not summary:
@@ -187,6 +190,25 @@ class MachineChecks(Runs):
             return folder, f"{took:.1f} s, {text.strip()}"
 
         return self.once(REAL, make)
+
+    def decode(self):
+        """Steps of decoding with random weights, for 1, 8, 32 and 128 prompts, beside the time that a copy takes for what they read."""
+        if shutil.disk_usage(self.scratch).free < DECODER_BYTES:
+            raise Wrong(f"{self.scratch} has no room for {DECODER_BYTES / 1e9:.0f} GB of weights; name another folder with --scratch")
+        folder = os.path.join(self.scratch, DECODER)
+        try:
+            code, text, _ = run([sys.executable, f"{ROOT}/{REAL}/make.py", folder, f"--config={ROOT}/{DECODER}/config.json"], timeout=400)
+            if code != 0:
+                raise Wrong(text)
+            plans = [f"{SETTINGS.plans}/{DECODER}.{batch}.moeplan" for batch in (1, 8, 32, 128)]
+            code, text, _ = run([sys.executable, f"{ROOT}/decode.py", folder, *plans, f"--run={RUN}"], timeout=500)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        print("\n".join("    " + line for line in text.splitlines()), flush=True)
+        shares = [float(line.split()[6]) for line in text.splitlines() if re.match(r" *\d+ +\d+ +[\d.]+ GB ", line)]
+        if code != 0 or len(shares) != len(plans) or min(shares) < 0.5:
+            raise Wrong(f"exit code {code}, shares of the bound {shares}")
+        return f"shares of the bound {', '.join(map(str, shares))}"
 
     def real(self, plan, *more):
         """Runs a plan of real size, `plan` being device, type and inputs: files of logits and routes, what moe-run said, bytes resident."""

@@ -348,7 +348,10 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth>::threads)
         factors[w][row] = factor;
       all += factor * states[w][row].total;
     }
-    send(inBlock(sharedAddress(&blockStates[rank][row]), to), most, all, inBlock(received, to));
+    if (blocks == 1)
+      blockStates[0][row] = {most, all};
+    else
+      send(inBlock(sharedAddress(&blockStates[rank][row]), to), most, all, inBlock(received, to));
   }
   __syncthreads();
   float *inbox = reinterpret_cast<float *>(queryTile + L::queryValues + kWarps * L::ringValues);
@@ -366,10 +369,16 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth>::threads)
       value.z += factor * one.z;
       value.w += factor * one.w;
     }
-    const float *at = inbox + (rank * kRows + row) * columns + column % columns;
-    send(inBlock(sharedAddress(at), to), value, inBlock(received, to));
+    float *at = inbox + (rank * kRows + row) * columns + column % columns;
+    if (blocks == 1)
+      *reinterpret_cast<float4 *>(at) = value;
+    else
+      send(inBlock(sharedAddress(at), to), value, inBlock(received, to));
   }
-  waitFor(received, 0);
+  if (blocks == 1) // nothing was sent
+    __syncthreads();
+  else
+    waitFor(received, 0);
 
   // The whole of this block's columns: 16 lanes have a row's states.
   static_assert(kMostBlocks == 16);

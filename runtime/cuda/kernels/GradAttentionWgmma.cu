@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
       initBarrier(fullBarrier(s), 1);
-      initBarrier(emptyBarrier(s), kConsumers * 4);
+      initBarrier(emptyBarrier(s), kConsumers * 128); // each lane that reads arrives
     }
     initBarrier(ownBarrier, 1);
     publishBarriers();
@@ -213,11 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     int next = 0, stage = 0;
     uint32_t parity = 0;
     bool partly = false;
-    auto release = [&](int which) {
-      __syncwarp();
-      if (lane == 0)
-        arrive(emptyBarrier(which));
-    };
+    auto release = [&](int which) { arrive(emptyBarrier(which)); };
     auto take = [&]() -> bool {
       for (;;) {
         waitFor(fullBarrier(next), parity);
