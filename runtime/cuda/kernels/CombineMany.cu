@@ -129,12 +129,8 @@ Expected<bool> combineMany(const Call &call) {
   if (k > kMostChoices || rowBytes % 16 != 0 || addressOf(rows.data) % 16 != 0 ||
       addressOf(out.data) % 32 != 0)
     return false;
-  int device = 0, processors = 0;
-  if (Status s = checked(call.name, cudaGetDevice(&device)); !s)
-    return s;
-  if (Status s = checked(
-          call.name, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-      !s)
+  int processors = 0;
+  if (Status s = countMultiprocessors(call, processors); !s)
     return s;
   const int64_t blocks = int64_t(processors) * kBlocks;
   if (tokens * ceilDiv(rowBytes, kPieceBytes) < kFewPieces * blocks)

@@ -137,6 +137,15 @@ __device__ inline void awaitPrevious() {
   letNextStart();
 }
 
+/// How many multiprocessors the current device has: blocks of a grid that stays are so many, or a
+/// multiple.
+inline Status countMultiprocessors(const Call &call, int &count) {
+  int device = 0;
+  if (Status s = checked(call.name, cudaGetDevice(&device)); !s)
+    return s;
+  return checked(call.name, cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+}
+
 /// Launches a kernel that calls awaitPrevious, and so may start while the one before it ends.
 template <typename... Params, typename... Args>
 Status launchEarly(const Call &call, void (*kernel)(Params...), dim3 blocks, dim3 threads,

@@ -129,12 +129,8 @@ __device__ void storeZeros(Out *out, const Tile &tile, int row0, int64_t n) {
 
 /// Blocks for so many tiles: no more than there are multiprocessors, each of which walks on.
 inline Status persistentBlocks(const Call &call, int64_t tiles, unsigned &blocks) {
-  int device = 0, processors = 0;
-  if (Status s = checked(call.name, cudaGetDevice(&device)); !s)
-    return s;
-  if (Status s = checked(
-          call.name, cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device));
-      !s)
+  int processors = 0;
+  if (Status s = countMultiprocessors(call, processors); !s)
     return s;
   blocks = unsigned(tiles < processors ? tiles : processors);
   return {};
