@@ -112,48 +112,6 @@ __device__ void findItems(const int32_t *groups, const Sizes &sizes, Start *star
   __syncwarp();
 }
 
-/// Results of a warp to `slabs`, and from there by tensor copies, if all its rows belong to the
-/// work. The caller waits for these copies before it calls again.
-__device__ void storeSlabs(const float *sum, const CUtensorMap &map, bf16 *slabs, bf16 *out,
-                           const Work &work, int row0, int64_t n) {
-  const int lane = laneNumber();
-  if (row0 >= work.rows)
-    return;
-  if (lane == 0)
-    waitStores<0>(); // the slabs are read
-  __syncwarp();
-#pragma unroll
-  for (int slab = 0; slab < kPairSlabs; ++slab)
-#pragma unroll
-    for (int j = 0; j < kSlabColumns / 16; ++j) {
-      const float *s = sum + (slab * kSlabColumns / 16 + j) * 8;
-      storeMatrices(slabs + slab * kSlabValues + chunkOffset<8>(lane % 16, j * 2 + lane / 16),
-                    packPair(s[0], s[1]), packPair(s[2], s[3]), packPair(s[4], s[5]),
-                    packPair(s[6], s[7]));
-    }
-  if (row0 + kSlabRows <= work.rows) {
-    publishToCopies();
-    __syncwarp();
-    if (lane == 0) {
-#pragma unroll
-      for (int slab = 0; slab < kPairSlabs; ++slab)
-        storeBox(map, work.column + slab * kSlabColumns, work.row + row0,
-                 sharedAddress(slabs + slab * kSlabValues));
-      commitStores();
-    }
-    return;
-  }
-  __syncwarp();
-  for (int i = lane; i < kPairSlabs * kSlabRows * 8; i += 32) {
-    const int row = i / 8 % kSlabRows, slab = i / 8 / kSlabRows, chunk = i % 8;
-    const int64_t column = work.column + slab * kSlabColumns + chunk * kChunk;
-    if (row0 + row < work.rows && column < n)
-      *reinterpret_cast<uint4 *>(out + int64_t(work.row + row0 + row) * n + column) =
-          *reinterpret_cast<const uint4 *>(slabs + slab * kSlabValues + chunkOffset<8>(row, chunk));
-  }
-  __syncwarp();
-}
-
 struct PairArgs {
   const bf16 *x;         ///< of gathered rows
   const int32_t *tokens; ///< which they are
@@ -363,7 +321,9 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int i = 0; i < 64; ++i)
         sum[i] = resultOf<epilogue>(args.form, sum[i], sum[64 + i]);
-      storeSlabs(sum, result, slabs, args.out, work, warp * kSlabRows, sizes.n);
+      storeSlabs<kPairSlabs>(sum, result, slabs, args.out,
+                             {work.row, work.column, work.group, work.rows}, warp * kSlabRows,
+                             sizes.n);
       work = next;
     }
     if (laneNumber() == 0)

@@ -118,6 +118,50 @@ __device__ inline void storeWarp(const float (&sum)[128], const CUtensorMap &, b
   }
 }
 
+/// A warp's results, `count` slabs of columns, in bf16: to `slabs`, and from there by tensor
+/// copies, if all its rows belong to the tile. The caller waits for these copies before it calls
+/// again.
+template <int count>
+__device__ inline void storeSlabs(const float *sum, const CUtensorMap &map, bf16 *slabs, bf16 *out,
+                                  const Tile &tile, int row0, int64_t n) {
+  const int lane = laneNumber();
+  if (row0 >= tile.count)
+    return;
+  if (lane == 0)
+    waitStores<0>(); // the slabs are read
+  __syncwarp();
+#pragma unroll
+  for (int slab = 0; slab < count; ++slab)
+#pragma unroll
+    for (int j = 0; j < kSlabColumns / 16; ++j) {
+      const float *s = sum + (slab * kSlabColumns / 16 + j) * 8;
+      storeMatrices(slabs + slab * kSlabValues + chunkOffset<8>(lane % 16, j * 2 + lane / 16),
+                    packPair(s[0], s[1]), packPair(s[2], s[3]), packPair(s[4], s[5]),
+                    packPair(s[6], s[7]));
+    }
+  if (row0 + kSlabRows <= tile.count) {
+    publishToCopies();
+    __syncwarp();
+    if (lane == 0) {
+#pragma unroll
+      for (int slab = 0; slab < count; ++slab)
+        storeBox(map, tile.column + slab * kSlabColumns, tile.row + row0,
+                 sharedAddress(slabs + slab * kSlabValues));
+      commitStores();
+    }
+    return;
+  }
+  __syncwarp();
+  for (int i = lane; i < count * kSlabRows * 8; i += 32) {
+    const int row = i / 8 % kSlabRows, slab = i / 8 / kSlabRows, chunk = i % 8;
+    const int64_t column = tile.column + slab * kSlabColumns + chunk * kChunk;
+    if (row0 + row < tile.count && column < n)
+      *reinterpret_cast<uint4 *>(out + int64_t(tile.row + row0 + row) * n + column) =
+          *reinterpret_cast<const uint4 *>(slabs + slab * kSlabValues + chunkOffset<8>(row, chunk));
+  }
+  __syncwarp();
+}
+
 /// Zeros in the place of a warp's results.
 template <typename Out>
 __device__ void storeZeros(Out *out, const Tile &tile, int row0, int64_t n) {
