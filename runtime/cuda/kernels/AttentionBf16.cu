@@ -251,10 +251,7 @@ Status launch(const Call &call, const AttentionArgs &a) {
     return notOnCuda(call, format("%lld tiles of queries", (long long)blocks));
   auto kernel = attendTiles<keyWidth, valueWidth, aligned>;
   constexpr size_t bytes = Layout<keyWidth, valueWidth>::bytes;
-  if (Status s = checked(
-          call.name,
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, kernel, bytes); !s)
     return s;
   kernel<<<unsigned(blocks), kThreads, bytes, call.stream()>>>(a, queryTiles);
   return launched(call);

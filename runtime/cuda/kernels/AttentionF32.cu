@@ -202,10 +202,7 @@ template <int keyWidth, int valueWidth> Status launch(const Call &call, const At
     return notOnCuda(call, format("%lld tiles of queries", (long long)blocks));
   auto kernel = attendTiles<keyWidth, valueWidth>;
   constexpr size_t bytes = Layout<keyWidth, valueWidth>::words * sizeof(float);
-  if (Status s = checked(
-          call.name,
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, kernel, bytes); !s)
     return s;
   kernel<<<unsigned(blocks), kThreads, bytes, call.stream()>>>(a, queryTiles);
   return launched(call);

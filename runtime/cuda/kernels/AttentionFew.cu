@@ -424,10 +424,7 @@ template <int keyWidth, int valueWidth> Status launch(const Call &call, const At
   const int64_t rowTiles = ceilDiv(rowsOf(a), kRows), tiles = rowTiles * a.kvHeads;
   auto kernel = attendFew<keyWidth, valueWidth>;
   constexpr size_t bytes = L::bytes;
-  if (Status s = checked(
-          call.name,
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, kernel, bytes); !s)
     return s;
   cudaLaunchAttribute attributes[2]{};
   attributes[0].id = cudaLaunchAttributeClusterDimension;

@@ -374,10 +374,7 @@ template <int keyBlocks, int valueBlocks> Status launch(const Call &call, const 
   const int64_t queryTiles = ceilDiv(a.queries, kQueries), blocks = queryTiles * a.heads * a.batch;
   auto kernel = attendTiles<keyBlocks, valueBlocks>;
   constexpr uint32_t bytes = Shared<keyBlocks, valueBlocks>::bytes;
-  if (Status s = checked(
-          call.name,
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, kernel, bytes); !s)
     return s;
   kernel<<<unsigned(blocks), kThreads, bytes, call.stream()>>>(
       maps, a, queryTiles, shared ? a.keyDim / kBlock : keyBlocks);

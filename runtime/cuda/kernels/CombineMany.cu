@@ -140,10 +140,7 @@ Expected<bool> combineMany(const Call &call) {
   Status done = withFloat(rows.dtype, [&]<typename T>(T) {
     return withFloat(out.dtype, [&]<typename Out>(Out) {
       auto kernel = combinePieces<T, Out>;
-      if (Status s = checked(
-              call.name, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              kRingBytes));
-          !s)
+      if (Status s = allowSharedBytes(call, kernel, kRingBytes); !s)
         return s;
       return launchEarly(call, kernel, unsigned(blocks), kAddThreads + 32, bytes, call.input<T>(0),
                          call.input<int32_t>(1), call.input<float>(2), call.output<Out>(0), tokens,

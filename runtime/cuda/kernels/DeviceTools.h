@@ -146,6 +146,12 @@ inline Status countMultiprocessors(const Call &call, int &count) {
   return checked(call.name, cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
 }
 
+/// Lets a kernel have so many bytes of dynamic shared memory, more than the 48 KiB of any.
+template <typename Kernel> Status allowSharedBytes(const Call &call, Kernel *kernel, size_t bytes) {
+  return checked(call.name, cudaFuncSetAttribute(
+                                kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+}
+
 /// Launches a kernel that calls awaitPrevious, and so may start while the one before it ends.
 template <typename... Params, typename... Args>
 Status launchEarly(const Call &call, void (*kernel)(Params...), dim3 blocks, dim3 threads,

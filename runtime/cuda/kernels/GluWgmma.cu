@@ -347,10 +347,7 @@ template <bool gather, Epilogue epilogue> Status launch(const Call &call, const 
   if (Status s = persistentBlocks(call, 2 * mostItems(p.m, p.n, p.groupCount), blocks); !s)
     return s;
   auto kernel = gluPairs<gather, epilogue>;
-  if (Status s = checked(call.name,
-                         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              int(Layout::bytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, kernel, Layout::bytes); !s)
     return s;
   const PairArgs args{static_cast<const bf16 *>(p.x),
                       p.tokens,

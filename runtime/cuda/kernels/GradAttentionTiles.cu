@@ -303,10 +303,7 @@ __global__ void __launch_bounds__(kThreads) keyTiles(GradArgs g, int stride, flo
 template <typename... Params, typename... Args>
 Status launchTiles(const Call &call, void (*kernel)(Params...), dim3 blocks, size_t bytes,
                    Args... args) {
-  if (Status s = checked(
-          call.name,
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, kernel, bytes); !s)
     return s;
   kernel<<<blocks, kThreads, bytes, call.stream()>>>(args...);
   return launched(call);

@@ -250,10 +250,6 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       commitProducts();
     };
-    auto multiplyBoth = [&] {
-      multiply(score, 0, keyBlocks);
-      multiply(back, S::ownKeyBytes, valueBlocks);
-    };
     auto hideUnseen = [&] {
       if (partly)
 #pragma unroll
@@ -268,6 +264,16 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
     };
 
+    /// Scores of the tile in hand, hidden where nobody sees them; the products for `back` may be
+    /// under way.
+    auto scoreTile = [&] {
+      multiply(score, 0, keyBlocks);
+      multiply(back, S::ownKeyBytes, valueBlocks);
+      waitProducts<1>();
+      settle(score);
+      hideUnseen();
+    };
+
     float logSum[2] = {INFINITY, INFINITY}, mean[2] = {0, 0}; // of queries
     waitFor(ownBarrier, 0);
     if constexpr (!byKeys) {
@@ -279,10 +285,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         total[r] = a.sinks && lane % 4 == 0 ? 1.0f : 0.0f;
       }
       while (take()) {
-        multiplyBoth();
-        waitProducts<1>();
-        settle(score);
-        hideUnseen();
+        scoreTile();
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
           float most = largest[r];
@@ -358,10 +361,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       commitProducts();
     };
     while (take()) {
-      multiplyBoth();
-      waitProducts<1>();
-      settle(score);
-      hideUnseen();
+      scoreTile();
 #pragma unroll
       for (int j = 0; j < 8; ++j) {
         float2 sums{};
@@ -425,10 +425,7 @@ Status launchPart(const Call &call, const GradArgs &g, const GradTables &t, cons
     return noTensorMap(call);
   auto launchOne = [&](auto kernel, int64_t tiles, int64_t heads, float *first, float *second) {
     constexpr uint32_t bytes = Shared<keyBlocks, valueBlocks>::bytes;
-    if (Status s = checked(
-            call.name,
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-        !s)
+    if (Status s = allowSharedBytes(call, kernel, bytes); !s)
       return s;
     kernel<<<unsigned(ceilDiv(tiles, kConsumers) * heads * part.batches), kThreads, bytes,
              call.stream()>>>(maps, g, t, part, first, second);

@@ -113,10 +113,7 @@ template <bool aligned, typename Out> Status launch(const Call &call, const Grou
   if (blocks > INT32_MAX)
     return notOnCuda(call, format("%lld tiles of results", (long long)blocks));
   auto kernel = productTiles<aligned, Out>;
-  if (Status s = checked(call.name,
-                         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              int(kSharedBytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, kernel, kSharedBytes); !s)
     return s;
   kernel<<<unsigned(blocks), kThreads, kSharedBytes, call.stream()>>>(
       static_cast<const bf16 *>(p.x), static_cast<const bf16 *>(p.w), static_cast<Out *>(p.out),

@@ -136,10 +136,7 @@ Status launchParts(const Call &call, std::span<const GroupedProduct> products) {
   }
   auto kernel = streamSeveral<Tile>;
   constexpr size_t bytes = Tile::kBytes;
-  if (Status s = checked(
-          call.name,
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, kernel, bytes); !s)
     return s;
   return launchEarly(call, kernel, unsigned(blocks), Tile::kThreads, bytes,
                      static_cast<const bf16 *>(products[0].x), parts, products[0].m, products[0].k,
@@ -154,10 +151,7 @@ template <typename Tile, typename Out> Status launch(const Call &call, const Gro
     return notOnCuda(call, format("%lld tiles of results", (long long)blocks));
   auto kernel = streamWeights<Tile, Out>;
   constexpr size_t bytes = Tile::kBytes;
-  if (Status s = checked(
-          call.name,
-          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, kernel, bytes); !s)
     return s;
   return launchEarly(call, kernel, unsigned(blocks), Tile::kThreads, bytes, p.x, p.w, p.out,
                      p.groups, p.groupCount, p.m, p.n, p.k, columnBlocks,

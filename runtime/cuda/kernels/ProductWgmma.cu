@@ -184,10 +184,7 @@ template <typename Out, bool transposed> Status launch(const Call &call, const G
   if (Status s = persistentBlocks(call, mostTiles(p), blocks); !s)
     return s;
   auto kernel = productTiles<Out, transposed>;
-  if (Status s = checked(call.name,
-                         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                              int(Shared::bytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, kernel, Shared::bytes); !s)
     return s;
   const Sizes sizes{int32_t(p.groupCount), int32_t(p.m), int32_t(p.n), int32_t(p.k),
                     int32_t(ceilDiv(p.n, kColumns))};

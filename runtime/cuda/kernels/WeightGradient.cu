@@ -160,10 +160,7 @@ Status launchWeightGradient(const Call &call, const WeightGradient &g) {
   unsigned blocks = 0;
   if (Status s = persistentBlocks(call, g.groupCount * rowTiles * columnTiles, blocks); !s)
     return s;
-  if (Status s = checked(
-          call.name, cudaFuncSetAttribute(weightTiles, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                          int(Shared::bytes)));
-      !s)
+  if (Status s = allowSharedBytes(call, weightTiles, Shared::bytes); !s)
     return s;
   const Sizes sizes{int32_t(g.groupCount), int32_t(g.m), int32_t(g.n), int32_t(g.k),
                     int32_t(columnTiles)};
