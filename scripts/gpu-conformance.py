@@ -32,7 +32,10 @@ SCRATCH_BYTES = 40 << 30  # the real-size checkpoint, and logits
 # These meet all meshes and checks, the others the meshes that they have plans for.
 MODELS = ["mixtral", "qwen2_moe", "qwen3_moe", "olmoe"]
 OTHERS = sorted(name for name in os.listdir(f"{ROOT}/models") if os.path.exists(f"{ROOT}/models/{name}/config.json") and name not in MODELS)
-APART = {"doctor", "kernels", "memcheck", "racecheck", "failures", "memory", "size", "decode", "train-3b"}  # groups that do not run beside all others
+# In this order, with the checks that each group runs at a time; None: all other groups together, --processes checks at a time. Alone are those that
+# measure speeds or fill the device, and together but apart from the rest those that count seconds, and the kernels, since processes share a GPU by
+# turns and theirs are many and short.
+TURNS = {"doctor": 1, "kernels": 1, "memcheck": 4, "racecheck": 4, None: None, "failures": 5, "memory": 1, "size": 1, "decode": 1, "train-3b": 1}
 
 
 class Suite(ModelChecks, MachineChecks):
@@ -134,6 +137,8 @@ def main():
 
     words = options.only.split()
     groups = options.groups.split(",") if options.groups else []
+    if unknown := set(groups) - {c[0] for c in suite.checks}:
+        parser.error(f"no group is called {', '.join(sorted(unknown))}")
     chosen = [c for c in suite.checks if all(w in f"{c[0]} {c[1]}".split() for w in words) and (not groups or c[0] in groups)]
     passed = failed = 0
 
@@ -155,13 +160,10 @@ def main():
         seconds[check[0]] = ran + took, min(first, began), max(last, ended)
         print(f"{'pass' if ok else 'FAIL'}  {check[0]:<9}  {check[1]:<28} {took:6.1f} s  {text}", flush=True)
 
-    # Alone are those that measure speeds or fill the device, and together but apart from the rest those that count seconds, and the kernels,
-    # since processes share a GPU by turns and theirs are many and short.
     begin = time.time()
-    for group, threads in (("doctor", 1), ("kernels", 1), ("memcheck", 4), ("racecheck", 4), (None, options.processes), ("failures", 5), ("memory", 1),
-                           ("size", 1), ("train-3b", 1)):
-        part = [c for c in chosen if (c[0] == group if group else c[0] not in APART)]
-        with concurrent.futures.ThreadPoolExecutor(max(1, threads)) as pool:
+    for group, threads in TURNS.items():
+        part = [c for c in chosen if (c[0] == group if group else c[0] not in TURNS)]
+        with concurrent.futures.ThreadPoolExecutor(threads or max(1, options.processes)) as pool:
             many = {pool.submit(attempt, c): c for c in part}
             for done in concurrent.futures.as_completed(many):
                 report(many[done], done.result(), time.time())

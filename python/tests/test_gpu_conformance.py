@@ -91,3 +91,10 @@ def test_races_of_a_librarys_kernels_are_named(conformance):
     assert code == 0 and text.count(f"only in kernels of {THEIRS}\n") == 3
     code, text = conformance(RIGHT + WRONG, 0, "--groups=racecheck", report=RACE.format(THEIRS, THEIRS))
     assert code == 1
+
+
+def test_every_group_runs_where_it_is_asked_for(conformance):
+    code, text = conformance(RIGHT, 0, "--groups=decode")
+    assert code == 1 and "FAIL  decode" in text and text.endswith("0 passed, 1 failed\n")
+    code, text = conformance(RIGHT, 0, "--groups=kernels,decoed")
+    assert code == 2 and text == ""
