@@ -141,10 +141,12 @@ void LoweringTable::addExpertGradients() {
     if (!counts)
       return failure();
     SmallVector<Value> inputs{b.view(op.getDy()), counts, b.view(op.getRows())};
-    if (op.getSamples())
+    SmallVector<NamedAttribute> params{b.integer("contract", op.getContract())};
+    if (op.getSamples()) {
       inputs.push_back(b.view(op.getSamples()));
-    b.call("grouped_weight_grad", inputs, {b.define(op.getResult())},
-           {b.integer("contract", op.getContract())});
+      params.push_back(b.text("with", "counts"));
+    }
+    b.call("grouped_weight_grad", inputs, {b.define(op.getResult())}, params);
     return success();
   });
   add<moe::GroupedBiasGradOp>(+[](moe::GroupedBiasGradOp op, B &b) -> LogicalResult {

@@ -132,13 +132,28 @@ void WorkReader::noteRows(const fb::Instr &instr, const std::string &name) {
   rowsOfLayer[instr.layer()] = rows * expertLoad;
 }
 
+/// Rows of experts of a grouped product, all that there is room for.
+double WorkReader::rowsOf(const fb::Instr &instr, const std::string &name) const {
+  uint32_t index = instr.inputs()->Get(0);
+  if (name == "grouped_glu") {
+    index = instr.outputs()->Get(0);
+  } else if (name == "grouped_weight_grad") {
+    const fb::Param *with = paramOf(instr, "with");
+    if (with && with->s() && with->s()->string_view().find("dy_tokens") != std::string_view::npos)
+      index = instr.inputs()->Get(instr.inputs()->size() - 1); // the numbers of its rows
+  }
+  const fb::View *view = program.views()->Get(index);
+  return double(view->shape()->Get(0)) *
+         (view->bound_dim() >= 0 ? double(program.bound_initial()) : 1);
+}
+
 double WorkReader::productFlops(const fb::Instr &instr, const std::string &name) const {
-  if (name == "grouped_glu") { // [R,F] out of w [n,2,F..,K..], whatever the rows of x
-    uint32_t w = instr.inputs()->Get(2), out = instr.outputs()->Get(0);
-    const fb::View *view = program.views()->Get(out);
-    double rows = double(view->shape()->Get(0)) *
-                  (view->bound_dim() >= 0 ? double(program.bound_initial()) : 1);
-    return 2 * rows * elementsOf(w) / double(program.views()->Get(w)->shape()->Get(0));
+  // Whatever the rows of an operand that is gathered from.
+  if (name == "grouped_glu" || name == "grouped_weight_grad") {
+    const uint32_t w =
+        name == "grouped_glu" ? instr.inputs()->Get(2) : instr.outputs()->Get(0); // [n,..]
+    return 2 * rowsOf(instr, name) * elementsOf(w) /
+           double(program.views()->Get(w)->shape()->Get(0));
   }
   const ProductCall &call = kProducts.find(name)->second;
   auto viewOf = [&](int operand) {
@@ -227,13 +242,8 @@ Work WorkReader::readCall(const fb::Instr &instr) {
   if (kProducts.contains(name)) {
     work.kind = Work::product;
     double rowsThere = 1;
-    if (name.starts_with("grouped_")) {
-      const fb::View *rowsView = program.views()->Get(
-          name == "grouped_glu" ? instr.outputs()->Get(0) : instr.inputs()->Get(0));
-      rowsThere = double(rowsView->shape()->Get(0));
-      if (rowsView->bound_dim() >= 0)
-        rowsThere *= double(program.bound_initial());
-    }
+    if (name.starts_with("grouped_"))
+      rowsThere = rowsOf(instr, name);
     work.flops = productFlops(instr, name);
     if (rowsThere > 1 && rows > 0)
       work.flops *= std::min(1.0, rows / rowsThere);

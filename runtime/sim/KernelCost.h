@@ -37,6 +37,7 @@ private:
   bool isOnHost(uint32_t view) const;
   Work readCall(const fb::Instr &instr);
   void noteRows(const fb::Instr &instr, const std::string &name);
+  double rowsOf(const fb::Instr &instr, const std::string &name) const;
   double productFlops(const fb::Instr &instr, const std::string &name) const;
   double attentionFlops(const fb::Instr &instr, bool gradient) const;
   double callBytes(const fb::Instr &instr, const std::string &name, double rows, double load) const;

@@ -152,6 +152,44 @@ TEST_F(CudaGrad, GroupedProductsInTiles) {
   }
 }
 
+// Either operand, or both, of which the rows are named by tokens, some by several and some by none;
+// numbers past the last group may be anything.
+TEST_F(CudaGrad, GroupedProductsOfGatheredRows) {
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    for (auto [n, k] :
+         {std::pair<int64_t, int64_t>{8, 8}, {136, 264}, {64, 520}, {264, 72}, {20, 37}}) {
+      Tensor<int32_t> groups({1, 9}, {1, 0, 63, 64, 65, 0, 128, 190, 0});
+      for (int64_t rows : {511, 600}) {
+        auto numbers = [&] {
+          Tensor<int32_t> tokens = random.ids({rows}, 0, 299);
+          for (int64_t past = 511; past < rows; ++past)
+            tokens.values[size_t(past)] = past % 2 ? -1 : INT32_MAX;
+          return I(tokens);
+        };
+        auto gathers = [&](const char *with) {
+          return params({{"contract", 1}}, {}, {{"with", with}});
+        };
+        const Operand dyRows = t({rows, n}), tokensOfDy = t({3, 100, n}), xRows = t({rows, k}),
+                      tokensOfX = t({3, 100, k});
+        expectAgrees(*gpu, "grouped_weight_grad", {dyRows, I(groups), tokensOfX, numbers()},
+                     {A(Shape{9, n, k})}, gathers("row_tokens"), mode);
+        expectAgrees(*gpu, "grouped_weight_grad", {tokensOfDy, I(groups), xRows, numbers()},
+                     {A(Shape{9, n, k})}, gathers("dy_tokens"), mode);
+        expectAgrees(*gpu, "grouped_weight_grad",
+                     {tokensOfDy, I(groups), tokensOfX, numbers(), numbers()}, {A(Shape{9, n, k})},
+                     gathers("dy_tokens row_tokens"), mode);
+      }
+    }
+    Tensor<int32_t> groups({1, 2}, {150, 40}), tokens({200});
+    tokens.values[169] = 200;
+    mode.fault = int32_t(5); // row
+    for (const char *with : {"dy_tokens", "row_tokens"})
+      runOnGpu(*gpu, "grouped_weight_grad", {t({200, 24}), I(groups), t({200, 16}), I(tokens)},
+               {A(Shape{2, 24, 16})}, params({{"contract", 1}}, {}, {{"with", with}}), mode);
+  }
+}
+
 // Cotangents in f32 that meet bf16 are rounded in parts as large as the workspace lets them be, and
 // the products are those of the rounded ones. What is bf16 already stays as it is. Of the rest each
 // changes by up to 2^-8 of its power of two, on average (as a root of squares) by less than 2^-8 /
@@ -441,7 +479,8 @@ TEST(CudaGradBySample, IsRefused) {
     EXPECT_NE(s.str().find("for plans of --deterministic"), std::string::npos) << s.str();
   };
   CallParams one = params({{"contract", 1}});
-  refused("grouped_weight_grad", {rows, groups, rows, counts}, weights, one);
+  refused("grouped_weight_grad", {rows, groups, rows, counts}, weights,
+          params({{"contract", 1}}, {}, {{"with", "counts"}}));
   refused("grouped_bias_grad", {rows, groups, counts}, biases, {});
   refused("linear_weight_grad", {rows, rows}, weight, params({{"contract", 1}, {"per_sample", 1}}));
 }
