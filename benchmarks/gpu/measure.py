@@ -8,7 +8,8 @@ median over the rounds; ratios are to the dense product's or the copy's median o
 
     layer     a MoE layer (layer.py), forward, and forward + backward, with balanced and with skewed loads of experts ("zipf")
     model     whole models beside transformers (model.py): a training step of four layers of Qwen3-30B-A3B, OLMoE-1B-7B forward
-    decode    the same layer for few tokens, forward, each contestant in CUDA graphs (decode.py)
+    generate  steps of greedy generation by OLMoE-1B-7B beside transformers (generate.py)
+    decode    the same layer for few tokens, forward, each contestant in CUDA graphs (few_tokens.py)
     pieces    attention beside cuDNN's, AdamW, and generated kernels beside torch.compile's (pieces.py)
 
 Plans are compiled when they are not in --plans; where there is no compiler, bring them: --compile-only writes them anywhere. Needs NumPy,
@@ -22,13 +23,14 @@ import tempfile
 import time
 from pathlib import Path
 
-import decode
+import few_tokens
+import generate
 import layer
 import model
 import pieces
 import report
 
-CASES = {"layer": layer, "decode": decode, "model": model, "pieces": pieces}
+CASES = {"layer": layer, "decode": few_tokens, "model": model, "generate": generate, "pieces": pieces}
 DENSE = 8192
 COPY_BYTES = 2**32
 
@@ -81,6 +83,8 @@ def main():
     parser.add_argument("--peers", default="eager,compiled,tuned", help="PyTorch as it is, under torch.compile, and with max-autotune (layer, decode)")
     parser.add_argument("--plans", help="a folder of plans; default a temporary one")
     parser.add_argument("--compile-only", action="store_true")
+    parser.add_argument("--peers-only", action="store_true", help="leave ours out of whole models (model, generate) and time nothing: several such processes at "
+                        "once compile the peers into the same TORCHINDUCTOR_CACHE_DIR for the run that counts")
     parser.add_argument("--profile", action="store_true", help="also the kernels of every contestant's steps, by torch's profiler")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no row after so many")
     parser.add_argument("--out", default=".", help="where gpu.md, gpu.json and gpu.svg go")
@@ -98,14 +102,19 @@ def main():
                 row.compile(plans / row.plan)
         if options.compile_only:
             return
-        measured, clock, fixed = [], Clock(options.budget), anchors()
+        measured, clock, fixed = [], Clock(options.budget), {} if options.peers_only else anchors()
         for row in rows:
             if time.time() - began > options.seconds:
                 print(f"no time for {row.title}", file=sys.stderr)
                 continue
-            measured.append(measure(row, plans, clock, fixed, options))
-            print(report.line(measured[-1]), flush=True)
-    report.write(measured, Path(options.out))
+            found = measure(row, plans, clock, fixed, options)
+            if options.peers_only:
+                continue
+            measured.append(found)
+            print(report.line(found), flush=True)
+            report.write(measured, Path(options.out))
+    if measured:
+        print((Path(options.out) / "gpu.md").read_text())
 
 
 def kernels_of(time_of):
@@ -133,10 +142,10 @@ def measure(row, plans, clock, fixed, options):
             began = time.time()
             time_of()  # compiles, records
             print(f"{row.title}: {name} ready in {time.time() - began:.1f} s", file=sys.stderr)
-        if options.profile:
+        if options.profile and not options.peers_only:
             notes["kernels"] = {name: kernels_of(time_of) for name, time_of in contestants.items()}
         times = {name: [] for name in everyone}
-        for _ in range(options.rounds):
+        for _ in range(0 if options.peers_only else options.rounds):
             for name, time_of in everyone.items():
                 times[name].append(time_of())
     torch.cuda.empty_cache()

@@ -4,6 +4,7 @@ Ours trains f32 weights with bf16 products; the peer's weights, gradients and Ad
 here: rows and peers of whole models. Does not: rounds and tables (measure.py, report.py).
 """
 
+import functools
 import json
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,18 +33,12 @@ class Row:
 
     def __post_init__(self):
         folder, layers, self.task, self.batch, self.sequence = MODELS[self.shape]
-        self.config = json.loads((EXAMPLES / folder / "config.json").read_text())
-        if layers:
-            self.config["num_hidden_layers"] = layers
+        self.config = config_of(folder, layers)
         self.title, self.plan = f"{self.shape} {self.task} {self.batch} x {self.sequence}", f"model-{self.shape}.moeplan"
         self.flops = flops(self.config, self.batch, self.sequence) * (3 if self.task == "train" else 1)
 
     def compile(self, plan, target="sm_90"):
-        config = Path(plan).with_suffix("")
-        config.mkdir(exist_ok=True)
-        (config / "config.json").write_text(json.dumps(self.config))
-        compile_plan(config / "config.json", plan, f"--task={self.task}", f"--batch={self.batch}", f"--seq={self.sequence}", "--dtype=bf16",
-                     f"--target={target}", "--report=none")
+        compile_model(self.config, plan, f"--task={self.task}", f"--batch={self.batch}", f"--seq={self.sequence}", "--dtype=bf16", f"--target={target}")
 
     @contextmanager
     def contestants(self, plan, clock, options):
@@ -55,10 +50,11 @@ class Row:
         inputs = {"input_ids": ids.to(torch.int32).cpu().numpy()}
         if self.task == "train":
             inputs |= {"lr": np.full(1, RATE, np.float32), "step": np.ones(1, np.int32)}
-        with Session(plan) as session:
-            write_weights(session, model)
-            notes = {"difference": self.difference(session, inputs, model, ids)}
-            found = {"moira": lambda: layer.median(session, inputs, clock)}
+        with opened(plan, model, options) as session:
+            found, notes = {}, {}
+            if session:
+                notes["difference"] = self.difference(session, inputs, model, ids)
+                found["moira"] = lambda: layer.median(session, inputs, clock)
             for name in options.peers.split(","):
                 if name in ("eager", "compiled"):
                     run = self.peer(model, ids, name == "compiled")
@@ -115,25 +111,56 @@ def flops(config, batch, sequence):
     return 2 * batch * sequence * weights + layers * 2 * batch * sequence**2 * heads * head
 
 
+def config_of(example, layers=None):
+    """The configuration of an example's model, with so many of its layers."""
+    config = json.loads((EXAMPLES / example / "config.json").read_text())
+    return config | ({"num_hidden_layers": layers} if layers else {})
+
+
+def compile_model(config, plan, *options):
+    """Writes the plan of a model, and beside it the configuration that it is made of."""
+    folder = Path(plan).with_suffix("")
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    compile_plan(folder / "config.json", plan, *options, "--report=none")
+
+
 def make_model(config, device):
+    """The same one again where it was the last that was asked for."""
+    return _make_model(json.dumps(config), device)
+
+
+@functools.lru_cache(maxsize=1)
+def _make_model(config, device):
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(1)
-    kind = AutoConfig.for_model(**config)
+    kind = AutoConfig.for_model(**json.loads(config))
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(kind, dtype=torch.bfloat16, attn_implementation="sdpa")
     model.set_experts_implementation("grouped_mm")
     return model
 
 
+@contextmanager
+def opened(plan, model, options):
+    """Our session with the model's weights; None where peers are alone."""
+    if options.peers_only:
+        yield None
+        return
+    with Session(plan) as session:
+        write_weights(session, model)
+        yield session
+
+
 def write_weights(session, model):
-    """The model's weights into the states of their names; what an optimizer keeps stays zero."""
+    """The model's weights into the states of their names; what an optimizer keeps, and caches, stay zero."""
     import torch
 
     weights = dict(model.named_parameters())
     for state in session.states:
-        if state.name.endswith((".adamw.m", ".adamw.v")):
+        if state.name.endswith((".adamw.m", ".adamw.v")) or state.name.startswith("cache."):
             continue
         tensor = weights[state.name].detach()
         assert tensor.numel() == int(np.prod(state.shape)), state.name

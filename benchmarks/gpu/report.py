@@ -73,7 +73,6 @@ def write(rows, folder):
     for case in cases:
         text += f"\n## {case}\n\n" + table([row for row in rows if row["case"] == case])
     (folder / "gpu.md").write_text(text)
-    print(text)
     (folder / "gpu.svg").write_text(plot(rows))
 
 

@@ -58,6 +58,7 @@ def library():
             ("close", None, session),
             ("forward", ctypes.c_int, session, tensors, ctypes.c_size_t),
             ("steps", ctypes.c_int, session, tensors, ctypes.c_size_t, ctypes.c_size_t, ctypes.POINTER(ctypes.c_double)),
+            ("generate", ctypes.c_int, session, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p),
             ("state_count", ctypes.c_size_t, session),
             ("state", ctypes.c_int, session, ctypes.c_size_t, tensors),
             ("write_state", ctypes.c_int, session, ctypes.c_size_t, ctypes.c_void_p),
@@ -109,6 +110,14 @@ class Session:
         times = (ctypes.c_double * count)()
         _checked(library().moira_steps(self._handle, *self._inputs(inputs), count, times))
         return list(times)
+
+    def generate(self, prompts, count):
+        """(`count` new tokens of each row, [rows, count]; milliseconds of each step, the prompts' first): greedily, also past stop tokens (moira_rt.h).
+        The prompts are [rows, tokens of each]."""
+        prompts = np.ascontiguousarray(prompts, np.int32)
+        ids, times = np.zeros((len(prompts), count), np.int32), np.zeros(count)
+        _checked(library().moira_generate(self._handle, prompts.ctypes.data, *prompts.shape, count, ids.ctypes.data, times.ctypes.data))
+        return ids, times.tolist()
 
     def write(self, name, data):
         """Gives a state its elements: an array of its shape and type, or an address in memory of the host or of the session's GPU."""

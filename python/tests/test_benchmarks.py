@@ -11,6 +11,7 @@ import torch
 from common import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "gpu"))
+import generate  # noqa: E402
 import layer  # noqa: E402
 import model  # noqa: E402
 import pieces  # noqa: E402
@@ -106,10 +107,25 @@ def test_a_model_is_the_peers(tmp_path, monkeypatch, shape):
     row = model.Row(shape, device="cpu")
     row.config |= {key: value for key, value in small.items() if key in row.config or key == "vocab_size"}
     row.compile(tmp_path / row.plan, target="host")
-    with row.contestants(tmp_path / row.plan, OneRun(), Namespace(peers="eager")) as (contestants, notes):
+    with row.contestants(tmp_path / row.plan, OneRun(), Namespace(peers="eager", peers_only=False)) as (contestants, notes):
         assert list(contestants) == ["moira", "transformers eager"]
         assert all(time_of() > 0 for time_of in contestants.values())
     assert notes["difference"] < 0.1  # roundings of bf16
+
+
+def test_generation_is_the_peers(tmp_path, monkeypatch):
+    monkeypatch.setattr(generate, "PROMPT", 16)
+    monkeypatch.setattr(generate, "NEW", 6)
+    small = {"vocab_size": 96, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 4, "intermediate_size": 16, "num_experts": 8,
+             "num_experts_per_tok": 2, "num_hidden_layers": 2, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 1}
+    row = generate.Row(2, model.config_of("olmoe-1b-7b") | small, device="cpu")
+    row.compile(tmp_path / row.plan, target="host")
+    for alone in (False, True):
+        with row.contestants(tmp_path / row.plan, OneRun(), Namespace(peers="eager", peers_only=alone)) as (contestants, notes):
+            assert list(contestants) == ["transformers eager"] if alone else ["moira", "transformers eager"]
+            assert all(time_of() > 0 for time_of in contestants.values())
+            # Of four tokens; where two logits are nearly the same, bf16 may choose either.
+            assert alone or notes["difference"] <= 0.5
 
 
 def test_reports_say_what_was_measured(tmp_path):

@@ -44,6 +44,28 @@ def test_the_reference_program_runs_too(model):
         np.testing.assert_allclose(session.forward(inputs)["logits"], wanted["four"]["logits"], atol=1e-4)
 
 
+@pytest.mark.parametrize("mesh", ["", "dp=2,ep=2"])
+def test_generation_gives_the_tokens_of_moe_run(model, tmp_path, mesh):
+    _, tiny, inputs, _ = model
+    compile_plan(tiny, tmp_path / "p.moeplan", "--task=generate", f"--batch={BATCH}", f"--seq={SEQ}", f"--max-seq={SEQ + 6}", *([f"--mesh={mesh}"] if mesh else []))
+    prompts = inputs["input_ids"][:, 2:]  # shorter than the plan has room for
+    checkpoint.write(tmp_path / "in.safetensors", {"input_ids": prompts})
+    run_plan(tmp_path / "p.moeplan", tiny, tmp_path / "in.safetensors", tmp_path / "out.safetensors", "--max-new-tokens=6", "--ignore-eos")
+    wanted = checkpoint.read(tmp_path / "out.safetensors")["generated_ids"][:, prompts.shape[1] :]
+    for program in (MESH, REFERENCE_F32):
+        with Session(tmp_path / "p.moeplan", tiny, program) as session:
+            for _ in range(2):
+                ids, times = session.generate(prompts, 6)
+                np.testing.assert_array_equal(ids, wanted)
+                assert len(times) == 6 and all(time > 0 for time in times)
+            np.testing.assert_array_equal(session.generate(prompts, 2)[0], wanted[:, :2])
+            for bad, why in ((prompts[:1], r"prompts of shape \[1, 6\]: the plan was compiled for \[2, up to 8\]"), (prompts - 1000, "token -.* of a prompt is out of range 0..")):
+                with pytest.raises(Refused, match=f"error MOE-0502: {why}"):
+                    session.generate(bad, 1)
+            with pytest.raises(Refused, match="error MOE-0508: .*room for 6 new tokens"):
+                session.generate(prompts, 7)
+
+
 def test_states_are_written_from_arrays_and_addresses(model):
     folder, tiny, inputs, wanted = model
     tensors = checkpoint.read(tiny / "model.safetensors")
@@ -77,6 +99,8 @@ def test_misuse_is_told(model):
             session.steps({}, 1)
         with pytest.raises(Refused, match="error MOE-0502"):
             session.forward({"input_ids": inputs["input_ids"][:1]})
+        with pytest.raises(Refused, match="error MOE-0508: the plan generates no tokens"):
+            session.generate(inputs["input_ids"], 1)
         with pytest.raises(KeyError, match="no state"):
             session.write("lm_head", np.zeros(1, np.float32))
         with pytest.raises(ValueError, match="lm_head.weight is float32"):

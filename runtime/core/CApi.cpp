@@ -90,6 +90,8 @@ Status openSession(moira_session &session, const char *path, const char *weights
   session.run.plan = &session.plan;
   session.run.program = *program;
   session.run.f64 = kind == MOIRA_REFERENCE_F64;
+  if (kind == MOIRA_MESH)
+    session.run.second = generatePrograms(session.plan.plan()).decode;
   Status status = useDevice(session, path);
   status.append(session.run.prepare(static_cast<int>((*program)->ranks())));
   if (weights)
@@ -129,6 +131,32 @@ Status steps(moira_session &session, size_t count, double *milliseconds) {
     double device = session.run.executors[0]->deviceSeconds();
     milliseconds[i] = (device > 0 ? device : session.run.stepSeconds) * 1e3;
   }
+  return {};
+}
+
+Status generate(moira_session &session, const int32_t *prompts, size_t rows, size_t width,
+                size_t count, int32_t *ids, double *milliseconds) {
+  GeneratePrograms programs = generatePrograms(session.plan.plan());
+  if (!programs)
+    return Status(ErrorId::BadRun,
+                  "the plan generates no tokens; compile the model with --task=generate");
+  GenerateOptions options;
+  options.maxNewTokens = static_cast<int64_t>(count);
+  options.ignoreEos = true;
+  Expected<GenerateTask> task =
+      GenerateTask::fromMemory(programs, prompts, int64_t(rows), int64_t(width), options);
+  if (!task)
+    return task.takeStatus();
+  session.run.task = std::move(*task);
+  if (Status status = session.run.generate(*session.ranks, 0); !status)
+    return status;
+  const RankGeneration &made = *session.run.loops[0];
+  std::copy(made.tokens().begin(), made.tokens().end(), ids);
+  if (!milliseconds || count == 0)
+    return {};
+  *milliseconds++ = made.times().prefill * 1e3;
+  for (double seconds : made.times().decode)
+    *milliseconds++ = seconds * 1e3;
   return {};
 }
 
@@ -207,6 +235,15 @@ int moira_steps(moira_session *session, const moira_tensor *inputs, size_t count
       return nullArgument();
     Status status = takeInputs(*session, inputs, count);
     return status ? steps(*session, number, milliseconds) : status;
+  });
+}
+
+int moira_generate(moira_session *session, const int32_t *prompts, size_t rows, size_t width,
+                   size_t new_tokens, int32_t *ids, double *milliseconds) {
+  return guarded([&]() -> Status {
+    if (!session || !prompts || !ids)
+      return nullArgument();
+    return generate(*session, prompts, rows, width, new_tokens, ids, milliseconds);
   });
 }
 

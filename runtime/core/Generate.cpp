@@ -188,10 +188,9 @@ Status readMasked(const SafeTensorsFile &file, const std::string &path, const fb
 
 } // namespace
 
-Status GenerateTask::readPrompts(const std::string &path) {
-  const fb::Program &prefill = *all.prefill;
-  const fb::Input *decoder = inputOf(prefill, "decoder_input_ids");
-  const fb::Input &prompt = decoder ? *decoder : *inputOf(prefill, "input_ids");
+Status GenerateTask::takeSizes() {
+  const fb::Input *decoder = inputOf(*all.prefill, "decoder_input_ids");
+  const fb::Input &prompt = decoder ? *decoder : *inputOf(*all.prefill, "input_ids");
   rows = prompt.shape()->Get(0);
   promptSlots = prompt.shape()->Get(1);
   slots = inputOf(*all.decode, "position")->maximum() + 1;
@@ -201,6 +200,13 @@ Status GenerateTask::readPrompts(const std::string &path) {
                          "prompt of %lld; compile with --max-seq=%lld",
                          (long long)asked.maxNewTokens, (long long)(slots - promptSlots),
                          (long long)promptSlots, (long long)(promptSlots + asked.maxNewTokens)));
+  return {};
+}
+
+Status GenerateTask::readPrompts(const std::string &path) {
+  const fb::Program &prefill = *all.prefill;
+  const fb::Input *decoder = inputOf(prefill, "decoder_input_ids");
+  const fb::Input &prompt = decoder ? *decoder : *inputOf(prefill, "input_ids");
   Expected<SafeTensorsFile> file = SafeTensorsFile::open(path);
   if (!file)
     return file.takeStatus();
@@ -242,20 +248,25 @@ Status GenerateTask::readPrompts(const std::string &path) {
              !s) {
     return s;
   }
-  width = given.width;
+  return place(given.ids, given.mask, path);
+}
+
+Status GenerateTask::place(std::span<const int32_t> ids, std::span<const int32_t> mask,
+                           const std::string &from) {
+  width = int64_t(ids.size()) / rows;
   prompts.assign(rows * promptSlots, special.filler());
   promptMask.assign(rows * promptSlots, 0);
   Status problems;
   for (int64_t b = 0; b < rows; ++b) {
     int64_t to = (b + 1) * promptSlots;
     for (int64_t i = width; i-- > 0;)
-      if (given.mask[b * width + i]) {
-        prompts[--to] = given.ids[b * width + i];
+      if (mask[b * width + i]) {
+        prompts[--to] = ids[b * width + i];
         promptMask[to] = 1;
       }
     if (to == (b + 1) * promptSlots)
       problems.add(ErrorId::BadInput, format("%s: row %lld has no token; every prompt needs one",
-                                             path.c_str(), (long long)b));
+                                             from.c_str(), (long long)b));
   }
   return problems;
 }
@@ -270,7 +281,38 @@ Expected<GenerateTask> GenerateTask::open(const GeneratePrograms &programs,
   if (!special)
     return special.takeStatus();
   task.special = std::move(*special);
-  if (Status status = task.readPrompts(inputs); !status)
+  Status status = task.takeSizes();
+  if (status)
+    status = task.readPrompts(inputs);
+  if (!status)
+    return status;
+  return task;
+}
+
+Expected<GenerateTask> GenerateTask::fromMemory(const GeneratePrograms &programs,
+                                                const int32_t *prompts, int64_t count,
+                                                int64_t width, const GenerateOptions &options) {
+  GenerateTask task;
+  task.all = programs;
+  task.asked = options;
+  if (inputOf(*programs.prefill, "decoder_input_ids"))
+    return Status(ErrorId::BadRun, "a model with an encoder generates from files, by moe-run");
+  if (Status status = task.takeSizes(); !status)
+    return status;
+  if (count != task.rows || width < 1 || width > task.promptSlots)
+    return Status(ErrorId::BadInput,
+                  format("prompts of shape %s: the plan was compiled for [%lld, up to %lld]",
+                         shapeText(std::vector<int64_t>{count, width}).c_str(),
+                         (long long)task.rows, (long long)task.promptSlots));
+  const fb::Input &input = *inputOf(*programs.prefill, "input_ids");
+  std::span<const int32_t> ids(prompts, static_cast<size_t>(count * width));
+  for (int32_t id : ids)
+    if (id < input.minimum() || id > input.maximum())
+      return Status(ErrorId::BadInput,
+                    format("token %d of a prompt is out of range %lld..%lld", id,
+                           (long long)input.minimum(), (long long)input.maximum()));
+  std::vector<int32_t> mask(ids.size(), 1);
+  if (Status status = task.place(ids, mask, "prompts"); !status)
     return status;
   return task;
 }

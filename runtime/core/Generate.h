@@ -39,6 +39,10 @@ public:
   /// BadRun where the plan has no room for so many tokens, FileNotFound, BadSafetensors, BadInput.
   static Expected<GenerateTask> open(const GeneratePrograms &programs, const std::string &inputs,
                                      const std::string &model, const GenerateOptions &options);
+  /// Prompts [count, width] without padding, of a model without an encoder. BadRun, BadInput.
+  static Expected<GenerateTask> fromMemory(const GeneratePrograms &programs, const int32_t *prompts,
+                                           int64_t count, int64_t width,
+                                           const GenerateOptions &options);
 
   const GenerateOptions &options() const { return asked; }
   const GeneratePrograms &programs() const { return all; }
@@ -48,7 +52,12 @@ public:
 
 private:
   friend class RankGeneration;
+  /// Sizes of the programs; BadRun if they have no room for what is asked.
+  Status takeSizes();
   Status readPrompts(const std::string &path);
+  /// Puts the tokens whose mask is set to the right ends of the rows; `from` is for errors.
+  Status place(std::span<const int32_t> ids, std::span<const int32_t> mask,
+               const std::string &from);
 
   GeneratePrograms all;
   GenerateOptions asked;

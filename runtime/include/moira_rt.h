@@ -1,10 +1,11 @@
 // moira_rt.h - Moira's runtime for other languages.
-// Opens a plan with its weights and runs its program (forward, grad or train) as often as wanted,
-// on the ranks of this process: threads on the host, or the first visible GPU for a plan of one
-// rank that is compiled for GPUs. C99; link libmoira_rt.so. Functions that can fail return a code
-// that is 0 on success and else the exit code that moe-run would give (1 misuse, 2 invalid input, 3
-// infeasible, 4 internal, 5 rank lost or I/O); moira_last_error() then has the text. A session is
-// used by one thread at a time; different sessions are independent.
+// Opens a plan with its weights and runs its program (forward, grad, train, or prefill and decode
+// of one that generates) as often as wanted, on the ranks of this process: threads on the host, or
+// the first visible GPU for a plan of one rank that is compiled for GPUs. C99; link libmoira_rt.so.
+// Functions that can fail return a code that is 0 on success and else the exit code that moe-run
+// would give (1 misuse, 2 invalid input, 3 infeasible, 4 internal, 5 rank lost or I/O);
+// moira_last_error() then has the text. A session is used by one thread at a time; different
+// sessions are independent.
 #ifndef MOIRA_RT_H
 #define MOIRA_RT_H
 
@@ -65,6 +66,14 @@ int moira_forward(moira_session *session, const moira_tensor *inputs, size_t cou
    warm up. Codes as moira_forward. */
 int moira_steps(moira_session *session, const moira_tensor *inputs, size_t count, size_t steps,
                 double *milliseconds);
+
+/* Generates `new_tokens` tokens for each row of a plan that is compiled with --task=generate,
+   always the one of the largest logit, also past stop tokens. `prompts` are [rows, width] ids, none
+   of them padding; `ids` takes [rows, new_tokens]. `milliseconds`, unless null, takes what each of
+   the new_tokens steps took by the host's clock, that of the prompts first. Not for models with an
+   encoder; leaves no outputs for moira_output. Codes as moira_forward. */
+int moira_generate(moira_session *session, const int32_t *prompts, size_t rows, size_t width,
+                   size_t new_tokens, int32_t *ids, double *milliseconds);
 
 /* Weights and what else lives from step to step, with their global shapes; data is null. */
 size_t moira_state_count(const moira_session *session);

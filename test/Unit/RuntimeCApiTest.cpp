@@ -111,6 +111,11 @@ TEST(RuntimeCApi, MisuseGivesCodesAndMessages) {
   moira_tensor bad[] = {{"x", MOIRA_I32, 2, shape, x.data()}, {"z", MOIRA_F32, 2, shape, x.data()}};
   EXPECT_EQ(moira_forward(session, bad, 2), 2);
   EXPECT_EQ(moira_output_count(session), 0u);
+  int32_t ids[1] = {};
+  EXPECT_EQ(moira_generate(session, ids, 1, 1, 1, nullptr, nullptr), 1);
+  EXPECT_EQ(moira_generate(nullptr, ids, 1, 1, 1, ids, nullptr), 1);
+  EXPECT_EQ(moira_generate(session, ids, 1, 1, 1, ids, nullptr), 2);
+  EXPECT_THAT(moira_last_error(), HasSubstr("MOE-0508"));
   bad[0].dtype = MOIRA_F32;
   EXPECT_EQ(moira_forward(session, bad, 1), 0) << moira_last_error();
   moira_close(session);
