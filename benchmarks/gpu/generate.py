@@ -65,7 +65,7 @@ class Row:
 
 
 class Peer:
-    """transformers' model with a static cache, in a loop of our own that does less than its generate()."""
+    """transformers' model with a static cache, in a loop of our own that does less than its generate(). `experts` multiply so in a step."""
 
     def __init__(self, model, prompts, experts, compiled):
         import torch
@@ -79,13 +79,14 @@ class Peer:
         return self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1).logits.argmax(-1)
 
     def tokens(self, count, after_prompts=lambda: None):
-        """[rows, count]; the prompts are not compiled, as in transformers."""
+        """[rows, count]; the prompts are not compiled, and their experts multiply by groups, as in transformers."""
         import torch
 
-        self.model.set_experts_implementation(self.experts)
         with torch.no_grad():
             self.cache.reset()
+            self.model.set_experts_implementation("grouped_mm")
             made = [self.next(self.prompts)]
+            self.model.set_experts_implementation(self.experts)
             after_prompts()
             for _ in range(count - 1):
                 # A CUDA graph's output lies where its next replay writes.
