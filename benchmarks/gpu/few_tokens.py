@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 import layer
 
-# hidden, width, experts, experts a token, layers one behind the other
-MODELS = {"Qwen3": (2048, 768, 128, 8, 8), "Mixtral": (4096, 14336, 8, 2, 3)}
+# hidden, width, experts, experts a token, layers one behind the other: values grow from one to the next, as nothing norms them
+MODELS = {"Qwen3": (2048, 768, 128, 8, 4), "Mixtral": (4096, 14336, 8, 2, 3)}
 TOKENS = (1, 8, 32, 128)
+# The part of the copy's rate that we want, from so many tokens on.
+GOALS = {"Qwen3": {1: 0.50, 32: 0.92}, "Mixtral": {1: 0.50, 8: 0.95}}
 
 
 @dataclass
@@ -23,6 +25,7 @@ class Row:
         hidden, width, experts, k, self.layers = MODELS[self.model]
         self.shape, self.sizes = f"{self.model}-{self.tokens}", (self.tokens, hidden, width, experts, k)
         self.title, self.plan = f"{self.model}, {self.tokens} tokens", f"decode-{self.model}-{self.tokens}.moeplan"
+        self.goal = {"ahead": 1, "ratio": max(ratio for least, ratio in GOALS[self.model].items() if self.tokens >= least)}
         # Weights of the router, and of the experts that choices at random are expected to touch.
         touched = experts * (1 - (1 - k / experts) ** self.tokens)
         self.bytes = hidden * experts * 2 + touched * 3 * width * hidden * 2

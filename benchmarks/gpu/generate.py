@@ -27,7 +27,7 @@ class Row:
     config: dict
     device: str = "cuda"
     case = "generate"
-    flops = None
+    flops, goal = None, {"ahead": 3}
 
     def __post_init__(self):
         self.shape = f"OLMoE-{self.batch}"

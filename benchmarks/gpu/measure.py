@@ -17,6 +17,7 @@ PyTorch with CUDA, the programs and libraries of a build with CUDA (moira.tools 
 """
 
 import argparse
+import math
 import statistics
 import sys
 import tempfile
@@ -102,12 +103,17 @@ def main():
                 row.compile(plans / row.plan)
         if options.compile_only:
             return
-        measured, clock, fixed = [], Clock(options.budget), {} if options.peers_only else anchors()
+        measured, failed, clock, fixed = [], [], Clock(options.budget), {} if options.peers_only else anchors()
         for row in rows:
             if time.time() - began > options.seconds:
                 print(f"no time for {row.title}", file=sys.stderr)
                 continue
-            found = measure(row, plans, clock, fixed, options)
+            try:
+                found = measure(row, plans, clock, fixed, options)
+            except Exception as error:  # the others are worth having
+                failed.append(f"{row.title}: {type(error).__name__}: {error}")
+                print(failed[-1], file=sys.stderr)
+                continue
             if options.peers_only:
                 continue
             measured.append(found)
@@ -115,6 +121,8 @@ def main():
             report.write(measured, Path(options.out))
     if measured:
         print((Path(options.out) / "gpu.md").read_text())
+    if failed:
+        sys.exit("\n".join(["failed:", *failed]))
 
 
 def kernels_of(time_of):
@@ -131,11 +139,13 @@ def kernels_of(time_of):
 
 
 def measure(row, plans, clock, fixed, options):
-    """One row: {title, case, unit, work, times: {contestant: [ms of each round]}, notes}."""
+    """One row: {title, case, flops, bytes, goal, times: {contestant: [ms of each round]}, notes, …}."""
     import torch
 
     began = time.time()
     with row.contestants(plans / row.plan, clock, options) as (contestants, notes):
+        if not math.isfinite(notes.get("difference", 0)):
+            raise ValueError(f"our result is no number: differs by {notes['difference']}")
         print(f"{row.title}: open in {time.time() - began:.1f} s", file=sys.stderr)
         everyone = {**{name: (lambda run=run: clock.median(run)) for name, run in fixed.items()}, **contestants}
         for name, time_of in everyone.items():
@@ -149,7 +159,7 @@ def measure(row, plans, clock, fixed, options):
             for name, time_of in everyone.items():
                 times[name].append(time_of())
     torch.cuda.empty_cache()
-    return {"title": row.title, "case": row.case, "flops": row.flops, "bytes": row.bytes, "times": times, "notes": notes,
+    return {"title": row.title, "case": row.case, "flops": row.flops, "bytes": row.bytes, "goal": row.goal, "times": times, "notes": notes,
             "device": torch.cuda.get_device_name(), "torch": torch.__version__, "dense_flops": 2 * DENSE**3, "copy_bytes": COPY_BYTES}
 
 

@@ -29,7 +29,7 @@ class Row:
     shape: str
     device: str = "cuda"
     case = "model"
-    bytes = None
+    bytes, goal = None, {"ahead": 2}
 
     def __post_init__(self):
         folder, layers, self.task, self.batch, self.sequence = MODELS[self.shape]

@@ -199,6 +199,7 @@ class Row:
     def __post_init__(self):
         self.title, self.plan, self.piece = self.shape, f"piece-{self.shape}.moeplan", PIECES[self.shape]
         self.flops, self.bytes = self.piece.work
+        self.goal = {"ahead": 0.97} if self.flops else {"ratio": 0.95 if self.piece.result else 0.97}
 
     def compile(self, plan):
         compile_piece(self.piece, plan)

@@ -1,4 +1,5 @@
-"""What was measured as lines, as a table in Markdown, as JSON and as a plot. Belongs here: how figures are shown. Does not: how they come about."""
+"""What was measured as lines, as a table in Markdown with what is below its goal, as JSON and as a plot. Belongs here: how figures are shown. Does
+not: how they come about."""
 
 import json
 import statistics
@@ -64,41 +65,82 @@ def table(rows):
     return f"Times, {unit} and the ratio to the {'dense product' if rows[0]['flops'] else 'copy'} of the same rounds.\n\n" + "\n".join(lines) + "\n"
 
 
+def shortfalls(rows):
+    """[(row, what is below its goal)]: the goals of a row are how much of the dense product or the copy it reaches ("ratio"), and how many times
+    as fast as the best peer it is ("ahead"); skewed loads may take 5 % longer than balanced ones."""
+    by_title, found = {row["title"]: figures(row)[OURS] for row in rows}, []
+    for row in rows:
+        measured, goal = figures(row), row["goal"]
+        missed = []
+        if "ratio" in goal and measured[OURS][2] < goal["ratio"]:
+            missed.append(f"ratio {measured[OURS][2]:.2f} of {goal['ratio']:.2f}")
+        if ahead(measured) is not None and ahead(measured) < goal.get("ahead", 0):
+            missed.append(f"{ahead(measured):.2f} times as fast as the best peer, of {goal['ahead']:.2f}")
+        balanced = by_title.get(row["title"].removesuffix(" zipf"))
+        if balanced and measured[OURS][0] > 1.05 * balanced[0]:
+            missed.append(f"{measured[OURS][0] / balanced[0]:.2f} times as long as with balanced loads")
+        if missed:
+            found.append((row, "; ".join(missed)))
+    return found
+
+
+def profile(kernels, count=8):
+    """The largest kernels of a step as a line."""
+    return ", ".join(f"{short(name)} {100 * share:.0f} %" for share, _, name in kernels[:count])
+
+
+def shortfall_list(rows):
+    lines = [f"* {row['title']}: {missed}" + (f". {profile(row['notes']['kernels'][OURS])}" if "kernels" in row["notes"] else "") for row, missed in shortfalls(rows)]
+    return "\n".join(lines) + "\n" if lines else "Nothing.\n"
+
+
 def write(rows, folder):
     """gpu.md, gpu.json and gpu.svg."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "gpu.json").write_text(json.dumps(rows, indent=1))
-    cases = list(dict.fromkeys(row["case"] for row in rows))
     text = f"{rows[0]['device']}, PyTorch {rows[0]['torch']}, medians of {len(rows[0]['times']['dense'])} rounds.\n" if rows else ""
-    for case in cases:
-        text += f"\n## {case}\n\n" + table([row for row in rows if row["case"] == case])
-    (folder / "gpu.md").write_text(text)
+    for case, of_case in cases(rows).items():
+        text += f"\n## {case}\n\n" + table(of_case)
+    (folder / "gpu.md").write_text(text + "\n## Below the goals\n\n" + shortfall_list(rows))
     (folder / "gpu.svg").write_text(plot(rows))
 
 
+def cases(rows):
+    """{case: its rows}"""
+    return {case: [row for row in rows if row["case"] == case] for case in dict.fromkeys(row["case"] for row in rows)}
+
+
 COLOURS = ("#1b6ca8", "#e08214", "#5aae61", "#8c6bb1")
+BAR, GAP, HEIGHT, PANEL, LEFT, TOP = 14, 18, 240, 400, 50, 40
 
 
 def plot(rows):
-    """Bars of the ratios, a group a row: an SVG."""
+    """Bars of the ratios, a panel a case and a group a row: an SVG."""
+    panels = [panel(of_case, i * PANEL) for i, of_case in enumerate(cases(rows).values())]
+    width = max((width for width, _ in panels), default=0)
+    head = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{PANEL * len(panels)}" font-family="sans-serif" font-size="11">'
+            '<rect width="100%" height="100%" fill="white"/>')
+    return "\n".join([head, *(part for _, parts in panels for part in parts), "</svg>", ""])
+
+
+def panel(rows, down):
+    """(width, elements) of one case."""
     found = [(row["title"], figures(row)) for row in rows]
     names = list(dict.fromkeys(name for _, one in found for name in one))
-    bar, gap, height, left, top = 14, 18, 240, 50, 40
-    group = bar * len(names) + gap
-    width = left + group * len(found) + 20
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height + top + 120}" font-family="sans-serif" font-size="11">',
-             '<rect width="100%" height="100%" fill="white"/>']
+    group, bottom = BAR * len(names) + GAP, down + TOP + HEIGHT
+    width = LEFT + max(group * len(found), 150 * len(names)) + 80
+    parts = []
     for i in range(6):
-        y = top + height - height * i / 5
-        parts.append(f'<line x1="{left}" x2="{width - 20}" y1="{y}" y2="{y}" stroke="#ddd"/><text x="{left - 8}" y="{y + 4}" text-anchor="end">{i / 5:.1f}</text>')
+        y = bottom - HEIGHT * i / 5
+        parts.append(f'<line x1="{LEFT}" x2="{width - 20}" y1="{y}" y2="{y}" stroke="#ddd"/><text x="{LEFT - 8}" y="{y + 4}" text-anchor="end">{i / 5:.1f}</text>')
     for i, name in enumerate(names):
         colour = COLOURS[i % len(COLOURS)]
-        parts.append(f'<rect x="{left + i * 130}" y="10" width="12" height="12" fill="{colour}"/><text x="{left + 18 + i * 130}" y="20">{name}</text>')
+        parts.append(f'<rect x="{LEFT + i * 150}" y="{down + 10}" width="12" height="12" fill="{colour}"/><text x="{LEFT + 18 + i * 150}" y="{down + 20}">{name}</text>')
     for i, (title, one) in enumerate(found):
-        x = left + gap / 2 + i * group
+        x = LEFT + GAP / 2 + i * group
         for j, name in enumerate(names):
             if name in one:
-                tall = height * min(one[name][2], 1.1)
-                parts.append(f'<rect x="{x + j * bar}" y="{top + height - tall:.1f}" width="{bar - 2}" height="{tall:.1f}" fill="{COLOURS[j % len(COLOURS)]}"/>')
-        parts.append(f'<text transform="translate({x + bar},{top + height + 14}) rotate(40)">{title}</text>')
-    return "\n".join([*parts, "</svg>", ""])
+                tall = HEIGHT * min(one[name][2], 1.1)
+                parts.append(f'<rect x="{x + j * BAR}" y="{bottom - tall:.1f}" width="{BAR - 2}" height="{tall:.1f}" fill="{COLOURS[j % len(COLOURS)]}"/>')
+        parts.append(f'<text transform="translate({x + BAR},{bottom + 14}) rotate(40)">{title}</text>')
+    return width, parts

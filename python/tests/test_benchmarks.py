@@ -131,16 +131,22 @@ def test_generation_is_the_peers(tmp_path, monkeypatch):
 def test_reports_say_what_was_measured(tmp_path):
     common = {"notes": {}, "device": "GPU", "torch": "2", "dense_flops": 8e11, "copy_bytes": 4e9}
     rows = [
-        {"title": "one", "case": "layer", "flops": 4e12, "bytes": None, **common,
+        {"title": "one", "case": "layer", "flops": 4e12, "bytes": None, "goal": {"ratio": 0.63, "ahead": 1.25}, **common,
          "times": {"dense": [1.0, 9.0, 1.0], "copy": [1.0] * 3, "moira": [8.0, 8.0, 80.0], "peer": [10.0, 10.0, 10.0]}},
-        {"title": "two", "case": "decode", "flops": None, "bytes": 1e8, **common,
+        {"title": "one zipf", "case": "layer", "flops": 4e12, "bytes": None, "goal": {"ahead": 1.2}, **common,
+         "times": {"dense": [1.0] * 3, "copy": [1.0] * 3, "moira": [8.8] * 3, "peer": [10.0] * 3}, "notes": {"kernels": {"moira": [(0.75, 2.0, "void ns::product<1>(int)")]}}},
+        {"title": "two", "case": "decode", "flops": None, "bytes": 1e8, "goal": {"ratio": 0.5}, **common,
          "times": {"dense": [1.0] * 3, "copy": [1.0] * 3, "moira": [0.05] * 3}},
     ]
     assert report.figures(rows[0])["moira"] == (8.0, 500.0, pytest.approx(0.625))
-    assert report.figures(rows[1])["moira"] == (0.05, pytest.approx(2.0), pytest.approx(0.5))
+    assert report.figures(rows[2])["moira"] == (0.05, pytest.approx(2.0), pytest.approx(0.5))
     report.write(rows, tmp_path)
     text = (tmp_path / "gpu.md").read_text()
     assert "| one | 800 | 8.000 ms, 500 (0.62) | 10.000 ms, 400 (0.50) | 1.25 |" in text
     assert "| two | 4.00 | 50.0 µs, 2.00 (0.50) | - |" in text
-    bars = [e for e in xml.parse(tmp_path / "gpu.svg").iter() if e.tag.endswith("rect") and "y" in e.attrib and float(e.attrib["y"]) > 20]
-    np.testing.assert_allclose([float(e.attrib["height"]) for e in bars], [150, 120, 120], atol=0.1)
+    assert text.split("## Below the goals")[1].strip().splitlines() == [
+        "* one: ratio 0.62 of 0.63",
+        "* one zipf: 1.14 times as fast as the best peer, of 1.20; 1.10 times as long as with balanced loads. ns::product<1> 75 %",
+    ]
+    bars = [e for e in xml.parse(tmp_path / "gpu.svg").iter() if e.tag.endswith("rect") and e.attrib["height"] not in ("12", "100%")]
+    np.testing.assert_allclose([float(e.attrib["height"]) for e in bars], [150, 120, 136.4, 120, 120], atol=0.1)

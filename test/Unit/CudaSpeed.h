@@ -108,6 +108,7 @@ double copyRate(Gpu &gpu);
 
 void measureProducts(Gpu &gpu);
 void measureAttention(Gpu &gpu);
+void measureAround(Gpu &gpu);
 void measureLayers(Gpu &gpu);
 void measureDecode(Gpu &gpu, std::initializer_list<int64_t> tokens,
                    std::initializer_list<int64_t> tokensOfLongCaches);

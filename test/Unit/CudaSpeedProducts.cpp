@@ -165,8 +165,21 @@ void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &squa
               inputRate, inputRate / full, weightRate, weightRate / full);
 }
 
+} // namespace
+
+double copyRate(Gpu &gpu) {
+  const int64_t n = int64_t(1) << 29;
+  Big from({n}, kBf16), to({n}, kBf16);
+  const double ms = millisecondsOf(gpu, 10, 2, [&] {
+    mustWork(cudaMemcpyAsync(to.ref().data, from.ref().data, size_t(n) * 2,
+                             cudaMemcpyDeviceToDevice, gpu.context.stream));
+  });
+  return 4.0 * double(n) / ms / 1e9;
+}
+
 /// Routing and data movement of B2, beside copy bandwidth.
-void measureAround(Gpu &gpu, Random &random) {
+void measureAround(Gpu &gpu) {
+  Random random(5);
   const LayerShape &s = kShapes[1];
   const int64_t rows = s.tokens * s.k;
   const double copy = copyRate(gpu);
@@ -209,18 +222,6 @@ void measureAround(Gpu &gpu, Random &random) {
          2.0 * double((s.tokens + rows) * s.d));
 }
 
-} // namespace
-
-double copyRate(Gpu &gpu) {
-  const int64_t n = int64_t(1) << 29;
-  Big from({n}, kBf16), to({n}, kBf16);
-  const double ms = millisecondsOf(gpu, 10, 2, [&] {
-    mustWork(cudaMemcpyAsync(to.ref().data, from.ref().data, size_t(n) * 2,
-                             cudaMemcpyDeviceToDevice, gpu.context.stream));
-  });
-  return 4.0 * double(n) / ms / 1e9;
-}
-
 void measureLayers(Gpu &gpu) {
   Random random(5);
   Big square({8192, 8192}, kBf16), result({8192, 8192}, kBf16);
@@ -235,7 +236,6 @@ void measureProducts(Gpu &gpu) {
   Big square({8192, 8192}, kBf16), result({8192, 8192}, kBf16);
   for (const LayerShape &s : kShapes)
     measureLayer(gpu, random, s, square, result);
-  measureAround(gpu, random);
 }
 
 } // namespace moira::rt::testing

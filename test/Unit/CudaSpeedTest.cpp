@@ -3,6 +3,7 @@
 //   layer     each call at the sizes of a layer of OLMoE-1B-7B with 4 × 2048 tokens: milliseconds,
 //             TFLOP/s and GB/s of the bytes that must move, each input and output once
 //   products  CudaSpeedProducts.cpp
+//   around    of it the gate, select and combine
 //   layers    of CudaSpeedProducts.cpp whole layers
 //   decode    CudaSpeedDecode.cpp
 //   decode-late  the same with no kernel launched before the one before it has ended
@@ -121,6 +122,8 @@ int main(int argc, char **argv) {
   }
   if (wanted("products"))
     measureProducts(gpu);
+  if (wanted("around"))
+    measureAround(gpu);
   if (wanted("attention"))
     measureAttention(gpu);
   if (wanted("layers"))
