@@ -59,9 +59,12 @@ class Row:
         torch._dynamo.reset()
 
     def peers(self, names):
-        """{peer: how its experts multiply}. transformers decodes with batched_mm, which copies the weights of every choice."""
-        wanted = {"eager": "batched_mm", "compiled": "batched_mm"} | ({"compiled grouped": "grouped_mm"} if self.batch > 1 else {})
-        return {name: experts for name, experts in wanted.items() if name.split()[0] in names}
+        """{peer: how its experts multiply}. transformers decodes with batched_mm, which copies the weights of every choice: for many rows that is
+        more than all experts."""
+        batched = {"compiled": "batched_mm"} if self.batch < 32 else {}
+        grouped = {"grouped": "grouped_mm"} if self.batch > 1 else {}
+        wanted = {"eager": "grouped_mm" if grouped else "batched_mm", **batched, **grouped}
+        return {name: experts for name, experts in wanted.items() if name in names}
 
 
 class Peer:

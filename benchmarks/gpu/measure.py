@@ -81,7 +81,8 @@ def main():
     parser.add_argument("--loads", default="balanced,zipf", help="of layer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=60, help="milliseconds that each contestant runs in a round")
-    parser.add_argument("--peers", default="eager,compiled,tuned", help="PyTorch as it is, under torch.compile, and with max-autotune (layer, decode)")
+    parser.add_argument("--peers", default="eager,compiled,grouped,tuned", help="PyTorch as it is, under torch.compile, the same with experts "
+                        "by grouped_mm (generate), and with max-autotune (layer, decode)")
     parser.add_argument("--plans", help="a folder of plans; default a temporary one")
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--peers-only", action="store_true", help="leave ours out of whole models (model, generate) and time nothing: several such processes at "
@@ -146,7 +147,8 @@ def measure(row, plans, clock, fixed, options):
     with row.contestants(plans / row.plan, clock, options) as (contestants, notes):
         if not math.isfinite(notes.get("difference", 0)):
             raise ValueError(f"our result is no number: differs by {notes['difference']}")
-        print(f"{row.title}: open in {time.time() - began:.1f} s", file=sys.stderr)
+        differs = f", differs by {notes['difference']:.4f}" if notes else ""
+        print(f"{row.title}: open in {time.time() - began:.1f} s{differs}", file=sys.stderr)
         everyone = {**{name: (lambda run=run: clock.median(run)) for name, run in fixed.items()}, **contestants}
         for name, time_of in everyone.items():
             began = time.time()
