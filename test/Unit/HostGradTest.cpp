@@ -94,10 +94,10 @@ TEST(HostGrad, TokensThatDoNotExistAreRefused) {
       for (bool left : {true, false}) {
         Tensor<float> out({2, 3, 3});
         const Tensor<int32_t> numbers({4}, {9, 0, bad, 77});
-        Status s = call("grouped_weight_grad", flavor,
-                        {left ? values : rows, groups, left ? rows : values, numbers}, {out},
-                        params({{"contract", 1}}, {},
-                               {{"with", left ? "dy_tokens" : "row_tokens"}}));
+        Status s =
+            call("grouped_weight_grad", flavor,
+                 {left ? values : rows, groups, left ? rows : values, numbers}, {out},
+                 params({{"contract", 1}}, {}, {{"with", left ? "dy_tokens" : "row_tokens"}}));
         EXPECT_NE(s.str().find(text), std::string::npos) << s.str();
       }
 }
