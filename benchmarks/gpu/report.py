@@ -1,8 +1,14 @@
+#!/usr/bin/env python3
 """What was measured as lines, as a table in Markdown with what is below its goal, as JSON and as a plot. Belongs here: how figures are shown. Does
-not: how they come about."""
+not: how they come about.
+
+    benchmarks/gpu/report.py OUT JSON...      joins gpu.json files of several calls of measure.py into the folder OUT
+"""
 
 import json
 import statistics
+import sys
+from pathlib import Path
 
 OURS = "moira"
 
@@ -144,3 +150,7 @@ def panel(rows, down):
                 parts.append(f'<rect x="{x + j * BAR}" y="{bottom - tall:.1f}" width="{BAR - 2}" height="{tall:.1f}" fill="{COLOURS[j % len(COLOURS)]}"/>')
         parts.append(f'<text transform="translate({x + BAR},{bottom + 14}) rotate(40)">{title}</text>')
     return width, parts
+
+
+if __name__ == "__main__":
+    write([row for path in sys.argv[2:] for row in json.loads(Path(path).read_text())], Path(sys.argv[1]))

@@ -1,5 +1,6 @@
 """Shows that what benchmarks/gpu times beside each other computes the same, forward and backward, and that its tables say what was measured."""
 
+import subprocess
 import sys
 import xml.etree.ElementTree as xml
 from argparse import Namespace
@@ -142,6 +143,8 @@ def test_reports_say_what_was_measured(tmp_path):
     assert report.figures(rows[2])["moira"] == (0.05, pytest.approx(2.0), pytest.approx(0.5))
     report.write(rows, tmp_path)
     text = (tmp_path / "gpu.md").read_text()
+    subprocess.run([sys.executable, report.__file__, tmp_path / "again", tmp_path / "gpu.json"], check=True)
+    assert (tmp_path / "again" / "gpu.md").read_text() == text
     assert "| one | 800 | 8.000 ms, 500 (0.62) | 10.000 ms, 400 (0.50) | 1.25 |" in text
     assert "| two | 4.00 | 50.0 µs, 2.00 (0.50) | - |" in text
     assert text.split("## Below the goals")[1].strip().splitlines() == [
