@@ -33,7 +33,7 @@ def Moe_RowMaxOp : Moe_VocabularyOp<"row_max", ["refineResultShardings"]> {
 
     Constraints: (C1) the result has x's leading shape; (C2) classes ≥ 1, and V without an offset.
   }];
-  let arguments = !con((ins Moe_F32Tensor:$x), vocabulary);
+  let arguments = !con((ins Moe_Tensor:$x), vocabulary);
   let results = (outs Moe_F32Tensor:$result);
   let assemblyFormat = "$x `classes` $classes attr-dict `:` functional-type(operands, results)";
 }
@@ -41,11 +41,11 @@ def Moe_RowMaxOp : Moe_VocabularyOp<"row_max", ["refineResultShardings"]> {
 def Moe_CrossEntropyStatsOp : Moe_VocabularyOp<"cross_entropy_stats", [], [DeclareOpInterfaceMethods<DifferentiableOpInterface>]> {
   let summary = "what a token's cross-entropy needs of its logits";
   let description = [{
-    x[t..,V], max[t..], labels[t..] → [t..,3]: Σ exp(x − max), x[label] − max, Σ (x − max) over the row; the second is 0 where the label is no class. Partial where V is cut.
+    x[t..,V], max[t..], labels[t..] → [t..,3], f32: Σ exp(x − max), x[label] − max, Σ (x − max) over the row; the second is 0 where the label is no class. Partial where V is cut.
 
     Constraints: (C1) max and labels have x's leading shape, the result that followed by 3; (C2) classes ≥ 1, and V without an offset.
   }];
-  let arguments = !con((ins Moe_F32Tensor:$x, Moe_F32Tensor:$max, Moe_I32Tensor:$labels), vocabulary);
+  let arguments = !con((ins Moe_Tensor:$x, Moe_F32Tensor:$max, Moe_I32Tensor:$labels), vocabulary);
   let results = (outs Moe_F32Tensor:$result);
   let assemblyFormat = "$x `,` $max `,` $labels `classes` $classes attr-dict `:` functional-type(operands, results)";
 }
@@ -92,10 +92,10 @@ def Moe_CrossEntropyStatsGradOp : Moe_VocabularyOp<"cross_entropy_stats_grad"> {
   let description = [{
     d[t..,3], x[t..,V], max[t..], labels[t..] → [t..,V]: d0·exp(x − max) + d1 (at the label) + d2; 0 in pads.
 
-    Constraints: (C1) max and labels have x's leading shape, d that followed by 3, the result x's; (C2) classes ≥ 1, and V without an offset.
+    Constraints: (C1) max and labels have x's leading shape, d that followed by 3, the result x's type; (C2) classes ≥ 1, and V without an offset.
   }];
-  let arguments = !con((ins Moe_F32Tensor:$d, Moe_F32Tensor:$x, Moe_F32Tensor:$max, Moe_I32Tensor:$labels), vocabulary);
-  let results = (outs Moe_F32Tensor:$result);
+  let arguments = !con((ins Moe_F32Tensor:$d, Moe_Tensor:$x, Moe_F32Tensor:$max, Moe_I32Tensor:$labels), vocabulary);
+  let results = (outs Moe_Tensor:$result);
   let assemblyFormat = "$d `,` $x `,` $max `,` $labels `classes` $classes attr-dict `:` functional-type(operands, results)";
 }
 

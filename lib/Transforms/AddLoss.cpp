@@ -56,7 +56,7 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
     if (!index || !ids)
       return func.emitError("MOE-0601: a loss needs a result `logits` and an argument `input_ids`");
     Operation *end = func.front().getTerminator();
-    Value logits = end->getOperand(*index);
+    Value logits = narrowed(end->getOperand(*index));
     auto type = cast<RankedTensorType>(logits.getType());
     ArrayRef<int64_t> tokens = type.getShape().drop_back();
     int64_t classes = type.getShape().back();
@@ -94,6 +94,17 @@ struct AddLoss : moira::impl::MoeAddLossBase<AddLoss> {
       func.setName(program);
     addRouterLosses(func, *index + 1, isPart ? microBatches : 1);
     return success();
+  }
+
+  /// Logits that only a loss reads are of the type of the product that makes them: in bf16 half as
+  /// many bytes, of what is the largest tensor of most steps. The loss's own sums are f32.
+  static Value narrowed(Value logits) {
+    auto head = logits.getDefiningOp<moe::LinearOp>();
+    if (head && logits.hasOneUse()) {
+      auto type = cast<RankedTensorType>(logits.getType());
+      logits.setType(type.clone(cast<RankedTensorType>(head.getX().getType()).getElementType()));
+    }
+    return logits;
   }
 
   /// Nobody who runs the program leaves it out; without it losses are sums.

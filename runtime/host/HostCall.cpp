@@ -132,10 +132,10 @@ constexpr Entry table[] = {
 
 /// Calls that take f32 and bf16 side by side, whichever comes first: U is then each operand's own.
 /// Gradients all do: the cotangents of tokens are f32 in a bf16 program. So does scale, which
-/// rounds.
+/// rounds, and what is made of a loss's logits.
 constexpr bool mixes(std::string_view name) {
   return name == "rope" || name == "rms_sums" || name == "choice_dots" || name == "scale" ||
-         name.ends_with("_grad");
+         name == "row_max" || name == "cross_entropy_stats" || name.ends_with("_grad");
 }
 
 /// Checks operands against a Calls.def list ("x:T[t..,D] ids:i32[t..,k]"): how many, and their

@@ -1,8 +1,9 @@
 //===- Losses.cpp - reference losses and their gradients ------------------===//
-// next_tokens, row_max, cross_entropy_stats, cross_entropy, ratio and gradients. Always in the
-// accumulator's type; sums are made in double.
+// next_tokens, row_max, cross_entropy_stats, cross_entropy, ratio and gradients. In the
+// accumulator's type but for logits and their gradient; sums are made in double.
 //===----------------------------------------------------------------------===//
 #include "SampleTree.h"
+#include "Widened.h"
 
 #include <algorithm>
 #include <cmath>
@@ -51,20 +52,22 @@ template <typename> Status next_tokens(const Call &call) {
 template <typename S> Status row_max(const Call &call) {
   using A = Accumulator<S>;
   Columns columns(call, call.in[0]);
-  const A *x = call.input<A>(0);
-  for (int64_t t = 0, n = call.out[0].elements(); t < n; ++t, x += columns.width)
-    call.output<A>(0)[t] = columns.count ? *std::max_element(x, x + columns.count)
+  for (int64_t t = 0, n = call.out[0].elements(); t < n; ++t) {
+    Widened<A> x(call.in[0], t * columns.width, columns.width);
+    call.output<A>(0)[t] = columns.count ? *std::max_element(x.data(), x.data() + columns.count)
                                          : -std::numeric_limits<A>::infinity();
+  }
   return {};
 }
 
 template <typename S> Status cross_entropy_stats(const Call &call) {
   using A = Accumulator<S>;
   Columns columns(call, call.in[0]);
-  const A *x = call.input<A>(0), *max = call.input<A>(1);
+  const A *max = call.input<A>(1);
   const int32_t *labels = call.input<int32_t>(2);
   A *out = call.output<A>(0);
-  for (int64_t t = 0, n = call.in[1].elements(); t < n; ++t, x += columns.width, out += 3) {
+  for (int64_t t = 0, n = call.in[1].elements(); t < n; ++t, out += 3) {
+    Widened<A> x(call.in[0], t * columns.width, columns.width);
     double exponentials = 0, sum = 0;
     for (int64_t c = 0; c < columns.count; ++c) {
       double centred = double(x[c]) - double(max[t]);
@@ -82,17 +85,16 @@ template <typename S> Status cross_entropy_stats(const Call &call) {
 template <typename S> Status cross_entropy_stats_grad(const Call &call) {
   using A = Accumulator<S>;
   Columns columns(call, call.in[1]);
-  const A *dy = call.input<A>(0), *x = call.input<A>(1), *max = call.input<A>(2);
+  const A *dy = call.input<A>(0), *max = call.input<A>(2);
   const int32_t *labels = call.input<int32_t>(3);
-  A *out = call.output<A>(0);
   for (int64_t t = 0, n = call.in[2].elements(); t < n; ++t, dy += 3) {
+    Widened<A> x(call.in[1], t * columns.width, columns.width);
+    Rounded<A> out(call.out[0], t * columns.width, columns.width);
     for (int64_t c = 0; c < columns.count; ++c)
       out[c] = A(double(dy[0]) * std::exp(double(x[c]) - double(max[t])) + double(dy[2]));
-    std::fill(out + columns.count, out + columns.width, A(0));
+    std::fill(out.data() + columns.count, out.data() + columns.width, A(0));
     if (int64_t label = columns.of(labels[t]); label >= 0)
       out[label] += dy[1];
-    x += columns.width;
-    out += columns.width;
   }
   return {};
 }

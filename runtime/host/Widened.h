@@ -9,14 +9,17 @@
 
 namespace moira::rt::host {
 
-/// An input as values of A (float or double).
+/// An input, or `count` of its values from `first` on, as values of A (float or double).
 template <typename A> class Widened {
 public:
-  explicit Widened(const TensorRef &tensor) : values(static_cast<const A *>(tensor.data)) {
-    if (tensor.dtype != fb::DType::bf16)
+  explicit Widened(const TensorRef &tensor) : Widened(tensor, 0, tensor.elements()) {}
+  Widened(const TensorRef &tensor, int64_t first, int64_t count) {
+    if (tensor.dtype != fb::DType::bf16) {
+      values = static_cast<const A *>(tensor.data) + first;
       return;
-    const Bf16 *from = static_cast<const Bf16 *>(tensor.data);
-    converted.assign(from, from + tensor.elements());
+    }
+    const Bf16 *from = static_cast<const Bf16 *>(tensor.data) + first;
+    converted.assign(from, from + count);
     values = converted.data();
   }
   Widened(const Widened &) = delete;
@@ -28,14 +31,18 @@ private:
   const A *values;
 };
 
-/// An output as values of A; complete when this ends. Not initialised.
+/// An output, or `count` of its values from `first` on, as values of A; complete when this ends.
+/// Not initialised.
 template <typename A> class Rounded {
 public:
-  explicit Rounded(const TensorRef &tensor) : values(static_cast<A *>(tensor.data)) {
-    if (tensor.dtype != fb::DType::bf16)
+  explicit Rounded(const TensorRef &tensor) : Rounded(tensor, 0, tensor.elements()) {}
+  Rounded(const TensorRef &tensor, int64_t first, int64_t count) {
+    if (tensor.dtype != fb::DType::bf16) {
+      values = static_cast<A *>(tensor.data) + first;
       return;
-    target = static_cast<Bf16 *>(tensor.data);
-    converted.resize(size_t(tensor.elements()));
+    }
+    target = static_cast<Bf16 *>(tensor.data) + first;
+    converted.resize(size_t(count));
     values = converted.data();
   }
   Rounded(const Rounded &) = delete;

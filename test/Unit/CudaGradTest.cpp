@@ -421,17 +421,33 @@ TEST_F(CudaGrad, Routing) {
 
 TEST_F(CudaGrad, Losses) {
   Mode mode = summing(Mode());
-  CallParams columns = params({{"classes", 97}, {"column_offset", 40}});
   Tensor<int32_t> labels = random.ids({3, 11}, 0, 96);
   labels.values[4] = -100;
-  Tensor<float> logits = random.normal<float>({3, 11, 60}), stats({3, 11, 3});
+  Tensor<float> stats({3, 11, 3});
   for (size_t i = 0; i < stats.values.size(); ++i)
     stats.values[i] = 1 + float(i % 5);
-  expectAgrees(*gpu, "row_max", {A(logits)}, {A(Shape{3, 11})}, columns, mode);
-  expectAgrees(*gpu, "cross_entropy_stats", {A(logits), a({3, 11}), I(labels)},
-               {A(Shape{3, 11, 3})}, columns, mode);
-  expectAgrees(*gpu, "cross_entropy_stats_grad", {a({3, 11, 3}), A(logits), a({3, 11}), I(labels)},
-               {A(Shape{3, 11, 60})}, columns, mode);
+  // In packs and not, of fewer and more than a block reads at once; with pads, and without a class.
+  for (int64_t width : {1, 60, 64, 3000, 5003})
+    for (int64_t first : {0, 40, 97})
+      for (fb::DType dtype : {fb::DType::f32, fb::DType::bf16}) {
+        mode.dtype = dtype;
+        CallParams columns =
+            params({{"classes", std::max<int64_t>(97, width - 7)}, {"column_offset", first}});
+        Operand logits = t({3, 11, width});
+        if (first < columns.integer("classes"))
+          expectAgrees(*gpu, "row_max", {logits}, {A(Shape{3, 11})}, columns, mode);
+        else
+          EXPECT_EQ(runOnGpu(*gpu, "row_max", {logits}, {A(Shape{3, 11})}, columns, mode)[0]
+                        .floats()
+                        .values,
+                    std::vector<float>(33, -INFINITY));
+        expectAgrees(*gpu, "cross_entropy_stats", {logits, a({3, 11}), I(labels)},
+                     {A(Shape{3, 11, 3})}, columns, mode);
+        expectAgrees(*gpu, "cross_entropy_stats_grad",
+                     {a({3, 11, 3}), logits, a({3, 11}), I(labels)}, {T(Shape{3, 11, width})},
+                     columns, mode);
+      }
+  mode.dtype = fb::DType::f32;
   CallParams smooth = params({{"classes", 97}}, {{"smoothing", 0.1}});
   expectAgrees(*gpu, "cross_entropy", {A(stats), I(labels)}, {A(Shape{1}), A(Shape{1})}, smooth,
                mode);

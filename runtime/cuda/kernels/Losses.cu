@@ -1,6 +1,6 @@
 //===- Losses.cu - losses and their gradients --------------------------------===//
-// next_tokens, row_max, cross_entropy_stats, cross_entropy, ratio and gradients. One warp a row of
-// logits; the sum over tokens is made by one block in one order.
+// next_tokens, row_max, cross_entropy_stats, cross_entropy, ratio and gradients. One block a row of
+// logits, which are f32 or bf16; the sum over tokens is made by one block in one order.
 //===----------------------------------------------------------------------===//
 #include "GradTools.h"
 
@@ -35,51 +35,96 @@ struct Columns {
   }
 };
 
-__global__ void largest(const float *x, float *out, int64_t rows, Columns columns) {
-  int64_t t = warpNumber();
-  if (t >= rows)
-    return;
-  float most = -INFINITY;
-  for (int64_t c = laneNumber(); c < columns.count; c += 32)
-    most = fmaxf(most, x[t * columns.width + c]);
-  for (int step = 16; step > 0; step /= 2)
-    most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, step));
-  if (laneNumber() == 0)
-    out[t] = most;
+/// Gives `take` all values of a row's classes, those that a thread reads one after the other, or,
+/// in packs, several at once.
+template <typename Take>
+__device__ void forClasses(const Reader &x, int64_t row, const Columns &columns, bool packs,
+                           Take take) {
+  int64_t first = row * columns.width,
+          whole = packs ? columns.count / kNeighbours * kNeighbours : 0;
+  for (int64_t c = int64_t(threadIdx.x) * kNeighbours; c < whole;
+       c += int64_t(blockDim.x) * kNeighbours) {
+    float values[kNeighbours];
+    x.load(first + c, values);
+#pragma unroll
+    for (int u = 0; u < kNeighbours; ++u)
+      take(values[u]);
+  }
+  for (int64_t c = whole + threadIdx.x; c < columns.count; c += blockDim.x)
+    take(x[first + c]);
 }
 
-__global__ void statistics(const float *x, const float *max, const int32_t *labels, float *out,
-                           int64_t rows, Columns columns) {
-  int64_t t = warpNumber();
-  if (t >= rows)
-    return;
-  x += t * columns.width;
-  float exponentials = 0, sum = 0;
-  for (int64_t c = laneNumber(); c < columns.count; c += 32) {
-    exponentials += expf(x[c] - max[t]);
-    sum += x[c] - max[t];
-  }
-  exponentials = warpSum(exponentials);
-  sum = warpSum(sum);
-  if (laneNumber() != 0)
+/// For all threads what `join` makes of the values of the block's warps, whose lanes have the same.
+template <typename Join> __device__ float overWarps(float own, float none, Join join) {
+  __shared__ float parts[kWarpBlock / 32];
+  __syncthreads();
+  if (laneNumber() == 0)
+    parts[threadIdx.x / 32] = own;
+  __syncthreads();
+  float all = none;
+  for (int w = 0; w < int(blockDim.x) / 32; ++w)
+    all = join(all, parts[w]);
+  return all;
+}
+
+__device__ float blockSum(float own) {
+  return overWarps(warpSum(own), 0.0f, [](float a, float b) { return a + b; });
+}
+
+__global__ void largest(Reader x, float *out, Columns columns, bool packs) {
+  auto larger = [](float a, float b) { return fmaxf(a, b); };
+  float most = -INFINITY;
+  forClasses(x, blockIdx.x, columns, packs, [&](float v) { most = fmaxf(most, v); });
+  for (int step = 16; step > 0; step /= 2)
+    most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, step));
+  most = overWarps(most, -INFINITY, larger);
+  if (threadIdx.x == 0)
+    out[blockIdx.x] = most;
+}
+
+__global__ void statistics(Reader x, const float *max, const int32_t *labels, float *out,
+                           Columns columns, bool packs) {
+  int64_t t = blockIdx.x;
+  float most = max[t], exponentials = 0, sum = 0;
+  forClasses(x, t, columns, packs, [&](float v) {
+    exponentials += expf(v - most);
+    sum += v - most;
+  });
+  exponentials = blockSum(exponentials);
+  sum = blockSum(sum);
+  if (threadIdx.x != 0)
     return;
   int64_t label = columns.of(labels[t]);
   out[3 * t] = exponentials;
-  out[3 * t + 1] = label < 0 ? 0.0f : x[label] - max[t];
+  out[3 * t + 1] = label < 0 ? 0.0f : x[t * columns.width + label] - most;
   out[3 * t + 2] = sum;
 }
 
-__global__ void statisticsBack(const float *dy, const float *x, const float *max,
-                               const int32_t *labels, float *out, int64_t rows, Columns columns) {
-  int64_t t = warpNumber();
-  if (t >= rows)
-    return;
-  int64_t label = columns.of(labels[t]);
-  for (int64_t c = laneNumber(); c < columns.width; c += 32) {
-    int64_t at = t * columns.width + c;
-    float grad = c < columns.count ? dy[3 * t] * expf(x[at] - max[t]) + dy[3 * t + 2] : 0.0f;
-    out[at] = c == label ? grad + dy[3 * t + 1] : grad;
+__global__ void statisticsBack(const float *dy, Reader x, const float *max, const int32_t *labels,
+                               Writer out, Columns columns, bool packs) {
+  int64_t t = blockIdx.x, first = t * columns.width, label = columns.of(labels[t]);
+  float most = max[t], exponential = dy[3 * t], atLabel = dy[3 * t + 1], each = dy[3 * t + 2];
+  auto back = [&](int64_t c, float v) {
+    float grad = c < columns.count ? exponential * expf(v - most) + each : 0.0f;
+    return c == label ? grad + atLabel : grad;
+  };
+  int64_t whole = packs ? columns.width : 0;
+  for (int64_t c = int64_t(threadIdx.x) * kNeighbours; c < whole;
+       c += int64_t(blockDim.x) * kNeighbours) {
+    float values[kNeighbours];
+    x.load(first + c, values);
+#pragma unroll
+    for (int u = 0; u < kNeighbours; ++u)
+      values[u] = back(c + u, values[u]);
+    out.store(first + c, values);
   }
+  for (int64_t c = whole + threadIdx.x; c < columns.width; c += blockDim.x)
+    out.set(first + c, back(c, x[first + c]));
+}
+
+/// A block for each row of logits, of whole warps, no more than the row has work for.
+unsigned threadsOfRow(const Columns &columns) {
+  return unsigned(std::clamp<int64_t>(columns.width / kNeighbours / 32 * 32, 32, kWarpBlock));
 }
 
 /// One block. Sums in double, as a mean over very many tokens wants.
@@ -144,8 +189,9 @@ Status ops::row_max(const Call &call) {
   int64_t rows = call.out[0].elements();
   if (rows == 0)
     return {};
-  largest<<<blocksOfWarps(rows), kWarpBlock, 0, call.stream()>>>(
-      call.input<float>(0), call.output<float>(0), rows, Columns(call, call.in[0]));
+  Columns columns(call, call.in[0]);
+  largest<<<unsigned(rows), threadsOfRow(columns), 0, call.stream()>>>(
+      Reader(call.in[0]), call.output<float>(0), columns, inPacks(columns.width, call.in[0]));
   return launched(call);
 }
 
@@ -153,9 +199,10 @@ Status ops::cross_entropy_stats(const Call &call) {
   int64_t rows = call.in[1].elements();
   if (rows == 0)
     return {};
-  statistics<<<blocksOfWarps(rows), kWarpBlock, 0, call.stream()>>>(
-      call.input<float>(0), call.input<float>(1), call.input<int32_t>(2), call.output<float>(0),
-      rows, Columns(call, call.in[0]));
+  Columns columns(call, call.in[0]);
+  statistics<<<unsigned(rows), threadsOfRow(columns), 0, call.stream()>>>(
+      Reader(call.in[0]), call.input<float>(1), call.input<int32_t>(2), call.output<float>(0),
+      columns, inPacks(columns.width, call.in[0]));
   return launched(call);
 }
 
@@ -163,9 +210,10 @@ Status ops::cross_entropy_stats_grad(const Call &call) {
   int64_t rows = call.in[2].elements();
   if (rows == 0)
     return {};
-  statisticsBack<<<blocksOfWarps(rows), kWarpBlock, 0, call.stream()>>>(
-      call.input<float>(0), call.input<float>(1), call.input<float>(2), call.input<int32_t>(3),
-      call.output<float>(0), rows, Columns(call, call.in[1]));
+  Columns columns(call, call.in[1]);
+  statisticsBack<<<unsigned(rows), threadsOfRow(columns), 0, call.stream()>>>(
+      call.input<float>(0), Reader(call.in[1]), call.input<float>(2), call.input<int32_t>(3),
+      Writer(call.out[0]), columns, inPacks(columns.width, call.in[1], call.out[0]));
   return launched(call);
 }
 

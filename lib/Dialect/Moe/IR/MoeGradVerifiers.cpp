@@ -316,9 +316,10 @@ LogicalResult CrossEntropyStatsOp::verify() {
 
 LogicalResult CrossEntropyStatsGradOp::verify() {
   if (rankOf(getX()) < 1 || !is(getMax(), rowsOf(getX())) || !is(getLabels(), rowsOf(getX())) ||
-      !is(getD(), concat(rowsOf(getX()), 3)) || shapeOf(getResult()) != shapeOf(getX()))
+      !is(getD(), concat(rowsOf(getX()), 3)) || shapeOf(getResult()) != shapeOf(getX()) ||
+      getResult().getType().getElementType() != getX().getType().getElementType())
     return emitOpError("C1: max and labels must have x's leading shape, d that and 3, the result "
-                       "x's shape");
+                       "x's type");
   return verifyVocabulary(*this);
 }
 

@@ -159,8 +159,8 @@ LogicalResult AttentionOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands)
 
 LogicalResult CrossEntropyStatsOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
   operands[0] =
-      CrossEntropyStatsGradOp::create(b, getLoc(), cotangentType(getX()), dy[0], getX(), getMax(),
-                                      getLabels(), getClassesAttr(), Attribute());
+      CrossEntropyStatsGradOp::create(b, getLoc(), cotangentType(getX(), getX()), dy[0], getX(),
+                                      getMax(), getLabels(), getClassesAttr(), Attribute());
   return success();
 }
 
