@@ -35,15 +35,17 @@ def flops(shape, mode):
 
 
 def program(shape, layers=1):
-    """The forward program, everything an argument; with several layers each has weights of its own and takes what the one before gives."""
+    """The forward program, everything an argument; with several layers each has tokens and weights of its own, the first one's tokens without a number."""
     tokens, hidden, width, experts, k = shape
     rows, routing = tokens * k, f"!moe.routing<{tokens}, experts = {experts}, k = {k}>"
     x, logits = f"tensor<{tokens}x{hidden}xbf16>", f"tensor<{tokens}x{experts}xf32>"
     types = {"router": f"tensor<{experts}x{hidden}xbf16>", "bias": f"tensor<{experts}xf32>",
              "up": f"tensor<{experts}x2x{width}x{hidden}xbf16>", "down": f"tensor<{experts}x{hidden}x{width}xbf16>"}
     sorted_rows, wide, narrow = (f"tensor<{rows}x{size}xbf16>" for size in (hidden, f"2x{width}", width))
-    arguments, body, value = [f'%x: {x} {{moe.name = "x"}}'], [], "%x"
+    arguments, body, results = [], [], []
     for i in range(layers):
+        value, name = f"%x{i}", numbered("x", i)
+        arguments.append(f'{value}: {x} {{moe.name = "{name}"}}')
         arguments += [f'%{name}{i}: {kind} {{moe.name = "{name}{i}"}}' for name, kind in types.items()]
         body += [
             f"%logits{i} = moe.linear {value}, %router{i} contract 1 : ({x}, {types['router']}) -> {logits}",
@@ -55,9 +57,14 @@ def program(shape, layers=1):
             f"%out{i} = moe.grouped_matmul %act{i} by %routing{i}, %down{i} contract 1 : ({narrow}, {routing}, {types['down']}) -> {sorted_rows}",
             f"%y{i} = moe.combine %out{i}, %routing{i} : ({sorted_rows}, {routing}) -> {x}",
         ]
-        value = f"%y{i}"
+        results.append(f'{x} {{moe.name = "{numbered("y", i)}"}}')
     lines = "\n".join(f"    {line}" for line in body)
-    return f'module {{\n  func.func @forward({", ".join(arguments)}) -> ({x} {{moe.name = "y"}}) {{\n{lines}\n    return {value} : {x}\n  }}\n}}\n'
+    values = ", ".join(f"%y{i}" for i in range(layers)) + " : " + ", ".join([x] * layers)
+    return f'module {{\n  func.func @forward({", ".join(arguments)}) -> ({", ".join(results)}) {{\n{lines}\n    return {values}\n  }}\n}}\n'
+
+
+def numbered(name, layer):
+    return f"{name}{layer}" if layer else name
 
 
 def with_states(text):
@@ -100,12 +107,13 @@ class Numbers:
         def new(*sizes, scale):
             return torch.randn(*sizes, device=device, dtype=torch.bfloat16, generator=draw) * scale
 
-        # Of deviations with which every value of a layer, and what it gives to the next one, has a deviation of about one.
+        # Of deviations with which every value of a layer has a deviation of about one.
         inner, outer = hidden**-0.5, (self.k / width) ** 0.5 / 0.6
         # Loads of experts fall about as 1 / rank.
         ranks = torch.randperm(experts, generator=torch.Generator().manual_seed(2)).to(device) + 1
         bias = -torch.log(ranks.float()) if zipf else torch.zeros(experts, device=device)
-        self.x, self.cotangent = new(tokens, hidden, scale=1), new(tokens, hidden, scale=1)
+        self.tokens = [new(tokens, hidden, scale=1) for _ in range(layers)]
+        self.x, self.cotangent = self.tokens[0], new(tokens, hidden, scale=1)
         self.layers = [(new(experts, hidden, scale=inner), bias, new(experts, 2 * width, hidden, scale=inner), new(experts, hidden, width, scale=outer))
                        for _ in range(layers)]
 
@@ -114,8 +122,9 @@ class Numbers:
         import torch
 
         wanted = {state.name for state in session.states}
-        tensors = {"x": self.x, "d_y": self.cotangent.float()}
+        tensors = {"d_y": self.cotangent.float()}
         for i, layer in enumerate(self.layers):
+            tensors[numbered("x", i)] = self.tokens[i]
             tensors.update({f"{name}{i}": tensor for name, tensor in zip(("router", "bias", "up", "down"), layer)})
         if self.x.is_cuda:
             torch.cuda.synchronize()
@@ -220,12 +229,11 @@ def agreement(session, numbers):
     other experts where two are nearly as good."""
     import torch
 
-    x, peer = numbers.x, make_peer()
+    peer, found = make_peer(), session.forward()
     with torch.no_grad():
-        for tensors in numbers.layers:
-            x = peer(x, *tensors, numbers.k, exact=True)
-        y = torch.from_numpy(session.forward()["y"]).cuda()
-        return {"difference": float(((y - x.float()).norm(dim=-1) / x.float().norm(dim=-1)).median())}
+        wanted = torch.stack([peer(x, *tensors, numbers.k, exact=True) for x, tensors in zip(numbers.tokens, numbers.layers)]).float()
+        got = torch.stack([torch.from_numpy(found[numbered("y", i)]).cuda() for i in range(len(numbers.layers))])
+        return {"difference": float(((got - wanted).norm(dim=-1) / wanted.norm(dim=-1)).median())}
 
 
 @dataclass

@@ -50,11 +50,11 @@ def test_layers_one_behind_the_other_are_the_peers(tmp_path):
     layer.compile_layer(shape, "forward", plan, target="host", layers=3)
     with Session(plan) as session:
         numbers.write(session)
-        y, x = session.forward()["y"], numbers.x
-    for tensors in numbers.layers:
-        x = layer.make_peer()(x, *tensors, numbers.k, exact=True)
-    assert 0.2 < float(x.float().std()) < 5, "values keep their size from layer to layer"
-    assert difference(y, x) < 0.1, "roundings grow from layer to layer; another layer's weights would differ by about 1"
+        outputs = session.forward()
+    for i, (x, tensors) in enumerate(zip(numbers.tokens, numbers.layers)):
+        wanted = layer.make_peer()(x, *tensors, numbers.k, exact=True)
+        assert 0.2 < float(wanted.float().std()) < 5
+        assert difference(outputs[layer.numbered("y", i)], wanted) < 1e-2
 
 
 SMALL = {
