@@ -53,9 +53,9 @@ class Slots:
 
 
 def library_path():
-    """LD_LIBRARY_PATH that has cuBLASLt and NCCL, also where they come as Python packages."""
+    """LD_LIBRARY_PATH that has cuBLASLt, cuDNN and NCCL, also where they come as Python packages."""
     folders = [f for f in os.environ.get("LD_LIBRARY_PATH", "").split(":") if f]
-    for name in ("libcublasLt.so.13", "libnccl.so.2"):
+    for name in ("libcublasLt.so.13", "libcudnn.so.9", "libnccl.so.2"):
         try:
             ctypes.CDLL(name)
             continue

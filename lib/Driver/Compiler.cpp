@@ -130,6 +130,7 @@ Status Compilation::load() {
   import.schedule = options.schedule;
   import.decSeq = options.decSeq;
   import.maxSeq = options.maxSeq;
+  import.padding = options.padding;
   import.task = options.task;
   import.dtype = options.dtype;
   import.memoryOnly = options.memoryOnly;
@@ -152,6 +153,7 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
                                                            {"seq", Phase::import},
                                                            {"dec-seq", Phase::import},
                                                            {"max-seq", Phase::import},
+                                                           {"padding", Phase::import},
                                                            {"dtype", Phase::import},
                                                            {"mesh", Phase::shard},
                                                            {"ragged-bound", Phase::shard},

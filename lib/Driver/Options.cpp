@@ -187,6 +187,11 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeInteger([&o](int64_t n) { o.decSeq = n; }, 1)},
       {"max-seq", "N", "generate: tokens of a row at most, prompt and new (default: prompt + 128)",
        takeInteger([&o](int64_t n) { o.maxSeq = n; }, 1)},
+      {"padding", "on|off",
+       "forward, grad and train: whether rows may be padded (default on); off: masks must be 1, "
+       "and "
+       "attention knows it",
+       takeSwitch(o.padding)},
       {"mesh", "AXES", "e.g. dp=2,ep=4,tp=2 (default: one rank)", takeText(o.mesh)},
       {"dtype", "TYPE", "compute type: f32 (default) or bf16", takeOneOf(o.dtype, {"f32", "bf16"})},
       {"target", "TARGET", "host (default) or sm_90", takeOneOf(o.target, {"host", "sm_90"})},
@@ -459,6 +464,10 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                                   "up in orders of their own");
   if (options.deterministic && options.task == "generate")
     status.add(ErrorId::BadUsage, "--deterministic is for --task=forward, grad and train");
+  if (!options.padding && options.task == "generate")
+    status.add(ErrorId::BadUsage,
+               "--padding=off is for --task=forward, grad and train: prompts may "
+               "be of unequal lengths");
   if (options.deterministic && adafactor)
     status.add(ErrorId::BadUsage, "--deterministic is for adamw and sgd: adafactor adds up squares "
                                   "over cut dimensions");

@@ -206,7 +206,10 @@ SmallVector<NamedAttribute> BlockBuilder::idsAttrs(StringRef name) {
   return {nameAttr(name), b.getNamedAttr("moe.range", b.getDenseI64ArrayAttr({0, spec.vocab - 1}))};
 }
 
-SmallVector<NamedAttribute> BlockBuilder::maskAttrs(StringRef name) {
-  return {nameAttr(name), b.getNamedAttr("moe.optional", b.getUnitAttr()),
-          b.getNamedAttr("moe.fill", b.getF64FloatAttr(1.0))};
+SmallVector<NamedAttribute> BlockBuilder::maskAttrs(StringRef name, bool padding) {
+  SmallVector<NamedAttribute> attrs{nameAttr(name), b.getNamedAttr("moe.optional", b.getUnitAttr()),
+                                    b.getNamedAttr("moe.fill", b.getF64FloatAttr(1.0))};
+  if (!padding)
+    attrs.push_back(b.getNamedAttr("moe.range", b.getDenseI64ArrayAttr({1, 1})));
+  return attrs;
 }

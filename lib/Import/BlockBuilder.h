@@ -132,9 +132,10 @@ protected:
   mlir::NamedAttribute nameAttr(llvm::StringRef text) {
     return b.getNamedAttr("moe.name", b.getStringAttr(text));
   }
-  /// Attributes of an argument that holds token ids, or a mask that is 1 where a file has none.
+  /// Attributes of an argument that holds token ids, or a mask that is 1 where a file has none, and
+  /// everywhere without padding.
   mlir::SmallVector<mlir::NamedAttribute> idsAttrs(llvm::StringRef name);
-  mlir::SmallVector<mlir::NamedAttribute> maskAttrs(llvm::StringRef name);
+  mlir::SmallVector<mlir::NamedAttribute> maskAttrs(llvm::StringRef name, bool padding = true);
 
   mlir::OpBuilder b;
   const ModelSpec &spec;

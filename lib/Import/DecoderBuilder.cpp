@@ -14,7 +14,8 @@ class DecoderBuilder : BlockBuilder {
 public:
   DecoderBuilder(MLIRContext &context, const ModelSpec &spec, const WeightTable &weights,
                  const ProgramShape &shape)
-      : BlockBuilder(context, spec, weights, shape.batch, shape.bf16), S(shape.seq) {}
+      : BlockBuilder(context, spec, weights, shape.batch, shape.bf16), S(shape.seq),
+        padding(shape.padding) {}
 
   OwningOpRef<ModuleOp> build() {
     OwningOpRef<ModuleOp> module = startModule();
@@ -24,6 +25,7 @@ public:
 
 private:
   int64_t S;
+  bool padding;
 
   void forward() {
     auto ids = tensor({B, S}, b.getI32Type());
@@ -31,7 +33,7 @@ private:
     loc = named("model");
     auto func = func::FuncOp::create(b, loc, "forward", b.getFunctionType({ids, ids}, {logits}));
     func.setArgAttrs(0, idsAttrs("input_ids"));
-    func.setArgAttrs(1, maskAttrs("attention_mask"));
+    func.setArgAttrs(1, maskAttrs("attention_mask", padding));
     func.setResultAttrs(0, {nameAttr("logits")});
     Block *body = func.addEntryBlock();
     OpBuilder::InsertionGuard guard(b);

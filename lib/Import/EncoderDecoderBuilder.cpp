@@ -17,7 +17,7 @@ public:
                         const ProgramShape &shape)
       : BlockBuilder(context, spec, weights, shape.batch, shape.bf16),
         encoder(context, *spec.encoder, weights, shape.batch, shape.bf16), S(shape.seq),
-        T(shape.decSeq) {}
+        T(shape.decSeq), padding(shape.padding) {}
 
   OwningOpRef<ModuleOp> build() {
     OwningOpRef<ModuleOp> module = startModule();
@@ -28,6 +28,7 @@ public:
 private:
   Encoder encoder;
   int64_t S, T; // tokens of the encoder, of the decoder
+  bool padding;
   Encoded encoded;
 
   KeyValues crossKeys() override {
@@ -41,9 +42,9 @@ private:
     auto func = func::FuncOp::create(b, loc, "forward",
                                      b.getFunctionType({source, source, target, target}, {logits}));
     func.setArgAttrs(0, idsAttrs("input_ids"));
-    func.setArgAttrs(1, maskAttrs("attention_mask"));
+    func.setArgAttrs(1, maskAttrs("attention_mask", padding));
     func.setArgAttrs(2, idsAttrs("decoder_input_ids"));
-    func.setArgAttrs(3, maskAttrs("decoder_attention_mask"));
+    func.setArgAttrs(3, maskAttrs("decoder_attention_mask", padding));
     func.setResultAttrs(0, {nameAttr("logits")});
     Block *body = func.addEntryBlock();
     encoded = encoder.build(body, body->getArgument(0), body->getArgument(1));

@@ -232,6 +232,7 @@ OwningOpRef<ModuleOp> moira::importModel(MLIRContext &context, StringRef path,
   shape.seq = options.seq;
   shape.decSeq = options.decSeq.value_or(options.seq);
   shape.bf16 = options.dtype == "bf16";
+  shape.padding = options.padding;
   OwningOpRef<ModuleOp> module;
   if (options.task == "generate") {
     shape.decSeq = promptOf(*spec, options);

@@ -399,6 +399,31 @@ def test_inputs(plan, tmp_path, make, error, words, options):
     assert not (tmp_path / "out.safetensors").exists()
 
 
+@pytest.mark.parametrize("options", [(), ("--reference",)], ids=["mesh", "reference"])
+def test_padding_of_a_plan_without(tmp_path, options):
+    """A plan of --padding=off takes masks of ones and no other; what it gives then is what every plan gives."""
+    outputs = {}
+    for padding in ("on", "off"):
+        compile_plan(TINY, tmp_path / f"{padding}.moeplan", *SHAPE, "--mesh=dp=2", f"--padding={padding}")
+    good = checkpoint.read(TINY / "inputs.safetensors")["input_ids"]
+    for ones in (0, 1):
+        mask = {"attention_mask": np.ones_like(good, np.int32)} if ones else {}
+        checkpoint.write(tmp_path / "good.safetensors", {"input_ids": good, **mask})
+        for padding in ("on", "off"):
+            finished = run(tmp_path / f"{padding}.moeplan", tmp_path, *options, inputs=tmp_path / "good.safetensors")
+            assert finished.code == 0, f"{finished}"
+            outputs[padding, ones] = checkpoint.read(tmp_path / "out.safetensors")["logits"]
+    first = outputs["on", 0]
+    assert all(np.array_equal(first, other) for other in outputs.values())
+    (tmp_path / "out.safetensors").unlink()
+    mask = np.ones_like(good, np.int32)
+    mask[2, 7] = 0
+    checkpoint.write(tmp_path / "bad.safetensors", {"input_ids": good, "attention_mask": mask})
+    finished = run(tmp_path / "off.moeplan", tmp_path, *options, inputs=tmp_path / "bad.safetensors")
+    assert_refused(finished, "BadInput", ["attention_mask", "0", "1"])
+    assert not (tmp_path / "out.safetensors").exists()
+
+
 RUN_COMMANDS = [
     ("unknown-flag", ["--wieghts=x"], "UnknownFlag", ["--wieghts", "--weights"]),
     ("timeout-not-a-number", ["--timeout=soon"], ("UnknownFlag", "BadUsage"), ["--timeout"]),

@@ -1,7 +1,7 @@
 //===- CudaCalls.h - library calls, copies and fills on a GPU ---*- C++ -*-===//
 // The CUDA counterpart of runHostCall: device pointers in, work enqueued on one stream out. Nothing
-// here allocates device memory, synchronises or owns anything but cuBLASLt's library handle, so a
-// sequence of these calls can be captured in a CUDA graph. (Run it once before capturing: CUDA
+// here allocates device memory, synchronises or owns anything but handles of cuBLASLt and cuDNN, so
+// a sequence of these calls can be captured in a CUDA graph. (Run it once before capturing: CUDA
 // loads a kernel when it is first launched.) Streams, memory and the error flag belong to the
 // caller.
 //===----------------------------------------------------------------------===//
@@ -15,6 +15,10 @@
 #include <cuda_runtime_api.h>
 
 #include <string>
+
+/// cuDNN's, whose headers a build need not have.
+struct cudnnContext;
+typedef struct cudnnContext *cudnnHandle_t;
 
 namespace moira::rt::cuda {
 
@@ -42,12 +46,18 @@ struct CallContext {
   /// choice, and per token the selection score of choice k minus that of choice k+1.
   const int32_t *forcedIds = nullptr;
   float *gaps = nullptr;
+  /// Null: attention runs on Moira's own kernels.
+  cudnnHandle_t cudnn = nullptr;
 };
 
 /// Loads cuBLASLt (by soname; it need not be there at link time) and makes a handle for the current
 /// device. Fails with Internal if the library is missing or of another version.
 Expected<cublasLtHandle_t> createBlasLt();
 void destroyBlasLt(cublasLtHandle_t handle);
+/// The same of cuDNN, with DeviceUnavailable where the library, or this build's support, is
+/// missing.
+Expected<cudnnHandle_t> createCudnn();
+void destroyCudnn(cudnnHandle_t handle);
 
 /// Enqueues the call `name` (Calls.def). T is f32 or bf16, A is f32. The plan verifier has checked
 /// shapes, types and parameters. Outputs do not overlap inputs, besides need_in and need_out, which

@@ -70,6 +70,13 @@ public:
       lines.push_back("cuBLASLt: " + handle.status().diagnostics().front().message +
                       "; dense products use Moira's own kernels");
     }
+    if (Expected<cudnnHandle_t> handle = createCudnn()) {
+      lines.push_back("cuDNN loads");
+      destroyCudnn(*handle);
+    } else {
+      lines.push_back("cuDNN: " + handle.status().diagnostics().front().message +
+                      "; attention uses Moira's own kernels");
+    }
     Expected<const NcclLibrary *> nccl = NcclLibrary::get();
     lines.push_back(nccl ? format("NCCL %s (%s), built for %d.%d.%d", (*nccl)->version.c_str(),
                                   (*nccl)->path.c_str(), NCCL_MAJOR, NCCL_MINOR, NCCL_PATCH)

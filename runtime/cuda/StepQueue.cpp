@@ -33,6 +33,12 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
   // A missing cuBLASLt is no reason to fail: products then run on Moira's own kernels.
   if (Expected<cublasLtHandle_t> handle = createBlasLt())
     q.blaslt = *handle;
+  // Nor is a missing cuDNN, which only attention in order asks for.
+  if (std::any_of(instrs.begin(), instrs.end(), [](const BoundInstr &instr) {
+        return instr.kind == fb::InstrKind::call && instr.params.integer("in_order") != 0;
+      }))
+    if (Expected<cudnnHandle_t> handle = createCudnn())
+      q.cudnn = *handle;
   take(q.flags, DeviceBlock::allocate(256, "the error flag"));
   take(q.ready, Event::make(true));
   take(q.finished, Event::make(true));
@@ -66,6 +72,7 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
       take(queue.workspace, DeviceBlock::allocate(kWorkspaceBytes, "a workspace of library calls"));
     queue.context.stream = queue.stream.get();
     queue.context.blaslt = q.blaslt;
+    queue.context.cudnn = q.cudnn;
     queue.context.workspace = queue.workspace.data();
     queue.context.workspaceBytes = queue.workspace.bytes();
     queue.context.errorFlag = reinterpret_cast<int32_t *>(q.flags.data());
@@ -92,6 +99,8 @@ StepQueue::~StepQueue() {
   dropGraphs();
   if (blaslt)
     destroyBlasLt(blaslt);
+  if (cudnn)
+    destroyCudnn(cudnn);
 }
 
 void StepQueue::dropGraphs() {

@@ -113,6 +113,7 @@ private:
   std::vector<Event> starts, stops; // one an instruction, for the profile
   double baseTime = 0;              // of `base`, microseconds since the run's start
   cublasLtHandle_t blaslt = nullptr;
+  cudnnHandle_t cudnn = nullptr;
   Progress marks;
   DeviceBlock flags;                     // the error flag
   PinnedBlock readBack;                  // error flag, then one i32 for each require_bound

@@ -25,19 +25,31 @@ void measureAttention(Gpu &gpu) {
     std::iota(order.begin(), order.end(), 0);
     Big positions({c.sequence}, order),
         mask({c.batch, c.sequence}, std::vector<int32_t>(size_t(c.batch * c.sequence), 1));
-    const CallParams p =
-        params({{"window", 0}, {"causal", 1}, {"q_heads", c.heads}, {"kv_heads", c.kvHeads}},
-               {{"scale", 0.088}});
+    const CallParams p = params({{"window", 0},
+                                 {"causal", 1},
+                                 {"q_heads", c.heads},
+                                 {"kv_heads", c.kvHeads},
+                                 {"in_order", 1}},
+                                {{"scale", 0.088}});
     const double product = double(c.batch * c.heads * c.sequence * c.sequence * c.dim);
     auto report = [&](const char *what, double products, double ms) {
       std::printf("attention %s causal %s: %.3f ms, %.0f TFLOP/s\n", what, c.name, ms,
                   products * product / ms / 1e9);
     };
-    report("forward", 2, millisecondsOf(gpu, 9, 2, [&] {
-             mustRun(gpu, "attention",
-                     {q.ref(), k.ref(), v.ref(), positions.ref(), positions.ref(), mask.ref()},
-                     {out.ref()}, p);
-           }));
+    auto forward = [&](const char *what) {
+      report(what, 2, millisecondsOf(gpu, 9, 2, [&] {
+               mustRun(gpu, "attention",
+                       {q.ref(), k.ref(), v.ref(), positions.ref(), positions.ref(), mask.ref()},
+                       {out.ref()}, p);
+             }));
+    };
+    forward("forward");
+    if (Expected<cudnnHandle_t> handle = cuda::createCudnn()) {
+      gpu.context.cudnn = *handle;
+      forward("forward by cuDNN");
+      gpu.context.cudnn = nullptr;
+      cuda::destroyCudnn(*handle);
+    }
     report("backward", 5, millisecondsOf(gpu, 9, 2, [&] {
              mustRun(gpu, "attention_grad",
                      {dy.ref(), q.ref(), k.ref(), v.ref(), positions.ref(), positions.ref(),

@@ -397,6 +397,8 @@ namespace moira::rt::cuda {
 
 Expected<cublasLtHandle_t> createBlasLt() { return Status(ErrorId::Internal, "not here"); }
 void destroyBlasLt(cublasLtHandle_t) {}
+Expected<cudnnHandle_t> createCudnn() { return Status(ErrorId::Internal, "not here"); }
+void destroyCudnn(cudnnHandle_t) {}
 
 cudaError_t enqueueMark(uint32_t *slot, uint32_t value, cudaStream_t stream) {
   test::fake::enqueue(stream, [=] { return *slot = value, true; });

@@ -29,6 +29,7 @@ struct CompilerOptions {
   int64_t microBatches = 1;      // train: parts that the batch is taken in
   std::optional<int64_t> decSeq; // encoder-decoders; default: seq, of generate 1
   std::optional<int64_t> maxSeq; // generate; default: 128 more than the prompt
+  bool padding = true;           // whether rows may be padded
   std::string mesh;              // "dp=2,ep=4"; empty: one rank
   std::string dtype = "f32";
   std::string target = "host";

@@ -18,6 +18,8 @@ struct ProgramShape {
   int64_t decSeq = 1;
   /// Of programs that generate: tokens that a row has at most, prompt and new ones.
   int64_t maxSeq = 1;
+  /// Whether masks may have zeros. Programs that generate always take them.
+  bool padding = true;
 };
 
 /// A module with one moe.state for each weight and `@forward(input_ids, attention_mask) → logits`.

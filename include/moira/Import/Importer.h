@@ -19,6 +19,7 @@ struct ImportOptions {
   std::optional<int64_t> decSeq;
   /// --task=generate: tokens that a row has at most; default: 128 more than the prompt.
   std::optional<int64_t> maxSeq;
+  bool padding = true;  // whether rows may be padded; not of --task=generate
   std::string schedule; // --task=train: of the learning rate; empty: none
   /// Operations that Moira lacks are stood in for by others of the same sizes.
   bool memoryOnly = false;

@@ -145,6 +145,11 @@ Status ops::attention(const Call &call) {
   if (hasFewQueries(a))
     return launchAttentionFew(call, a);
   constexpr int64_t many = 32; // queries that are worth a tile of 128
+  if (a.queries > many) {
+    Expected<bool> done = attendByCudnn(call, a);
+    if (!done || *done)
+      return done.takeStatus();
+  }
   return a.queries > many && attentionFitsWgmma(a) && isHopper() ? launchAttentionWgmma(call, a)
                                                                  : launchAttentionBf16(call, a);
 }

@@ -239,6 +239,9 @@ struct AttentionArgs {
 /// The most that the two tiled kernels take: of a head's key dimensions, q2's included, and of its
 /// value dimensions.
 inline constexpr int64_t kTiledKeyDim = 256, kTiledValueDim = 256;
+/// By cuDNN, which takes what is bf16 and in order; false, and nothing done, where it is not there
+/// or does not take the call.
+Expected<bool> attendByCudnn(const Call &call, const AttentionArgs &args);
 Status launchAttentionBf16(const Call &call, const AttentionArgs &args);
 Status launchAttentionF32(const Call &call, const AttentionArgs &args);
 /// Whether launchAttentionWgmma, which needs a Hopper GPU, takes it, of what is bf16 and fits

@@ -1,0 +1,154 @@
+//===- CudaCudnnTest.cpp - attention by cuDNN -------------------------------===//
+// Calls whose positions are in order give by cuDNN what the host's reference gives, the same bits
+// every time, and our own kernels take the rest. Skipped where cuDNN is missing.
+//===----------------------------------------------------------------------===//
+#include "CudaTesting.h"
+
+using namespace moira::rt;
+namespace fb = moira::fb;
+using namespace moira::rt::testing;
+
+namespace {
+
+constexpr Mode kBf16{.dtype = fb::DType::bf16};
+
+class CudaCudnn : public CudaTest {
+protected:
+  void SetUp() override {
+    CudaTest::SetUp();
+    if (IsSkipped())
+      return;
+    Expected<cudnnHandle_t> handle = cuda::createCudnn();
+    if (!handle)
+      GTEST_SKIP() << handle.status().str();
+    gpu->context.cudnn = *handle;
+  }
+  void TearDown() override {
+    if (gpu)
+      cuda::destroyCudnn(gpu->context.cudnn);
+  }
+};
+
+struct Case {
+  int64_t queries, keys, heads = 4, kvHeads = 2, keyDim = 128, valueDim = 128, window = 0;
+  bool causal = true;
+};
+
+constexpr int64_t kBatch = 2;
+
+std::vector<Operand> operandsOf(Random &random, const Case &c) {
+  Tensor<int32_t> qpos({c.queries}), kpos({c.keys}), mask({kBatch, c.keys});
+  std::iota(qpos.values.begin(), qpos.values.end(), 0);
+  std::iota(kpos.values.begin(), kpos.values.end(), 0);
+  std::fill(mask.values.begin(), mask.values.end(), 1);
+  std::vector<Operand> in{T(random.normal<float>({kBatch, c.queries, c.heads, c.keyDim})),
+                          T(random.normal<float>({kBatch, c.keys, c.kvHeads, c.keyDim})),
+                          T(random.normal<float>({kBatch, c.keys, c.kvHeads, c.valueDim})),
+                          I(qpos),
+                          I(kpos),
+                          I(mask)};
+  for (Operand &o : in)
+    o = rounded(std::move(o), fb::DType::bf16);
+  return in;
+}
+
+std::vector<Operand> resultsOf(const Case &c) {
+  return {T(Shape{kBatch, c.queries, c.heads, c.valueDim})};
+}
+
+CallParams paramsOf(const Case &c) {
+  return params({{"window", c.window},
+                 {"causal", c.causal},
+                 {"q_heads", c.heads},
+                 {"kv_heads", c.kvHeads},
+                 {"head_offset", 0},
+                 {"kv_offset", 0},
+                 {"in_order", 1}},
+                {{"scale", 1 / std::sqrt(double(c.keyDim))}});
+}
+
+TEST_F(CudaCudnn, WholeSequences) {
+  for (const Case &c : {Case{128, 128},
+                        {256, 256, 8, 1},
+                        {200, 200, 4, 4, 64, 64},
+                        {77, 77},
+                        {1000, 1000, 2, 1},
+                        {130, 130, 3, 3, 80, 80},
+                        {33, 33, 4, 2, 32, 32},
+                        {300, 300, 4, 2, 128, 128, 64},
+                        {300, 300, 4, 2, 64, 64, 1},
+                        {300, 300, 4, 2, 128, 128, 1000},
+                        {128, 128, 4, 2, 128, 128, 0, false},
+                        {100, 333, 4, 2, 64, 64, 0, false},
+                        {300, 300, 4, 4, 192, 128},
+                        {90, 90, 4, 2, 256, 256}})
+    expectAgrees(*gpu, "attention", operandsOf(random, c), resultsOf(c), paramsOf(c), kBf16);
+}
+
+TEST_F(CudaCudnn, TakesWhatIsInOrder) {
+  // Told so it does not look at positions and masks: of what our own kernels would see nothing at
+  // all it makes what it makes in order.
+  const Case c{160, 160};
+  std::vector<Operand> in = operandsOf(random, c), unseen = in;
+  for (int32_t &m : std::get<Tensor<int32_t>>(unseen[5].tensor).values)
+    m = 0;
+  std::vector<Operand> told = runOnGpu(*gpu, "attention", in, resultsOf(c), paramsOf(c), kBf16),
+                       taken =
+                           runOnGpu(*gpu, "attention", unseen, resultsOf(c), paramsOf(c), kBf16);
+  EXPECT_EQ(told[0].floats().values, taken[0].floats().values);
+  EXPECT_GT(normError(told[0].floats(), std::vector<double>(told[0].floats().values.size()), 1), 0);
+}
+
+TEST_F(CudaCudnn, OwnKernelsTakeTheRest) {
+  // No handle, no promise, operands off their alignment, few queries.
+  const Case whole{160, 160}, few{5, 5};
+  cudnnHandle_t handle = std::exchange(gpu->context.cudnn, nullptr);
+  expectAgrees(*gpu, "attention", operandsOf(random, whole), resultsOf(whole), paramsOf(whole),
+               kBf16);
+  gpu->context.cudnn = handle;
+  std::vector<Operand> padded = operandsOf(random, whole);
+  for (int32_t &m : std::get<Tensor<int32_t>>(padded[5].tensor).values)
+    m = int32_t(random.between(0, 5) > 0);
+  CallParams p = paramsOf(whole);
+  p.integers["in_order"] = 0;
+  expectAgrees(*gpu, "attention", padded, resultsOf(whole), p, kBf16);
+  Mode shifted = kBf16;
+  shifted.shifted = true;
+  expectAgrees(*gpu, "attention", operandsOf(random, whole), resultsOf(whole), paramsOf(whole),
+               shifted);
+  expectAgrees(*gpu, "attention", operandsOf(random, few), resultsOf(few), paramsOf(few), kBf16);
+  expectAgrees(*gpu, "attention", operandsOf(random, whole), resultsOf(whole), paramsOf(whole),
+               {.dtype = fb::DType::f32});
+}
+
+TEST_F(CudaCudnn, IsRecordedInGraphs) {
+  const Case c{160, 160};
+  std::vector<Operand> in = operandsOf(random, c), out = resultsOf(c);
+  std::vector<Operand> expected =
+      runOnGpu(*gpu, "attention", in, out, paramsOf(c), kBf16); // and its graph is planned
+  std::vector<std::unique_ptr<OnDevice>> inputs;
+  std::vector<TensorRef> inRefs;
+  for (const Operand &o : in) {
+    inputs.push_back(std::make_unique<OnDevice>(o, fb::DType::bf16, false));
+    inRefs.push_back(inputs.back()->ref());
+  }
+  OnDevice result(out[0], fb::DType::bf16, false);
+  std::vector<TensorRef> outRefs{result.ref()};
+  cudaGraph_t graph = nullptr;
+  cudaGraphExec_t recorded = nullptr;
+  mustWork(cudaStreamBeginCapture(gpu->context.stream, cudaStreamCaptureModeThreadLocal));
+  Status s = cuda::runCudaCall("attention", inRefs, outRefs, paramsOf(c), gpu->context);
+  mustWork(cudaStreamEndCapture(gpu->context.stream, &graph));
+  ASSERT_TRUE(s.ok()) << s.str();
+  mustWork(cudaGraphInstantiate(&recorded, graph, 0));
+  for (int i = 0; i < 2; ++i) {
+    result.bytes().poison(0xff);
+    mustWork(cudaGraphLaunch(recorded, gpu->context.stream));
+    EXPECT_EQ(gpu->finish(), 0);
+    EXPECT_EQ(result.read(out[0]).floats().values, expected[0].floats().values);
+  }
+  cudaGraphExecDestroy(recorded);
+  cudaGraphDestroy(graph);
+}
+
+} // namespace
