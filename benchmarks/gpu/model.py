@@ -38,7 +38,8 @@ class Row:
         self.flops = flops(self.config, self.batch, self.sequence) * (3 if self.task == "train" else 1)
 
     def compile(self, plan, target="sm_90"):
-        compile_model(self.config, plan, f"--task={self.task}", f"--batch={self.batch}", f"--seq={self.sequence}", "--dtype=bf16", f"--target={target}")
+        compile_model(self.config, plan, f"--task={self.task}", f"--batch={self.batch}", f"--seq={self.sequence}", "--dtype=bf16",
+                      "--padding=off", f"--target={target}")
 
     @contextmanager
     def contestants(self, plan, clock, options):
