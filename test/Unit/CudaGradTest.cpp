@@ -152,6 +152,27 @@ TEST_F(CudaGrad, GroupedProductsInTiles) {
   }
 }
 
+// More tiles than a device has multiprocessors, so that both of a block's warpgroups make several,
+// in turns: of few and of many tiles along n.
+TEST_F(CudaGrad, WeightsOfManyTiles) {
+  Mode mode = summing({.dtype = fb::DType::bf16});
+  for (auto [experts, n, k] :
+       {std::tuple<int64_t, int64_t, int64_t>{70, 264, 264}, {12, 2200, 264}}) {
+    Tensor<int32_t> groups({1, experts});
+    int64_t rows = 0;
+    for (int32_t &size : groups.values)
+      rows += size = random.between(0, 3) ? random.between(1, 1400 / int32_t(experts)) : 0;
+    const Operand tokens = I(random.ids({rows + 5}, 0, 299));
+    const Operand result = A(Shape{experts, n, k});
+    expectAgrees(*gpu, "grouped_weight_grad", {t({rows, n}), I(groups), t({rows, k})}, {result},
+                 params({{"contract", 1}}), mode);
+    expectAgrees(*gpu, "grouped_weight_grad", {t({rows + 5, n}), I(groups), t({300, k}), tokens},
+                 {result}, params({{"contract", 1}}, {}, {{"with", "row_tokens"}}), mode);
+    expectAgrees(*gpu, "grouped_weight_grad", {t({300, n}), I(groups), t({rows + 5, k}), tokens},
+                 {result}, params({{"contract", 1}}, {}, {{"with", "dy_tokens"}}), mode);
+  }
+}
+
 // Either operand, or both, of which the rows are named by tokens, some by several and some by none;
 // numbers past the last group may be anything.
 TEST_F(CudaGrad, GroupedProductsOfGatheredRows) {

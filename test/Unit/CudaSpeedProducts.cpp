@@ -124,9 +124,9 @@ void measureWhole(Gpu &gpu, Random &random, const LayerShape &s, double skew, co
 /// Interleaved rounds of the dense product, up and down; medians.
 void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &square, Big &result) {
   const int64_t rows = s.tokens * s.k;
+  const Tensor<int32_t> choices = choicesOf(random, s, 0);
   Big x({rows, s.d}, kBf16), mid({rows, 2 * s.f}, kBf16), w13({s.experts, 2 * s.f, s.d}, kBf16),
-      w2({s.experts, s.d, s.f}, kBf16),
-      groups({1, s.experts}, groupsOf(choicesOf(random, s, 0), s.experts));
+      w2({s.experts, s.d, s.f}, kBf16), groups({1, s.experts}, groupsOf(choices, s.experts));
   auto dense = [&] {
     mustRun(gpu, "linear", {square.ref(), square.ref()}, {result.ref()}, kContract);
   };
@@ -145,13 +145,41 @@ void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &squa
     mustRun(gpu, "grouped_weight_grad", {mid.ref(), groups.ref(), x.ref()}, {weights.ref()},
             kContract);
   };
-  std::vector<double> denseTimes, upTimes, downTimes, inputTimes, weightTimes;
+  const TensorRef downWeights = weights.slice({s.experts, s.d, s.f}, 0);
+  auto downWeightGrad = [&] {
+    mustRun(gpu, "grouped_weight_grad", {x.ref(), groups.ref(), mid.slice({rows, s.f}, 0)},
+            {downWeights}, kContract);
+  };
+  // The same of rows that lie among the tokens.
+  Big tokens({s.tokens, s.d}, kBf16), order({rows}, std::vector<int32_t>(size_t(rows))),
+      ids({s.tokens, s.k}, choices.values), pos({s.tokens, s.k}, choices.values),
+      need({1}, std::vector<int32_t>{0}), needOut({1}, std::vector<int32_t>{0});
+  mustRun(gpu, "select_tokens", {ids.ref(), need.ref()},
+          {order.ref(), groups.ref(), pos.ref(), needOut.ref()},
+          params({{"experts", s.experts}, {"expert_offset", 0}}));
+  auto gatheringBy = [](const char *with) {
+    return params({{"contract", 1}}, {}, {{"with", with}});
+  };
+  auto gathered = [&] {
+    mustRun(gpu, "grouped_weight_grad", {mid.ref(), groups.ref(), tokens.ref(), order.ref()},
+            {weights.ref()}, gatheringBy("row_tokens"));
+  };
+  auto downGathered = [&] {
+    mustRun(gpu, "grouped_weight_grad",
+            {tokens.ref(), groups.ref(), mid.slice({rows, s.f}, 0), order.ref()}, {downWeights},
+            gatheringBy("dy_tokens"));
+  };
+  std::vector<double> denseTimes, upTimes, downTimes, inputTimes, weightTimes, gatheredTimes,
+      downWeightTimes, downGatheredTimes;
   for (int round = 0; round < 5; ++round) {
     denseTimes.push_back(millisecondsOf(gpu, 3, 1, dense));
     upTimes.push_back(millisecondsOf(gpu, 3, 1, up));
     downTimes.push_back(millisecondsOf(gpu, 3, 1, down));
     inputTimes.push_back(millisecondsOf(gpu, 3, 1, inputGrad));
     weightTimes.push_back(millisecondsOf(gpu, 3, 1, weightGrad));
+    gatheredTimes.push_back(millisecondsOf(gpu, 3, 1, gathered));
+    downWeightTimes.push_back(millisecondsOf(gpu, 3, 1, downWeightGrad));
+    downGatheredTimes.push_back(millisecondsOf(gpu, 3, 1, downGathered));
   }
   const double full = 2.0 * 8192 * 8192 * 8192 / medianOf(denseTimes) / 1e9,
                upRate = 4.0 * double(rows * s.d * s.f) / medianOf(upTimes) / 1e9,
@@ -159,10 +187,17 @@ void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &squa
   std::printf("%-16s dense %5.0f | up %8.3f ms %5.0f TF (%.2f) | down %8.3f ms %5.0f TF (%.2f)\n",
               s.name, full, medianOf(upTimes), upRate, upRate / full, medianOf(downTimes), downRate,
               downRate / full);
-  const double work = 4.0 * double(rows * s.d * s.f) / 1e9, inputRate = work / medianOf(inputTimes),
-               weightRate = work / medianOf(weightTimes);
-  std::printf("                 gradients of up: rows %5.0f TF (%.2f), weights %5.0f TF (%.2f)\n",
-              inputRate, inputRate / full, weightRate, weightRate / full);
+  const double work = 4.0 * double(rows * s.d * s.f) / 1e9;
+  auto print = [&](const char *what, double part, const std::vector<double> &times) {
+    const double ms = medianOf(times), rate = work * part / ms;
+    std::printf("%s %8.3f ms %5.0f TF (%.2f)", what, ms, rate, rate / full);
+  };
+  print("                 gradients of up: rows", 1, inputTimes);
+  print(", weights", 1, weightTimes);
+  print(", gathered", 1, gatheredTimes);
+  print("\n                 of down: weights", 0.5, downWeightTimes);
+  print(", gathered", 0.5, downGatheredTimes);
+  std::printf("\n");
 }
 
 } // namespace

@@ -14,20 +14,15 @@ namespace {
 
 constexpr int kTile = 32;
 
-/// Numbers of rows below `limit`, or none.
-struct Numbers {
-  const int32_t *data;
-  int64_t limit;
-  /// The i-th, or i; -1, and a fault, if there is no such row.
-  __device__ int64_t at(int64_t i, int32_t *flag) const {
-    if (!data)
-      return i;
-    if (uint32_t(data[i]) < uint64_t(limit))
-      return data[i];
-    raise(flag, Fault::row);
-    return -1;
-  }
-};
+/// The i-th, or i; -1, and a fault, if there is no such row.
+__device__ int64_t numberAt(const RowNumbers &numbers, int64_t i, int32_t *flag) {
+  if (!numbers.data)
+    return i;
+  if (uint32_t(numbers.data[i]) < uint64_t(numbers.limit))
+    return numbers.data[i];
+  raise(flag, Fault::row);
+  return -1;
+}
 
 /// out[z][r,c] = Σ_i a[z][i,r] · b[z][i,c]. Strides count elements: of i and r in a, of i and c in
 /// b, and of one z in each.
@@ -36,9 +31,9 @@ struct Product {
   Writer out;
   int64_t rows, columns, inner;
   int64_t aInner, aRow, aNext, bInner, bColumn, bNext, outNext;
-  const int32_t *groups;                // null: none; else z is a group of `grouped` elements' run
-  bool innerGrouped;                    // the run is one of i, else of r
-  Numbers aNumbers = {}, bNumbers = {}; // i stands for the i-th of these, where they are given
+  const int32_t *groups; // null: none; else z is a group of `grouped` elements' run
+  bool innerGrouped;     // the run is one of i, else of r
+  RowNumbers aNumbers = {}, bNumbers = {}; // i stands for the i-th of these, where they are given
 };
 
 /// First element and size of the z-th group; size 0, and a fault, if the groups do not fit. By
@@ -78,8 +73,8 @@ __global__ void multiply(Product p, int32_t *flag) {
   for (int64_t i0 = 0; i0 < inner; i0 += kTile) {
     for (int j = y; j < kTile; j += 8) {
       int64_t i = i0 + j, r = row0 + x, c = column0 + x;
-      int64_t aAt = i < inner ? p.aNumbers.at(firstInner + i, flag) : -1,
-              bAt = i < inner ? p.bNumbers.at(firstInner + i, flag) : -1;
+      int64_t aAt = i < inner ? numberAt(p.aNumbers, firstInner + i, flag) : -1,
+              bAt = i < inner ? numberAt(p.bNumbers, firstInner + i, flag) : -1;
       aTile[j][x] =
           aAt >= 0 && r < rows ? p.a[z * p.aNext + aAt * p.aInner + (firstRow + r) * p.aRow] : 0.0f;
       bTile[j][x] =
@@ -487,15 +482,15 @@ Status ops::grouped_weight_grad(const Call &call) {
     return {};
   auto numbersOf = [&](std::string_view role, size_t operand, int64_t width) {
     const int at = call.params.optional(role);
-    return at < 0
-               ? Numbers{}
-               : Numbers{call.input<int32_t>(size_t(3 + at)), call.in[operand].elements() / width};
+    return at < 0 ? RowNumbers{}
+                  : RowNumbers{call.input<int32_t>(size_t(3 + at)),
+                               call.in[operand].elements() / width};
   };
-  const Numbers dyNumbers = numbersOf("dy_tokens", 0, n),
-                rowNumbers = numbersOf("row_tokens", 2, k);
-  const bool gathers = dyNumbers.data || rowNumbers.data;
-  const int64_t rows = gathers ? call.in.back().elements() : call.in[0].shape[0];
-  if (areBf16(call.in[0], call.in[2]) && !gathers) {
+  const RowNumbers dyNumbers = numbersOf("dy_tokens", 0, n),
+                   rowNumbers = numbersOf("row_tokens", 2, k);
+  const int64_t rows =
+      dyNumbers.data || rowNumbers.data ? call.in.back().elements() : call.in[0].shape[0];
+  if (areBf16(call.in[0], call.in[2])) {
     const WeightGradient gradient{call.in[0].data,
                                   call.in[2].data,
                                   call.output<float>(0),
@@ -503,7 +498,9 @@ Status ops::grouped_weight_grad(const Call &call) {
                                   groups,
                                   rows,
                                   n,
-                                  k};
+                                  k,
+                                  dyNumbers,
+                                  rowNumbers};
     if (fitsWgmma(gradient) && isHopper())
       return launchWeightGradient(call, gradient);
   }

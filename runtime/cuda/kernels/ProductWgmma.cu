@@ -142,8 +142,8 @@ __global__ void __launch_bounds__(kThreads, 1)
         beginProducts();
 #pragma unroll
         for (int d = 0; d < kDepth / 16; ++d)
-          multiply64x256<false, transposed>(sum, left + d * kDescriptorStep, right + d * rightStep,
-                                            add || d > 0);
+          multiply64x256<transposed>(sum, left + d * kDescriptorStep, right + d * rightStep,
+                                     add || d > 0);
         commitProducts();
       };
       waitFor(full(place.stage), place.parity);

@@ -110,9 +110,9 @@ template <int left> __device__ void waitProducts() {
 #define MOIRA_SIXTEEN(i) MOIRA_FOUR(i), MOIRA_FOUR(i + 4), MOIRA_FOUR(i + 8), MOIRA_FOUR(i + 12)
 
 /// d += a × b^T, or d = a × b^T if not `add`: 64 rows of a, 256 of b, 16 deep. d[4 j ..]: columns
-/// 8 j + lane % 4 * 2 and the next of row warp * 16 + lane / 4, then of that row + 8. With aDeep or
-/// bDeep the rows of that tile are the depth (columnDescriptor).
-template <bool aDeep = false, bool bDeep = false>
+/// 8 j + lane % 4 * 2 and the next of row warp * 16 + lane / 4, then of that row + 8. With bDeep
+/// the rows of b's tile are the depth (columnDescriptor).
+template <bool bDeep = false>
 __device__ void multiply64x256(float (&d)[128], uint64_t a, uint64_t b, bool add) {
   asm volatile(
       "{\n"
@@ -128,14 +128,34 @@ __device__ void multiply64x256(float (&d)[128], uint64_t a, uint64_t b, bool add
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
       "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
       "%127}, "
-      "%128, %129, p, 1, 1, %131, %132;\n"
+      "%128, %129, p, 1, 1, 0, %131;\n"
       "}\n"
       : MOIRA_SIXTEEN(0), MOIRA_SIXTEEN(16), MOIRA_SIXTEEN(32), MOIRA_SIXTEEN(48),
         MOIRA_SIXTEEN(64), MOIRA_SIXTEEN(80), MOIRA_SIXTEEN(96), MOIRA_SIXTEEN(112)
-      : "l"(a), "l"(b), "r"(int32_t(add)), "n"(int(aDeep)), "n"(int(bDeep)));
+      : "l"(a), "l"(b), "r"(int32_t(add)), "n"(int(bDeep)));
 }
 
-/// The same with 128 rows of b.
+/// d += a^T × b, or d = a^T × b: both tiles' rows are the depth (columnDescriptor), 64 columns of
+/// a, 192 of b.
+__device__ inline void multiplyDeep64x192(float (&d)[96], uint64_t a, uint64_t b, bool add) {
+  asm volatile("{\n"
+               ".reg .pred p;\n"
+               "setp.ne.b32 p, %98, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+               "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+               "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+               "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+               "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+               "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
+               "%96, %97, p, 1, 1, 1, 1;\n"
+               "}\n"
+               : MOIRA_SIXTEEN(0), MOIRA_SIXTEEN(16), MOIRA_SIXTEEN(32), MOIRA_SIXTEEN(48),
+                 MOIRA_SIXTEEN(64), MOIRA_SIXTEEN(80)
+               : "l"(a), "l"(b), "r"(int32_t(add)));
+}
+
+/// As multiply64x256, with 128 rows of b.
 __device__ inline void multiply64x128(float (&d)[64], uint64_t a, uint64_t b, bool add) {
   asm volatile("{\n"
                ".reg .pred p;\n"
