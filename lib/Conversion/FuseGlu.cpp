@@ -15,9 +15,8 @@ using namespace moira;
 
 namespace {
 
-/// Where groups have no more rows on average, reading weights is what takes time; the most groups
-/// and the unit of rows that grouped_glu's kernel takes.
-constexpr int64_t kFewRows = 16, kMostGroups = 256, kUnit = 8;
+/// The most groups and the unit of rows that grouped_glu's kernel for many rows takes.
+constexpr int64_t kMostGroups = 256, kUnit = 8;
 
 /// The product that the glu may be part of, or null.
 moe::GroupedMatmulOp productOf(moe::GluOp glu) {
@@ -39,7 +38,7 @@ moe::GroupedMatmulOp productOf(moe::GluOp glu) {
   const bool fits = weights.getRank() == 3 + contract && weights.getDimSize(1) == 2 &&
                     weights.getDimSize(2) % kUnit == 0 && depth % kUnit == 0 &&
                     groups <= kMostGroups;
-  return fits && rows.getDimSize(0) > kFewRows * groups ? product : moe::GroupedMatmulOp();
+  return fits ? product : moe::GroupedMatmulOp();
 }
 
 struct FuseGluPass : PassWrapper<FuseGluPass, OperationPass<func::FuncOp>> {

@@ -1,5 +1,5 @@
 // A glu of experts' rows is made by their product, which gathers the rows that nobody else reads. It
-// takes bf16, groups of more than 16 rows, and a result that only the glu reads; rows that are read
+// takes bf16 and a result that only the glu reads; rows that are read
 // again are selected as ever, and what is weighted is.
 // RUN: moe-opt %s --plan-fuse-glu --plan-fuse-kernels --plan-lower=target=sm_90 | FileCheck %s
 // RUN: moe-opt %s --plan-fuse-glu | FileCheck %s --check-prefix=MARKS
@@ -29,7 +29,7 @@
 // MARKS: plan.in_product
 
 // MARKS-LABEL: func.func @few_rows
-// MARKS-NOT: plan.in_product
+// MARKS: plan.in_product
 // MARKS-LABEL: func.func @product_read_twice
 // MARKS-NOT: plan.in_product
 // MARKS-LABEL: func.func @odd_width

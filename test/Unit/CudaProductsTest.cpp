@@ -50,6 +50,19 @@ TEST_F(CudaProducts, FewRowsOfManyColumns) {
   check(split(3, 90, 0), 90, 5512, 328);
 }
 
+TEST_F(CudaProducts, SomeRowsInEveryGroup) {
+  // Of which a tile has up to 32, and of more in two groups.
+  for (auto [n, rows] : {std::pair<int64_t, int64_t>{16, 65}, {30, 250}, {6, 256}})
+    for (auto [wide, inner] : {std::pair<int64_t, int64_t>{128, 64}, {328, 200}, {72, 776}}) {
+      check(split(n, rows, 0), rows, wide, inner);
+      check(split(n, rows, rows / 3), rows, wide, inner);
+    }
+  Tensor<int32_t> groups = none(10);
+  groups.values[4] = 150;
+  groups.values[9] = 33;
+  check(groups, 200, 328, 264);
+}
+
 TEST_F(CudaProducts, FewRowsAllInOneGroup) {
   for (int64_t rows : {5, 33, 250}) {
     Tensor<int32_t> groups = none(9);
@@ -108,7 +121,8 @@ TEST_F(CudaProducts, GluOfGatheredRows) {
       {4, 1, 1, 8, 8, 0},         {4, 1, 2, 128, 64, 0},      {3, 200, 2, 128, 64, 0},
       {5, 333, 3, 136, 200, 0},   {2, 129, 1, 256, 72, 0},    {16, 700, 4, 384, 328, 0},
       {9, 500, 2, 264, 128, 1},   {40, 900, 2, 640, 64, 2},   {130, 1500, 8, 120, 520, 0},
-      {256, 1200, 4, 768, 96, 0}, {7, 900, 3, 1032, 1032, 0}, {300, 400, 2, 64, 64, 0}};
+      {256, 1200, 4, 768, 96, 0}, {7, 900, 3, 1032, 1032, 0}, {300, 400, 2, 64, 64, 0},
+      {12, 60, 4, 200, 264, 1},   {20, 50, 4, 1096, 136, 0},  {6, 90, 2, 520, 72, 2}};
   for (const Case &c : cases)
     for (const char *activation : {"silu", "gelu", "gelu_tanh", "relu"}) {
       if (c.n != 5 && activation[0] != 's')

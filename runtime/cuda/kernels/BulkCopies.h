@@ -31,6 +31,10 @@ __device__ inline void arriveExpecting(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(barrier), "r"(bytes)
                : "memory");
 }
+/// Arrives as soon as all asynchronous copies (copyAsync) that this thread has begun are done.
+__device__ inline void arriveWithCopies(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];\n" ::"r"(barrier) : "memory");
+}
 /// Whether the phase of this parity is complete.
 __device__ inline bool isComplete(uint32_t barrier, uint32_t parity) {
   uint32_t done = 0;

@@ -64,9 +64,8 @@ Status ops::combine(const Call &call) {
   int64_t width = trailing(rows, 1), available = leading(rows, 1);
   if (tokens * width == 0)
     return {};
-  if (!getenv("MOIRA_OLD"))
-    if (Expected<bool> done = combineMany(call); !done || *done)
-      return done.takeStatus();
+  if (Expected<bool> done = combineMany(call); !done || *done)
+    return done.takeStatus();
   return withFloat(rows.dtype, [&]<typename T>(T) {
     return withFloat(out.dtype, [&]<typename Out>(Out) {
       auto launch = [&]<int n>(std::integral_constant<int, n>) {

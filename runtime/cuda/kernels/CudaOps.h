@@ -152,6 +152,11 @@ Status launchProductF32(const Call &call, const GroupedProduct &product);
 bool fitsWgmma(const GroupedProduct &product);
 Status launchProductWgmma(const Call &call, const GroupedProduct &product);
 
+/// Whether launchProductStreamed, which needs a Hopper GPU, takes it: bf16, aligned to 16 bytes,
+/// some to some dozen rows a group.
+bool fitsStreamed(const GroupedProduct &product);
+Status launchProductStreamed(const Call &call, const GroupedProduct &product);
+
 /// out[m,n] = sum_k x[m,k] * w[n,k]; xDeep: x is [k,m]; wDeep: w is [k,n]. x and w have one dtype;
 /// out has it too, or f32. m, n and k are not 0.
 struct DenseProduct {
@@ -214,7 +219,8 @@ struct GluForm {
 Expected<GluForm> gluForm(const Call &call);
 
 /// out[m,n] = glu(sum_k x[r,k] * w[g,0,n,k], the same of w[g,1,n,k]), g the group of row m as in
-/// GroupedProduct, r = tokens[m], or m without `tokens`. All floats are of one type.
+/// GroupedProduct, r = tokens[m], or m without `tokens`. All floats are of one type. `settled` as
+/// there.
 struct GroupedGlu {
   const void *x, *w;
   void *out;
@@ -222,7 +228,13 @@ struct GroupedGlu {
   const int32_t *groups, *tokens;
   int64_t groupCount, m, n, k, xRows;
   GluForm form;
+  bool settled;
 };
+/// As for products.
+bool fitsStreamed(const GroupedGlu &product);
+Status launchGluStreamed(const Call &call, const GroupedGlu &product);
+bool hasFewRows(const GroupedGlu &product);
+Status launchGluFewRows(const Call &call, const GroupedGlu &product);
 /// Whether launchGroupedGlu, which needs a Hopper GPU, takes it: bf16, aligned to 16 bytes.
 bool fitsWgmma(const GroupedGlu &product);
 Status launchGroupedGlu(const Call &call, const GroupedGlu &product);

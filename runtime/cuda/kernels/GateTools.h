@@ -1,5 +1,5 @@
 //===- GateTools.h - what the gate's kernels share ----------------*- C++ -*-===//
-// A gate's parameters on the device, and the gate of many tokens.
+// A gate's parameters on the device, and the most common gate.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_CUDA_KERNELS_GATETOOLS_H
 #define MOIRA_RT_CUDA_KERNELS_GATETOOLS_H
@@ -25,8 +25,8 @@ struct DeviceGate {
   float epsilon, clampMin, twiceJitter, scale;
 };
 
-/// Whether launchRouteTogether has this gate, and the tokens are enough for it.
-bool routesTogether(const Gate &gate, int64_t tokens);
+/// Whether launchRouteTogether has this gate.
+bool routesTogether(const Gate &gate);
 /// `route` without a bias, given choices or gaps.
 Status launchRouteTogether(const Call &call, const Gate &gate, int64_t tokens);
 

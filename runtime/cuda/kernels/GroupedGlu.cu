@@ -64,9 +64,14 @@ Status ops::grouped_glu(const Call &call) {
                            trailing(out, int64_t(out.shape.size()) - 1),
                            trailing(x, contract),
                            leading(x, contract),
-                           *form};
+                           *form,
+                           call.areSettled(1, 3)};
   if (product.m == 0 || product.n == 0)
     return {};
+  if (fitsStreamed(product) && isHopper())
+    return launchGluStreamed(call, product);
+  if (hasFewRows(product))
+    return launchGluFewRows(call, product);
   if (fitsWgmma(product) && isHopper())
     return launchGroupedGlu(call, product);
   if (product.m > INT32_MAX)

@@ -18,6 +18,8 @@ Status launchProduct(const Call &call, const GroupedProduct &product) {
     return {};
   if (product.inType == fb::DType::f32)
     return launchProductF32(call, product);
+  if (fitsStreamed(product) && isHopper())
+    return launchProductStreamed(call, product);
   if (hasFewRows(product))
     return launchProductFewRows(call, product);
   if (fitsWgmma(product) && isHopper())

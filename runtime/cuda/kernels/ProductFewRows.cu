@@ -1,7 +1,9 @@
 //===- ProductFewRows.cu - grouped products that stream the weights ---------===//
 // For few rows a group, as decode has them, a product takes as long as reading its weights. A block
-// makes the results of 16 columns for up to 16 rows of one group (StreamedTile.h).
+// makes the results of 16 columns, or of glu of 8 gates and ups, for up to 16 rows of one group
+// (StreamedTile.h).
 //===----------------------------------------------------------------------===//
+#include "Glu.h"
 #include "GroupTiles.h"
 #include "StreamedTile.h"
 
@@ -38,32 +40,46 @@ template <typename Fn> Status withTile(int64_t blocks, int64_t k, Fn fn) {
                           : fn(std::type_identity<LongTile>());
 }
 
-/// What all threads of a block do with one tile: `tile.count` rows of x by rows of w (n in each
-/// group, of k values) from `column0` on; store(row, column, sum) gets each result. `settled`: w
-/// may be read before the kernel before this one has ended, and nobody has waited for it yet.
-template <typename Tile, typename Store>
-__device__ __forceinline__ void streamTile(const bf16 *x, const bf16 *w, const RowTile &tile,
-                                           int64_t n, int64_t k, int64_t column0, bool settled,
-                                           unsigned char *sharedBytes, Store store) {
-  const bool some = tile.count > 0 && tile.group >= 0;
-  Tile product(
-      [&](int i) { return w + (int64_t(max(0, tile.group)) * n + min(n - 1, column0 + i)) * k; }, k,
-      sharedBytes);
-  auto rowAt = [&](int i) { return x + (tile.row + i) * k; };
+/// What all threads of a block do with one tile of `count` rows, `some` of which are a group's:
+/// weightsAt(i) and rowAt(i) say where column and row i begin; finish(product) stores the results,
+/// or zeros if not `some`. `settled`: weights may be read before the kernel before this one has
+/// ended, and nobody has waited for it yet.
+template <typename Tile, typename WeightsAt, typename RowAt, typename Finish>
+__device__ __forceinline__ void streamTile(int32_t count, bool some, int64_t k, bool settled,
+                                           unsigned char *sharedBytes, WeightsAt weightsAt,
+                                           RowAt rowAt, Finish finish) {
+  Tile product(weightsAt, k, sharedBytes);
   if (!settled && some)
-    product.askForRows(rowAt, tile.count);
+    product.askForRows(rowAt, count);
   if (some)
     product.askForWeights();
   if (settled) {
     awaitPrevious();
     if (some)
-      product.askForRows(rowAt, tile.count);
+      product.askForRows(rowAt, count);
   }
   if (some)
     product.multiply();
-  for (int at = int(threadIdx.x); at < tile.count * Tile::kColumns; at += Tile::kThreads)
-    if (const int row = at / Tile::kColumns, column = at % Tile::kColumns; column0 + column < n)
-      store(tile.row + row, column0 + column, some ? product.result(row, column) : 0.0f);
+  finish(product);
+}
+
+/// The same of rows of x by rows of w (n in each group, of k values) from `column0` on; store(row,
+/// column, sum) gets each result.
+template <typename Tile, typename Store>
+__device__ __forceinline__ void streamColumns(const bf16 *x, const bf16 *w, const RowTile &tile,
+                                              int64_t n, int64_t k, int64_t column0, bool settled,
+                                              unsigned char *sharedBytes, Store store) {
+  const bool some = tile.count > 0 && tile.group >= 0;
+  streamTile<Tile>(
+      tile.count, some, k, settled, sharedBytes,
+      [&](int i) { return w + (int64_t(max(0, tile.group)) * n + min(n - 1, column0 + i)) * k; },
+      [&](int i) { return x + (tile.row + i) * k; },
+      [&](const Tile &product) {
+        for (int at = int(threadIdx.x); at < tile.count * Tile::kColumns; at += Tile::kThreads)
+          if (const int row = at / Tile::kColumns, column = at % Tile::kColumns;
+              column0 + column < n)
+            store(tile.row + row, column0 + column, some ? product.result(row, column) : 0.0f);
+      });
 }
 
 /// A tile a block. `settled`: w and groups may be read at once.
@@ -80,9 +96,48 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kTogether)
   const RowTile tile = groupCount <= kGroupsOfWarp
                            ? rowTile(groups, groupCount, m, index, Tile::kRows, flag)
                            : blockRowTile(groups, groupCount, m, index, Tile::kRows, flag);
-  streamTile<Tile>(
+  streamColumns<Tile>(
       x, w, tile, n, k, column0, settled, sharedBytes,
       [&](int64_t row, int64_t column, float sum) { out[row * n + column] = fromFloat<Out>(sum); });
+}
+
+/// The same of half as many results, a tile's columns being gates and the ups that belong to them.
+template <typename Tile>
+__global__ void __launch_bounds__(Tile::kThreads, Tile::kTogether)
+    streamGlu(const __grid_constant__ GroupedGlu p, int64_t columnBlocks, bool settled,
+              int32_t *flag) {
+  constexpr int half = Tile::kColumns / 2;
+  extern __shared__ __align__(128) unsigned char sharedBytes[];
+  if (!settled)
+    awaitPrevious();
+  const int64_t index = blockIdx.x / columnBlocks, column0 = blockIdx.x % columnBlocks * half;
+  const RowTile tile = p.groupCount <= kGroupsOfWarp
+                           ? rowTile(p.groups, p.groupCount, p.m, index, Tile::kRows, flag)
+                           : blockRowTile(p.groups, p.groupCount, p.m, index, Tile::kRows, flag);
+  const bool some = tile.count > 0 && tile.group >= 0;
+  const bf16 *w = static_cast<const bf16 *>(p.w) + int64_t(max(0, tile.group)) * 2 * p.n * p.k;
+  streamTile<Tile>(
+      tile.count, some, p.k, settled, sharedBytes,
+      [&](int i) { return w + (i / half * p.n + min(p.n - 1, column0 + i % half)) * p.k; },
+      [&](int i) {
+        int64_t row = tile.row + i;
+        if (p.tokens) {
+          row = p.tokens[row];
+          if (row < 0 || row >= p.xRows) {
+            raise(flag, Fault::row);
+            row = 0;
+          }
+        }
+        return static_cast<const bf16 *>(p.x) + row * p.k;
+      },
+      [&](const Tile &product) {
+        for (int at = int(threadIdx.x); at < tile.count * half; at += Tile::kThreads)
+          if (const int row = at / half, column = at % half; column0 + column < p.n)
+            static_cast<bf16 *>(p.out)[(tile.row + row) * p.n + column0 + column] =
+                fromFloat<bf16>(some ? gluOf(p.form, product.result(row, column),
+                                             product.result(row, half + column))
+                                     : 0.0f);
+      });
 }
 
 /// Up to four products of the same rows, one behind the other in the grid.
@@ -107,14 +162,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kTogether)
   const int64_t n = parts.n[part], column0 = int64_t(int(blockIdx.x) - first) * Tile::kColumns;
   if (!settled)
     awaitPrevious();
-  streamTile<Tile>(x, parts.w[part], RowTile{0, 0, int32_t(m)}, n, k, column0, settled, sharedBytes,
-                   [&](int64_t row, int64_t column, float sum) {
-                     const int64_t at = row * n + column;
-                     if (parts.wide[part])
-                       static_cast<float *>(parts.out[part])[at] = sum;
-                     else
-                       static_cast<bf16 *>(parts.out[part])[at] = fromFloat<bf16>(sum);
-                   });
+  streamColumns<Tile>(x, parts.w[part], RowTile{0, 0, int32_t(m)}, n, k, column0, settled,
+                      sharedBytes, [&](int64_t row, int64_t column, float sum) {
+                        const int64_t at = row * n + column;
+                        if (parts.wide[part])
+                          static_cast<float *>(parts.out[part])[at] = sum;
+                        else
+                          static_cast<bf16 *>(parts.out[part])[at] = fromFloat<bf16>(sum);
+                      });
 }
 
 template <typename Tile>
@@ -158,11 +213,29 @@ template <typename Tile, typename Out> Status launch(const Call &call, const Gro
                      p.settled && Tile::kWeightsFirst, call.context.errorFlag);
 }
 
+template <typename Tile> Status launchGlu(const Call &call, const GroupedGlu &p) {
+  const int64_t columnBlocks = ceilDiv(p.n, Tile::kColumns / 2),
+                blocks = columnBlocks * mostRowTiles(p.m, p.groupCount, Tile::kRows);
+  if (blocks > INT32_MAX)
+    return notOnCuda(call, format("%lld tiles of results", (long long)blocks));
+  auto kernel = streamGlu<Tile>;
+  constexpr size_t bytes = Tile::kBytes;
+  if (Status s = allowSharedBytes(call, kernel, bytes); !s)
+    return s;
+  return launchEarly(call, kernel, unsigned(blocks), Tile::kThreads, bytes, p, columnBlocks,
+                     p.settled && Tile::kWeightsFirst, call.context.errorFlag);
+}
+
 /// The most rows a group may have on average, groups in all, and the largest depth.
 constexpr int64_t kFewRows = 16, kMostGroups = 4096, kMostDepth = 1 << 30;
 /// Of one group, which cuBLASLt multiplies as well: the most rows for any number of columns, and
 /// for few.
 constexpr int64_t kFewLinearRows = 8, kFewRowsOfFewColumns = 32, kFewColumns = 1024;
+
+/// What fits in most groups, a third more than the average; larger ones take several tiles.
+int64_t mostRowsOf(int64_t m, int64_t groupCount) {
+  return std::min(m, ceilDiv(m * 4, groupCount * 3));
+}
 
 } // namespace
 
@@ -175,9 +248,14 @@ bool hasFewRows(const GroupedProduct &p) {
          p.groupCount <= kMostGroups;
 }
 
+bool hasFewRows(const GroupedGlu &p) {
+  return p.dtype == fb::DType::bf16 && p.k > 0 && p.k <= kMostDepth && p.k % kChunk == 0 &&
+         addressOf(p.x) % 16 == 0 && addressOf(p.w) % 16 == 0 && p.m <= p.groupCount * kFewRows &&
+         p.groupCount <= kMostGroups;
+}
+
 Status launchProductFewRows(const Call &call, const GroupedProduct &p) {
-  // A third more than the average fits in most groups; groups that are larger take several tiles.
-  const int64_t most = p.groups ? std::min(p.m, ceilDiv(p.m * 4, p.groupCount * 3)) : p.m;
+  const int64_t most = p.groups ? mostRowsOf(p.m, p.groupCount) : p.m;
   const int64_t tiles = p.groups ? std::min(p.m, p.groupCount) : 1;
   const int64_t blocks = tiles * ceilDiv(p.n, 16);
   return withFloat(p.outType, [&]<typename Out>(Out) {
@@ -188,6 +266,15 @@ Status launchProductFewRows(const Call &call, const GroupedProduct &p) {
     return blocks >= kManyBlocks ? launch<TallTile, Out>(call, p)
                                  : launch<DeepTallTile, Out>(call, p);
   });
+}
+
+Status launchGluFewRows(const Call &call, const GroupedGlu &p) {
+  const int64_t blocks = std::min(p.m, p.groupCount) * ceilDiv(p.n, 8);
+  if (mostRowsOf(p.m, p.groupCount) > 8)
+    return blocks >= kManyBlocks ? launchGlu<TallTile>(call, p) : launchGlu<DeepTallTile>(call, p);
+  if (blocks < kManyBlocks)
+    return launchGlu<DeepTile>(call, p);
+  return p.k <= kShortDepth ? launchGlu<ShortTile>(call, p) : launchGlu<LongTile>(call, p);
 }
 
 bool haveFewRows(std::span<const GroupedProduct> products) {

@@ -60,10 +60,11 @@ struct Sizes {
   int32_t groupCount, m, n, k, columnTiles;
 };
 
-/// Fills in the starts of all groups, by one warp. Counts that are negative or more than m together
-/// raise the flag, and no row belongs to any group.
-__device__ inline void findStarts(const int32_t *groups, const Sizes &sizes, Start *starts,
-                                  int32_t *flag) {
+/// Fills in the starts of all groups, tiles being of `height` rows, by one warp. Counts that are
+/// negative or more than m together raise the flag, and no row belongs to any group.
+template <int height = kRows>
+__device__ void findStarts(const int32_t *groups, const Sizes &sizes, Start *starts,
+                           int32_t *flag) {
   constexpr int atOnce = 4; // loads under way
   int64_t rows = 0;
   int32_t tiles = 0;
@@ -79,7 +80,7 @@ __device__ inline void findStarts(const int32_t *groups, const Sizes &sizes, Sta
     for (int i = 0; i < atOnce; ++i) {
       const int32_t g = base + i * 32 + laneNumber();
       bad |= counts[i] < 0 || counts[i] > sizes.m;
-      const int32_t count = bad ? 0 : counts[i], own = (count + kRows - 1) / kRows;
+      const int32_t count = bad ? 0 : counts[i], own = (count + height - 1) / height;
       const int64_t rowsUpTo = warpScan(int64_t(count));
       const int32_t tilesUpTo = warpScan(own);
       if (g < sizes.groupCount)

@@ -1,6 +1,6 @@
 //===- Routing.cu - the gate: score, choose, weigh --------------------------===//
 // `route`, `route_to`, `lookup` and `redirect`; what follows from the chosen experts is in
-// Dispatch.cu, a gate of many tokens in RoutingTogether.cu. The arithmetic is the host reference's,
+// Dispatch.cu, the most common gate in RoutingTogether.cu. The arithmetic is the host reference's,
 // operation by operation in float, so that equal logits choose equal experts.
 //===----------------------------------------------------------------------===//
 #include "GateTools.h"
@@ -401,7 +401,7 @@ Status runGate(const Call &call, const float *bias, const int32_t *forced, Fault
                                   (long long)kMostExperts, (long long)kMostGroups));
   if (tokens == 0)
     return {};
-  if (!bias && !forced && !gaps && routesTogether(read, tokens))
+  if (!bias && !forced && !gaps && routesTogether(read))
     return launchRouteTogether(call, read, tokens);
   const DeviceGate gate(read);
   return withFloat(call.in[0].dtype, [&]<typename T>(T) {

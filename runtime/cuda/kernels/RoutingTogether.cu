@@ -1,7 +1,8 @@
-//===- RoutingTogether.cu - the gate of many tokens -------------------------===//
+//===- RoutingTogether.cu - the most common gate ----------------------------===//
 // `route` where the best of a softmax over up to 128 experts are chosen, which is what most models
-// do: a warp has several tokens at once, so that what one does in turn (sums in the order of the
-// experts, one choice after the other) is done for all of them. Bit for bit what Routing.cu gives.
+// do. Of many tokens a warp has several at once, so that what one does in turn (sums in the order
+// of the experts, one choice after the other) is done for all of them. Bit for bit what Routing.cu
+// gives.
 //===----------------------------------------------------------------------===//
 #include "GateTools.h"
 
@@ -10,7 +11,7 @@
 namespace moira::rt::cuda {
 namespace {
 
-/// Tokens of a warp, how many are worth it, and blocks that a multiprocessor holds.
+/// Tokens of a warp where there are many, and blocks that a multiprocessor holds.
 constexpr int kTogether = 4, kTogetherBlocks = 4;
 constexpr int64_t kManyTokens = 2048;
 
@@ -35,26 +36,26 @@ __device__ float expOnce(float x, const double *powers) {
       __hiloint2double(__double2hiint(y) + (n - part) * ((1 << 20) / kPowers), __double2loint(y)));
 }
 
-/// As routeTokens of Routing.cu, in the same arithmetic, for several tokens at once: their sums,
+/// As routeTokens of Routing.cu, in the same arithmetic, for `together` tokens at once: their sums,
 /// which are made in the order of the experts, take a lane each, and their choices wait for each
 /// other's lanes.
-template <int registers, typename T>
+template <int together, int registers, typename T>
 __global__ void __launch_bounds__(kWarpBlock, kTogetherBlocks)
     routeTogether(const T *logits, int32_t *ids, float *weights, int64_t tokens, DeviceGate gate) {
   constexpr int fours = registers * 8 + 1; // of a token, so that lanes meet no bank together
-  __shared__ float4 shared[kWarpBlock / 32][kTogether][fours];
+  __shared__ float4 shared[kWarpBlock / 32][together][fours];
   __shared__ double powers[kPowers];
   if (threadIdx.x < kPowers)
     powers[threadIdx.x] = exp2(double(threadIdx.x) / kPowers);
   __syncthreads();
   awaitPrevious();
-  const int64_t first = warpNumber() * kTogether;
+  const int64_t first = warpNumber() * together;
   if (first >= tokens)
     return;
   const int lane = laneNumber(), experts = gate.experts, k = gate.k;
-  float v[kTogether][registers], largest[kTogether];
+  float v[together][registers], largest[together];
 #pragma unroll
-  for (int g = 0; g < kTogether; ++g) {
+  for (int g = 0; g < together; ++g) {
     const T *own = logits + min(first + g, tokens - 1) * experts;
     largest[g] = -INFINITY;
 #pragma unroll
@@ -67,11 +68,11 @@ __global__ void __launch_bounds__(kWarpBlock, kTogetherBlocks)
 #pragma unroll
   for (int step = 16; step > 0; step /= 2)
 #pragma unroll
-    for (int g = 0; g < kTogether; ++g)
+    for (int g = 0; g < together; ++g)
       largest[g] = fmaxf(largest[g], __shfl_xor_sync(kAllLanes, largest[g], step));
   auto &own = shared[threadIdx.x / 32];
 #pragma unroll
-  for (int g = 0; g < kTogether; ++g)
+  for (int g = 0; g < together; ++g)
 #pragma unroll
     for (int c = 0; c < registers; ++c) {
       const int e = c * 32 + lane;
@@ -80,7 +81,7 @@ __global__ void __launch_bounds__(kWarpBlock, kTogetherBlocks)
     }
   __syncwarp();
   float sum = 0; // of token `lane`
-  if (lane < kTogether)
+  if (lane < together)
 #pragma unroll 4
     for (int i = 0; i < (experts + 3) / 4; ++i) {
       const float4 four = own[lane][i];
@@ -91,10 +92,10 @@ __global__ void __launch_bounds__(kWarpBlock, kTogetherBlocks)
     }
   // A lane's own values of each token in descending order: numbers that order as rankKeys', and
   // experts.
-  uint32_t rank[kTogether][registers];
-  int32_t expert[kTogether][registers];
+  uint32_t rank[together][registers];
+  int32_t expert[together][registers];
 #pragma unroll
-  for (int g = 0; g < kTogether; ++g) {
+  for (int g = 0; g < together; ++g) {
     const float total = __shfl_sync(kAllLanes, sum, g);
 #pragma unroll
     for (int c = 0; c < registers; ++c) {
@@ -117,11 +118,11 @@ __global__ void __launch_bounds__(kWarpBlock, kTogetherBlocks)
           expert[g][c + 1] = other;
         }
   }
-  int chosen[kTogether] = {};
-  float weight[kTogether] = {}, total[kTogether] = {};
+  int chosen[together] = {};
+  float weight[together] = {}, total[together] = {};
   for (int j = 0; j < k; ++j)
 #pragma unroll
-    for (int g = 0; g < kTogether; ++g) {
+    for (int g = 0; g < together; ++g) {
       const uint32_t best = __reduce_max_sync(kAllLanes, rank[g][0]);
       const int32_t index =
           __reduce_min_sync(kAllLanes, rank[g][0] == best ? expert[g][0] : INT32_MAX);
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(kWarpBlock, kTogetherBlocks)
       }
     }
 #pragma unroll
-  for (int g = 0; g < kTogether; ++g) {
+  for (int g = 0; g < together; ++g) {
     if (gate.renorm) {
       total[g] += gate.epsilon;
       weight[g] /= total[g] < gate.clampMin ? gate.clampMin : total[g];
@@ -155,19 +156,23 @@ __global__ void __launch_bounds__(kWarpBlock, kTogetherBlocks)
 
 } // namespace
 
-bool routesTogether(const Gate &gate, int64_t tokens) {
+bool routesTogether(const Gate &gate) {
   return gate.score == GateScore::softmax && gate.scoreFirst && gate.groups == 1 && gate.k <= 32 &&
-         gate.experts <= 128 && tokens >= kManyTokens;
+         gate.experts <= 128;
 }
 
 Status launchRouteTogether(const Call &call, const Gate &gate, int64_t tokens) {
   return withFloat(call.in[0].dtype, [&]<typename T>(T) {
-    auto *kernel = gate.experts <= 32   ? routeTogether<1, T>
-                   : gate.experts <= 64 ? routeTogether<2, T>
-                                        : routeTogether<4, T>;
-    return launchEarly(call, kernel, blocksOfWarps(ceilDiv(tokens, kTogether)), kWarpBlock, 0,
-                       call.input<T>(0), call.output<int32_t>(0), call.output<float>(1), tokens,
-                       DeviceGate(gate));
+    auto launch = [&]<int together>(std::integral_constant<int, together>) {
+      auto *kernel = gate.experts <= 32   ? routeTogether<together, 1, T>
+                     : gate.experts <= 64 ? routeTogether<together, 2, T>
+                                          : routeTogether<together, 4, T>;
+      return launchEarly(call, kernel, blocksOfWarps(ceilDiv(tokens, together)), kWarpBlock, 0,
+                         call.input<T>(0), call.output<int32_t>(0), call.output<float>(1), tokens,
+                         DeviceGate(gate));
+    };
+    return tokens >= kManyTokens ? launch(std::integral_constant<int, kTogether>())
+                                 : launch(std::integral_constant<int, 1>());
   });
 }
 

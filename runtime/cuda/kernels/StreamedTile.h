@@ -13,14 +13,6 @@
 
 namespace moira::rt::cuda {
 
-/// What is read by it makes room in the L2 cache before all else: of weights each byte is read
-/// once, and kernels and activations should stay.
-__device__ inline uint64_t readOncePolicy() {
-  uint64_t policy;
-  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
-  return policy;
-}
-
 /// Copies 16 bytes that this thread alone reads back, or writes zeros. Weights (`kept` false) are
 /// read once and pass by the L1 cache, where the rows stay.
 template <bool kept>

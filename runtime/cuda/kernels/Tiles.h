@@ -34,6 +34,14 @@ template <int left> __device__ void waitCopies() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(left) : "memory");
 }
 
+/// What is read by it makes room in the L2 cache before all else: of weights each byte is read
+/// once, and kernels and activations should stay.
+__device__ inline uint64_t readOncePolicy() {
+  uint64_t policy;
+  asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(policy));
+  return policy;
+}
+
 /// Loads `rows` × (chunks * 8) values into a tile, `rowAt(i)` -> address of row i's first value or
 /// null (zeros), values from `width` on zeros. `aligned`: all rows are 16-byte aligned and width is
 /// a multiple of 8. `readable` is any address of global memory, named where nothing is read. Ends
@@ -95,6 +103,13 @@ template <int chunks>
 __device__ void loadBTransposed(uint32_t (&b)[4], const bf16 *tile, int row, int pair) {
   int lane = laneNumber();
   loadMatricesTransposed(b, tile + chunkOffset<chunks>(row + lane % 16, pair * 2 + lane / 16));
+}
+
+/// An 8×8 matrix transposed: a lane has two neighbours of row lane / 4.
+__device__ inline uint32_t transposeMatrix(uint32_t pair) {
+  uint32_t transposed;
+  asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;\n" : "=r"(transposed) : "r"(pair));
+  return transposed;
 }
 
 /// c += a × b, 16×8 by 16 deep. c: (row l/4, columns l%4*2 and +1), then the same of row l/4 + 8.

@@ -50,6 +50,14 @@ __device__ inline void copyBox(uint32_t to, const CUtensorMap &map, int32_t colu
                "l"(&map), "r"(column), "r"(row), "r"(barrier)
                : "memory");
 }
+/// The same with a policy of the L2 cache.
+__device__ inline void copyBox(uint32_t to, const CUtensorMap &map, int32_t column, int32_t row,
+                               uint32_t barrier, uint64_t policy) {
+  asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+               ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;\n" ::"r"(to),
+               "l"(&map), "r"(column), "r"(row), "r"(barrier), "l"(policy)
+               : "memory");
+}
 /// The box to the same place in the shared memory of both blocks of a pair, where its bytes
 /// complete on the barrier of that place.
 __device__ inline void copyBoxToPair(uint32_t to, const CUtensorMap &map, int32_t column,
@@ -182,6 +190,19 @@ __device__ inline void multiply64x64(float (&d)[32], uint64_t a, uint64_t b, boo
                "%32, %33, p, 1, 1, 0, 0;\n"
                "}\n"
                : MOIRA_SIXTEEN(0), MOIRA_SIXTEEN(16)
+               : "l"(a), "l"(b), "r"(int32_t(add)));
+}
+
+/// The same with 32 rows of b.
+__device__ inline void multiply64x32(float (&d)[16], uint64_t a, uint64_t b, bool add) {
+  asm volatile("{\n"
+               ".reg .pred p;\n"
+               "setp.ne.b32 p, %18, 0;\n"
+               "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+               "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+               "%16, %17, p, 1, 1, 0, 0;\n"
+               "}\n"
+               : MOIRA_SIXTEEN(0)
                : "l"(a), "l"(b), "r"(int32_t(add)));
 }
 
