@@ -82,8 +82,8 @@ __device__ void storeColumns(Out *out, const Tile &tile, int32_t column, int64_t
     if constexpr (sizeof(Out) == 2) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const uint32_t pair = transposeMatrix(
-            packPair(valueAt(j * 4 + half * 2), valueAt(j * 4 + half * 2 + 1)));
+        const uint32_t pair =
+            transposeMatrix(packPair(valueAt(j * 4 + half * 2), valueAt(j * 4 + half * 2 + 1)));
         const int row = j * 8 + lane / 4;
         const int64_t at = column + half * 8 + lane % 4 * 2;
         if (row < tile.count && at < n)
@@ -235,8 +235,8 @@ __global__ void __launch_bounds__(kThreads, 1)
 #pragma unroll
       for (int d = 0; d < kDepth / 16; ++d) {
         multiply64x32(first, left + d * kDescriptorStep, right + d * kDescriptorStep, add || d > 0);
-        multiply64x32(second, left + kHalfBytes / 16 + d * kDescriptorStep, right + d * kDescriptorStep,
-                 add || d > 0);
+        multiply64x32(second, left + kHalfBytes / 16 + d * kDescriptorStep,
+                      right + d * kDescriptorStep, add || d > 0);
       }
       commitProducts();
     };
