@@ -45,14 +45,7 @@ __device__ uint32_t pairItems(uint32_t tiles, uint32_t columns) {
 /// Item `index` of all, as block `rank` of the pair has it. starts[].tile counts items.
 __device__ Work workAt(const Start *starts, const Sizes &sizes, uint32_t index, uint32_t rank) {
   const uint32_t columns = uint32_t(sizes.columnTiles);
-  int32_t group = 0;
-  for (int32_t end = sizes.groupCount + 1; end - group > 1;) {
-    const int32_t middle = (group + end) / 2;
-    if (uint32_t(starts[middle].tile) <= index)
-      group = middle;
-    else
-      end = middle;
-  }
+  const int32_t group = groupOf(starts, sizes.groupCount, index);
   const Start start = starts[group];
   const bool past = group == sizes.groupCount;
   const int32_t size = (past ? sizes.m : starts[group + 1].row) - start.row;

@@ -16,6 +16,7 @@ namespace moira::rt::cuda {
 namespace {
 
 using product::findStarts;
+using product::groupOf;
 using product::kWarpgroup;
 using product::Sizes;
 using product::Start;
@@ -51,15 +52,7 @@ struct Args {
 template <int rows>
 __device__ Tile tileAt(const Start *starts, const Sizes &sizes, uint32_t index, int columnsOfTile) {
   const uint32_t columns = uint32_t(sizes.columnTiles), rowIndex = index / columns;
-  // The last group that starts at this row tile or before: one that has tiles, or the last of all.
-  int32_t group = 0;
-  for (int32_t end = sizes.groupCount + 1; end - group > 1;) {
-    const int32_t middle = (group + end) / 2;
-    if (uint32_t(starts[middle].tile) <= rowIndex)
-      group = middle;
-    else
-      end = middle;
-  }
+  const int32_t group = groupOf(starts, sizes.groupCount, rowIndex);
   const Start start = starts[group];
   const bool past = group == sizes.groupCount;
   const int32_t end = past ? sizes.m : starts[group + 1].row,

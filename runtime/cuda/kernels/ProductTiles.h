@@ -60,6 +60,19 @@ struct Sizes {
   int32_t groupCount, m, n, k, columnTiles;
 };
 
+/// The last group that starts at `tile` or before: one that has tiles, or the last of all.
+__device__ inline int32_t groupOf(const Start *starts, int32_t groupCount, uint32_t tile) {
+  int32_t group = 0;
+  for (int32_t end = groupCount + 1; end - group > 1;) {
+    const int32_t middle = (group + end) / 2;
+    if (uint32_t(starts[middle].tile) <= tile)
+      group = middle;
+    else
+      end = middle;
+  }
+  return group;
+}
+
 /// Fills in the starts of all groups, tiles being of `height` rows, by one warp. Counts that are
 /// negative or more than m together raise the flag, and no row belongs to any group.
 template <int height = kRows>

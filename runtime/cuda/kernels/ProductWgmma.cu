@@ -20,15 +20,7 @@ constexpr uint32_t kBand = 16;
 /// Tile `index` of all.
 __device__ Tile tileAt(const Start *starts, const Sizes &sizes, uint32_t index) {
   const uint32_t columns = uint32_t(sizes.columnTiles), rowIndex = index / columns;
-  // The last group that starts at this row tile or before: one that has tiles, or the last of all.
-  int32_t group = 0;
-  for (int32_t end = sizes.groupCount + 1; end - group > 1;) {
-    const int32_t middle = (group + end) / 2;
-    if (uint32_t(starts[middle].tile) <= rowIndex)
-      group = middle;
-    else
-      end = middle;
-  }
+  const int32_t group = groupOf(starts, sizes.groupCount, rowIndex);
   const Start start = starts[group];
   const bool past = group == sizes.groupCount;
   const int32_t size = (past ? sizes.m : starts[group + 1].row) - start.row;
