@@ -189,8 +189,7 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeInteger([&o](int64_t n) { o.maxSeq = n; }, 1)},
       {"padding", "on|off",
        "forward, grad and train: whether rows may be padded (default on); off: masks must be 1, "
-       "and "
-       "attention knows it",
+       "and attention knows it",
        takeSwitch(o.padding)},
       {"mesh", "AXES", "e.g. dp=2,ep=4,tp=2 (default: one rank)", takeText(o.mesh)},
       {"dtype", "TYPE", "compute type: f32 (default) or bf16", takeOneOf(o.dtype, {"f32", "bf16"})},

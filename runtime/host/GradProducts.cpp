@@ -210,9 +210,10 @@ template <typename A> class OrderedRows {
 public:
   OrderedRows(const Call &call, size_t input, std::string_view tokens, int64_t width)
       : tensor(call.in[input]), all(tensor), width(width) {
-    if (const int at = call.params.optional(tokens); at >= 0)
+    const int at = call.params.optional(tokens);
+    gathered = at >= 0;
+    if (gathered)
       numbers = {call.input<int32_t>(size_t(3 + at)), size_t(call.in[size_t(3 + at)].elements())};
-    gathered = numbers.data() != nullptr;
   }
   int64_t count() const { return gathered ? int64_t(numbers.size()) : tensor.shape[0]; }
   /// Puts the first `used` rows in order. They are there from now on.

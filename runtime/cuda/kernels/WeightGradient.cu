@@ -121,8 +121,7 @@ __device__ void clearRows(unsigned char *stage, int from, int consumer) {
   meetWarpgroup(consumer);
 }
 
-// --- operands
-// --------------------------------------------------------------------------------------
+// --- operands ---
 
 /// Blocks of 64 columns, from `column` on, of a stage's rows.
 template <int blocks>
@@ -271,8 +270,7 @@ __device__ void gatherRows(const Walk &walk, const Place &place, const CUtensorM
     announceOldest();
 }
 
-// --- results
-// ---------------------------------------------------------------------------------------
+// --- results ---
 
 /// Four values of each of two 8 × 8 blocks that lie side by side, of one row and its lanes' two
 /// columns each, become 16 bytes a lane: columns firstColumn() and the next ones of these 16.
