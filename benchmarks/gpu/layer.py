@@ -3,7 +3,8 @@
 Belongs here: the shapes, our program in the `moe` dialect, the peers, and the numbers of one layer. Does not: rounds and tables (measure.py, report.py).
 
 The program takes tokens, router, bias and weights as states, so that a step moves nothing between host and device. Its backward program is what
-`moe-opt --moe-vjp` makes of it: gradients of tokens, router, bias and weights for a given cotangent; those of weights are f32, peers' are bf16.
+`moe-opt --moe-vjp` makes of it: gradients of tokens, router, bias and weights for a given cotangent; those of weights are bf16, as peers' are, and
+in f32 in a mode of its own.
 """
 
 import re
@@ -27,11 +28,12 @@ SHAPES = {
 # The part of the dense product's rate that we want.
 GOALS = {"B1": (0.95, 0.93), "B2": (0.80, 0.78), "B3": (0.86, 0.84), "B4": (0.94, 0.93), "B5": (0.88, 0.88), "Z": (0.72, 0.66)}
 MODES = ("forward", "both")  # both: forward and backward
+WIDE = "both-f32"  # with weights' gradients in f32
 
 
 def flops(shape, mode):
     tokens, hidden, width, _, k = shape
-    return 6 * tokens * k * hidden * width * (3 if mode == "both" else 1)
+    return 6 * tokens * k * hidden * width * (1 if mode == "forward" else 3)
 
 
 def program(shape, layers=1):
@@ -84,8 +86,8 @@ def compile_layer(shape, mode, plan, target="sm_90", layers=1):
     """Writes the plan of a mode, and beside it the program that it is made of."""
     source = Path(plan).with_suffix(".mlir")
     source.write_text(program(shape, layers))
-    if mode == "both":
-        checked(run_tool("moe-opt", source, "--moe-vjp", "-o", source))
+    if mode != "forward":
+        checked(run_tool("moe-opt", source, "--moe-vjp", *(["--moe-narrow-gradients"] if mode != WIDE else []), "-o", source))
     source.write_text(with_states(source.read_text()))
     checked(run_tool("moe-opt", source, f"--target={target}", "--report=none", "-o", plan))
 
@@ -247,7 +249,7 @@ class Row:
     def __post_init__(self):
         self.sizes = SHAPES[self.shape]
         self.title = f"{self.shape} {self.mode}{' zipf' if self.load == 'zipf' else ''}"
-        self.goal = {"ahead": 1} | ({"ratio": GOALS[self.shape][MODES.index(self.mode)]} if self.load == "balanced" else {})
+        self.goal = {"ahead": 1} | ({"ratio": GOALS[self.shape][MODES.index(self.mode)]} if self.load == "balanced" and self.mode in MODES else {})
         self.plan, self.flops = f"layer-{self.shape}-{self.mode}.moeplan", flops(self.sizes, self.mode)
 
     def compile(self, plan):

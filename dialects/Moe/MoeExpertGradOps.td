@@ -64,12 +64,14 @@ def Moe_GroupedWeightGradOp : Moe_RuleOp<"grouped_weight_grad", ["refineResultSh
   let description = [{
     dy[R,N..], groups, rows[R,K..] → [E,N..,K..], K.. being the trailing `contract` dimensions of rows; element e sums over the rows of expert e. `groups` as in grouped_matmul. On a mesh it is
     split over the experts' axes and partial over those that split the rows otherwise: the experts' own replicas.
+    Sums are f32; a result in bf16 (--moe-narrow-gradients) is rounded once.
     In a module that is moe.deterministic, --dist-lower-dispatch adds `samples`, counts[B,E] as dist.sample_counts makes them: rows of an expert are then added up sample by sample.
 
-    Constraints: (C1) 1 ≤ contract < rank of rows; (C2) dy and rows have one number of rows; (C3) the result is f32 [E,N..,K..]; (C4) groups count E experts; (C5) samples are [B,E].
+    Constraints: (C1) 1 ≤ contract < rank of rows; (C2) dy and rows have one number of rows; (C3) the result is [E,N..,K..]; (C4) groups count E experts; (C5) samples are [B,E]; (C6) the result is in f32, or
+    in bf16 if rows are and there are no samples.
   }];
   let arguments = (ins Moe_Tensor:$dy, AnyTypeOf<[Moe_RoutingType, Moe_I32Tensor]>:$groups, Moe_Tensor:$rows, Optional<Moe_I32Tensor>:$samples, I64Attr:$contract);
-  let results = (outs Moe_F32Tensor:$result);
+  let results = (outs Moe_Tensor:$result);
   let assemblyFormat = "$dy `by` $groups `,` $rows (`samples` $samples^)? `contract` $contract attr-dict `:` functional-type(operands, results)";
 }
 

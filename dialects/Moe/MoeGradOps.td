@@ -37,14 +37,15 @@ def Moe_LinearInputGradOp : Moe_RuleOp<"linear_input_grad", [], [], CostOfProduc
 def Moe_LinearWeightGradOp : Moe_RuleOp<"linear_weight_grad", [], [], CostOfProduct> {
   let summary = "dyᵀ times x: the gradient of a linear op's weight";
   let description = [{
-    dy[t..,N..], x[t..,K..] → [N..,K..], K.. being the trailing `contract` dimensions of x; summed over t... Linear in dy.
+    dy[t..,N..], x[t..,K..] → [N..,K..], K.. being the trailing `contract` dimensions of x; summed over t... Linear in dy. Sums are f32; a result in bf16 (--moe-narrow-gradients) is
+    rounded once.
 
         %0 = moe.linear_weight_grad %dy, %x contract 1 : (tensor<2x24x4x16xf32>, tensor<2x24x64xf32>) -> tensor<4x16x64xf32>
 
-    Constraints: (C1) 1 ≤ contract ≤ the rank of x; (C2) dy begins with x's t..; (C3) the result is N.. followed by K.. and is f32.
+    Constraints: (C1) 1 ≤ contract ≤ the rank of x; (C2) dy begins with x's t..; (C3) the result is N.. followed by K..; (C4) it is in f32, or in bf16 if x is.
   }];
   let arguments = (ins Moe_Tensor:$dy, Moe_Tensor:$x, I64Attr:$contract);
-  let results = (outs Moe_F32Tensor:$result);
+  let results = (outs Moe_Tensor:$result);
   let assemblyFormat = "$dy `,` $x `contract` $contract attr-dict `:` functional-type(operands, results)";
 }
 

@@ -29,10 +29,10 @@ def Moe_AdamWOp : Moe_UpdateOp<"adamw", "3"> {
         moe.adamw %w, %m, %v by %grad rate %lr step %step betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.01
             : (tensor<64xf32>, tensor<64xf32>, tensor<64xf32>, tensor<64xf32>, tensor<1xf32>, tensor<1xi32>) -> ()
 
-    Constraints: (C1) w, m, v, grad and the result have one shape and are f32; (C2) lr, step and factor have the shape [1]; (C3) w, m and v are parameters of different states that
+    Constraints: (C1) w, m, v, grad and the result have one shape and are f32, but for grad, which may be bf16; (C2) lr, step and factor have the shape [1]; (C3) w, m and v are parameters of different states that
     nothing behind this op reads or changes, with a result m and v; (C4) 0 ≤ β < 1, and eps and weight_decay are finite and not negative.
   }];
-  let arguments = (ins Moe_F32Tensor:$w, Moe_F32Tensor:$m, Moe_F32Tensor:$v, Moe_F32Tensor:$grad, Moe_F32Tensor:$lr, Moe_I32Tensor:$step, Optional<Moe_F32Tensor>:$factor,
+  let arguments = (ins Moe_F32Tensor:$w, Moe_F32Tensor:$m, Moe_F32Tensor:$v, Moe_Tensor:$grad, Moe_F32Tensor:$lr, Moe_I32Tensor:$step, Optional<Moe_F32Tensor>:$factor,
                        F64Attr:$beta1, F64Attr:$beta2, F64Attr:$eps, F64Attr:$weight_decay);
   let results = (outs Optional<Moe_F32Tensor>:$result);
   let assemblyFormat = [{
@@ -51,10 +51,10 @@ def Moe_ExpertAdamWOp : Moe_UpdateOp<"expert_adamw", "4"> {
         moe.expert_adamw %w, %m, %v, %steps by %grad rate %lr load %load betas 0.9, 0.999 eps 1.0e-8 weight_decay 0.01
             : (tensor<8x64xf32>, tensor<8x64xf32>, tensor<8x64xf32>, tensor<8xf32>, tensor<8x64xf32>, tensor<1xf32>, tensor<8xf32>) -> ()
 
-    Constraints: (C1) w, m, v, grad and the result have one shape [E,..] and are f32, steps and load have the shape [E]; (C2) lr and factor have the shape [1]; (C3) w, m, v and steps are
+    Constraints: (C1) w, m, v, grad and the result have one shape [E,..] and are f32, but for grad, which may be bf16; steps and load have the shape [E]; (C2) lr and factor have the shape [1]; (C3) w, m, v and steps are
     parameters of different states that nothing behind this op reads or changes, with a result m, v and steps; (C4) 0 ≤ β < 1, and eps and weight_decay are finite and not negative.
   }];
-  let arguments = (ins Moe_F32Tensor:$w, Moe_F32Tensor:$m, Moe_F32Tensor:$v, Moe_F32Tensor:$steps, Moe_F32Tensor:$grad, Moe_F32Tensor:$lr, Moe_F32Tensor:$load,
+  let arguments = (ins Moe_F32Tensor:$w, Moe_F32Tensor:$m, Moe_F32Tensor:$v, Moe_F32Tensor:$steps, Moe_Tensor:$grad, Moe_F32Tensor:$lr, Moe_F32Tensor:$load,
                        Optional<Moe_F32Tensor>:$factor, F64Attr:$beta1, F64Attr:$beta2, F64Attr:$eps, F64Attr:$weight_decay);
   let results = (outs Optional<Moe_F32Tensor>:$result);
   let assemblyFormat = [{
@@ -71,10 +71,10 @@ def Moe_SgdOp : Moe_UpdateOp<"sgd", "(getMomentumState() ? 2 : 1)", [AttrSizedOp
 
         moe.sgd %w with %b by %grad rate %lr momentum 0.9 weight_decay 0.0 : (tensor<64xf32>, tensor<64xf32>, tensor<64xf32>, tensor<1xf32>) -> ()
 
-    Constraints: (C1) w, b, grad and the result have one shape and are f32; (C2) lr and factor have the shape [1]; (C3) w and b are parameters of different states that nothing
+    Constraints: (C1) w, b, grad and the result have one shape and are f32, but for grad, which may be bf16; (C2) lr and factor have the shape [1]; (C3) w and b are parameters of different states that nothing
     behind this op reads or changes, with a result b; (C4) momentum and weight_decay are finite and not negative; (C5) nesterov needs b, and so does a momentum that is not 0.
   }];
-  let arguments = (ins Moe_F32Tensor:$w, Optional<Moe_F32Tensor>:$momentum_state, Moe_F32Tensor:$grad, Moe_F32Tensor:$lr, Optional<Moe_F32Tensor>:$factor,
+  let arguments = (ins Moe_F32Tensor:$w, Optional<Moe_F32Tensor>:$momentum_state, Moe_Tensor:$grad, Moe_F32Tensor:$lr, Optional<Moe_F32Tensor>:$factor,
                        F64Attr:$momentum, F64Attr:$weight_decay, UnitAttr:$nesterov);
   let results = (outs Optional<Moe_F32Tensor>:$result);
   let assemblyFormat = [{
@@ -118,7 +118,7 @@ def Moe_AccumulateOp : Moe_UpdateOp<"accumulate", "1"> {
 
     Constraints: (C1) acc and x have one shape and are f32; (C2) micro has the shape [1]; (C3) acc is the parameter of a state that nothing behind this op reads or changes.
   }];
-  let arguments = (ins Moe_F32Tensor:$acc, Moe_F32Tensor:$x, Moe_I32Tensor:$micro);
+  let arguments = (ins Moe_F32Tensor:$acc, Moe_Tensor:$x, Moe_I32Tensor:$micro);
   let assemblyFormat = "$acc `by` $x `at` $micro attr-dict `:` functional-type(operands, results)";
 }
 

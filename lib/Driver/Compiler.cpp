@@ -159,6 +159,7 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
                                                            {"ragged-bound", Phase::shard},
                                                            {"zero", Phase::shard},
                                                            {"deterministic", Phase::autodiff},
+                                                           {"grad-dtype", Phase::autodiff},
                                                            {"capacity-factor", Phase::autodiff},
                                                            {"drop-policy", Phase::autodiff},
                                                            {"min-capacity", Phase::autodiff},
@@ -259,6 +260,7 @@ Status Compilation::differentiate() {
   loss.balance = options.auxLoss.value_or(0);
   loss.perSequence = options.auxLossDomain == "sequence";
   loss.z = options.zLoss.value_or(0);
+  loss.narrowGradients = options.gradDtype == "bf16";
   return runPasses([&](OpPassManager &passes) {
     if (info.getTask() == "train")
       buildTrainPipeline(passes, loss, options.noise, options.optimizer,

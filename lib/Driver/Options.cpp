@@ -193,6 +193,11 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        takeSwitch(o.padding)},
       {"mesh", "AXES", "e.g. dp=2,ep=4,tp=2 (default: one rank)", takeText(o.mesh)},
       {"dtype", "TYPE", "compute type: f32 (default) or bf16", takeOneOf(o.dtype, {"f32", "bf16"})},
+      {"grad-dtype", "TYPE",
+       "grad and train: type of the weights' gradients that products of bf16 make, f32 (default) "
+       "or "
+       "bf16",
+       takeOneOf(o.gradDtype, {"f32", "bf16"})},
       {"target", "TARGET", "host (default) or sm_90", takeOneOf(o.target, {"host", "sm_90"})},
       {"host-cpu", "CPU",
        "instruction set of generated host kernels: x86-64-v3 (default), x86-64-v4",
@@ -467,6 +472,13 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     status.add(ErrorId::BadUsage,
                "--padding=off is for --task=forward, grad and train: prompts may "
                "be of unequal lengths");
+  bool narrowGradients = options.gradDtype == "bf16";
+  if (narrowGradients && options.dtype != "bf16" && !options.compileFrom)
+    status.add(ErrorId::BadUsage, "--grad-dtype=bf16 is for --dtype=bf16: products of f32 give "
+                                  "gradients in f32");
+  if (narrowGradients && options.deterministic)
+    status.add(ErrorId::BadUsage, "--grad-dtype=bf16 does not go with --deterministic: ranks would "
+                                  "add up parts that were rounded");
   if (options.deterministic && adafactor)
     status.add(ErrorId::BadUsage, "--deterministic is for adamw and sgd: adafactor adds up squares "
                                   "over cut dimensions");
@@ -476,7 +488,7 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     options.optimizer.eps = 1e-30;
   if (adafactor && !is_contained(options.given, "weight-decay"))
     options.optimizer.weightDecay = 0;
-  for (StringRef name : {"aux-loss", "aux-loss-domain", "z-loss", "label-smoothing"})
+  for (StringRef name : {"aux-loss", "aux-loss-domain", "z-loss", "label-smoothing", "grad-dtype"})
     if (options.task != "grad" && options.task != "train" && is_contained(options.given, name))
       status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=grad and train");
   if (!options.schedule.empty())

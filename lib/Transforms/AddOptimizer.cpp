@@ -186,10 +186,14 @@ private:
     Location loc = state.getLoc();
     Value w = paramOf(func, state);
     if (optimizer == "adafactor") {
+      // Its moments and its update read it several times, in f32.
+      Value wide = gradient.value;
+      if (!cast<RankedTensorType>(wide.getType()).getElementType().isF32())
+        wide = moe::ScaleOp::create(b, loc, state.getTensorType(), wide, llvm::APFloat(1.0));
       auto keep = [&](StringRef what, RankedTensorType type) {
         return kept(func, state, what, type);
       };
-      addAdafactor(b, state, {w, gradient.value, rate, step, factor, keep},
+      addAdafactor(b, state, {w, wide, rate, step, factor, keep},
                    {decayRate, eps, eps2, clipThreshold, weightDecay, scaleParameter});
       return;
     }

@@ -109,9 +109,11 @@ private:
       name = state.getSymNameAttr();
       layer = state.getLayerAttr();
     }
-    if (!name || !type.getElementType().isF32())
+    Type element = type.getElementType();
+    if (!name || !(element.isF32() || element.isBF16()))
       return func.emitError("MOE-0601: result ")
-             << result << " cannot be added up: it has no name, or is not f32";
+             << result << " cannot be added up: it has no name, or is neither f32 nor bf16";
+    type = RankedTensorType::get(type.getShape(), b.getF32Type());
     return moe::StateOp::create(b, func.getLoc(), (name.getValue() + ".accumulated").str(), type,
                                 moe::SourceAttr(), layer, /*separate_experts=*/false,
                                 /*transient=*/true);

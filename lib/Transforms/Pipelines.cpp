@@ -28,6 +28,9 @@ static void addGradients(OpPassManager &pm, const LossOptions &options, std::str
   pm.addPass(createMoeAddLoss(loss));
   // On the global program, which has no collective: it need not know how one is differentiated.
   pm.addPass(createMoeAutodiff());
+  // While nothing but the results takes gradients.
+  if (options.narrowGradients)
+    pm.addPass(createMoeNarrowGradients());
 }
 
 void moira::buildAutodiffPipeline(OpPassManager &pm, const LossOptions &options) {

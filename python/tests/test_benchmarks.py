@@ -28,10 +28,11 @@ def difference(ours, theirs):
     return float((ours - theirs).norm() / theirs.norm())
 
 
+@pytest.mark.parametrize("mode", ["both", layer.WIDE])
 @pytest.mark.parametrize("zipf", [False, True])
-def test_a_layer_and_its_gradients_are_the_peers(tmp_path, zipf):
+def test_a_layer_and_its_gradients_are_the_peers(tmp_path, zipf, mode):
     plan, numbers = tmp_path / "layer.moeplan", layer.Numbers(SHAPE, zipf, device="cpu")
-    layer.compile_layer(SHAPE, "both", plan, target="host")
+    layer.compile_layer(SHAPE, mode, plan, target="host")
     with Session(plan) as session:
         numbers.write(session)
         outputs = session.forward()

@@ -145,6 +145,44 @@ def test_training_on_meshes(mesh, tmp_path):
     assert off <= LOSS_TOLERANCE["olmoe"]
 
 
+NARROW = ("--dtype=bf16", "--grad-dtype=bf16")
+
+
+@pytest.mark.parametrize("kind", ("olmoe", "qwen3_moe", "nllb_moe"))
+def test_narrow_gradients_are_the_wide_ones_rounded(kind, exact, tmp_path):
+    routes = exact(kind)[1]
+    wide, narrow = (gradients(kind, tmp_path, *options, runner=routes) for options in (NARROW[:1], NARROW))
+    # The upper half of f32's bits is bf16.
+    rounded = [name for name in wide if name != "loss" and not np.any(narrow[name].astype(np.float32).view(np.uint32) & 0xFFFF)]
+    assert 0 < len(rounded) < len(wide)
+    assert any("experts" in name for name in rounded) and not any("norm" in name for name in rounded)
+    for name, value in wide.items():
+        # Half of the last of eight bits; of f32's sums, which other gradients are, nothing.
+        off = np.abs(narrow[name] - value) - (np.abs(value) * 2.0**-8 if name in rounded else 0)
+        assert np.max(off) <= 0, name
+
+
+@pytest.mark.parametrize("options", (("--mesh=dp=2,ep=2", "--zero=1"), ("--mesh=tp=2",), ("--micro-batches=2",), ("--clip-norm=1",)), ids=" ".join)
+def test_training_with_narrow_gradients(options, tmp_path):
+    wide = trained("olmoe", tmp_path, "--dtype=bf16", *options)
+    narrow = trained("olmoe", tmp_path, *NARROW, *options)
+    off = np.max(np.abs(narrow - wide)) / wide[0]
+    print(options, off)
+    assert 0 < off <= LOSS_TOLERANCE["olmoe"]
+
+
+@pytest.mark.parametrize("options", (("--optimizer=adafactor",), ("--optimizer=sgd", "--momentum=0.9", "--lr=0.1"), ("--offload=optimizer",)), ids=" ".join)
+def test_optimizers_take_narrow_gradients(options, tmp_path):
+    lines = []
+    for narrow in ((), NARROW[1:]):
+        plan, metrics = tmp_path / "train.moeplan", tmp_path / "m.jsonl"
+        compile_plan(GOLDEN / "olmoe", plan, *golden_options("olmoe"), "--task=train", *NARROW[:1], *narrow, *options, "--report=none")
+        finished = run_tool("moe-run", plan, f"--weights={GOLDEN / 'olmoe'}", f"--inputs={inputs('olmoe')}", f"--metrics={metrics}", "--steps=5")
+        assert finished.code == 0, finished
+        lines.append(np.array([json.loads(line)["loss"] for line in metrics.read_text().splitlines()]))
+    assert 0 < np.max(np.abs(lines[1] - lines[0])) <= LOSS_TOLERANCE["olmoe"] * lines[0][0]
+
+
 def test_weights_are_kept_in_f32(tmp_path):
     """Ten steps of 1e-5 are below what bf16 can tell apart; the weights move all the same. And a run may change the type that it computes in."""
     options, run = ("--lr=1e-5", "--weight-decay=0"), f"--checkpoint={tmp_path}/run"

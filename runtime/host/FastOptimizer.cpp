@@ -1,8 +1,8 @@
 //===- FastOptimizer.cpp - updates of weights as fast as memory is ----------===//
-// adamw, expert_adamw, sgd, accumulate and squares in f32, and the rounding of f32 to bf16, one
-// pass over memory in vectors as wide as the processor has, shared out among threads in blocks.
-// Which thread does a block changes no bit: updates are element-wise, and sums are made block by
-// block in one order.
+// adamw, expert_adamw, sgd, accumulate and squares of f32 and of gradients in bf16, and the
+// rounding of f32 to bf16, one pass over memory in vectors as wide as the processor has, shared out
+// among threads in blocks. Which thread does a block changes no bit: updates are element-wise, and
+// sums are made block by block in one order.
 //===----------------------------------------------------------------------===//
 #include "HostOps.h"
 #include "Vectors.h"
@@ -99,6 +99,30 @@ MOIRA_VECTORS double squaresBlock(const float *__restrict x, int64_t n) {
   return sum;
 }
 
+MOIRA_VECTORS void widenBlock(const Bf16 *__restrict x, float *__restrict out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i)
+    out[i] = __builtin_bit_cast(float, uint32_t(x[i].bits) << 16);
+}
+
+/// A gradient in f32 or bf16, of which a thread takes a block at a time.
+class Gradient {
+public:
+  explicit Gradient(const TensorRef &tensor)
+      : data(tensor.data), isBf16(tensor.dtype == fb::DType::bf16) {}
+  /// fn(the values from i to end in f32)
+  template <typename Fn> void take(int64_t i, int64_t end, Fn fn) const {
+    if (!isBf16)
+      return fn(static_cast<const float *>(data) + i);
+    alignas(64) thread_local float wide[kBlock];
+    widenBlock(static_cast<const Bf16 *>(data) + i, wide, end - i);
+    fn(static_cast<const float *>(wide));
+  }
+
+private:
+  const void *data;
+  bool isBf16;
+};
+
 float scalar(const Call &call, size_t input) {
   return input < call.in.size() ? *call.input<float>(input) : 1.0f;
 }
@@ -122,15 +146,17 @@ AdamW adamwAt(const Call &call, double step) {
 
 template <typename S> Status fast::adamw(const Call &call) {
   AdamW p = adamwAt(call, *call.input<int32_t>(2));
-  const float *grad = call.input<float>(0);
+  const Gradient grad(call.in[0]);
   float *w = call.output<float>(0), *m = call.output<float>(1), *v = call.output<float>(2);
-  forBlocks(call.out[0].elements(),
-            [&](int64_t i, int64_t end) { adamwBlock(grad + i, w + i, m + i, v + i, end - i, p); });
+  forBlocks(call.out[0].elements(), [&](int64_t i, int64_t end) {
+    grad.take(i, end, [&](const float *g) { adamwBlock(g, w + i, m + i, v + i, end - i, p); });
+  });
   return {};
 }
 
 template <typename S> Status fast::expert_adamw(const Call &call) {
-  const float *grad = call.input<float>(0), *load = call.input<float>(2);
+  const Gradient grad(call.in[0]);
+  const float *load = call.input<float>(2);
   float *w = call.output<float>(0), *m = call.output<float>(1), *v = call.output<float>(2),
         *steps = call.output<float>(3);
   int64_t experts = call.out[3].elements();
@@ -141,7 +167,7 @@ template <typename S> Status fast::expert_adamw(const Call &call) {
     AdamW p = adamwAt(call, steps[e] += 1);
     forBlocks(each, [&](int64_t i, int64_t end) {
       i += e * each, end += e * each;
-      adamwBlock(grad + i, w + i, m + i, v + i, end - i, p);
+      grad.take(i, end, [&](const float *g) { adamwBlock(g, w + i, m + i, v + i, end - i, p); });
     });
   }
   return {};
@@ -151,28 +177,32 @@ template <typename S> Status fast::sgd(const Call &call) {
   Sgd p{scalar(call, 2), scalar(call, 1), float(call.params.real("momentum")),
         float(call.params.real("weight_decay"))};
   bool nesterov = call.params.integer("nesterov") != 0;
-  const float *grad = call.input<float>(0);
+  const Gradient grad(call.in[0]);
   float *w = call.output<float>(0), *b = call.out.size() > 1 ? call.output<float>(1) : nullptr;
   forBlocks(call.out[0].elements(), [&](int64_t i, int64_t end) {
-    if (!b)
-      sgdBlock(grad + i, w + i, end - i, p);
-    else if (nesterov)
-      nesterovBlock(grad + i, w + i, b + i, end - i, p);
-    else
-      momentumBlock(grad + i, w + i, b + i, end - i, p);
+    grad.take(i, end, [&](const float *g) {
+      if (!b)
+        sgdBlock(g, w + i, end - i, p);
+      else if (nesterov)
+        nesterovBlock(g, w + i, b + i, end - i, p);
+      else
+        momentumBlock(g, w + i, b + i, end - i, p);
+    });
   });
   return {};
 }
 
 template <typename S> Status fast::accumulate(const Call &call) {
   bool first = *call.input<int32_t>(1) == 0;
-  const float *x = call.input<float>(0);
+  const Gradient part(call.in[0]);
   float *sum = call.output<float>(0);
   forBlocks(call.out[0].elements(), [&](int64_t i, int64_t end) {
-    if (first)
-      std::copy(x + i, x + end, sum + i);
-    else
-      addBlock(x + i, sum + i, end - i);
+    part.take(i, end, [&](const float *x) {
+      if (first)
+        std::copy(x, x + (end - i), sum + i);
+      else
+        addBlock(x, sum + i, end - i);
+    });
   });
   return {};
 }
@@ -180,11 +210,12 @@ template <typename S> Status fast::accumulate(const Call &call) {
 template <typename S> Status fast::squares(const Call &call) {
   if (keptBySquares(call) != std::pair<size_t, size_t>())
     return ref::squares<S>(call);
-  const float *x = call.input<float>(0);
+  const Gradient grad(call.in[0]);
   int64_t n = call.in[0].elements();
   std::vector<double> sums(size_t((n + kBlock - 1) / kBlock));
-  forBlocks(
-      n, [&](int64_t i, int64_t end) { sums[size_t(i / kBlock)] = squaresBlock(x + i, end - i); });
+  forBlocks(n, [&](int64_t i, int64_t end) {
+    grad.take(i, end, [&](const float *x) { sums[size_t(i / kBlock)] = squaresBlock(x, end - i); });
+  });
   double sum = 0;
   for (double one : sums)
     sum += one;
@@ -204,10 +235,14 @@ template <typename S> Status fast::scale(const Call &call) {
 }
 
 template Status fast::scale<Bf16>(const Call &);
-template Status fast::adamw<float>(const Call &);
-template Status fast::expert_adamw<float>(const Call &);
-template Status fast::sgd<float>(const Call &);
-template Status fast::accumulate<float>(const Call &);
-template Status fast::squares<float>(const Call &);
+
+#define INSTANTIATE(name)                                                                          \
+  template Status fast::name<float>(const Call &);                                                 \
+  template Status fast::name<Bf16>(const Call &);
+INSTANTIATE(adamw)
+INSTANTIATE(expert_adamw)
+INSTANTIATE(sgd)
+INSTANTIATE(accumulate)
+INSTANTIATE(squares)
 
 } // namespace moira::rt::host

@@ -147,10 +147,11 @@ template <typename A, typename Products> Status linearWeightGrad(const Call &cal
   Widened<A> dy(call.in[0]), x(call.in[1]);
   int64_t rows = leading(call.in[1], contract), n = leading(call.out[0], contract),
           k = trailing(call.in[1], contract), samples = samplesOf(call, call.in[1]);
+  Rounded<A> out(call.out[0]);
   if (call.params.integer("per_sample") == 0)
-    return Products::transposed(call, dy.data(), x.data(), call.output<A>(0), rows, n, k);
+    return Products::transposed(call, dy.data(), x.data(), out.data(), rows, n, k);
   return transposedBySample<Products>(call, evenRanges(rows, samples), samples, dy.data(), x.data(),
-                                      call.output<A>(0), n, k);
+                                      out.data(), n, k);
 }
 
 /// Calls group(first row, rows, expert) for every group; fails on counts that do not fit. Returns
@@ -257,17 +258,18 @@ template <typename A, typename Products> Status groupedWeightGrad(const Call &ca
     return s;
   if (Status s = rows.gather(call, used); !s)
     return s;
-  A *out = call.output<A>(0);
   if (call.params.optional("counts") >= 0) {
     std::vector<RowRange> ranges;
     if (Status s = sampleRanges(call, 3, room, ranges); !s)
       return s;
+    Rounded<A> out(call.out[0]);
     return transposedBySample<Products>(call, ranges, call.in[3].shape[0], dy.data(), rows.data(),
-                                        out, outer, inner);
+                                        out.data(), outer, inner);
   }
   return forEachGroup(call, room, used, [&](int64_t first, int64_t n, int64_t e) {
+    Rounded<A> out(call.out[0], e * outer * inner, outer * inner);
     return Products::transposed(call, dy.data() + first * outer, rows.data() + first * inner,
-                                out + e * outer * inner, n, outer, inner);
+                                out.data(), n, outer, inner);
   });
 }
 

@@ -102,18 +102,16 @@ template <typename S> constexpr Fast fastOf(std::string_view name) {
     return {fast::grouped_weight_grad<S>, true};
   if (name == "scale" && std::is_same_v<S, Bf16>)
     return {fast::scale<Bf16>, false};
-  if (std::is_same_v<S, float>) {
-    if (name == "adamw")
-      return {fast::adamw<float>, false};
-    if (name == "expert_adamw")
-      return {fast::expert_adamw<float>, false};
-    if (name == "sgd")
-      return {fast::sgd<float>, false};
-    if (name == "accumulate")
-      return {fast::accumulate<float>, false};
-    if (name == "squares")
-      return {fast::squares<float>, false};
-  }
+  if (name == "adamw")
+    return {fast::adamw<S>, false};
+  if (name == "expert_adamw")
+    return {fast::expert_adamw<S>, false};
+  if (name == "sgd")
+    return {fast::sgd<S>, false};
+  if (name == "accumulate")
+    return {fast::accumulate<S>, false};
+  if (name == "squares")
+    return {fast::squares<S>, false};
   return {};
 }
 

@@ -4,6 +4,7 @@
 //===----------------------------------------------------------------------===//
 #include "ExactSquares.h"
 #include "HostOps.h"
+#include "Widened.h"
 
 #include <algorithm>
 #include <cmath>
@@ -18,14 +19,14 @@ template <typename A> double scalar(const Call &call, size_t input) {
 /// adamw of the elements [begin, end), which are at their step `step`.
 template <typename A>
 void updateAdamW(const Call &call, double factor, double step, int64_t begin, int64_t end, A *w) {
-  const A *grad = call.input<A>(0);
+  const Widened<A> grad(call.in[0], begin, end - begin);
   double lr = scalar<A>(call, 1);
   double beta1 = call.params.real("beta1"), beta2 = call.params.real("beta2"),
          eps = call.params.real("eps"), decay = 1 - lr * call.params.real("weight_decay");
   double correction1 = 1 - std::pow(beta1, step), correction2 = 1 - std::pow(beta2, step);
   A *m = call.output<A>(1), *v = call.output<A>(2);
   for (int64_t i = begin; i < end; ++i) {
-    double g = factor * double(grad[i]);
+    double g = factor * double(grad[i - begin]);
     m[i] = A(beta1 * double(m[i]) + (1 - beta1) * g);
     v[i] = A(beta2 * double(v[i]) + (1 - beta2) * g * g);
     double divisor = std::sqrt(double(v[i]) / correction2) + eps;
@@ -61,7 +62,7 @@ template <typename S> Status ref::expert_adamw(const Call &call) {
 
 template <typename S> Status ref::sgd(const Call &call) {
   using A = Accumulator<S>;
-  const A *grad = call.input<A>(0);
+  const Widened<A> grad(call.in[0]);
   double lr = scalar<A>(call, 1), factor = scalar<A>(call, 2);
   double momentum = call.params.real("momentum"), decay = call.params.real("weight_decay");
   bool nesterov = call.params.integer("nesterov") != 0;
@@ -94,7 +95,7 @@ template <typename S> Status ref::balance_bias(const Call &call) {
 
 template <typename S> Status ref::accumulate(const Call &call) {
   using A = Accumulator<S>;
-  const A *x = call.input<A>(0);
+  const Widened<A> x(call.in[0]);
   bool first = *call.input<int32_t>(1) == 0;
   A *sum = call.output<A>(0);
   for (int64_t i = 0, n = call.out[0].elements(); i < n; ++i)

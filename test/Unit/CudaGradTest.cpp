@@ -79,8 +79,9 @@ TEST_F(CudaGrad, GroupedProducts) {
     for (int64_t rows : {105, 130}) {
       expectAgrees(*gpu, "grouped_input_grad", {t({rows, 2, 20}), I(groups), t({5, 2, 20, 37})},
                    {T(Shape{rows, 37})}, one, mode);
-      expectAgrees(*gpu, "grouped_weight_grad", {t({rows, 2, 20}), I(groups), t({rows, 37})},
-                   {A(Shape{5, 2, 20, 37})}, one, mode);
+      for (const Operand &result : {A(Shape{5, 2, 20, 37}), T(Shape{5, 2, 20, 37})})
+        expectAgrees(*gpu, "grouped_weight_grad", {t({rows, 2, 20}), I(groups), t({rows, 37})},
+                     {result}, one, mode);
       expectAgrees(*gpu, "grouped_bias_grad", {t({rows, 2, 20}), I(groups)}, {A(Shape{5, 2, 20})},
                    {}, mode);
     }
@@ -141,8 +142,9 @@ TEST_F(CudaGrad, GroupedProductsInTiles) {
       for (int64_t rows : {511, 600}) {
         expectAgrees(*gpu, "grouped_input_grad", {t({rows, n}), I(groups), t({9, n, k})},
                      {T(Shape{rows, k})}, one, mode);
-        expectAgrees(*gpu, "grouped_weight_grad", {t({rows, n}), I(groups), t({rows, k})},
-                     {A(Shape{9, n, k})}, one, mode);
+        for (const Operand &result : {A(Shape{9, n, k}), T(Shape{9, n, k})})
+          expectAgrees(*gpu, "grouped_weight_grad", {t({rows, n}), I(groups), t({rows, k})},
+                       {result}, one, mode);
       }
     }
     Tensor<int32_t> bad({1, 2}, {70, 71});
@@ -164,8 +166,9 @@ TEST_F(CudaGrad, WeightsOfManyTiles) {
       rows += size = random.between(0, 3) ? random.between(1, 1400 / int32_t(experts)) : 0;
     const Operand tokens = I(random.ids({rows + 5}, 0, 299));
     const Operand result = A(Shape{experts, n, k});
-    expectAgrees(*gpu, "grouped_weight_grad", {t({rows, n}), I(groups), t({rows, k})}, {result},
-                 params({{"contract", 1}}), mode);
+    for (const Operand &either : {result, T(Shape{experts, n, k})})
+      expectAgrees(*gpu, "grouped_weight_grad", {t({rows, n}), I(groups), t({rows, k})}, {either},
+                   params({{"contract", 1}}), mode);
     expectAgrees(*gpu, "grouped_weight_grad", {t({rows + 5, n}), I(groups), t({300, k}), tokens},
                  {result}, params({{"contract", 1}}, {}, {{"with", "row_tokens"}}), mode);
     expectAgrees(*gpu, "grouped_weight_grad", {t({300, n}), I(groups), t({rows + 5, k}), tokens},
@@ -230,8 +233,8 @@ TEST_F(CudaGrad, ProductsInParts) {
            {std::pair(dy, rounding), std::pair(known({300, 200}, mode), mode)}) {
         expectAgrees(*gpu, "linear_input_grad", {cotangents, t({200, 72})}, {A(Shape{300, 72})},
                      one, as);
-        expectAgrees(*gpu, "linear_weight_grad", {cotangents, t({300, 72})}, {A(Shape{200, 72})},
-                     one, as);
+        for (const Operand &result : {A(Shape{200, 72}), T(Shape{200, 72})})
+          expectAgrees(*gpu, "linear_weight_grad", {cotangents, t({300, 72})}, {result}, one, as);
       }
       expectAgrees(*gpu, "linear_input_grad", {t({300, 200}), t({200, 72})}, {T(Shape{300, 72})},
                    one, mode);

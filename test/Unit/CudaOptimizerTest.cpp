@@ -20,6 +20,8 @@ protected:
       v = 0.1f + std::abs(v);
     return values;
   }
+  /// A gradient that is in f32 and bf16 the same.
+  Operand gradient(Shape shape) { return rounded(T(normal(std::move(shape))), fb::DType::bf16); }
   Operand one(float value) { return A(Tensor<float>({1}, {value})); }
   Operand number(int32_t value) { return I(Tensor<int32_t>({1}, {value})); }
 
@@ -66,14 +68,17 @@ void CudaOptimizer::expectUpdates(std::string_view name, const std::vector<Opera
     for (const Tensor<double> &t : outputs)
       want.push_back(t.values);
   }
-  for (bool shifted : {false, true}) {
+  for (auto [gradients, shifted] : {std::pair(fb::DType::f32, false),
+                                    {fb::DType::f32, true},
+                                    {fb::DType::bf16, false},
+                                    {fb::DType::bf16, true}}) {
     std::vector<std::vector<uint8_t>> first;
     for (int run = 0; run < (everyNthCase() > 1 ? 1 : 2); ++run) {
       std::vector<std::unique_ptr<OnDevice>> inputs, outputs;
       std::vector<TensorRef> inRefs, outRefs;
       for (const Operand &o : in)
         inRefs.push_back(
-            inputs.emplace_back(std::make_unique<OnDevice>(o, fb::DType::f32, shifted))->ref());
+            inputs.emplace_back(std::make_unique<OnDevice>(o, gradients, shifted))->ref());
       for (const Operand &o : places)
         outRefs.push_back(
             outputs.emplace_back(std::make_unique<OnDevice>(o, fb::DType::f32, shifted))->ref());
@@ -109,7 +114,7 @@ TEST_F(CudaOptimizer, AdamW) {
   CallParams plain = params({}, {{"beta1", 0}, {"beta2", 0}, {"eps", 1e-3}, {"weight_decay", 0}});
   for (int64_t n : kSizes)
     for (int32_t step : {1, 2, 1000, 100000}) {
-      std::vector<Operand> in{A(normal({n})), one(0.02f), number(step)};
+      std::vector<Operand> in{gradient({n}), one(0.02f), number(step)};
       std::vector<Operand> places{A(normal({n})), A(normal({n})), A(positive({n}))};
       expectUpdates("adamw", in, places, p);
       in.push_back(one(0.3f));
@@ -129,7 +134,7 @@ TEST_F(CudaOptimizer, AdamWOfExpertsPassesOverThoseWithoutTokens) {
       steps.values[size_t(e)] = float(random.between(0, 40));
     }
     load.values[0] = 1; // so that something moves
-    std::vector<Operand> in{A(normal({experts, each})), one(0.02f), A(load)};
+    std::vector<Operand> in{gradient({experts, each}), one(0.02f), A(load)};
     std::vector<Operand> places{A(normal({experts, each})), A(normal({experts, each})),
                                 A(positive({experts, each})), A(steps)};
     expectUpdates("expert_adamw", in, places, p);
@@ -142,7 +147,7 @@ TEST_F(CudaOptimizer, Sgd) {
   for (int64_t n : kSizes)
     for (int kind = 0; kind < 3; ++kind) { // plain, momentum, Nesterov
       CallParams p = params({{"nesterov", kind == 2}}, {{"momentum", 0.8}, {"weight_decay", 0.05}});
-      std::vector<Operand> in{A(normal({n})), one(0.1f)}, places{A(normal({n}))};
+      std::vector<Operand> in{gradient({n}), one(0.1f)}, places{A(normal({n}))};
       if (kind)
         places.push_back(A(normal({n})));
       expectUpdates("sgd", in, places, p);
@@ -175,9 +180,11 @@ TEST_F(CudaOptimizer, TheFirstMicroBatchIsStoredAndLaterOnesAreAdded) {
       Tensor<float> sum = normal({n});
       if (micro == 0) // what lies there from the step before is nothing to the first
         sum.values[0] = INFINITY;
-      Tensor<float> x = normal({n});
-      for (bool shifted : {false, true}) {
-        OnDevice from(A(x), fb::DType::f32, shifted), to(A(sum), fb::DType::f32, shifted),
+      const Operand part = gradient({n});
+      const Tensor<float> &x = part.floats();
+      for (auto [type, shifted] :
+           {std::pair(fb::DType::f32, false), {fb::DType::f32, true}, {fb::DType::bf16, true}}) {
+        OnDevice from(part, type, shifted), to(A(sum), fb::DType::f32, shifted),
             which(number(micro), fb::DType::f32, false);
         mustWork(cudaDeviceSynchronize());
         ASSERT_TRUE(cuda::runCudaCall("accumulate", std::vector{from.ref(), which.ref()},

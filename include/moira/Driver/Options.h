@@ -32,6 +32,7 @@ struct CompilerOptions {
   bool padding = true;           // whether rows may be padded
   std::string mesh;              // "dp=2,ep=4"; empty: one rank
   std::string dtype = "f32";
+  std::string gradDtype = "f32"; // grad, train: of the gradients that products of bf16 give
   std::string target = "host";
   std::string hostCpu = "x86-64-v3"; // instruction set of generated host kernels
   std::optional<int64_t> raggedBound;

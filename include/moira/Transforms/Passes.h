@@ -37,10 +37,11 @@ struct NoiseOptions {
 
 /// What is minimised: the cross-entropy, and what is added to it.
 struct LossOptions {
-  double smoothing = 0;     ///< of labels
-  double balance = 0;       ///< of the routers' load-balancing losses
-  bool perSequence = false; ///< whether they are means of each sequence's own
-  double z = 0;             ///< of the routers' z-losses
+  double smoothing = 0;         ///< of labels
+  double balance = 0;           ///< of the routers' load-balancing losses
+  bool perSequence = false;     ///< whether they are means of each sequence's own
+  double z = 0;                 ///< of the routers' z-losses
+  bool narrowGradients = false; ///< whether products of bf16 give weights' gradients in bf16
 };
 
 /// How weights are updated, for --task=train; the options of --moe-add-optimizer.

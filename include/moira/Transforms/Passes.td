@@ -50,6 +50,11 @@ def MoeVjp : Dist_Pass<"moe-vjp"> {
   let summary = "Add the gradients of all results to the results, for each argument: cotangents of the results become arguments (for tests of single operations)";
 }
 
+def MoeNarrowGradients : Dist_Pass<"moe-narrow-gradients"> {
+  let summary = "Round gradients of weights to bf16 in the products of bf16 that make them, where these alone give the gradient";
+  let statistics = [Statistic<"narrowed", "narrowed", "Gradients that became bf16">];
+}
+
 def MoeMasterWeights : Dist_Pass<"moe-master-weights"> {
   let summary = "Keep every state that has a gradient in f32, and round it where products take it narrower";
   let statistics = [Statistic<"states", "states", "States that were widened">];

@@ -177,11 +177,13 @@ struct RowNumbers {
   int64_t limit = 0;
 };
 
-/// out[g,n,k] = sum of dy[r,n] * x[r,k] over the rows r of group g, in f32; zeros for a group
-/// without rows. dy [m,n] and x [m,k] are bf16; with numbers, row r is the r-th of these.
+/// out[g,n,k] = sum of dy[r,n] * x[r,k] over the rows r of group g, in f32 or rounded to bf16;
+/// zeros for a group without rows. dy [m,n] and x [m,k] are bf16; with numbers, row r is the r-th
+/// of these.
 struct WeightGradient {
   const void *dy, *x;
-  float *out;
+  void *out;
+  fb::DType outDtype;
   const int32_t *groups;
   int64_t groupCount, m, n, k;
   RowNumbers dyNumbers = {}, xNumbers = {};

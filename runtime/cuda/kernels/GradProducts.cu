@@ -310,9 +310,10 @@ Expected<bool> weightGradient(const Call &call, int64_t m, int64_t n, int64_t k)
         return s;
       left = halves.rounded;
     }
-    Expected<bool> done =
-        multiplyDense(call, {left, x.data, static_cast<float *>(out.data) + column * k, x.dtype,
-                             out.dtype, columns, k, m, true, true, halves.rest, halves.restBytes});
+    Expected<bool> done = multiplyDense(
+        call, {left, x.data,
+               static_cast<char *>(out.data) + column * k * int64_t(elementBytes(out.dtype)),
+               x.dtype, out.dtype, columns, k, m, true, true, halves.rest, halves.restBytes});
     if (!done || !*done)
       return done;
   }
@@ -493,7 +494,8 @@ Status ops::grouped_weight_grad(const Call &call) {
   if (areBf16(call.in[0], call.in[2])) {
     const WeightGradient gradient{call.in[0].data,
                                   call.in[2].data,
-                                  call.output<float>(0),
+                                  call.out[0].data,
+                                  call.out[0].dtype,
                                   call.input<int32_t>(1),
                                   groups,
                                   rows,

@@ -23,21 +23,21 @@ struct AdamW {
 
 /// The n elements of one parameter, at its step `at`; a thread makes `each` neighbours, of which n
 /// is a multiple.
-template <int each>
-__device__ void updateAdamW(const float *grad, const float *lr, float at, const float *factor,
-                            float *w, float *m, float *v, int64_t n, AdamW p) {
+template <int each, typename G>
+__device__ void updateAdamW(const G *grad, const float *lr, float at, const float *factor, float *w,
+                            float *m, float *v, int64_t n, AdamW p) {
   using Part = Pack<float, each>;
   // 1 - beta^at = -expm1(at * ln beta)
   const float rate = *lr / -expm1f(at * p.log1), root = rsqrtf(-expm1f(at * p.log2));
   const float decay = 1 - *lr * p.weightDecay, scale = factor ? *factor : 1;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n / each;
        i += int64_t(gridDim.x) * kThreads) {
-    const Part grads = reinterpret_cast<const Part *>(grad)[i];
+    const auto grads = reinterpret_cast<const Pack<G, each> *>(grad)[i];
     Part weights = reinterpret_cast<Part *>(w)[i], first = reinterpret_cast<Part *>(m)[i],
          second = reinterpret_cast<Part *>(v)[i];
 #pragma unroll
     for (int u = 0; u < each; ++u) {
-      const float g = scale * grads.v[u];
+      const float g = scale * toFloat(grads.v[u]);
       first.v[u] = p.beta1 * first.v[u] + p.rest1 * g;
       second.v[u] = p.beta2 * second.v[u] + p.rest2 * (g * g);
       weights.v[u] = weights.v[u] * decay - rate * first.v[u] / (sqrtf(second.v[u]) * root + p.eps);
@@ -48,15 +48,15 @@ __device__ void updateAdamW(const float *grad, const float *lr, float at, const 
   }
 }
 
-template <int each>
-__global__ void adamwOfOne(const float *grad, const float *lr, const int32_t *step,
-                           const float *factor, float *w, float *m, float *v, int64_t n, AdamW p) {
+template <int each, typename G>
+__global__ void adamwOfOne(const G *grad, const float *lr, const int32_t *step, const float *factor,
+                           float *w, float *m, float *v, int64_t n, AdamW p) {
   updateAdamW<each>(grad, lr, float(*step), factor, w, m, v, n, p);
 }
 
 /// An expert for each blockIdx.y. Its steps are counted behind this launch: all blocks read them.
-template <int each>
-__global__ void adamwOfExperts(const float *grad, const float *lr, const float *load,
+template <int each, typename G>
+__global__ void adamwOfExperts(const G *grad, const float *lr, const float *load,
                                const float *steps, const float *factor, float *w, float *m,
                                float *v, int64_t n, AdamW p) {
   int64_t e = blockIdx.y, at = e * n;
@@ -69,12 +69,13 @@ __global__ void countSteps(const float *load, float *steps, int64_t experts) {
     steps[e] += load[e] != 0;
 }
 
-__global__ void updateSgd(const float *grad, const float *lr, const float *factor, float *w,
-                          float *b, int64_t n, float momentum, float weightDecay, bool nesterov) {
+template <typename G>
+__global__ void updateSgd(const G *grad, const float *lr, const float *factor, float *w, float *b,
+                          int64_t n, float momentum, float weightDecay, bool nesterov) {
   float scale = factor ? *factor : 1;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n;
        i += int64_t(gridDim.x) * kThreads) {
-    float g = scale * grad[i] + weightDecay * w[i];
+    float g = scale * toFloat(grad[i]) + weightDecay * w[i];
     if (b) {
       b[i] = momentum * b[i] + g;
       g = nesterov ? g + momentum * b[i] : b[i];
@@ -100,10 +101,11 @@ __global__ void moveBiases(const float *load, float *bias, int64_t experts, doub
   }
 }
 
-__global__ void addMicroBatch(const float *x, const int32_t *micro, float *sum, int64_t n) {
+template <typename X>
+__global__ void addMicroBatch(const X *x, const int32_t *micro, float *sum, int64_t n) {
   bool first = *micro == 0;
   for (int64_t i = threadNumber(); i < n; i += threadCount())
-    sum[i] = first ? x[i] : sum[i] + x[i];
+    sum[i] = first ? toFloat(x[i]) : sum[i] + toFloat(x[i]);
 }
 
 /// x * x of element i of a row of n.
@@ -155,17 +157,19 @@ __global__ void clip(const float *squares, float *norm, float *factor, float mos
 }
 
 /// Launches with the neighbours that a thread makes of parts of n elements, as an
-/// integral_constant.
+/// integral_constant, and a value of the gradient's type.
 template <typename Launch> Status launchInPacks(const Call &call, int64_t n, Launch launch) {
   constexpr int wide = 4;
   bool packs = n % wide == 0 && addressOf(call.in[0].data) % 16 == 0;
   for (int i = 0; i < 3; ++i)
     packs &= addressOf(call.out[size_t(i)].data) % 16 == 0;
-  if (packs)
-    launch(std::integral_constant<int, wide>());
-  else
-    launch(std::integral_constant<int, 1>());
-  return launched(call);
+  return withFloat(call.in[0].dtype, [&]<typename G>(G) {
+    if (packs)
+      launch(std::integral_constant<int, wide>(), G());
+    else
+      launch(std::integral_constant<int, 1>(), G());
+    return launched(call);
+  });
 }
 
 AdamW adamwOf(const Call &call) {
@@ -186,9 +190,9 @@ Status ops::adamw(const Call &call) {
   int64_t n = call.out[0].elements();
   if (n == 0)
     return {};
-  return launchInPacks(call, n, [&]<int each>(std::integral_constant<int, each>) {
+  return launchInPacks(call, n, [&]<int each, typename G>(std::integral_constant<int, each>, G) {
     adamwOfOne<each><<<blocksFor(n / each), kThreads, 0, call.stream()>>>(
-        call.input<float>(0), call.input<float>(1), call.input<int32_t>(2),
+        call.input<G>(0), call.input<float>(1), call.input<int32_t>(2),
         call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
         call.output<float>(1), call.output<float>(2), n, adamwOf(call));
   });
@@ -198,13 +202,14 @@ Status ops::expert_adamw(const Call &call) {
   int64_t n = call.out[0].elements(), experts = call.out[3].elements();
   if (n == 0)
     return {};
-  Status done = launchInPacks(call, n / experts, [&]<int each>(std::integral_constant<int, each>) {
-    const dim3 grid(blocksFor(n / experts / each), unsigned(experts));
-    adamwOfExperts<each><<<grid, kThreads, 0, call.stream()>>>(
-        call.input<float>(0), call.input<float>(1), call.input<float>(2), call.output<float>(3),
-        call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
-        call.output<float>(1), call.output<float>(2), n / experts, adamwOf(call));
-  });
+  Status done = launchInPacks(
+      call, n / experts, [&]<int each, typename G>(std::integral_constant<int, each>, G) {
+        const dim3 grid(blocksFor(n / experts / each), unsigned(experts));
+        adamwOfExperts<each><<<grid, kThreads, 0, call.stream()>>>(
+            call.input<G>(0), call.input<float>(1), call.input<float>(2), call.output<float>(3),
+            call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
+            call.output<float>(1), call.output<float>(2), n / experts, adamwOf(call));
+      });
   if (!done)
     return done;
   countSteps<<<1, kThreads, 0, call.stream()>>>(call.input<float>(2), call.output<float>(3),
@@ -216,12 +221,14 @@ Status ops::sgd(const Call &call) {
   int64_t n = call.out[0].elements();
   if (n == 0)
     return {};
-  updateSgd<<<blocksFor(n), kThreads, 0, call.stream()>>>(
-      call.input<float>(0), call.input<float>(1),
-      call.in.size() > 2 ? call.input<float>(2) : nullptr, call.output<float>(0),
-      call.out.size() > 1 ? call.output<float>(1) : nullptr, n, float(call.params.real("momentum")),
-      float(call.params.real("weight_decay")), call.params.integer("nesterov") != 0);
-  return launched(call);
+  return withFloat(call.in[0].dtype, [&]<typename G>(G) {
+    updateSgd<<<blocksFor(n), kThreads, 0, call.stream()>>>(
+        call.input<G>(0), call.input<float>(1), call.in.size() > 2 ? call.input<float>(2) : nullptr,
+        call.output<float>(0), call.out.size() > 1 ? call.output<float>(1) : nullptr, n,
+        float(call.params.real("momentum")), float(call.params.real("weight_decay")),
+        call.params.integer("nesterov") != 0);
+    return launched(call);
+  });
 }
 
 Status ops::balance_bias(const Call &call) {
@@ -235,9 +242,11 @@ Status ops::accumulate(const Call &call) {
   int64_t n = call.out[0].elements();
   if (n == 0)
     return {};
-  addMicroBatch<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
-      call.input<float>(0), call.input<int32_t>(1), call.output<float>(0), n);
-  return launched(call);
+  return withFloat(call.in[0].dtype, [&]<typename X>(X) {
+    addMicroBatch<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
+        call.input<X>(0), call.input<int32_t>(1), call.output<float>(0), n);
+    return launched(call);
+  });
 }
 
 template <typename T>

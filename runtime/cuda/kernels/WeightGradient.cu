@@ -35,8 +35,8 @@ struct Layout {
 /// Whose rows are named by tokens.
 enum class Gather { none, dy, x };
 
-struct Args {
-  float *out;
+template <typename Out> struct Args {
+  Out *out;
   const int32_t *groups;
   Sizes sizes;
   uint32_t rowTiles;
@@ -56,7 +56,8 @@ struct Walk {
   const Start *starts;
   uint32_t rowTiles, columnTiles, count;
 
-  __device__ Walk(const Start *starts, const Args &args)
+  template <typename Out>
+  __device__ Walk(const Start *starts, const Args<Out> &args)
       : starts(starts), rowTiles(args.rowTiles), columnTiles(uint32_t(args.sizes.columnTiles)),
         count(uint32_t(args.sizes.groupCount) * rowTiles * columnTiles) {}
   __device__ Part partAt(uint32_t index) const {
@@ -180,9 +181,9 @@ private:
 constexpr int kTokensAhead = 4, kGathersBehind = 2;
 
 /// One operand, whose rows tokens name, by the threads of a warpgroup, and the other one.
-template <Gather gather>
+template <Gather gather, typename Out>
 __device__ void gatherRows(const Walk &walk, const Place &place, const CUtensorMap &other,
-                           const Args &args) {
+                           const Args<Out> &args) {
   constexpr bool isDy = gather == Gather::dy;
   constexpr int threadRows = kDepth * kRowChunks / kWarpgroup, apart = kDepth / threadRows;
   const int lane = laneNumber(), warp = int(threadIdx.x) / 32, chunk = lane % kRowChunks,
@@ -282,9 +283,18 @@ __device__ inline float4 joinBlocks(const float *s) {
 }
 __device__ inline int firstColumn() { return laneNumber() % 2 * 8 + (laneNumber() & 2) * 2; }
 
-/// The results of one warpgroup, whole lines of 128 bytes at a time: two rows' lanes exchange
-/// halves, so that all eight store of one row, then of the other.
-__device__ void storePart(const float (&sum)[kDyBlocks][kPartColumns / 2], const Args &args,
+__device__ inline void storeFour(float *to, float4 v) { *reinterpret_cast<float4 *>(to) = v; }
+__device__ inline void storeFour(bf16 *to, float4 v) {
+  const __nv_bfloat162 low = __floats2bfloat162_rn(v.x, v.y),
+                       high = __floats2bfloat162_rn(v.z, v.w);
+  *reinterpret_cast<uint2 *>(to) =
+      make_uint2(reinterpret_cast<const uint32_t &>(low), reinterpret_cast<const uint32_t &>(high));
+}
+
+/// The results of one warpgroup, 32 columns of a row at a time (of f32 a whole line of 128 bytes):
+/// two rows' lanes exchange halves, so that all eight store of one row, then of the other.
+template <typename Out>
+__device__ void storePart(const float (&sum)[kDyBlocks][kPartColumns / 2], const Args<Out> &args,
                           const Part &part) {
   const int lane = laneNumber(), warp = int(threadIdx.x) / 32 % 4, second = lane / 4 % 2,
             column = part.k + second * 16 + firstColumn();
@@ -294,7 +304,7 @@ __device__ void storePart(const float (&sum)[kDyBlocks][kPartColumns / 2], const
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = part.n + block * kBlock + warp * 16 + half * 8 + lane / 8 * 2;
-      float *to = args.out + (int64_t(part.group) * args.sizes.n + row) * k + column;
+      Out *to = args.out + (int64_t(part.group) * args.sizes.n + row) * k + column;
 #pragma unroll
       for (int j = 0; j < kPartColumns / 8; j += 4) {
         const float4 a = joinBlocks(sum[block] + j * 4 + half * 2),
@@ -305,29 +315,28 @@ __device__ void storePart(const float (&sum)[kDyBlocks][kPartColumns / 2], const
         if (column + j * 8 >= k)
           continue;
         if (row < args.sizes.n)
-          *reinterpret_cast<float4 *>(to + j * 8) = second ? got : a;
+          storeFour(to + j * 8, second ? got : a);
         if (row + 1 < args.sizes.n)
-          *reinterpret_cast<float4 *>(to + j * 8 + k) = second ? b : got;
+          storeFour(to + j * 8 + k, second ? b : got);
       }
     }
 }
 
 /// Zeros in the place of a warpgroup's results.
-__device__ void zeroPart(const Args &args, const Part &part) {
+template <typename Out> __device__ void zeroPart(const Args<Out> &args, const Part &part) {
   constexpr int chunks = kPartColumns / 4;
   for (int i = int(threadIdx.x) % kWarpgroup; i < kRows * chunks; i += kWarpgroup) {
     const int row = part.n + i / chunks, column = part.k + i % chunks * 4;
     if (row < args.sizes.n && column < args.sizes.k)
-      *reinterpret_cast<float4 *>(
-          args.out + (int64_t(part.group) * args.sizes.n + row) * args.sizes.k + column) =
-          make_float4(0, 0, 0, 0);
+      storeFour(args.out + (int64_t(part.group) * args.sizes.n + row) * args.sizes.k + column,
+                make_float4(0, 0, 0, 0));
   }
 }
 
-template <Gather gather>
+template <Gather gather, typename Out>
 __global__ void __launch_bounds__(kThreads, 1)
     weightTiles(const __grid_constant__ CUtensorMap dy, const __grid_constant__ CUtensorMap x,
-                const Args args) {
+                const Args<Out> args) {
   extern __shared__ __align__(1024) unsigned char sharedBytes[];
   const Place place{sharedAddress(sharedBytes)};
   if (place.base % Shared::alignment != 0)
@@ -415,9 +424,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 int64_t rowTilesOf(const WeightGradient &g) { return ceilDiv(g.n, kRows); }
 int64_t columnTilesOf(const WeightGradient &g) { return ceilDiv(g.k, kPartColumns); }
 
-template <Gather gather>
-Status launch(const Call &call, const WeightGradient &g, const void *gathered,
-              const RowNumbers &numbers) {
+template <Gather gather, typename Out>
+Status launchTo(const Call &call, const WeightGradient &g, const void *gathered,
+                const RowNumbers &numbers) {
   CUtensorMap dy{}, x{};
   if ((gather != Gather::dy && !describeMatrix(dy, g.dy, g.m, g.n, kDepth)) ||
       (gather != Gather::x && !describeMatrix(x, g.x, g.m, g.k, kDepth)))
@@ -426,10 +435,10 @@ Status launch(const Call &call, const WeightGradient &g, const void *gathered,
   if (Status s = persistentBlocks(call, g.groupCount * rowTilesOf(g) * columnTilesOf(g), blocks);
       !s)
     return s;
-  if (Status s = allowSharedBytes(call, weightTiles<gather>, Layout::bytes); !s)
+  if (Status s = allowSharedBytes(call, weightTiles<gather, Out>, Layout::bytes); !s)
     return s;
-  const Args args{
-      g.out,
+  const Args<Out> args{
+      static_cast<Out *>(g.out),
       g.groups,
       {int32_t(g.groupCount), int32_t(g.m), int32_t(g.n), int32_t(g.k), int32_t(columnTilesOf(g))},
       uint32_t(rowTilesOf(g)),
@@ -437,8 +446,16 @@ Status launch(const Call &call, const WeightGradient &g, const void *gathered,
       numbers.data,
       uint32_t(numbers.limit),
       call.context.errorFlag};
-  weightTiles<gather><<<blocks, kThreads, Layout::bytes, call.stream()>>>(dy, x, args);
+  weightTiles<gather, Out><<<blocks, kThreads, Layout::bytes, call.stream()>>>(dy, x, args);
   return launched(call);
+}
+
+template <Gather gather>
+Status launch(const Call &call, const WeightGradient &g, const void *gathered,
+              const RowNumbers &numbers) {
+  return withFloat(g.outDtype, [&]<typename Out>(Out) {
+    return launchTo<gather, Out>(call, g, gathered, numbers);
+  });
 }
 
 } // namespace
@@ -456,9 +473,10 @@ Status launchWeightGradient(const Call &call, const WeightGradient &g) {
   if (g.groupCount == 0 || g.k == 0)
     return {};
   if (g.m == 0) // nothing that the copy engine could be told of
-    return checked(
-        call.name,
-        cudaMemsetAsync(g.out, 0, size_t(g.groupCount * g.n * g.k) * sizeof(float), call.stream()));
+    return checked(call.name,
+                   cudaMemsetAsync(g.out, 0,
+                                   size_t(g.groupCount * g.n * g.k) * elementBytes(g.outDtype),
+                                   call.stream()));
   if (g.dyNumbers.data)
     return launch<Gather::dy>(call, g, g.dy, g.dyNumbers);
   if (g.xNumbers.data)

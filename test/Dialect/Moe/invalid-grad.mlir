@@ -834,3 +834,30 @@ func.func @f(%y: tensor<24x8xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>, %s
 func.func @f() attributes {moe.deterministic} {
   return
 }
+
+// -----
+
+// LinearWeightGradOp C4
+func.func @f(%dy: tensor<6x4xbf16>, %x: tensor<6x8xf32>) {
+  // expected-error @+1 {{C4: the result must be f32, or bf16 if x is}}
+  %0 = moe.linear_weight_grad %dy, %x contract 1 : (tensor<6x4xbf16>, tensor<6x8xf32>) -> tensor<4x8xbf16>
+  return
+}
+
+// -----
+
+// GroupedWeightGradOp C6
+func.func @f(%y: tensor<24x8xbf16>, %r: !moe.routing<2x6, experts = 4, k = 2>, %x: tensor<24x3xf32>) {
+  // expected-error @+1 {{C6: the result must be f32, or bf16 if rows are and there are no samples}}
+  %0 = moe.grouped_weight_grad %y by %r, %x contract 1 : (tensor<24x8xbf16>, !moe.routing<2x6, experts = 4, k = 2>, tensor<24x3xf32>) -> tensor<4x8x3xbf16>
+  return
+}
+
+// -----
+
+// GroupedWeightGradOp C6
+func.func @f(%y: tensor<24x8xbf16>, %r: !moe.routing<2x6, experts = 4, k = 2>, %x: tensor<24x3xbf16>, %s: tensor<2x4xi32>) {
+  // expected-error @+1 {{C6: the result must be f32, or bf16 if rows are and there are no samples}}
+  %0 = moe.grouped_weight_grad %y by %r, %x samples %s contract 1 : (tensor<24x8xbf16>, !moe.routing<2x6, experts = 4, k = 2>, tensor<24x3xbf16>, tensor<2x4xi32>) -> tensor<4x8x3xbf16>
+  return
+}

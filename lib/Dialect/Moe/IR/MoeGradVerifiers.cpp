@@ -23,6 +23,12 @@ static bool isSuffix(ArrayRef<int64_t> suffix, ArrayRef<int64_t> shape) {
   return suffix.size() <= shape.size() && shape.take_back(suffix.size()) == suffix;
 }
 
+/// Whether sums are as wide as they are made, or rounded to an operand's type.
+static bool isWideOrOf(Value sums, Value operand) {
+  Type type = tensorOf(sums).getElementType();
+  return !type.isBF16() || (operand && tensorOf(operand).getElementType().isBF16());
+}
+
 static bool oneShape(Value a, Value b, Value c) {
   return shapeOf(a) == shapeOf(b) && shapeOf(b) == shapeOf(c);
 }
@@ -59,6 +65,8 @@ LogicalResult LinearWeightGradOp::verify() {
     return emitOpError("C2: dy must begin with x's first ") << t << " dimensions";
   if (!is(getResult(), concat(shapeOf(getDy()).drop_front(t), shapeOf(getX()).take_back(k))))
     return emitOpError("C3: the result must be dy's and then x's other dimensions");
+  if (!isWideOrOf(getResult(), getX()))
+    return emitOpError("C4: the result must be f32, or bf16 if x is");
   return success();
 }
 
@@ -266,6 +274,8 @@ LogicalResult GroupedWeightGradOp::verify() {
     return emitOpError("C4: groups must count the experts of the result");
   if (!areSamplesOf(getSamples(), result[0]))
     return emitOpError("C5: samples must be [B,E]");
+  if (!isWideOrOf(getResult(), getSamples() ? Value() : getRows()))
+    return emitOpError("C6: the result must be f32, or bf16 if rows are and there are no samples");
   return success();
 }
 

@@ -1,0 +1,53 @@
+//===- NarrowGradients.cpp - --moe-narrow-gradients -----------------------===//
+// Weights' gradients in bf16 are half of what a step stores, sends and reads again (as in models
+// that are bf16 throughout). Sums are made in f32 and rounded where they are stored, so only what a
+// product of bf16 gives as it is becomes narrow; a gradient that is a sum of several (tied
+// weights), and those of routers, norms and embeddings, which f32 made, stay.
+//===----------------------------------------------------------------------===//
+#include "mlir/Dialect/Func/IR/FuncOps.h"
+#include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "moira/Transforms/Passes.h"
+
+namespace moira {
+#define GEN_PASS_DEF_MOENARROWGRADIENTS
+#include "moira/Transforms/Passes.h.inc"
+} // namespace moira
+
+using namespace mlir;
+using namespace moira;
+
+namespace {
+
+/// What a product that makes a weight's gradient multiplies cotangents with; null for all else.
+Value multiplied(Operation *op) {
+  if (auto linear = dyn_cast<moe::LinearWeightGradOp>(op))
+    return linear.getX();
+  auto grouped = dyn_cast<moe::GroupedWeightGradOp>(op);
+  return grouped ? grouped.getRows() : Value();
+}
+
+struct NarrowGradients : moira::impl::MoeNarrowGradientsBase<NarrowGradients> {
+  void runOnOperation() override {
+    for (func::FuncOp func : getOperation().getOps<func::FuncOp>())
+      if (!func.isExternal())
+        narrow(func);
+  }
+
+  void narrow(func::FuncOp func) {
+    Operation *end = func.front().getTerminator();
+    for (Value result : end->getOperands()) {
+      Operation *product = result.getDefiningOp();
+      Value rows = product && result.hasOneUse() ? multiplied(product) : Value();
+      if (!rows)
+        continue;
+      Type element = cast<RankedTensorType>(rows.getType()).getElementType();
+      if (!element.isBF16())
+        continue;
+      result.setType(cast<RankedTensorType>(result.getType()).clone(element));
+      ++narrowed;
+    }
+    func.setFunctionType(
+        FunctionType::get(&getContext(), func.getArgumentTypes(), end->getOperandTypes()));
+  }
+};
+} // namespace
