@@ -1,9 +1,10 @@
 //===- FuseGlu.cpp - --plan-fuse-glu --------------------------------------===//
 // Marks, on localized functions for a GPU, what the call grouped_glu will do: a moe.glu of the rows
-// that experts' gate and up weights give, so that these are never stored, and the selection of
-// tokens' rows that only such a product reads, so that it gathers them itself. plan-lower makes the
-// calls. Functions with gradients keep the products, which their backward half reads.
+// that experts' gate and up weights give, so that these are not stored, or only beside it where a
+// backward half reads them, and the selection of tokens' rows that only such a product reads, so
+// that it gathers them itself. plan-lower makes the calls.
 //===----------------------------------------------------------------------===//
+#include "FuseGlu.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Conversion/PlanPasses.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
@@ -15,29 +16,30 @@ using namespace moira;
 
 namespace {
 
-/// The most groups and the unit of rows that grouped_glu's kernel for many rows takes.
-constexpr int64_t kMostGroups = 256, kUnit = 8;
-
-/// The product that the glu may be part of, or null.
+/// The product that the glu may be part of, or null. Others may read it later.
 moe::GroupedMatmulOp productOf(moe::GluOp glu) {
   auto product = glu.getX().getDefiningOp<moe::GroupedMatmulOp>();
-  if (!product || !product->hasOneUse() || product->getBlock() != glu->getBlock())
+  if (!product || product->getBlock() != glu->getBlock())
     return {};
-  auto rows = cast<RankedTensorType>(product.getRows().getType()),
-       weights = cast<RankedTensorType>(product.getW().getType()),
-       result = cast<RankedTensorType>(glu.getType());
-  for (RankedTensorType type : {rows, weights, result})
-    if (!type.getElementType().isBF16())
-      return {};
+  auto readsLater = [&](Operation *user) {
+    return user == glu || (!isa<moe::GluOp>(user) && user->getBlock() == glu->getBlock() &&
+                           glu->isBeforeInBlock(user));
+  };
+  if (!llvm::all_of(product->getUsers(), readsLater))
+    return {};
+  auto weights = cast<RankedTensorType>(product.getW().getType());
   // [groups, 2, F, K..]
   const int64_t contract = int64_t(product.getContract());
+  if (weights.getRank() != 3 + contract || weights.getDimSize(1) != 2)
+    return {};
   int64_t depth = 1;
   for (int64_t size : weights.getShape().take_back(contract))
     depth *= size;
-  const int64_t groups = weights.getDimSize(0);
-  const bool fits = weights.getRank() == 3 + contract && weights.getDimSize(1) == 2 &&
-                    weights.getDimSize(2) % kUnit == 0 && depth % kUnit == 0 &&
-                    groups <= kMostGroups;
+  const int64_t groups = weights.getDimSize(0),
+                rows = cast<RankedTensorType>(product.getRows().getType()).getDimSize(0);
+  const bool fits = fitsGroupedGlu({product.getRows(), product.getW(), glu.getResult()}, groups,
+                                   weights.getDimSize(2), depth) &&
+                    (product->hasOneUse() || hasManyRows(groups, rows));
   return fits ? product : moe::GroupedMatmulOp();
 }
 
@@ -51,10 +53,6 @@ struct FuseGluPass : PassWrapper<FuseGluPass, OperationPass<func::FuncOp>> {
     registry.insert<plan::PlanDialect>();
   }
   void runOnOperation() final {
-    if (getOperation()
-            .walk([](moe::GluGradOp) { return WalkResult::interrupt(); })
-            .wasInterrupted())
-      return;
     auto unit = UnitAttr::get(&getContext());
     getOperation().walk([&](moe::GluOp glu) {
       moe::GroupedMatmulOp product = productOf(glu);

@@ -136,6 +136,13 @@ void LoweringTable::addExpertGradients() {
            {b.define(op.getResult())}, {b.integer("contract", op.getContract())});
     return success();
   });
+  add<plan::GroupedGluGradOp>(+[](plan::GroupedGluGradOp op, B &b) {
+    b.call("grouped_glu_grad",
+           {b.view(op.getDy()), b.view(op.getGroups()), b.view(op.getW()), b.view(op.getZ()),
+            b.view(op.getPos()), b.routing(op.getRouting()).weights},
+           {b.define(op.getDz()), b.define(op.getAct()), b.define(op.getDots())}, gluParams(b, op));
+    return success();
+  });
   add<moe::GroupedWeightGradOp>(+[](moe::GroupedWeightGradOp op, B &b) -> LogicalResult {
     Value counts = countsOf(op, op.getGroups(), b);
     if (!counts)

@@ -288,7 +288,10 @@ static LogicalResult groupedGlu(moe::GluOp op, B &b) {
   }
   SmallVector<NamedAttribute> params = gluParams(b, op);
   params.push_back(b.integer("contract", product.getContract()));
-  b.call("grouped_glu", inputs, {b.define(op.getResult())}, params);
+  SmallVector<Value> outputs{b.define(op.getResult())};
+  if (!product->hasOneUse()) // something else reads it
+    outputs.push_back(b.define(product.getResult()));
+  b.call("grouped_glu", inputs, outputs, params);
   return success();
 }
 
@@ -406,7 +409,8 @@ void LoweringTable::addExperts() {
     return success();
   });
   add<moe::GroupedMatmulOp>(+[](moe::GroupedMatmulOp op, B &b) -> LogicalResult {
-    if (op->hasOneUse() && op->user_begin()->hasAttr(plan::kInProductAttr))
+    if (llvm::any_of(op->getUsers(),
+                     [](Operation *user) { return user->hasAttr(plan::kInProductAttr); }))
       return success(); // it is made with the glu
     Value counts = countsOf(op, op.getGroups(), b);
     if (!counts)

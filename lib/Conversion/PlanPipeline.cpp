@@ -49,9 +49,11 @@ static void addProgramPasses(OpPassManager &passes, const PlanOptions &options) 
   // First, as what is moved is no part of a kernel. On the host everything is in its memory.
   if (options.target != "host" && options.offload != "none")
     passes.addPass(createPlanOffloadPass(options.offload));
-  // What a product makes is no kernel's.
-  if (options.target != "host")
+  // What a product makes is no kernel's. Of gradients first, which then read fewer rows.
+  if (options.target != "host") {
+    passes.nest<func::FuncOp>().addPass(createPlanFuseGluGradPass());
     passes.nest<func::FuncOp>().addPass(createPlanFuseGluPass());
+  }
   // On tensors, where producers and consumers are one step apart.
   passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
   passes.addPass(createPlanLowerPass(options));
@@ -109,6 +111,7 @@ LogicalResult moira::buildPlan(ModuleOp localized, ModuleOp global, const PlanOp
 
 void moira::registerPlanPasses() {
   registerPass([] { return createPlanOffloadPass(); });
+  registerPass([] { return createPlanFuseGluGradPass(); });
   registerPass([] { return createPlanFuseGluPass(); });
   registerPass([] { return createPlanFuseKernelsPass(); });
   registerPass([] { return createPlanLowerPass(); });

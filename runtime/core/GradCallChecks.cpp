@@ -121,6 +121,14 @@ void check_grouped_input_grad(CallCheck &c) {
   c.fixedRun("K");
 }
 
+void check_grouped_glu_grad(CallCheck &c) {
+  checkActivation(c);
+  for (const char *name : {"n", "D", "F", "k"})
+    c.fixed(name);
+  c.fixedRun("t");
+  c.fitsInt32(c.dim("R"), "rows");
+}
+
 void check_grouped_weight_grad(CallCheck &c) {
   c.fixed("n");
   c.fixedRun("N");

@@ -33,6 +33,7 @@ const std::map<std::string, ProductCall, std::less<>> kProducts = {
     {"grouped_matmul", {{0, 2, -1}, 2}},
     {"grouped_glu", {{0, 2, -1}, 2}},
     {"grouped_input_grad", {{0, 2, -1}, 2}},
+    {"grouped_glu_grad", {{0, 2, -1}, 2}},
     {"grouped_weight_grad", {{0, 2, -1}, -1}},
 };
 
@@ -203,7 +204,8 @@ double WorkReader::callBytes(const fb::Instr &instr, const std::string &name, do
       bytes += 2 * bytesOf(instr.inputs()->Get(2));
     return bytes;
   }
-  bool grouped = name == "grouped_matmul" || name == "grouped_glu" || name == "grouped_input_grad";
+  bool grouped = name == "grouped_matmul" || name == "grouped_glu" || name == "grouped_glu_grad" ||
+                 name == "grouped_input_grad";
   if (instr.inputs())
     for (unsigned i = 0; i < instr.inputs()->size(); ++i) {
       uint32_t view = instr.inputs()->Get(i);

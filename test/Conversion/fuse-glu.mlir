@@ -1,5 +1,5 @@
 // A glu of experts' rows is made by their product, which gathers the rows that nobody else reads. It
-// takes bf16 and a result that only the glu reads; rows that are read
+// takes bf16; a product that is read later is kept, if there are more than 16 rows a group; rows that are read
 // again are selected as ever, and what is weighted is.
 // RUN: moe-opt %s --plan-fuse-glu --plan-fuse-kernels --plan-lower=target=sm_90 | FileCheck %s
 // RUN: moe-opt %s --plan-fuse-glu | FileCheck %s --check-prefix=MARKS
@@ -28,10 +28,15 @@
 // MARKS-NOT: plan.numbers_only
 // MARKS: plan.in_product
 
+// CHECK-LABEL: plan.program @product_read_twice
+// CHECK: plan.call "grouped_glu"(%{{[0-9]+}}, %{{[0-9]+}}, %{{[0-9]+}}) -> (%{{[0-9]+}}, %{{[0-9]+}})
+// CHECK-NOT: plan.call "grouped_matmul"
+// CHECK-LABEL: plan.program @odd_width
+
 // MARKS-LABEL: func.func @few_rows
 // MARKS: plan.in_product
 // MARKS-LABEL: func.func @product_read_twice
-// MARKS-NOT: plan.in_product
+// MARKS: plan.in_product
 // MARKS-LABEL: func.func @odd_width
 // MARKS-NOT: plan.in_product
 

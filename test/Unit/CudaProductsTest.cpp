@@ -110,55 +110,123 @@ TEST_F(CudaProducts, GroupsThatLieAreReported) {
   }
 }
 
-TEST_F(CudaProducts, GluOfGatheredRows) {
-  // Against the host's composition: groups that end anywhere, empty ones, one token, all on one
-  // expert, rows past the groups, tails of every dimension; with tokens and without.
-  struct Case {
-    int64_t n, tokens, k, f, inner;
-    int kind; // of choices: spread, all on one expert, every third
+/// Choices of tokens and their rows, sorted by expert.
+struct Sorted {
+  int64_t tokens, rows;
+  Tensor<int32_t> groups, order, pos;
+};
+
+/// Experts' widths and how tokens choose: spread, all one expert, every third.
+struct GluCase {
+  int64_t n, tokens, k, f, inner;
+  int kind;
+};
+/// Groups that end anywhere, empty ones, one token, all on one expert, tails of every dimension.
+constexpr GluCase kGluCases[] = {
+    {4, 1, 1, 8, 8, 0},         {4, 1, 2, 128, 64, 0},      {3, 200, 2, 128, 64, 0},
+    {5, 333, 3, 136, 200, 0},   {2, 129, 1, 256, 72, 0},    {16, 700, 4, 384, 328, 0},
+    {9, 500, 2, 264, 128, 1},   {40, 900, 2, 640, 64, 2},   {130, 1500, 8, 120, 520, 0},
+    {256, 1200, 4, 768, 96, 0}, {7, 900, 3, 1032, 1032, 0}, {300, 400, 2, 64, 64, 0},
+    {12, 60, 4, 200, 264, 1},   {20, 50, 4, 1096, 136, 0},  {6, 90, 2, 520, 72, 2}};
+
+/// Rows past the groups in half of the cases; choices that are dropped, in some, have no row.
+Sorted sortRows(Random &random, const GluCase &c, bool drops) {
+  const int64_t tokens = everyNthCase() > 1 ? std::min<int64_t>(c.tokens, 300) : c.tokens;
+  Tensor<int32_t> ids = random.choices(tokens, std::min(c.k, c.n), c.n);
+  for (int32_t &id : ids.values)
+    id = drops && random.between(0, 9) == 0 ? -1
+         : c.kind == 1                      ? int32_t(c.n / 2)
+         : c.kind == 2                      ? id / 3 * 3
+                                            : id;
+  const int64_t left = random.between(0, 1) ? random.between(1, 300) : 0;
+  const int64_t rows = int64_t(ids.values.size()) + left;
+  auto full = [](Shape shape, int32_t value) {
+    Tensor<int32_t> tensor(std::move(shape));
+    std::fill(tensor.values.begin(), tensor.values.end(), value);
+    return tensor;
   };
-  const Case cases[] = {
-      {4, 1, 1, 8, 8, 0},         {4, 1, 2, 128, 64, 0},      {3, 200, 2, 128, 64, 0},
-      {5, 333, 3, 136, 200, 0},   {2, 129, 1, 256, 72, 0},    {16, 700, 4, 384, 328, 0},
-      {9, 500, 2, 264, 128, 1},   {40, 900, 2, 640, 64, 2},   {130, 1500, 8, 120, 520, 0},
-      {256, 1200, 4, 768, 96, 0}, {7, 900, 3, 1032, 1032, 0}, {300, 400, 2, 64, 64, 0},
-      {12, 60, 4, 200, 264, 1},   {20, 50, 4, 1096, 136, 0},  {6, 90, 2, 520, 72, 2}};
-  for (const Case &c : cases)
+  Sorted s{tokens, rows, full({1, c.n}, 0), full({rows}, 0), full(ids.shape, -1)};
+  int32_t row = 0;
+  for (int64_t e = 0; e < c.n; ++e)
+    for (size_t i = 0; i < ids.values.size(); ++i)
+      if (ids.values[i] == e) {
+        s.order.values[size_t(row)] = int32_t(i) / int32_t(ids.shape[1]);
+        s.pos.values[i] = row++;
+        ++s.groups.values[size_t(e)];
+      }
+  return s;
+}
+
+std::string describe(const GluCase &c, const Sorted &s, const char *activation) {
+  return format("%lld tokens, %lld rows in %lld groups, %lld by %lld, %s", (long long)s.tokens,
+                (long long)s.rows, (long long)c.n, (long long)c.f, (long long)c.inner, activation);
+}
+
+CallParams gluParams(const GluCase &c, const char *activation) {
+  CallParams p = params({}, {}, {{"activation", activation}});
+  if (c.n == 9)
+    p = params({}, {{"limit", 7}, {"alpha", 1.702}, {"up_shift", 1}}, {{"activation", activation}});
+  return p;
+}
+
+TEST_F(CudaProducts, GluOfGatheredRows) {
+  // Against the host's composition, with tokens and without, keeping the product and not.
+  for (const GluCase &c : kGluCases)
     for (const char *activation : {"silu", "gelu", "gelu_tanh", "relu"}) {
       if (c.n != 5 && activation[0] != 's')
         continue; // the others once
-      const int64_t tokens = everyNthCase() > 1 ? std::min<int64_t>(c.tokens, 300) : c.tokens;
-      Tensor<int32_t> ids = random.choices(tokens, std::min(c.k, c.n), c.n);
-      for (int32_t &id : ids.values)
-        id = c.kind == 1 ? int32_t(c.n / 2) : c.kind == 2 ? id / 3 * 3 : id;
-      const int64_t left = random.between(0, 1) ? random.between(1, 300) : 0,
-                    rows = int64_t(ids.values.size()) + left;
-      Tensor<int32_t> order({rows}), groups = none(c.n);
-      order.values.clear();
-      for (int64_t e = 0; e < c.n; ++e)
-        for (size_t i = 0; i < ids.values.size(); ++i)
-          if (ids.values[i] == e) {
-            order.values.push_back(int32_t(i) / int32_t(ids.shape[1]));
-            ++groups.values[size_t(e)];
-          }
-      order.values.resize(size_t(rows), 0);
-      SCOPED_TRACE(format("%lld tokens, %lld rows in %lld groups, %lld by %lld, %s",
-                          (long long)tokens, (long long)rows, (long long)c.n, (long long)c.f,
-                          (long long)c.inner, activation));
-      CallParams p = params({{"contract", 1}}, {}, {{"activation", activation}});
-      if (c.n == 9)
-        p = params({{"contract", 1}}, {{"limit", 7}, {"alpha", 1.702}, {"up_shift", 1}},
-                   {{"activation", activation}});
+      const Sorted sorted = sortRows(random, c, false);
+      const int64_t rows = sorted.rows;
+      SCOPED_TRACE(describe(c, sorted, activation));
+      CallParams p = gluParams(c, activation);
+      p.integers["contract"] = 1;
       Operand w = T(random.normal<float>({c.n, 2, c.f, c.inner}));
       for (Mode mode : allModes()) {
         if ((mode.dtype == fb::DType::f32 || mode.shifted) && rows * c.f * c.inner > 40000000)
           continue;
         mode.f32Error = 1e-4; // of few results of alternating sums
+        std::vector<Operand> alone{T(Shape{rows, c.f})}, both = alone;
+        both.push_back(T(Shape{rows, 2, c.f}));
+        const bool keeps = random.between(0, 1) != 0; // of tokens, else of rows
         expectAgrees(*gpu, "grouped_glu",
-                     {T(random.normal<float>({tokens, c.inner})), I(groups), w, I(order)},
-                     {T(Shape{rows, c.f})}, p, mode);
-        expectAgrees(*gpu, "grouped_glu", {T(random.normal<float>({rows, c.inner})), I(groups), w},
-                     {T(Shape{rows, c.f})}, p, mode);
+                     {T(random.normal<float>({sorted.tokens, c.inner})), I(sorted.groups), w,
+                      I(sorted.order)},
+                     keeps ? both : alone, p, mode);
+        expectAgrees(*gpu, "grouped_glu",
+                     {T(random.normal<float>({rows, c.inner})), I(sorted.groups), w},
+                     keeps ? alone : both, p, mode);
+      }
+    }
+}
+
+TEST_F(CudaProducts, GluGradOfRows) {
+  auto positive = [&](Shape shape) {
+    Tensor<float> tensor = random.normal<float>(std::move(shape));
+    for (float &v : tensor.values)
+      v = std::abs(v);
+    return tensor;
+  };
+  for (const GluCase &c : kGluCases)
+    for (const char *activation : {"silu", "gelu", "gelu_tanh", "relu"}) {
+      if (c.n != 5 && activation[0] != 's')
+        continue; // the others once
+      const Sorted sorted = sortRows(random, c, true);
+      const int64_t rows = sorted.rows;
+      SCOPED_TRACE(describe(c, sorted, activation));
+      // Few results must not be what is left of terms of both signs.
+      auto normal = [&](Shape shape) {
+        return rows < 1000 ? positive(std::move(shape)) : random.normal<float>(std::move(shape));
+      };
+      const Operand w = T(normal({c.n, c.inner, c.f})), z = T(normal({rows, 2, c.f})),
+                    weights = A(positive(sorted.pos.shape));
+      for (Mode mode : allModes()) {
+        if ((mode.dtype == fb::DType::f32 || mode.shifted) && rows * c.f * c.inner > 40000000)
+          continue;
+        mode.f32Error = 1e-4;
+        expectAgrees(*gpu, "grouped_glu_grad",
+                     {T(normal({rows, c.inner})), I(sorted.groups), w, z, I(sorted.pos), weights},
+                     {T(Shape{rows, 2, c.f}), T(Shape{rows, c.f}), A(Shape(sorted.pos.shape))},
+                     gluParams(c, activation), mode);
       }
     }
 }

@@ -110,6 +110,7 @@ void measureProducts(Gpu &gpu);
 void measureAttention(Gpu &gpu);
 void measureAround(Gpu &gpu);
 void measureLayers(Gpu &gpu);
+void measureTraining(Gpu &gpu);
 void measureDecode(Gpu &gpu, std::initializer_list<int64_t> tokens,
                    std::initializer_list<int64_t> tokensOfLongCaches);
 

@@ -1,10 +1,12 @@
 //===- CudaSpeedProducts.cpp - how fast large grouped products are ----------===//
 // The two products of a SwiGLU layer's experts at the sizes of well-known models, with random
 // choices of experts, each beside cuBLASLt's dense product of 8192 x 8192 x 8192 in the same
-// rounds, their gradients, what stands around them (gate, select, combine), and the whole layer
-// forward.
+// rounds, their gradients, what stands around them (gate, select, combine), the whole layer
+// forward, and what training makes around its products.
 //===----------------------------------------------------------------------===//
 #include "CudaSpeed.h"
+
+#include <functional>
 
 namespace moira::rt::testing {
 namespace {
@@ -200,6 +202,79 @@ void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &squa
   std::printf("\n");
 }
 
+/// What training makes around the first product and its gradient, beside the calls that it stands
+/// for; medians of interleaved rounds.
+void measureTraining(Gpu &gpu, Random &random, const LayerShape &s) {
+  const int64_t rows = s.tokens * s.k;
+  Big x({s.tokens, s.d}, kBf16), dy({s.tokens, s.d}, kBf16),
+      dyWide({s.tokens, s.d}, fb::DType::f32), weights({s.tokens, s.k}, fb::DType::f32),
+      dots({s.tokens, s.k}, fb::DType::f32), ids({s.tokens, s.k}, choicesOf(random, s, 0).values),
+      pos({s.tokens, s.k}, std::vector<int32_t>(size_t(rows))),
+      groups({1, s.experts}, std::vector<int32_t>(size_t(s.experts))), need({1}, {0}),
+      needOut({1}, {0}), w13({s.experts, 2, s.f, s.d}, kBf16), w2({s.experts, s.d, s.f}, kBf16),
+      z({rows, 2, s.f}, kBf16), dz({rows, 2, s.f}, kBf16), h({rows, s.f}, kBf16),
+      dh({rows, s.f}, kBf16), copied({rows, s.d}, kBf16);
+  const CallParams select = params({{"experts", s.experts}, {"expert_offset", 0}}),
+                   silu = params({}, {}, {{"activation", "silu"}}),
+                   both = params({{"contract", 1}}, {}, {{"activation", "silu"}});
+  const std::vector<TensorRef> selected{copied.ref(), groups.ref(), pos.ref(), needOut.ref()};
+  struct Work {
+    const char *name;
+    std::function<void()> run;
+    std::vector<double> times;
+  };
+  Work works[] = {
+      {"select",
+       [&] { mustRun(gpu, "select", {x.ref(), ids.ref(), need.ref()}, selected, select); },
+       {}},
+      {"up",
+       [&] {
+         mustRun(gpu, "grouped_matmul", {copied.ref(), groups.ref(), w13.ref()}, {z.ref()},
+                 kContract);
+       },
+       {}},
+      {"glu", [&] { mustRun(gpu, "glu", {z.ref()}, {h.ref()}, silu); }, {}},
+      {"| in one",
+       [&] {
+         mustRun(gpu, "grouped_glu", {copied.ref(), groups.ref(), w13.ref()}, {h.ref(), z.ref()},
+                 both);
+       },
+       {}},
+      {"| backwards: select",
+       [&] {
+         mustRun(gpu, "select", {dy.ref(), ids.ref(), need.ref(), weights.ref()}, selected, select);
+       },
+       {}},
+      {"rows",
+       [&] {
+         mustRun(gpu, "grouped_input_grad", {copied.ref(), groups.ref(), w2.ref()}, {dh.ref()},
+                 kContract);
+       },
+       {}},
+      {"dots",
+       [&] {
+         mustRun(gpu, "choice_dots", {copied.ref(), dyWide.ref(), pos.ref()}, {dots.ref()}, {});
+       },
+       {}},
+      {"glu", [&] { mustRun(gpu, "glu_grad", {dh.ref(), z.ref()}, {dz.ref()}, silu); }, {}},
+      {"| in one",
+       [&] {
+         mustRun(gpu, "grouped_glu_grad",
+                 {copied.ref(), groups.ref(), w2.ref(), z.ref(), pos.ref(), weights.ref()},
+                 {dz.ref(), h.ref(), dots.ref()}, silu);
+       },
+       {}},
+  };
+  for (int round = 0; round < 5; ++round)
+    for (Work &work : works)
+      work.times.push_back(millisecondsOf(gpu, 3, 1, work.run));
+  std::printf("%-16s us:", s.name);
+  for (Work &work : works)
+    std::printf(" %s %.0f", work.name, medianOf(work.times) * 1e3);
+  std::printf(" (%.0f TF)\n",
+              2.0 * double(rows * s.d * s.f) / medianOf(std::end(works)[-1].times) / 1e9);
+}
+
 } // namespace
 
 double copyRate(Gpu &gpu) {
@@ -264,6 +339,12 @@ void measureLayers(Gpu &gpu) {
     measureWhole(gpu, random, s, 0, square, result);
   for (const LayerShape &s : {kShapes[0], kShapes[1]})
     measureWhole(gpu, random, s, 1, square, result);
+}
+
+void measureTraining(Gpu &gpu) {
+  Random random(5);
+  for (const LayerShape &s : kShapes)
+    measureTraining(gpu, random, s);
 }
 
 void measureProducts(Gpu &gpu) {

@@ -5,6 +5,7 @@
 //   products  CudaSpeedProducts.cpp
 //   around    of it the gate, select and combine
 //   layers    of CudaSpeedProducts.cpp whole layers
+//   training  of CudaSpeedProducts.cpp what training makes around products
 //   decode    CudaSpeedDecode.cpp
 //   decode-late  the same with no kernel launched before the one before it has ended
 //===----------------------------------------------------------------------===//
@@ -128,6 +129,8 @@ int main(int argc, char **argv) {
     measureAttention(gpu);
   if (wanted("layers"))
     measureLayers(gpu);
+  if (wanted("training"))
+    measureTraining(gpu);
   if (wanted("decode"))
     measureDecode(gpu, {1, 8, 32, 128}, {1, 32});
   if (wanted("token"))

@@ -470,9 +470,16 @@ TEST(HostCalls, GluOfGatheredRowsIsThatOfItsParts) {
     glu.integers["contract"] = 1;
     for (bool gathered : {true, false}) {
       std::fill(out.values.begin(), out.values.end(), NAN);
-      ASSERT_TRUE((gathered ? call("grouped_glu", flavor, {x, groups, w, numbers}, {out}, glu)
-                            : call("grouped_glu", flavor, {rows, groups, w}, {out}, glu))
+      Tensor<float> kept({room, 2, f});
+      std::vector<TensorRef> made{out};
+      if (i % 3)
+        made.push_back(kept);
+      ASSERT_TRUE((gathered ? call("grouped_glu", flavor, {x, groups, w, numbers}, made, glu)
+                            : call("grouped_glu", flavor, {rows, groups, w}, made, glu))
                       .ok());
+      if (i % 3)
+        for (size_t at = 0; at < kept.values.size(); ++at)
+          ASSERT_NEAR(kept.values[at], pairs.values[at], 1e-5 * (1 + std::abs(pairs.values[at])));
       for (size_t at = 0; at < out.values.size(); ++at)
         ASSERT_NEAR(out.values[at], expected.values[at], 1e-5 * (1 + std::abs(expected.values[at])))
             << at;
@@ -480,6 +487,66 @@ TEST(HostCalls, GluOfGatheredRowsIsThatOfItsParts) {
     numbers.values[0] = int32_t(tokens);
     if (groups.values[0] > 0)
       EXPECT_FALSE(call("grouped_glu", flavor, {x, groups, w, numbers}, {out}, glu).ok());
+  }
+}
+
+TEST(HostCalls, GluGradOfRowsIsThatOfItsParts) {
+  Random random(testSeed() + 2);
+  for (int i = 0; i < 20; ++i) {
+    const int64_t tokens = random.between(1, 30), k = random.between(1, 3),
+                  n = random.between(3, 6), f = random.between(1, 20), d = random.between(1, 30),
+                  room = i % 3 ? tokens * k + random.between(0, 4)
+                               : random.between(1, tokens * k); // for all of them, or not
+    const CallFlavor flavor = i % 2 ? CallFlavor::fast : CallFlavor::reference;
+    const Tensor<float> cotangent = random.normal<float>({tokens, d}),
+                        weights = random.normal<float>({tokens, k}),
+                        w = random.normal<float>({n, d, f}), z = random.normal<float>({room, 2, f});
+    const Tensor<int32_t> ids = random.choices(tokens, k, n), need({1}, {0});
+    Tensor<float> rows({room, d}), weighted({room, d}), dh({room, f}), h({room, f}), out({room, d}),
+        dz({room, 2, f}), act({room, f}), dots({tokens, k}), expectedDz({room, 2, f}),
+        expectedDots({tokens, k});
+    Tensor<int32_t> groups({1, n}), pos({tokens, k}), needOut({1});
+    auto run = [&](const char *name, std::vector<TensorRef> in, std::vector<TensorRef> made,
+                   const CallParams &p) {
+      const Status s = call(name, CallFlavor::reference, in, made, p);
+      EXPECT_TRUE(s.ok()) << s.str();
+    };
+    CallParams glu = params({}, {}, {{"activation", i % 4 ? "silu" : "gelu"}});
+    if (i % 4 == 1)
+      glu =
+          params({}, {{"limit", 0.5}, {"alpha", 1.702}, {"up_shift", 1}}, {{"activation", "silu"}});
+    const CallParams select = params({{"experts", n}, {"expert_offset", 0}}),
+                     contract = params({{"contract", 1}});
+    run("select", {cotangent, ids, need, weights}, {weighted, groups, pos, needOut}, select);
+    run("select", {cotangent, ids, need}, {rows, groups, pos, needOut}, select);
+    run("grouped_input_grad", {weighted, groups, w}, {dh}, contract);
+    run("glu_grad", {dh, z}, {expectedDz}, glu);
+    run("glu", {z}, {h}, glu);
+    run("grouped_matmul", {h, groups, w}, {out}, contract);
+    run("choice_dots", {out, cotangent, pos}, {expectedDots}, {});
+    const Status s =
+        call("grouped_glu_grad", flavor, {rows, groups, w, z, pos, weights}, {dz, act, dots}, glu);
+    ASSERT_TRUE(s.ok()) << s.str();
+    auto near = [](const Tensor<float> &got, const Tensor<float> &want) {
+      for (size_t at = 0; at < want.values.size(); ++at)
+        ASSERT_NEAR(got.values[at], want.values[at], 1e-4 * (1 + std::abs(want.values[at]))) << at;
+    };
+    near(dz, expectedDz);
+    near(dots, expectedDots);
+    Tensor<float> weightOf({room});
+    std::fill(weightOf.values.begin(), weightOf.values.end(), 0.0f);
+    for (size_t choice = 0; choice < pos.values.size(); ++choice)
+      if (pos.values[choice] >= 0)
+        weightOf.values[size_t(pos.values[choice])] = weights.values[choice];
+    for (int64_t row = 0; row < room; ++row)
+      for (int64_t c = 0; c < f; ++c)
+        h.values[size_t(row * f + c)] *= weightOf.values[size_t(row)];
+    near(act, h);
+    Tensor<int32_t> bad = pos;
+    bad.values[0] = int32_t(room);
+    EXPECT_FALSE(
+        call("grouped_glu_grad", flavor, {rows, groups, w, z, bad, weights}, {dz, act, dots}, glu)
+            .ok());
   }
 }
 

@@ -13,6 +13,9 @@ namespace moira {
 /// `--plan-offload`: localized functions; places `states` ("optimizer" or "optimizer+params") in
 /// the host's memory, and what changes them on the host.
 std::unique_ptr<mlir::Pass> createPlanOffloadPass(llvm::StringRef states = "optimizer");
+/// `--plan-fuse-glu-grad`: localized functions for a GPU; makes one operation of the gradient of
+/// experts' gated rows. Before --plan-fuse-glu.
+std::unique_ptr<mlir::Pass> createPlanFuseGluGradPass();
 /// `--plan-fuse-glu`: localized functions for a GPU; marks gated units that become part of the
 /// product before them, and selections of rows that it gathers.
 std::unique_ptr<mlir::Pass> createPlanFuseGluPass();

@@ -217,22 +217,23 @@ struct GluForm {
   Activation activation;
   float limit, alpha, upShift;
 };
-/// Those of a call that has them.
+/// Those of a call that has them; its activation alone.
 Expected<GluForm> gluForm(const Call &call);
+Expected<Activation> activationOf(const Call &call);
 
 /// out[m,n] = glu(sum_k x[r,k] * w[g,0,n,k], the same of w[g,1,n,k]), g the group of row m as in
-/// GroupedProduct, r = tokens[m], or m without `tokens`. All floats are of one type. `settled` as
-/// there.
+/// GroupedProduct, r = tokens[m], or m without `tokens`. With `kept`, [m,2,n], both sums too. All
+/// floats are of one type. `settled` as there.
 struct GroupedGlu {
   const void *x, *w;
-  void *out;
+  void *out, *kept;
   fb::DType dtype;
   const int32_t *groups, *tokens;
   int64_t groupCount, m, n, k, xRows;
   GluForm form;
   bool settled;
 };
-/// As for products.
+/// As for products; they keep none.
 bool fitsStreamed(const GroupedGlu &product);
 Status launchGluStreamed(const Call &call, const GroupedGlu &product);
 bool hasFewRows(const GroupedGlu &product);
@@ -240,6 +241,25 @@ Status launchGluFewRows(const Call &call, const GroupedGlu &product);
 /// Whether launchGroupedGlu, which needs a Hopper GPU, takes it: bf16, aligned to 16 bytes.
 bool fitsWgmma(const GroupedGlu &product);
 Status launchGroupedGlu(const Call &call, const GroupedGlu &product);
+
+/// With dh[m,n] = sum_k dy[m,k] * w[g,k,n], g the group of row m as in GroupedProduct, and
+/// h = glu(z[m,0,n], z[m,1,n]): dz = weight * dh times the slopes of h, act = weight * h, and
+/// rowDots the sum of dh * h over a row, in gluGradientTiles parts [.., m]. Floats are of one type
+/// but those of rows.
+struct GluGradient {
+  const void *dy, *w, *z;
+  void *dz, *act;
+  const float *rowWeights;
+  float *rowDots;
+  fb::DType dtype;
+  const int32_t *groups;
+  int64_t groupCount, m, n, k;
+  GluForm form;
+};
+/// Whether launchGluGradient, which needs a Hopper GPU, takes it: bf16, aligned to 16 bytes.
+bool fitsWgmma(const GluGradient &gradient);
+int64_t gluGradientTiles(const GluGradient &gradient);
+Status launchGluGradient(const Call &call, const GluGradient &gradient);
 
 /// Sizes of one attention call, and the numbers that say who sees what.
 struct AttentionArgs {

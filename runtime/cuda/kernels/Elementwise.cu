@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
 
 namespace moira::rt::cuda {
 namespace {
@@ -164,22 +163,6 @@ __global__ void gluAll(const X *x, Out *out, int64_t n, int64_t width, GluForm f
   }
 }
 
-std::optional<Activation> activationNamed(std::string_view name) {
-  if (name == "silu")
-    return Activation::silu;
-  if (name == "gelu")
-    return Activation::gelu;
-  if (name == "gelu_tanh")
-    return Activation::geluTanh;
-  if (name == "relu")
-    return Activation::relu;
-  return std::nullopt;
-}
-
-Status unknownActivation(const Call &call) {
-  return badCall(call, "unknown activation '" + std::string(call.params.text("activation")) + "'");
-}
-
 template <typename X, typename G, typename Out>
 __global__ void gateAll(const X *x, const G *gate, Out *out, int64_t n, int64_t width) {
   for (int64_t i = threadNumber(); i < n; i += threadCount()) {
@@ -216,10 +199,22 @@ __global__ void rotate(const X *x, const float *cosines, const float *sines, Out
 
 } // namespace
 
+Expected<Activation> activationOf(const Call &call) {
+  constexpr std::pair<std::string_view, Activation> names[] = {{"silu", Activation::silu},
+                                                               {"gelu", Activation::gelu},
+                                                               {"gelu_tanh", Activation::geluTanh},
+                                                               {"relu", Activation::relu}};
+  const std::string_view given = call.params.text("activation");
+  for (const auto &[name, activation] : names)
+    if (name == given)
+      return activation;
+  return badCall(call, "unknown activation '" + std::string(given) + "'");
+}
+
 Expected<GluForm> gluForm(const Call &call) {
-  std::optional<Activation> activation = activationNamed(call.params.text("activation"));
+  Expected<Activation> activation = activationOf(call);
   if (!activation)
-    return unknownActivation(call);
+    return activation.takeStatus();
   GluForm form{*activation, float(call.params.real("limit", INFINITY)),
                float(call.params.real("alpha", 1)), float(call.params.real("up_shift", 0))};
   if (!(form.limit > 0) || (form.alpha != 1 && *activation != Activation::silu))
@@ -334,9 +329,9 @@ Status ops::clamp(const Call &call) {
 }
 
 Status ops::act(const Call &call) {
-  std::optional<Activation> activation = activationNamed(call.params.text("activation"));
+  Expected<Activation> activation = activationOf(call);
   if (!activation)
-    return unknownActivation(call);
+    return activation.takeStatus();
   int64_t n = call.out[0].elements();
   if (n == 0)
     return {};

@@ -48,6 +48,101 @@ __device__ float fastGluOf(const GluForm &form, float gate, float up) {
     return activate(activation, gate) * up;
 }
 
+/// An activation and its derivative at x.
+__device__ inline void activate(Activation activation, float alpha, float x, float &value,
+                                float &slope) {
+  switch (activation) {
+  case Activation::silu: {
+    const float s = 1.0f / (1.0f + expf(-alpha * x));
+    value = x * s;
+    slope = s + alpha * x * s * (1 - s);
+    return;
+  }
+  case Activation::gelu: {
+    const float cumulative = 0.5f * erfcf(-x * 0.70710678f);
+    value = x * cumulative;
+    slope = cumulative + x * expf(-0.5f * x * x) * 0.39894228f;
+    return;
+  }
+  case Activation::geluTanh: {
+    const float t = tanhf(0.79788456f * (x + 0.044715f * x * x * x));
+    value = 0.5f * x * (1 + t);
+    slope = 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.79788456f * (1 + 3 * 0.044715f * x * x);
+    return;
+  }
+  case Activation::relu:
+    value = fmaxf(x, 0.0f);
+    slope = x > 0 ? 1.0f : 0.0f;
+  }
+}
+
+/// glu of a pair, and its derivatives by both.
+struct GluSlopes {
+  float value, gate, up;
+};
+
+/// `activated`: the activation at the clamped gate, and its derivative.
+__device__ inline GluSlopes slopesOf(const GluForm &form, float gate, float up, float activated,
+                                     float slope) {
+  const bool gateMoves = gate <= form.limit, upMoves = up >= -form.limit && up <= form.limit;
+  up = fmaxf(fminf(up, form.limit), -form.limit) + form.upShift;
+  return {activated * up, gateMoves ? slope * up : 0.0f, upMoves ? activated : 0.0f};
+}
+__device__ inline GluSlopes slopesOf(const GluForm &form, float gate, float up) {
+  float value, slope;
+  activate(form.activation, form.alpha, fminf(gate, form.limit), value, slope);
+  return slopesOf(form, gate, up, value, slope);
+}
+
+/// Forms that epilogues of products are made for.
+enum class GluEpilogue { silu, clampedSilu, gelu, geluTanh, relu };
+
+template <GluEpilogue epilogue>
+inline constexpr Activation kActivationOf =
+    epilogue == GluEpilogue::gelu       ? Activation::gelu
+    : epilogue == GluEpilogue::geluTanh ? Activation::geluTanh
+    : epilogue == GluEpilogue::relu     ? Activation::relu
+                                        : Activation::silu;
+
+template <GluEpilogue epilogue>
+__device__ float fastGluOf(const GluForm &form, float gate, float up) {
+  return fastGluOf<kActivationOf<epilogue>, epilogue != GluEpilogue::silu>(form, gate, up);
+}
+
+/// As fastGluOf.
+template <GluEpilogue epilogue>
+__device__ GluSlopes fastSlopesOf(const GluForm &form, float gate, float up) {
+  if constexpr (kActivationOf<epilogue> == Activation::silu) {
+    constexpr bool clamped = epilogue == GluEpilogue::clampedSilu;
+    const float alpha = clamped ? form.alpha : 1.0f, x = clamped ? fminf(gate, form.limit) : gate,
+                s = __fdividef(1.0f, 1.0f + __expf(-alpha * x)), value = x * s,
+                slope = s + alpha * value * (1.0f - s);
+    return clamped ? slopesOf(form, gate, up, value, slope)
+                   : GluSlopes{value * up, slope * up, value};
+  } else {
+    float value, slope;
+    activate(kActivationOf<epilogue>, 1.0f, fminf(gate, form.limit), value, slope);
+    return slopesOf(form, gate, up, value, slope);
+  }
+}
+
+/// fn.operator()<epilogue>(): a template by form.
+template <typename Fn> Status withEpilogue(const GluForm &form, Fn fn) {
+  switch (form.activation) {
+  case Activation::silu:
+    return form.limit == INFINITY && form.alpha == 1 && form.upShift == 0
+               ? fn.template operator()<GluEpilogue::silu>()
+               : fn.template operator()<GluEpilogue::clampedSilu>();
+  case Activation::gelu:
+    return fn.template operator()<GluEpilogue::gelu>();
+  case Activation::geluTanh:
+    return fn.template operator()<GluEpilogue::geluTanh>();
+  case Activation::relu:
+    return fn.template operator()<GluEpilogue::relu>();
+  }
+  return {};
+}
+
 } // namespace moira::rt::cuda
 
 #endif // MOIRA_RT_CUDA_KERNELS_GLU_H

@@ -1,53 +1,11 @@
 //===- GradRows.cu - gradients of row-wise and element-wise calls -----------===//
 // clamp_grad, act_grad, glu_grad, sigmoid_gate_grad. Norms are in GradNorms.cu.
 //===----------------------------------------------------------------------===//
+#include "Glu.h"
 #include "GradTools.h"
-
-#include <cmath>
 
 namespace moira::rt::cuda {
 namespace {
-
-enum class Act : int32_t { silu, gelu, geluTanh, relu };
-
-bool actNamed(std::string_view name, Act &act) {
-  act = name == "gelu"        ? Act::gelu
-        : name == "gelu_tanh" ? Act::geluTanh
-        : name == "relu"      ? Act::relu
-                              : Act::silu;
-  return act != Act::silu || name == "silu";
-}
-
-Status unknownActivation(const Call &call) {
-  return badCall(call, "unknown activation '" + std::string(call.params.text("activation")) + "'");
-}
-
-/// An activation and its derivative at x.
-__device__ void activate(Act act, float alpha, float x, float &value, float &slope) {
-  switch (act) {
-  case Act::silu: {
-    float s = sigmoidOf(alpha * x);
-    value = x * s;
-    slope = s + alpha * x * s * (1 - s);
-    return;
-  }
-  case Act::gelu: {
-    float cumulative = 0.5f * erfcf(-x * 0.70710678f);
-    value = x * cumulative;
-    slope = cumulative + x * expf(-0.5f * x * x) * 0.39894228f;
-    return;
-  }
-  case Act::geluTanh: {
-    float t = tanhf(0.79788456f * (x + 0.044715f * x * x * x));
-    value = 0.5f * x * (1 + t);
-    slope = 0.5f * (1 + t) + 0.5f * x * (1 - t * t) * 0.79788456f * (1 + 3 * 0.044715f * x * x);
-    return;
-  }
-  case Act::relu:
-    value = fmaxf(x, 0.0f);
-    slope = x > 0 ? 1.0f : 0.0f;
-  }
-}
 
 __global__ void clampBack(Reader dy, Reader x, Writer dx, int64_t n, float low, float high) {
   for (int64_t i = threadNumber(); i < n; i += threadCount()) {
@@ -56,32 +14,18 @@ __global__ void clampBack(Reader dy, Reader x, Writer dx, int64_t n, float low, 
   }
 }
 
-__global__ void actBack(Reader dy, Reader x, Writer dx, int64_t n, Act act) {
+__global__ void actBack(Reader dy, Reader x, Writer dx, int64_t n, Activation activation) {
   for (int64_t i = threadNumber(); i < n; i += threadCount()) {
     float value, slope;
-    activate(act, 1, x[i], value, slope);
+    activate(activation, 1, x[i], value, slope);
     dx.set(i, dy[i] * slope);
   }
 }
 
-/// A gated pair's gradients.
-struct GluBack {
-  Act act;
-  float limit, alpha, shift;
-  __device__ void operator()(float gate, float up, float dy, float &dGate, float &dUp) const {
-    float value, slope;
-    const bool gateMoves = gate <= limit, upMoves = up >= -limit && up <= limit;
-    activate(act, alpha, fminf(gate, limit), value, slope);
-    up = fmaxf(fminf(up, limit), -limit);
-    dGate = gateMoves ? dy * slope * (up + shift) : 0.0f;
-    dUp = upMoves ? dy * value : 0.0f;
-  }
-};
-
 /// `n` neighbours of a row a thread.
 template <int n>
 __global__ void gluBack(Reader dy, Reader x, Writer dx, int64_t packs, int64_t packsOfRow,
-                        GluBack back) {
+                        GluForm form) {
   for (int64_t at = threadNumber(); at < packs; at += threadCount()) {
     int64_t row, column;
     divide(at, packsOfRow, row, column);
@@ -91,8 +35,11 @@ __global__ void gluBack(Reader dy, Reader x, Writer dx, int64_t packs, int64_t p
     x.load(upAt, up);
     dy.load(at * n, g);
 #pragma unroll
-    for (int i = 0; i < n; ++i)
-      back(gate[i], up[i], g[i], gate[i], up[i]);
+    for (int i = 0; i < n; ++i) {
+      const GluSlopes slopes = slopesOf(form, gate[i], up[i]);
+      gate[i] = g[i] * slopes.gate;
+      up[i] = g[i] * slopes.up;
+    }
     dx.store(gateAt, gate);
     dx.store(upAt, up);
   }
@@ -124,31 +71,29 @@ Status ops::clamp_grad(const Call &call) {
 }
 
 Status ops::act_grad(const Call &call) {
-  Act act;
-  if (!actNamed(call.params.text("activation"), act))
-    return unknownActivation(call);
+  Expected<Activation> activation = activationOf(call);
+  if (!activation)
+    return activation.takeStatus();
   int64_t n = call.in[0].elements();
   if (n == 0)
     return {};
   actBack<<<blocksOfThreads(n), kWarpBlock, 0, call.stream()>>>(
-      Reader(call.in[0]), Reader(call.in[1]), Writer(call.out[0]), n, act);
+      Reader(call.in[0]), Reader(call.in[1]), Writer(call.out[0]), n, *activation);
   return launched(call);
 }
 
 Status ops::glu_grad(const Call &call) {
-  Act act;
-  if (!actNamed(call.params.text("activation"), act))
-    return unknownActivation(call);
+  Expected<GluForm> form = gluForm(call);
+  if (!form)
+    return form.takeStatus();
   int64_t n = call.in[0].elements();
   if (n == 0)
     return {};
-  const GluBack back{act, float(call.params.real("limit", INFINITY)),
-                     float(call.params.real("alpha", 1)), float(call.params.real("up_shift", 0))};
   const int64_t width = trailing(call.in[0], 1);
   auto launch = [&]<int neighbours>(std::integral_constant<int, neighbours>) {
     gluBack<neighbours><<<blocksOfThreads(n / neighbours), kWarpBlock, 0, call.stream()>>>(
         Reader(call.in[0]), Reader(call.in[1]), Writer(call.out[0]), n / neighbours,
-        width / neighbours, back);
+        width / neighbours, *form);
   };
   if (inPacks(width, call.in[0], call.in[1], call.out[0]))
     launch(std::integral_constant<int, kNeighbours>());

@@ -249,9 +249,9 @@ bool hasFewRows(const GroupedProduct &p) {
 }
 
 bool hasFewRows(const GroupedGlu &p) {
-  return p.dtype == fb::DType::bf16 && p.k > 0 && p.k <= kMostDepth && p.k % kChunk == 0 &&
-         addressOf(p.x) % 16 == 0 && addressOf(p.w) % 16 == 0 && p.m <= p.groupCount * kFewRows &&
-         p.groupCount <= kMostGroups;
+  return p.dtype == fb::DType::bf16 && !p.kept && p.k > 0 && p.k <= kMostDepth &&
+         p.k % kChunk == 0 && addressOf(p.x) % 16 == 0 && addressOf(p.w) % 16 == 0 &&
+         p.m <= p.groupCount * kFewRows && p.groupCount <= kMostGroups;
 }
 
 Status launchProductFewRows(const Call &call, const GroupedProduct &p) {

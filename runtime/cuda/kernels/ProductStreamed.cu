@@ -295,7 +295,7 @@ bool fitsStreamed(const GroupedProduct &p) {
          fits(p.x, p.w, p.out, p.m, p.n, p.k, p.groupCount, p.n);
 }
 bool fitsStreamed(const GroupedGlu &p) {
-  return p.dtype == fb::DType::bf16 && p.xRows <= INT32_MAX &&
+  return p.dtype == fb::DType::bf16 && !p.kept && p.xRows <= INT32_MAX &&
          fits(p.x, p.w, p.out, p.m, p.n, p.k, p.groupCount, 2 * p.n);
 }
 

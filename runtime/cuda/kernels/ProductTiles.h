@@ -73,11 +73,12 @@ __device__ inline int32_t groupOf(const Start *starts, int32_t groupCount, uint3
   return group;
 }
 
-/// Fills in the starts of all groups, tiles being of `height` rows, by one warp. Counts that are
-/// negative or more than m together raise the flag, and no row belongs to any group.
-template <int height = kRows>
-__device__ void findStarts(const int32_t *groups, const Sizes &sizes, Start *starts,
-                           int32_t *flag) {
+/// Fills in the starts of all groups, of which one of so many rows has tilesOf(rows) tiles, by one
+/// warp. Counts that are negative or more than m together raise the flag, and no row belongs to any
+/// group.
+template <typename TilesOf>
+__device__ void findStarts(const int32_t *groups, const Sizes &sizes, Start *starts, int32_t *flag,
+                           const TilesOf &tilesOf) {
   constexpr int atOnce = 4; // loads under way
   int64_t rows = 0;
   int32_t tiles = 0;
@@ -93,7 +94,7 @@ __device__ void findStarts(const int32_t *groups, const Sizes &sizes, Start *sta
     for (int i = 0; i < atOnce; ++i) {
       const int32_t g = base + i * 32 + laneNumber();
       bad |= counts[i] < 0 || counts[i] > sizes.m;
-      const int32_t count = bad ? 0 : counts[i], own = (count + height - 1) / height;
+      const int32_t count = bad ? 0 : counts[i], own = tilesOf(count);
       const int64_t rowsUpTo = warpScan(int64_t(count));
       const int32_t tilesUpTo = warpScan(own);
       if (g < sizes.groupCount)
@@ -114,6 +115,13 @@ __device__ void findStarts(const int32_t *groups, const Sizes &sizes, Start *sta
   }
   __syncwarp();
 }
+/// Tiles of `height` rows.
+template <int height = kRows>
+__device__ void findStarts(const int32_t *groups, const Sizes &sizes, Start *starts,
+                           int32_t *flag) {
+  findStarts(groups, sizes, starts, flag,
+             [](int32_t rows) { return (rows + height - 1) / height; });
+}
 
 /// The results of one warp, rows from `row0` of the tile on, in f32: straight to their places.
 __device__ inline void storeWarp(const float (&sum)[128], const CUtensorMap &, bf16 *, float *out,
@@ -132,6 +140,29 @@ __device__ inline void storeWarp(const float (&sum)[128], const CUtensorMap &, b
   }
 }
 
+/// 64 columns of a warp's results to a slab, in bf16.
+__device__ inline void fillSlab(bf16 *slab, const float *sum) {
+  const int lane = laneNumber();
+#pragma unroll
+  for (int j = 0; j < kSlabColumns / 16; ++j) {
+    const float *s = sum + j * 8;
+    storeMatrices(slab + chunkOffset<8>(lane % 16, j * 2 + lane / 16), packPair(s[0], s[1]),
+                  packPair(s[2], s[3]), packPair(s[4], s[5]), packPair(s[6], s[7]));
+  }
+}
+
+/// Rows of a slab below `rows` and columns below `columns`, by one warp, to rows that lie `stride`
+/// values apart.
+__device__ inline void copySlab(const bf16 *slab, bf16 *out, int64_t stride, int rows,
+                                int64_t columns) {
+  for (int i = laneNumber(); i < kSlabRows * 8; i += 32) {
+    const int row = i / 8, chunk = i % 8;
+    if (row < rows && chunk * kChunk < columns)
+      *reinterpret_cast<uint4 *>(out + row * stride + chunk * kChunk) =
+          *reinterpret_cast<const uint4 *>(slab + chunkOffset<8>(row, chunk));
+  }
+}
+
 /// A warp's results, `count` slabs of columns, in bf16: to `slabs`, and from there by tensor
 /// copies, if all its rows belong to the tile. The caller waits for these copies before it calls
 /// again.
@@ -146,13 +177,7 @@ __device__ inline void storeSlabs(const float *sum, const CUtensorMap &map, bf16
   __syncwarp();
 #pragma unroll
   for (int slab = 0; slab < count; ++slab)
-#pragma unroll
-    for (int j = 0; j < kSlabColumns / 16; ++j) {
-      const float *s = sum + (slab * kSlabColumns / 16 + j) * 8;
-      storeMatrices(slabs + slab * kSlabValues + chunkOffset<8>(lane % 16, j * 2 + lane / 16),
-                    packPair(s[0], s[1]), packPair(s[2], s[3]), packPair(s[4], s[5]),
-                    packPair(s[6], s[7]));
-    }
+    fillSlab(slabs + slab * kSlabValues, sum + slab * (kSlabValues / 32));
   if (row0 + kSlabRows <= tile.count) {
     publishToCopies();
     __syncwarp();
@@ -166,12 +191,10 @@ __device__ inline void storeSlabs(const float *sum, const CUtensorMap &map, bf16
     return;
   }
   __syncwarp();
-  for (int i = lane; i < count * kSlabRows * 8; i += 32) {
-    const int row = i / 8 % kSlabRows, slab = i / 8 / kSlabRows, chunk = i % 8;
-    const int64_t column = tile.column + slab * kSlabColumns + chunk * kChunk;
-    if (row0 + row < tile.count && column < n)
-      *reinterpret_cast<uint4 *>(out + int64_t(tile.row + row0 + row) * n + column) =
-          *reinterpret_cast<const uint4 *>(slabs + slab * kSlabValues + chunkOffset<8>(row, chunk));
+  for (int slab = 0; slab < count; ++slab) {
+    const int64_t column = tile.column + slab * kSlabColumns;
+    copySlab(slabs + slab * kSlabValues, out + int64_t(tile.row + row0) * n + column, n,
+             tile.count - row0, n - column);
   }
   __syncwarp();
 }

@@ -84,6 +84,14 @@ __device__ inline void storeBox(const CUtensorMap &map, int32_t column, int32_t 
       "r"(column), "r"(row), "r"(from)
       : "memory");
 }
+/// The same to a tensor of four dimensions.
+__device__ inline void storeBox(const CUtensorMap &map, int32_t at0, int32_t at1, int32_t at2,
+                                int32_t at3, uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.4d.global.shared::cta.bulk_group [%0, {%1, %2, %3, %4}], "
+               "[%5];\n" ::"l"(&map),
+               "r"(at0), "r"(at1), "r"(at2), "r"(at3), "r"(from)
+               : "memory");
+}
 
 // --- the matrix instruction
 // ------------------------------------------------------------------------

@@ -859,6 +859,33 @@ func.func @f(%a: tensor<2xf32>) -> tensor<2xf32> {
 
 // -----
 
+// GroupedGluGradOp C1
+func.func @f(%dy: tensor<80x15xbf16>, %g: tensor<1x2xi32>, %pos: tensor<40x2xi32>, %r: !moe.routing<40, experts = 2, k = 2>, %w: tensor<2x16x8xbf16>, %z: tensor<80x2x8xbf16>) {
+  // expected-error @+1 {{C1: w is not [E,D,F], or dy not [R,D]}}
+  %0:3 = plan.grouped_glu_grad silu %dy by %g, %pos, %r, %w, %z : (tensor<80x15xbf16>, tensor<1x2xi32>, tensor<40x2xi32>, !moe.routing<40, experts = 2, k = 2>, tensor<2x16x8xbf16>, tensor<80x2x8xbf16>) -> (tensor<80x2x8xbf16>, tensor<80x8xbf16>, tensor<40x2xf32>)
+  return
+}
+
+// -----
+
+// GroupedGluGradOp C2
+func.func @f(%dy: tensor<80x16xbf16>, %g: tensor<1x2xi32>, %pos: tensor<40x2xi32>, %r: !moe.routing<40, experts = 2, k = 2>, %w: tensor<2x16x8xbf16>, %z: tensor<80x16xbf16>) {
+  // expected-error @+1 {{C2: z is not [R,2,F], or groups are not [1,E]}}
+  %0:3 = plan.grouped_glu_grad silu %dy by %g, %pos, %r, %w, %z : (tensor<80x16xbf16>, tensor<1x2xi32>, tensor<40x2xi32>, !moe.routing<40, experts = 2, k = 2>, tensor<2x16x8xbf16>, tensor<80x16xbf16>) -> (tensor<80x16xbf16>, tensor<80x8xbf16>, tensor<40x2xf32>)
+  return
+}
+
+// -----
+
+// GroupedGluGradOp C3
+func.func @f(%dy: tensor<80x16xbf16>, %g: tensor<1x2xi32>, %pos: tensor<40x2xi32>, %r: !moe.routing<40, experts = 2, k = 2>, %w: tensor<2x16x8xbf16>, %z: tensor<80x2x8xbf16>) {
+  // expected-error @+1 {{C3: dz has not z's type, or act is not [R,F], or dots are not f32 in pos' shape}}
+  %0:3 = plan.grouped_glu_grad silu %dy by %g, %pos, %r, %w, %z : (tensor<80x16xbf16>, tensor<1x2xi32>, tensor<40x2xi32>, !moe.routing<40, experts = 2, k = 2>, tensor<2x16x8xbf16>, tensor<80x2x8xbf16>) -> (tensor<80x2x8xbf16>, tensor<80x8xbf16>, tensor<40x2xbf16>)
+  return
+}
+
+// -----
+
 func.func @move_to_nowhere(%a: tensor<2xf32>) -> tensor<2xf32> {
   // expected-error@+1 {{C1: goes to device or host}}
   %0 = plan.move %a to pinned : tensor<2xf32>

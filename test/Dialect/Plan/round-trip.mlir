@@ -69,6 +69,13 @@ plan.plan "host" mesh ["dp", "ep"] = [2, 2] by "moira" info #plan.info<model_cla
   }
 }
 
+// CHECK-LABEL: func.func @gradient_of_gated_rows
+func.func @gradient_of_gated_rows(%dy: tensor<80x16xbf16>, %g: tensor<1x2xi32>, %pos: tensor<40x2xi32>, %r: !moe.routing<40, experts = 2, k = 2>, %w: tensor<2x16x8xbf16>, %z: tensor<80x2x8xbf16>) {
+  // CHECK: plan.grouped_glu_grad silu %{{.*}} by %{{.*}}, %{{.*}}, %{{.*}}, %{{.*}}, %{{.*}} limit 7.0{{.*}} alpha 1.7{{.*}} up_shift 1.0
+  %0:3 = plan.grouped_glu_grad silu %dy by %g, %pos, %r, %w, %z limit 7.0 alpha 1.7 up_shift 1.0 : (tensor<80x16xbf16>, tensor<1x2xi32>, tensor<40x2xi32>, !moe.routing<40, experts = 2, k = 2>, tensor<2x16x8xbf16>, tensor<80x2x8xbf16>) -> (tensor<80x2x8xbf16>, tensor<80x8xbf16>, tensor<40x2xf32>)
+  return
+}
+
 // CHECK-LABEL: func.func @group
 func.func @group(%a: tensor<2x64xf32>, %b: tensor<2x64xf32>) -> tensor<2x64xf32> {
   // CHECK: plan.move %{{.*}} to host : tensor<2x64xf32>

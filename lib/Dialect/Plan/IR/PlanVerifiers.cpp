@@ -253,6 +253,23 @@ LogicalResult MoveOp::verify() {
   return success();
 }
 
+LogicalResult GroupedGluGradOp::verify() {
+  auto shapeOf = [](Value v) { return cast<RankedTensorType>(v.getType()).getShape(); };
+  ArrayRef<int64_t> dy = shapeOf(getDy()), w = shapeOf(getW());
+  if (w.size() != 3 || dy.size() != 2 || w[1] != dy[1])
+    return emitOpError("C1: w is not [E,D,F], or dy not [R,D]");
+  if (shapeOf(getZ()) != ArrayRef<int64_t>{dy[0], 2, w[2]} ||
+      shapeOf(getGroups()) != ArrayRef<int64_t>{1, w[0]})
+    return emitOpError("C2: z is not [R,2,F], or groups are not [1,E]");
+  if (getDz().getType() != getZ().getType() ||
+      shapeOf(getAct()) != ArrayRef<int64_t>{dy[0], w[2]} ||
+      shapeOf(getDots()) != shapeOf(getPos()) ||
+      !cast<RankedTensorType>(getDots().getType()).getElementType().isF32())
+    return emitOpError(
+        "C3: dz has not z's type, or act is not [R,F], or dots are not f32 in pos' shape");
+  return success();
+}
+
 LogicalResult FusedOp::verify() {
   Block &block = getBody().front();
   if (block.getArgumentTypes() != getInputs().getTypes())
