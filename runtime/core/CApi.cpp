@@ -124,14 +124,11 @@ Status takeInputs(moira_session &session, const moira_tensor *inputs, size_t cou
   return {};
 }
 
-Status steps(moira_session &session, size_t count, double *milliseconds) {
-  for (size_t i = 0; i < count; ++i) {
-    if (Status status = session.run.step(*session.ranks); !status)
-      return status;
-    double device = session.run.executors[0]->deviceSeconds();
-    milliseconds[i] = (device > 0 ? device : session.run.stepSeconds) * 1e3;
-  }
-  return {};
+Status steps(moira_session &session, std::span<double> milliseconds) {
+  Status status = session.run.steps(*session.ranks, milliseconds);
+  for (double &each : milliseconds)
+    each *= 1e3;
+  return status;
 }
 
 Status generate(moira_session &session, const int32_t *prompts, size_t rows, size_t width,
@@ -234,7 +231,7 @@ int moira_steps(moira_session *session, const moira_tensor *inputs, size_t count
     if (!session || (count && !inputs) || (number && !milliseconds))
       return nullArgument();
     Status status = takeInputs(*session, inputs, count);
-    return status ? steps(*session, number, milliseconds) : status;
+    return status ? steps(*session, {milliseconds, number}) : status;
   });
 }
 

@@ -194,6 +194,21 @@ Status RunSession::step(Ranks &ranks) {
   return status;
 }
 
+Status RunSession::steps(Ranks &ranks, std::span<double> seconds) {
+  phase = Phase::stepping;
+  std::vector<std::vector<double>> mine(executors.size(), std::vector<double>(seconds.size()));
+  Status status = ranks.each([&](int local) -> Ranks::Verdict {
+    return {executors[local]->steps(*inputs, mine[local]), executors[local]->failedTogether()};
+  });
+  arenaSizes = executors[0]->arenaSizes();
+  for (size_t i = 0; i < seconds.size(); ++i) {
+    seconds[i] = 0;
+    for (const std::vector<double> &each : mine)
+      seconds[i] = std::max(seconds[i], each[i]);
+  }
+  return status;
+}
+
 std::string RunSession::where() const {
   switch (phase) {
   case Phase::opening:

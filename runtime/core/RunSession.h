@@ -66,6 +66,9 @@ struct RunSession {
   Status train(Ranks &ranks, const std::function<void(const std::string &)> &note);
   /// One step on every rank, then `count` more that are timed.
   Status step(Ranks &ranks);
+  /// A step for each of `seconds`, which become those that each has taken (ProgramRunner::steps),
+  /// on the rank where it took longest.
+  Status steps(Ranks &ranks, std::span<double> seconds);
   Status repeat(Ranks &ranks, int count);
   /// What this process's one rank is at, for people. Any thread may ask.
   std::string where() const;

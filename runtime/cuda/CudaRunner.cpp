@@ -368,13 +368,30 @@ Status CudaRunner::moveState(size_t index, char *host, bool toDevice) {
 }
 
 Status CudaRunner::step(const InputSet &inputs, size_t program) {
+  return run(inputs, *parts->entries[program], 1);
+}
+
+Status CudaRunner::steps(const InputSet &inputs, std::span<double> seconds, size_t program) {
   Entry &entry = *parts->entries[program];
+  const size_t most = setup.communicator->size() == 1 ? entry.queue->mostTogether() : 1;
+  while (!seconds.empty()) {
+    const size_t count = std::min(most, seconds.size());
+    if (Status s = run(inputs, entry, count); !s)
+      return s;
+    for (size_t i = 0; i < count; ++i)
+      seconds[i] = entry.queue->seconds(i);
+    seconds = seconds.subspan(count);
+  }
+  return {};
+}
+
+Status CudaRunner::run(const InputSet &inputs, Entry &entry, size_t count) {
   if (Status s = used(); !s)
     return s;
   for (uint32_t number = 0;; ++number) {
     if (entry.watchdog)
       entry.watchdog->begin();
-    Status status = attempt(entry, inputs, number);
+    Status status = attempt(entry, inputs, number, count);
     if (entry.watchdog)
       entry.watchdog->end();
     if (!status) {
@@ -389,7 +406,6 @@ Status CudaRunner::step(const InputSet &inputs, size_t program) {
       return status;
     }
     entry.queue->collectRoutes();
-    lastSeconds = entry.queue->seconds();
     if (inUseAfter == 0) {
       size_t free = 0, total = 0;
       cudaMemGetInfo(&free, &total);
@@ -409,25 +425,31 @@ Status CudaRunner::step(const InputSet &inputs, size_t program) {
   }
 }
 
-Status CudaRunner::attempt(Entry &entry, const InputSet &inputs, uint32_t number) {
+Status CudaRunner::attempt(Entry &entry, const InputSet &inputs, uint32_t number, size_t count) {
+  bool staged = false; // where the device copies from
   auto upload = [&](cudaStream_t stream) -> Status {
     char *at = entry.inputs.data();
     for (size_t i = 0; i < entry.program.inputs()->size(); ++i) {
-      TensorRef view = entry.binding.input(i), staged = view;
+      TensorRef view = entry.binding.input(i), source = view;
       uint64_t bytes = bytesOfTensor(view);
-      staged.data = at;
-      inputs.store(i, position(), staged);
+      source.data = at;
+      if (!staged)
+        inputs.store(i, position(), source);
       if (Status s = check(cudaMemcpyAsync(view.data, at, bytes, cudaMemcpyHostToDevice, stream),
                            "sending the inputs");
           !s)
         return s;
       at += (bytes + kInputAlignment - 1) / kInputAlignment * kInputAlignment;
     }
+    staged = true;
     return {};
   };
   Status waited;
   auto wait = [&](cudaEvent_t event) { return waited = waitForDevice(entry, event); };
-  Status status = entry.queue->enqueue(upload, *parts->groups, number, wait);
+  entry.queue->begin();
+  Status status;
+  for (size_t i = 0; i < count && status.ok(); ++i)
+    status = entry.queue->enqueue(upload, *parts->groups, number, wait);
   if (!waited)
     return waited;
   if (!status) {
@@ -442,7 +464,10 @@ Status CudaRunner::attempt(Entry &entry, const InputSet &inputs, uint32_t number
       named.add(d.id, format("rank %d: %s", position().rank(), d.message.c_str()));
     return named;
   }
-  return waitForDevice(entry, entry.queue->end());
+  status = waitForDevice(entry, entry.queue->end());
+  if (status)
+    entry.queue->done();
+  return status;
 }
 
 Status CudaRunner::waitForDevice(Entry &entry, cudaEvent_t event) {

@@ -27,13 +27,14 @@ public:
 
   Status loadWeights(const Checkpoint *checkpoint) override;
   Status step(const InputSet &inputs, size_t program = 0) override;
+  /// As many at a time as the program lets the device do without the host.
+  Status steps(const InputSet &inputs, std::span<double> seconds, size_t program = 0) override;
   bool failedTogether() const override { return together; }
   Expected<std::vector<TensorRef>> outputs(size_t program = 0) override;
   std::vector<TensorRef> states() override;
   Status readState(size_t state, void *to) override;
   Status writeState(size_t state, const void *from) override;
   std::string where() const override;
-  double deviceSeconds() const override { return lastSeconds; }
   const MeshPosition &position() const override { return parts->entries[0]->binding.position(); }
   RankFigures figures() const override;
   std::vector<uint64_t> arenaSizes() const override;
@@ -60,8 +61,10 @@ private:
   bool crosses(const Entry &entry, size_t copy) const;
   Status bind(Entry &entry);
   Status grow(Entry &entry);
+  /// `count` steps, together; if it is one, again with a larger arena if a bound was too small.
+  Status run(const InputSet &inputs, Entry &entry, size_t count);
   /// Everything of one attempt, until the device has done it.
-  Status attempt(Entry &entry, const InputSet &inputs, uint32_t number);
+  Status attempt(Entry &entry, const InputSet &inputs, uint32_t number, size_t count);
   /// Until the device has come to the event.
   Status waitForDevice(Entry &entry, cudaEvent_t event);
   /// What a step's query says, as an error that names where the device was.
@@ -99,7 +102,6 @@ private:
   std::unique_ptr<Parts> parts;
   bool dead = false, together = false;
   uint32_t retryCount = 0;
-  double lastSeconds = 0;
   uint64_t inUseBefore = 0, inUseAfter = 0; // device memory, of all processes
 };
 

@@ -38,6 +38,11 @@ cudaError_t Progress::reach(size_t queue, uint32_t instr, cudaStream_t stream) {
   return enqueueMark(block.as<uint32_t>() + queue, instr + 1, stream);
 }
 
+void Progress::assume(size_t queue, uint32_t instr) {
+  std::atomic_ref<uint32_t>(block.as<uint32_t>()[queue])
+      .store(instr + 1, std::memory_order_relaxed);
+}
+
 cudaError_t Progress::finish(size_t queue, cudaStream_t stream) {
   return enqueueMark(block.as<uint32_t>() + queue, kFinished, stream);
 }

@@ -20,6 +20,8 @@ public:
   /// Enqueues the mark that `queue` has come to instruction `instr`, or to its end.
   cudaError_t reach(size_t queue, uint32_t instr, cudaStream_t stream);
   cudaError_t finish(size_t queue, cudaStream_t stream);
+  /// The same mark as reach makes, at once.
+  void assume(size_t queue, uint32_t instr);
 
   /// The instruction that a queue has come to: nothing before its first and after its last one.
   /// Thread-safe.

@@ -9,6 +9,9 @@ namespace moira::rt::cuda {
 
 namespace {
 
+/// Steps that are enqueued together at most.
+constexpr size_t kMostTogether = 32;
+
 double microsecondsSince(std::chrono::steady_clock::time_point epoch) {
   return std::chrono::duration<double, std::micro>(std::chrono::steady_clock::now() - epoch)
       .count();
@@ -39,9 +42,6 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
       }))
     if (Expected<cudnnHandle_t> handle = createCudnn())
       q.cudnn = *handle;
-  take(q.flags, DeviceBlock::allocate(256, "the error flag"));
-  take(q.ready, Event::make(true));
-  take(q.finished, Event::make(true));
   take(q.base, Event::make(true));
   size_t count = std::max<size_t>(1, q.program.queues()->size());
   take(q.marks, Progress::make(count));
@@ -53,6 +53,11 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
       q.requirements[i] = slots++;
   take(q.readBack, PinnedBlock::allocate(slots * sizeof(int32_t), "values read back"));
   q.gate = q.findGate();
+  q.spans.resize(q.mostTogether());
+  for (Span &span : q.spans) {
+    take(span.ready, Event::make(true));
+    take(span.finished, Event::make(true));
+  }
   for (size_t n = 0; n < count && problems.ok(); ++n) {
     Queue &queue = q.queues[n];
     take(queue.stream, Stream::make());
@@ -75,7 +80,7 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
     queue.context.cudnn = q.cudnn;
     queue.context.workspace = queue.workspace.data();
     queue.context.workspaceBytes = queue.workspace.bytes();
-    queue.context.errorFlag = reinterpret_cast<int32_t *>(q.flags.data());
+    queue.context.errorFlag = q.readBack.as<int32_t>();
   }
   for (size_t i = 0; i < instrs.size() && setup.routes; ++i)
     if (instrs[i].isRoute)
@@ -238,6 +243,21 @@ Status StepQueue::record(Action &action) {
   return status;
 }
 
+size_t StepQueue::mostTogether() const {
+  bool bounds = std::any_of(requirements.begin(), requirements.end(), [](size_t s) { return s; });
+  return bounds || setup.routes || setup.profile ? 1 : kMostTogether;
+}
+
+void StepQueue::begin() {
+  marks.reset();
+  host.reset();
+  readBack.as<int32_t>()[0] = 0;
+  for (size_t slot : requirements)
+    if (slot)
+      readBack.as<int32_t>()[slot] = 0;
+  enqueued = 0;
+}
+
 Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, DeviceGroups &groups,
                           uint32_t attempt, const std::function<Status(cudaEvent_t)> &wait) {
   // A graph has no times of its instructions.
@@ -261,25 +281,22 @@ Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, Dev
     }
   }
 
-  marks.reset();
-  host.reset();
-  for (size_t slot : requirements)
-    if (slot)
-      readBack.as<int32_t>()[slot] = 0;
+  Span &span = spans[enqueued++];
   cudaStream_t first = firstStream();
   if (Status s = inputs(first); !s)
-    return s;
-  if (Status s = check(cudaMemsetAsync(flags.data(), 0, sizeof(int32_t), first), "the error flag");
-      !s)
     return s;
   if (isTimed()) {
     cudaEventRecord(base.get(), first);
     baseTime = microsecondsSince(setup.epoch);
   }
-  cudaEventRecord(ready.get(), first);
+  cudaEventRecord(span.ready.get(), first);
   for (size_t q = 1; q < queues.size(); ++q)
-    cudaStreamWaitEvent(queues[q].stream.get(), ready.get(), 0);
+    cudaStreamWaitEvent(queues[q].stream.get(), span.ready.get(), 0);
 
+  // Where there is one action, the device need not say that it is there.
+  const bool marked = actions.size() != 1 || queues.size() != 1;
+  if (!marked)
+    marks.assume(0, static_cast<uint32_t>(actions.front().first));
   ran = 0;
   for (const Action &action : actions) {
     if (action.first == gate) {
@@ -292,7 +309,7 @@ Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, Dev
     }
     Queue &queue = queues[instrs[action.first].queue];
     cudaStream_t stream = queue.stream.get();
-    if (instrs[action.first].kind != fb::InstrKind::record)
+    if (marked && instrs[action.first].kind != fb::InstrKind::record)
       if (Status s = check(
               marks.reach(instrs[action.first].queue, static_cast<uint32_t>(action.first), stream),
               binding.describe(action.first));
@@ -313,15 +330,15 @@ Status StepQueue::enqueue(const std::function<Status(cudaStream_t)> &inputs, Dev
 
   for (size_t q = 0; q < queues.size(); ++q) {
     cudaStream_t stream = queues[q].stream.get();
-    marks.finish(q, stream);
+    if (marked)
+      marks.finish(q, stream);
     if (q == 0)
       continue;
     cudaEventRecord(queues[q].joined.get(), stream);
     cudaStreamWaitEvent(first, queues[q].joined.get(), 0);
   }
-  cudaMemcpyAsync(readBack.data(), flags.data(), sizeof(int32_t), cudaMemcpyDeviceToHost, first);
   enqueuedOnce = true;
-  return check(cudaEventRecord(finished.get(), first), "the end of the step");
+  return check(cudaEventRecord(span.finished.get(), first), "the end of the step");
 }
 
 Status StepQueue::located(size_t index, Status status) const {
@@ -385,9 +402,9 @@ Status StepQueue::runLocal(size_t index, Queue &queue) {
   }
 }
 
-double StepQueue::seconds() const {
+double StepQueue::seconds(size_t step) const {
   float milliseconds = 0;
-  cudaEventElapsedTime(&milliseconds, ready.get(), finished.get());
+  cudaEventElapsedTime(&milliseconds, spans[step].ready.get(), spans[step].finished.get());
   return milliseconds / 1e3;
 }
 

@@ -34,6 +34,12 @@ public:
   /// Addresses have changed: recorded graphs are dropped, the next step is enqueued anew.
   void rebound();
 
+  /// Steps that may be enqueued one behind the other before the first is waited for: one, where
+  /// the host looks at something after every step.
+  size_t mostTogether() const;
+  /// Before the first enqueue, when nothing is running: forgets what the last steps have left in
+  /// the host's memory.
+  void begin();
   /// Enqueues a whole step: `inputs` copies from host memory on the given stream before everything
   /// else. Nothing is waited for, but in a program that changes states for good behind a bound:
   /// what changes them is enqueued once `wait` has come back from the bounds, and not at all if one
@@ -41,9 +47,11 @@ public:
   Status enqueue(const std::function<Status(cudaStream_t)> &inputs, DeviceGroups &groups,
                  uint32_t attempt, const std::function<Status(cudaEvent_t)> &wait);
   /// After enqueue: what the device comes to when it has done all of it.
-  cudaEvent_t end() const { return finished.get(); }
-  /// After the step is done: seconds from where its inputs were there to its end.
-  double seconds() const;
+  cudaEvent_t end() const { return spans[enqueued - 1].finished.get(); }
+  /// The device has come there: it is at no instruction.
+  void done() { marks.reset(); }
+  /// After that: seconds of a step since begin(), from where its inputs were there to its end.
+  double seconds(size_t step) const;
 
   /// After the step is done: the largest bound that was asked for, and what kernels complained of.
   int64_t needed() const;
@@ -67,6 +75,10 @@ private:
     CallContext context;
     Event joined;
     Event bounded; // behind its last require_bound; none if it has none
+  };
+  /// Of a step that is enqueued.
+  struct Span {
+    Event ready, finished;
   };
   /// A run of instructions [first, last) of one queue, with a graph once it is recorded.
   struct Action {
@@ -109,14 +121,17 @@ private:
 
   std::vector<Queue> queues;
   std::vector<Event> events; // of the program
-  Event ready, finished, base;
+  std::vector<Span> spans;   // of the steps since begin(), and unused ones
+  size_t enqueued = 0;       // of them
+  Event base;
   std::vector<Event> starts, stops; // one an instruction, for the profile
   double baseTime = 0;              // of `base`, microseconds since the run's start
   cublasLtHandle_t blaslt = nullptr;
   cudnnHandle_t cudnn = nullptr;
   Progress marks;
-  DeviceBlock flags;                     // the error flag
-  PinnedBlock readBack;                  // error flag, then one i32 for each require_bound
+  // The error flag, which kernels write only when something is wrong, then one i32 for each
+  // require_bound.
+  PinnedBlock readBack;
   std::vector<size_t> requirements;      // slot of each instruction in readBack, 0: none
   std::map<size_t, RouteBuffers> routes; // by instruction; none if nobody looks or forces
   std::vector<Action> actions;

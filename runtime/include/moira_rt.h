@@ -61,9 +61,10 @@ void moira_close(moira_session *session);
 int moira_forward(moira_session *session, const moira_tensor *inputs, size_t count);
 
 /* Runs `steps` steps with the same inputs and gives each one's milliseconds: of a GPU from the
-   moment at which the inputs are there, by its own clock. Nothing is fetched: outputs stay those of
-   the last moira_forward. What later steps replay is recorded in the second one, so give two to
-   warm up. Codes as moira_forward. */
+   moment at which the inputs are there, by its own clock. A GPU may get some before the first is
+   done, so that they follow each other at once; when this returns, all are done. Nothing is
+   fetched: outputs stay those of the last moira_forward. What later steps replay is recorded in the
+   second one, so give two to warm up. Codes as moira_forward. */
 int moira_steps(moira_session *session, const moira_tensor *inputs, size_t count, size_t steps,
                 double *milliseconds);
 

@@ -6,6 +6,7 @@
 //===----------------------------------------------------------------------===//
 #include "CudaRunnerTesting.h"
 
+#include <algorithm>
 #include <dlfcn.h>
 #include <gmock/gmock.h>
 #include <random>
@@ -31,7 +32,7 @@ struct Routes {
 };
 
 Ran runIt(const Compiled &compiled, int repeat = 0, const Routes &routes = {},
-          std::vector<RankProfile> *profiles = nullptr) {
+          std::vector<RankProfile> *profiles = nullptr, size_t together = 0) {
   FakePlugin plugin;
   Ran ran;
   RunSession session;
@@ -60,6 +61,9 @@ Ran runIt(const Compiled &compiled, int repeat = 0, const Routes &routes = {},
     ran.status = session.step(ranks);
   if (ran.status)
     ran.status = session.repeat(ranks, repeat);
+  std::vector<double> times(together, -1);
+  if (ran.status)
+    ran.status = session.steps(ranks, times);
   if (!ran.status)
     return ran;
   ran.status = ranks.each([&](int local) -> Ranks::Verdict {
@@ -76,6 +80,7 @@ Ran runIt(const Compiled &compiled, int repeat = 0, const Routes &routes = {},
       return session.rankRoutes[local]->write(routes.to, ranks.communicator(local));
     return Status();
   });
+  EXPECT_TRUE(std::all_of(times.begin(), times.end(), [](double time) { return time >= 0; }));
   ran.figures = session.executors[0]->figures();
   if (profiles)
     *profiles = session.profiles;
@@ -115,6 +120,22 @@ TEST(CudaRunner, GoldenLogitsOnEveryMeshInAnyOrder) {
       EXPECT_GT(fake::graphLaunches(), before);
       EXPECT_EQ(fake::allocated(), 0u);
     }
+}
+
+/// Those that the device gets one behind the other, where the program lets it: on one rank.
+TEST(CudaRunner, StepsThatFollowEachOtherGiveTheSame) {
+  fake::seed(11);
+  for (std::string mesh : {"", "--mesh=ep=2"}) {
+    TempDir dir;
+    Compiled compiled(dir, "olmoe", mesh);
+    Ran once = runIt(compiled);
+    ASSERT_TRUE(once.status) << once.status.str();
+    Ran often = runIt(compiled, 0, {}, nullptr, 70); // more than are enqueued at a time
+    ASSERT_TRUE(often.status) << often.status.str();
+    EXPECT_EQ(often.logits, once.logits);
+    EXPECT_EQ(often.figures.allocated, often.figures.planned);
+    EXPECT_EQ(fake::allocated(), 0u);
+  }
 }
 
 TEST(CudaRunner, ASmallBoundGrowsAndTheGraphsFollow) {
@@ -322,6 +343,21 @@ TEST(CudaRunner, AFailureOfTheDeviceNamesRankInstructionAndLayer) {
     texts.push_back(ran.status.str());
   }
   EXPECT_EQ(texts[0], texts[1]);
+}
+
+TEST(CudaRunner, AFailureAmongStepsThatFollowEachOtherIsReported) {
+  TempDir dir;
+  Compiled compiled(dir, "mixtral", "");
+  int kernels = 0;
+  for (const fb::Instr *instr : *(*findProgram(compiled.device, "p", false))->instrs())
+    kernels += instr->kind() == fb::InstrKind::launch;
+  fake::failAtLaunch(kernels + 4); // in the second step
+  Ran ran = runIt(compiled, 0, {}, nullptr, 5);
+  fake::failAtLaunch(0);
+  ASSERT_FALSE(ran.status);
+  EXPECT_EQ(ran.status.exitCode(), 5);
+  EXPECT_THAT(ran.status.str(), HasSubstr("MOE-0510: rank 0"));
+  EXPECT_THAT(ran.status.str(), HasSubstr("or what follows it in the same graph"));
 }
 
 } // namespace

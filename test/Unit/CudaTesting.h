@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
+#include <utility>
 #include <variant>
 
 namespace moira::rt::testing {
@@ -113,7 +114,7 @@ public:
     int count = 0;
     return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
   }
-  explicit Gpu(bool withBlas = true) : workspace(cuda::kWorkspaceBytes, 0), flag(4, 0) {
+  explicit Gpu(bool withBlas = true) : workspace(cuda::kWorkspaceBytes, 0) {
     mustWork(cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking));
     if (withBlas) {
       Expected<cublasLtHandle_t> handle = cuda::createBlasLt();
@@ -123,28 +124,27 @@ public:
     }
     context.workspace = workspace.data();
     context.workspaceBytes = cuda::kWorkspaceBytes;
-    context.errorFlag = static_cast<int32_t *>(flag.data());
+    void *flag = nullptr; // in the host's memory, as a step's
+    mustWork(cudaHostAlloc(&flag, sizeof(int32_t), cudaHostAllocMapped));
+    context.errorFlag = static_cast<int32_t *>(flag);
+    *context.errorFlag = 0;
     workspace.poison(0xb5);
-    flag.poison(0);
     mustWork(cudaDeviceSynchronize());
   }
   ~Gpu() {
+    cudaFreeHost(context.errorFlag);
     cuda::destroyBlasLt(context.blaslt);
     cudaStreamDestroy(context.stream);
   }
   /// Waits, and returns the error flag, which becomes 0 again.
   int32_t finish() {
     mustWork(cudaStreamSynchronize(context.stream));
-    int32_t code = 0;
-    std::memcpy(&code, flag.download().data(), 4);
-    flag.poison(0);
-    mustWork(cudaDeviceSynchronize());
-    return code;
+    return std::exchange(*context.errorFlag, 0);
   }
   cuda::CallContext context;
 
 private:
-  Guarded workspace, flag;
+  Guarded workspace;
 };
 
 /// An operand on the device.

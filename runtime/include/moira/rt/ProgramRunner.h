@@ -12,6 +12,7 @@
 #include "moira/rt/PlanFile.h"
 
 #include <chrono>
+#include <span>
 
 namespace moira::rt {
 
@@ -57,6 +58,18 @@ public:
   /// was too small. Collective; returns when the outputs are there. A failure leaves the runner
   /// unusable.
   virtual Status step(const InputSet &inputs, size_t program = 0) = 0;
+  /// Steps of a program with the same inputs, one for each of `seconds`, which become what each has
+  /// taken, on a device by its own clock. Fails as step does. A device may be given several before
+  /// it is waited for, so that they follow each other at once.
+  virtual Status steps(const InputSet &inputs, std::span<double> seconds, size_t program = 0) {
+    Status status;
+    for (size_t i = 0; i < seconds.size() && status.ok(); ++i) {
+      const auto start = std::chrono::steady_clock::now();
+      status = step(inputs, program);
+      seconds[i] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    }
+    return status;
+  }
   /// Whether the last step's failure was the same on all ranks and known to all.
   virtual bool failedTogether() const = 0;
 
@@ -78,10 +91,6 @@ public:
   /// Seconds that each instruction of a program has taken in all steps, in the plan's order; empty
   /// where the device does not say.
   virtual std::span<const double> instructionSeconds(size_t = 0) const { return {}; }
-
-  /// What a device took for the last step, from its first instruction to its last; 0 where the
-  /// device is this processor.
-  virtual double deviceSeconds() const { return 0; }
 
   virtual const MeshPosition &position() const = 0;
   virtual RankFigures figures() const = 0;
