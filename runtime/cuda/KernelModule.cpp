@@ -77,6 +77,9 @@ unsigned threadsOf(std::string_view text) {
   return static_cast<unsigned>(std::strtoul(number.c_str(), nullptr, 10));
 }
 
+/// Blocks that a launch may have.
+constexpr int64_t kMostGrid = INT32_MAX;
+
 int64_t pointsPerRow(const fb::Kernel &kernel) {
   int64_t most = 1;
   for (const fb::KernelOperand *operand : *kernel.operands()) {
@@ -179,9 +182,12 @@ Status KernelModule::launch(const Kernel &kernel, const std::vector<void *> &ope
   for (size_t i = 0; i < operands.size(); ++i)
     arguments[i] = const_cast<void **>(&operands[i]);
   arguments[operands.size()] = &rows;
-  int64_t blocks = kernel.pointsPerRow > mostBlocks / rows
-                       ? mostBlocks
-                       : std::clamp<int64_t>(rows * kernel.pointsPerRow, 1, mostBlocks);
+  // What has so large blocks has one vector a thread: a block for each point ends most evenly.
+  constexpr unsigned kLargeBlock = 1024;
+  int64_t most = kernel.threads >= kLargeBlock ? kMostGrid : mostBlocks;
+  int64_t blocks = kernel.pointsPerRow > most / rows
+                       ? most
+                       : std::clamp<int64_t>(rows * kernel.pointsPerRow, 1, most);
   CUlaunchAttribute attribute{};
   attribute.id = CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
   attribute.value.programmaticStreamSerializationAllowed = 1;

@@ -26,8 +26,15 @@ using namespace mlir;
 using namespace moira::kernels;
 
 static constexpr unsigned kWarp = 32;
-/// Largest block.
-static constexpr unsigned kMostThreads = 512;
+/// Largest block, and largest of a kernel whose threads share nothing and load little: then two
+/// such blocks fill a multiprocessor.
+static constexpr unsigned kMostThreads = 512, kMostSeparateThreads = 1024;
+/// Bytes that such a thread loads at most for a vector of each result.
+static constexpr unsigned kLittle = 32;
+/// Blocks of kMostThreads that a multiprocessor should hold where threads share nothing and have
+/// few vectors each: the compiler of PTX then uses some registers less.
+static constexpr int32_t kBlocksTogether = 3;
+static constexpr int64_t kFewVectors = 2;
 /// Vectors of a pass that a thread loads before anything is stored.
 static constexpr int64_t kMostAhead = 4;
 /// Values of a vector at least, where alignment allows.
@@ -91,6 +98,8 @@ public:
     }
     chooseThreads();
     kernel->setAttr("nvvm.reqntid", b.getDenseI32ArrayAttr({int32_t(blockThreads), 1, 1}));
+    if (together)
+      kernel->setAttr("nvvm.minctasm", b.getI32IntegerAttr(kBlocksTogether));
 
     b.setInsertionPointToStart(entry);
     auto end = gpu::ReturnOp::create(b, loc);
@@ -125,7 +134,16 @@ private:
     // A short row by all lanes of a warp.
     while (lanes > kLeastLanes && longest / lanes < kWarp)
       lanes /= 2;
-    threads = std::clamp<uint64_t>(llvm::PowerOf2Ceil(longest / lanes), kWarp, kMostThreads);
+    bool sums = false;
+    unsigned bytes = 0;
+    forEachPass([&](PassBody &pass) {
+      sums |= pass.numSums() > 0;
+      bytes += pass.inputBytes(lanes);
+    });
+    bool separate = !sums && bytes <= kLittle;
+    threads = std::clamp<uint64_t>(llvm::PowerOf2Ceil(longest / lanes), kWarp,
+                                   separate ? kMostSeparateThreads : kMostThreads);
+    together = !sums && threads == kMostThreads && longest <= kFewVectors * threads * lanes;
     packed = threads == kWarp ? kPackedWarps : 1;
     blockThreads = threads * packed;
   }
@@ -210,10 +228,13 @@ private:
     inlinePtx("griddepcontrol.launch_dependents;", {}, "~{memory}");
   }
 
-  /// The threads of a block bring `lines` to the L2 cache.
+  /// The threads of all blocks together bring `lines` to the L2 cache.
   void fetch(Value pointer, int64_t lines) {
     Value thread = gpu::ThreadIdOp::create(b, loc, gpu::Dimension::x);
-    auto loop = scf::ForOp::create(b, loc, thread, constant(lines), constant(blockThreads));
+    Value block = gpu::BlockIdOp::create(b, loc, gpu::Dimension::x);
+    Value blocks = gpu::GridDimOp::create(b, loc, gpu::Dimension::x);
+    auto loop = scf::ForOp::create(b, loc, add(mul(block, blockThreads), thread), constant(lines),
+                                   mul(blocks, blockThreads));
     OpBuilder::InsertionGuard guard(b);
     b.setInsertionPointToStart(loop.getBody());
     Value at =
@@ -376,7 +397,8 @@ private:
   std::vector<std::unique_ptr<Part>> parts;
   std::map<std::pair<SmallVector<int64_t>, int64_t>, PassBody::Held> held;
   unsigned lanes = 1, threads = kWarp, packed = 1, blockThreads = kWarp;
-  Value lane; // the thread's number within its point
+  bool together = false; // several blocks on a multiprocessor are asked for
+  Value lane;            // the thread's number within its point
   SmallVector<Value> point;
   Value scratch;
 };

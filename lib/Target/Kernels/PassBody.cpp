@@ -170,6 +170,20 @@ unsigned PassBody::smallestElement() const {
   return bits / 8;
 }
 
+unsigned PassBody::inputBytes(unsigned lanes) const {
+  unsigned bits = 0;
+  DenseSet<std::pair<Value, AffineMap>> counted;
+  for (OpOperand *operand : op.getDpsInputOperands()) {
+    Access a = access(*operand);
+    if (!isa<BlockArgument>(a.tensor) || op.getMatchingBlockArgument(operand).use_empty() ||
+        !counted.insert({a.tensor, a.map}).second)
+      continue;
+    bits += getElementTypeOrSelf(a.tensor.getType()).getIntOrFloatBitWidth() *
+            (isContiguous(a) ? lanes : 1);
+  }
+  return bits / 8;
+}
+
 bool PassBody::readsAcrossElements(const DenseSet<Value> &stored) const {
   return llvm::any_of(op->getOpOperands(), [&](OpOperand &operand) {
     return op.isDpsInput(&operand) && stored.contains(operand.get()) &&

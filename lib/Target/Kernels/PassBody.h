@@ -69,6 +69,8 @@ public:
   unsigned alignedLanes(unsigned most) const;
   /// Bytes of the smallest element that is loaded or stored.
   unsigned smallestElement() const;
+  /// Bytes of the kernel's inputs that `lanes` consecutive elements need.
+  unsigned inputBytes(unsigned lanes) const;
   /// True if an operand was stored by an earlier pass and is read at another index than the one
   /// that stored it.
   bool readsAcrossElements(const llvm::DenseSet<mlir::Value> &stored) const;
