@@ -71,6 +71,17 @@ TEST_F(CudaGrad, Products) {
     }
 }
 
+TEST_F(CudaGrad, EmbeddingsOfTokensThatAreEverywhere) {
+  for (Mode mode : allModes()) {
+    mode = summing(mode);
+    for (int64_t width : {516, 1030, 33})
+      for (auto [tokens, most] : {std::pair<int64_t, int64_t>{5000, 3}, {3000, 400}, {2049, 0}})
+        expectAgrees(*gpu, "embedding_grad",
+                     {I(random.ids({tokens}, 0, most)), known({tokens, width}, mode)},
+                     {A(Shape{300, width})}, params({{"row_offset", most / 8}}), mode);
+  }
+}
+
 TEST_F(CudaGrad, GroupedProducts) {
   for (Mode mode : allModes()) {
     mode = summing(mode);

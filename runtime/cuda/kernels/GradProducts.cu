@@ -1,6 +1,6 @@
 //===- GradProducts.cu - gradients of dense and grouped products ------------===//
 // linear_input_grad, linear_weight_grad, head_weight_grad, grouped_input_grad, grouped_weight_grad,
-// grouped_bias_grad, embedding_grad, sum_rows. Dense ones run on cuBLASLt, grouped ones of bf16 on
+// grouped_bias_grad, sum_rows. Dense ones run on cuBLASLt, grouped ones of bf16 on
 // Hopper's tiles; cotangents in f32 that meet bf16 are then rounded first, a part that fits the
 // workspace at a time. For the rest a tiled product in f32 serves, in tiles of two sizes: it reads
 // matrices by strides, and rows or terms by groups.
@@ -225,13 +225,20 @@ Status launch(const Call &call, const Product &p, int64_t count) {
   });
 }
 
-/// out[r,c] = x[r, first + c], rounded: `columns` of a matrix that has `width`.
-__global__ void roundColumns(const float *x, bf16 *out, int64_t rows, int64_t columns,
-                             int64_t width, int64_t first) {
-  for (int64_t i = threadNumber(); i < rows * columns; i += threadCount()) {
+/// out[r,c] = x[r,c], rounded: `packs` packs a row of a matrix whose rows are `width` values apart.
+/// A thread rounds `n` neighbours.
+template <int n>
+__global__ void roundColumns(const float *x, bf16 *out, int64_t rows, int64_t packs,
+                             int64_t width) {
+  for (int64_t i = threadNumber(); i < rows * packs; i += threadCount()) {
     int64_t row, column;
-    divide(i, columns, row, column);
-    out[i] = fromFloat<bf16>(x[row * width + first + column]);
+    divide(i, packs, row, column);
+    const auto from = *reinterpret_cast<const Pack<float, n> *>(x + row * width + column * n);
+    Pack<bf16, n> to;
+#pragma unroll
+    for (int u = 0; u < n; ++u)
+      to.v[u] = fromFloat<bf16>(from.v[u]);
+    reinterpret_cast<Pack<bf16, n> *>(out)[i] = to;
   }
 }
 
@@ -250,10 +257,17 @@ struct Halves {
 
 Status round(const Call &call, const TensorRef &x, bf16 *out, int64_t firstRow, int64_t rows,
              int64_t firstColumn, int64_t columns, int64_t width) {
-  roundColumns<<<blocksOfThreads(rows * columns), kWarpBlock, 0, call.stream()>>>(
-      static_cast<const float *>(x.data) + firstRow * width, out, rows, columns, width,
-      firstColumn);
-  return launched(call);
+  const float *from = static_cast<const float *>(x.data) + firstRow * width + firstColumn;
+  auto launch = [&]<int n>(std::integral_constant<int, n>) {
+    const int64_t packs = columns / n;
+    roundColumns<n><<<blocksOfThreads(rows * packs), kWarpBlock, 0, call.stream()>>>(
+        from, out, rows, packs, width);
+    return launched(call);
+  };
+  const bool whole = columns % kNeighbours == 0 && width % kNeighbours == 0 &&
+                     (addressOf(from) | addressOf(out)) % (kNeighbours * sizeof(float)) == 0;
+  return whole ? launch(std::integral_constant<int, kNeighbours>())
+               : launch(std::integral_constant<int, 1>());
 }
 
 /// Whether cuBLASLt can multiply operands of these types, perhaps with the first one rounded.
@@ -363,43 +377,6 @@ Status launchSums(const Call &call, int64_t rows, int64_t width, const int32_t *
   sumColumns<<<dim3(unsigned(ceilDiv(width, 32)), unsigned(count)), 1024, 0, call.stream()>>>(
       Reader(call.in[0]), call.output<float>(0), rows, width, groups, call.context.errorFlag);
   return launched(call);
-}
-
-/// One block a token. The first token with an id adds up those of all tokens that have it, in
-/// order; the others have nothing to do. `out` is zero to begin with.
-template <typename Id>
-__global__ void sumById(const void *ids, Reader dy, float *out, int64_t tokens, int64_t rows,
-                        int64_t width, int64_t first) {
-  __shared__ int64_t found[kWarpBlock];
-  __shared__ int count;
-  int64_t own = blockIdx.x, id = idAt<Id>(ids, own);
-  if (id < first || id - first >= rows)
-    return;
-  int earlier = 0;
-  for (int64_t t = threadIdx.x; t < own; t += blockDim.x)
-    earlier |= idAt<Id>(ids, t) == id;
-  if (__syncthreads_or(earlier))
-    return;
-  float *target = out + (id - first) * width;
-  for (int64_t from = own; from < tokens; from += blockDim.x) {
-    int64_t t = from + threadIdx.x;
-    if (!__syncthreads_or(t < tokens && idAt<Id>(ids, t) == id))
-      continue;
-    if (threadIdx.x == 0) {
-      count = 0;
-      for (int64_t other = from; other < tokens && other < from + blockDim.x; ++other)
-        if (idAt<Id>(ids, other) == id)
-          found[count++] = other;
-    }
-    __syncthreads();
-    for (int64_t d = threadIdx.x; d < width; d += blockDim.x) {
-      float sum = target[d];
-      for (int i = 0; i < count; ++i)
-        sum += dy[found[i] * width + d];
-      target[d] = sum;
-    }
-    __syncthreads();
-  }
 }
 
 } // namespace
@@ -523,19 +500,6 @@ Status ops::grouped_bias_grad(const Call &call) {
 Status ops::sum_rows(const Call &call) {
   int64_t width = call.out[0].elements();
   return launchSums(call, width ? call.in[0].elements() / width : 0, width, nullptr, 1);
-}
-
-Status ops::embedding_grad(const Call &call) {
-  int64_t rows = call.out[0].shape[0], width = call.out[0].shape[1];
-  int64_t tokens = call.in[0].elements(), first = call.params.integer("row_offset");
-  if (Status s = zero(call, call.out[0]); !s || tokens * width == 0)
-    return s;
-  auto run = [&]<typename Id>(Id) {
-    sumById<Id><<<unsigned(tokens), kWarpBlock, 0, call.stream()>>>(
-        call.in[0].data, Reader(call.in[1]), call.output<float>(0), tokens, rows, width, first);
-    return launched(call);
-  };
-  return call.in[0].dtype == fb::DType::i64 ? run(int64_t()) : run(int32_t());
 }
 
 } // namespace moira::rt::cuda
