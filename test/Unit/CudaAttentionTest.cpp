@@ -134,6 +134,17 @@ TEST_F(CudaAttention, FewQueriesOverManyKeys) {
              .kvHeads = 2,
              .sinks = d == 64},
             mode);
+    for (auto [heads, keys] : {std::pair<int64_t, int64_t>{70, 160}, {90, 17}, {67, 900}})
+      check(*gpu, random, // more heads than multiprocessors
+            {.keyDim = 128,
+             .valueDim = 128,
+             .queries = 1,
+             .keys = keys,
+             .heads = heads,
+             .kvHeads = heads,
+             .window = random.between(0, 1) * 90,
+             .sinks = keys == 900},
+            mode);
     for (int64_t queries : {2, 3, 4})
       check(*gpu, random,
             {.keyDim = 128,

@@ -20,11 +20,12 @@ namespace {
 constexpr int kRows = 16, kKeys = 16;
 /// The largest cluster that every device of this generation takes, and the largest of all.
 constexpr int kPortableBlocks = 8, kMostBlocks = 16;
+/// Multiprocessors of a large device, each of which holds one of the largest blocks.
+constexpr int64_t kProcessors = 132;
 
 /// Shared memory for keys of up to `keyWidth` values, both parts, and values of up to `valueWidth`.
-template <int keyWidth, int valueWidth> struct Layout {
-  static constexpr int warps = keyWidth + valueWidth <= 320 ? 8 : 4, threads = warps * 32;
-  static constexpr int stages = keyWidth + valueWidth <= 256 ? 3 : 2;
+template <int keyWidth, int valueWidth, int warpCount, int stageCount> struct Layout {
+  static constexpr int warps = warpCount, threads = warps * 32, stages = stageCount;
   static constexpr int queryValues = kRows * keyWidth,
                        stageValues = kKeys * (keyWidth + valueWidth),
                        ringValues = stages * stageValues;
@@ -81,10 +82,10 @@ struct RowState {
 };
 
 /// All operands are 16-byte aligned and the head dimensions multiples of 8.
-template <int keyWidth, int valueWidth>
-__global__ void __launch_bounds__(Layout<keyWidth, valueWidth>::threads)
+template <int keyWidth, int valueWidth, int warpCount, int stageCount>
+__global__ void __launch_bounds__(Layout<keyWidth, valueWidth, warpCount, stageCount>::threads)
     attendFew(AttentionArgs a, int32_t rowTiles) {
-  using L = Layout<keyWidth, valueWidth>;
+  using L = Layout<keyWidth, valueWidth, warpCount, stageCount>;
   namespace cg = cooperative_groups;
   constexpr int kWarps = L::warps, kThreads = L::threads;
   constexpr int keyChunks = keyWidth / kChunk, valueChunks = valueWidth / kChunk;
@@ -419,10 +420,11 @@ int64_t rowsOf(const AttentionArgs &a) {
   return a.queries * std::min<int64_t>(a.heads, ceilDiv(a.allHeads, a.allKvHeads));
 }
 
-template <int keyWidth, int valueWidth> Status launch(const Call &call, const AttentionArgs &a) {
-  using L = Layout<keyWidth, valueWidth>;
+template <int keyWidth, int valueWidth, int warpCount, int stageCount>
+Status launch(const Call &call, const AttentionArgs &a) {
+  using L = Layout<keyWidth, valueWidth, warpCount, stageCount>;
   const int64_t rowTiles = ceilDiv(rowsOf(a), kRows), tiles = rowTiles * a.kvHeads;
-  auto kernel = attendFew<keyWidth, valueWidth>;
+  auto kernel = attendFew<keyWidth, valueWidth, warpCount, stageCount>;
   constexpr size_t bytes = L::bytes;
   if (Status s = allowSharedBytes(call, kernel, bytes); !s)
     return s;
@@ -441,9 +443,8 @@ template <int keyWidth, int valueWidth> Status launch(const Call &call, const At
     config.gridDim = dim3(unsigned(blocks), unsigned(tiles), unsigned(a.batch));
   };
   // As many blocks as a large device runs at once, as long as each warp has a tile of keys.
-  constexpr int64_t enough = 132;
   auto wants = [&](int blocks) {
-    return blocks * tiles * a.batch <= enough && blocks / 2 * L::warps * kKeys < a.keys;
+    return blocks * tiles * a.batch <= kProcessors && blocks / 2 * L::warps * kKeys < a.keys;
   };
   int blocks = 1;
   while (blocks < kPortableBlocks && wants(blocks * 2))
@@ -479,12 +480,16 @@ bool hasFewQueries(const AttentionArgs &a) {
 Status launchAttentionFew(const Call &call, const AttentionArgs &a) {
   const int32_t keys = a.keyDim + a.sharedDim, values = a.valueDim;
   if (keys <= 64 && values <= 64)
-    return launch<64, 64>(call, a);
-  if (keys <= 128 && values <= 128)
-    return launch<128, 128>(call, a);
+    return launch<64, 64, 8, 3>(call, a);
+  if (keys <= 128 && values <= 128) {
+    // More heads than large blocks run at once: four small ones run on a multiprocessor.
+    if (ceilDiv(rowsOf(a), kRows) * a.kvHeads * a.batch > kProcessors)
+      return launch<128, 128, 2, 2>(call, a);
+    return launch<128, 128, 8, 3>(call, a);
+  }
   if (keys <= 192 && values <= 128)
-    return launch<192, 128>(call, a);
-  return launch<256, 256>(call, a);
+    return launch<192, 128, 8, 2>(call, a);
+  return launch<256, 256, 4, 2>(call, a);
 }
 
 } // namespace moira::rt::cuda
