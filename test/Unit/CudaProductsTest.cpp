@@ -276,16 +276,38 @@ TEST_F(CudaProducts, LinearsInOneLaunchAreThoseOfSeveral) {
   }
 }
 
+TEST_F(CudaProducts, DepthsOfSomeRowsInParts) {
+  for (Mode mode : allModes()) {
+    mode.sums = true;
+    for (int64_t rows : {9, 31, 32})
+      for (auto [columns, inner] :
+           {std::pair<int64_t, int64_t>{1032, 2056}, {1090, 520}, {1032, 4104}})
+        for (bool wide : {false, true}) {
+          const Operand out = wide ? A(Shape{rows, columns}) : T(Shape{rows, columns});
+          expectAgrees(
+              *gpu, "linear",
+              {T(random.normal<float>({rows, inner})), T(random.normal<float>({columns, inner}))},
+              {out}, params({{"contract", 1}}), mode);
+        }
+  }
+}
+
 TEST_F(CudaProducts, FewF32RowsOfARouter) {
-  // 9 rows or 1025 columns are a general product's.
+  // 33 rows or 1025 columns are a general product's.
   Mode mode{.sums = true};
-  for (int64_t rows : {1, 2, 8, 9})
+  auto check = [&](int64_t rows, int64_t inner, int64_t columns) {
+    expectAgrees(
+        *gpu, "linear",
+        {A(random.normal<float>({rows, inner})), A(random.normal<float>({columns, inner}))},
+        {A(Shape{rows, columns})}, params({{"contract", 1}}), mode);
+  };
+  for (int64_t rows : {1, 2, 8})
     for (int64_t inner : {4, 60, 2048, 5120})
       for (int64_t columns : {1, 128, 1024, 1025})
-        expectAgrees(
-            *gpu, "linear",
-            {A(random.normal<float>({rows, inner})), A(random.normal<float>({columns, inner}))},
-            {A(Shape{rows, columns})}, params({{"contract", 1}}), mode);
+        check(rows, inner, columns);
+  for (int64_t rows : {9, 31, 32, 33})
+    for (int64_t columns : {1, 64, 130})
+      check(rows, 2052, columns);
 }
 
 } // namespace

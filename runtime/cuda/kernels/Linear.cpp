@@ -4,7 +4,7 @@
 // kernels. cuBLASLt is found when the program runs, so that the CUDA device needs no more than a
 // driver to be linked.
 //===----------------------------------------------------------------------===//
-#include "CudaOps.h"
+#include "ProductSplit.h"
 
 #include <dlfcn.h>
 
@@ -242,6 +242,8 @@ Status ops::linear(const Call &call) {
     return launchProductFewF32Rows(call, p);
   if (p.m == 0 || p.n == 0 || p.k == 0 || hasFewRows(p))
     return launchProduct(call, p); // which makes zeros of k = 0
+  if (fitsSplit(p) && isHopper())
+    return launchProductSplit(call, p);
   Expected<bool> done =
       multiplyDense(call, {p.x, p.w, p.out, p.inType, p.outType, p.m, p.n, p.k, false, false,
                            context.workspace, context.workspaceBytes});

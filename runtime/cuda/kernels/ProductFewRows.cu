@@ -25,10 +25,17 @@ using TallTile = StreamedTile<2, 2, 4, 3>;
 using DeepTallTile = StreamedTile<2, 2, 8, 3>;
 
 constexpr int64_t kShortDepth = 768;
-/// So many blocks of 16 columns are many, and so many few.
-constexpr int64_t kManyBlocks = 512, kFewBlocks = 132;
+/// Multiprocessors of a large device. So many blocks of 16 columns are many, and so many few.
+constexpr int64_t kProcessors = 132, kManyBlocks = 512, kFewBlocks = kProcessors;
 /// The most groups among which each warp looks for its tile by itself.
 constexpr int64_t kGroupsOfWarp = 256;
+
+/// Of many blocks, whether they are of ShortTile: of depths that fit its rings, and where all of
+/// them, but not all of LongTile, run at once on a large device.
+bool areShort(int64_t blocks, int64_t k) {
+  return k <= kShortDepth || (blocks > LongTile::kTogether * kProcessors &&
+                              blocks <= ShortTile::kTogether * kProcessors);
+}
 
 /// fn with the tile for up to eight rows.
 template <typename Fn> Status withTile(int64_t blocks, int64_t k, Fn fn) {
@@ -36,8 +43,8 @@ template <typename Fn> Status withTile(int64_t blocks, int64_t k, Fn fn) {
     return fn(std::type_identity<NarrowTile>());
   if (blocks < kManyBlocks)
     return fn(std::type_identity<DeepTile>());
-  return k <= kShortDepth ? fn(std::type_identity<ShortTile>())
-                          : fn(std::type_identity<LongTile>());
+  return areShort(blocks, k) ? fn(std::type_identity<ShortTile>())
+                             : fn(std::type_identity<LongTile>());
 }
 
 /// What all threads of a block do with one tile of `count` rows, `some` of which are a group's:
@@ -274,7 +281,7 @@ Status launchGluFewRows(const Call &call, const GroupedGlu &p) {
     return blocks >= kManyBlocks ? launchGlu<TallTile>(call, p) : launchGlu<DeepTallTile>(call, p);
   if (blocks < kManyBlocks)
     return launchGlu<DeepTile>(call, p);
-  return p.k <= kShortDepth ? launchGlu<ShortTile>(call, p) : launchGlu<LongTile>(call, p);
+  return areShort(blocks, p.k) ? launchGlu<ShortTile>(call, p) : launchGlu<LongTile>(call, p);
 }
 
 bool haveFewRows(std::span<const GroupedProduct> products) {
