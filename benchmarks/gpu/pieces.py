@@ -24,13 +24,14 @@ class Piece:
     peer: Callable
     mode: str = "forward"
     inputs: dict = field(default_factory=dict)
+    options: tuple = ()  # moe-opt's
 
 
 def kind(shape, dtype):
     return f"tensor<{'x'.join(map(str, (*shape, dtype)))}>"
 
 
-def attention(sequence, mode, heads=64, kv=8, head=128, batch=1):
+def attention(sequence, mode, options=(), heads=64, kv=8, head=128, batch=1):
     q, k = kind((batch, sequence, heads, head), "bf16"), kind((batch, sequence, kv, head), "bf16")
     places, mask = kind((sequence,), "i32"), kind((batch, sequence), "i32")
     body = (f"%places = moe.positions : {places}\n    %mask = moe.full 1.0 : {mask}\n"
@@ -38,7 +39,7 @@ def attention(sequence, mode, heads=64, kv=8, head=128, batch=1):
             f": ({q}, {k}, {k}, {places}, {places}, {mask}) -> {q}")
     forward = 2 * batch * sequence**2 * heads * head  # half of the scores are masked
     return Piece({"q": ((batch, sequence, heads, head), "bf16"), "k": ((batch, sequence, kv, head), "bf16"), "v": ((batch, sequence, kv, head), "bf16")},
-                 body, q, (forward * (3.5 if mode == "both" else 1), None), attention_peer, mode)
+                 body, q, (forward * (3.5 if mode == "both" else 1), None), attention_peer, mode, options=options)
 
 
 def attention_peer(tensors, mode, fast=True):
@@ -152,6 +153,7 @@ def cast(rows, width):
 
 PIECES = {
     **{f"attention-{s}-{mode}": attention(s, mode) for s in (2048, 4096, 8192) for mode in layer.MODES},
+    **{f"attention-{s}-both-fastest": attention(s, "both", ("--attention-grad=fastest",)) for s in (2048, 4096, 8192)},
     "adamw-1e9": adamw(10**9),
     "rms_norm": rms_norm(8192, 4096),
     "silu-mul": silu_mul(8192, 4096),
@@ -178,9 +180,14 @@ def compile_piece(piece, plan, target="sm_90"):
     source.write_text(program(piece))
     if piece.mode == "both":
         layer.checked(run_tool("moe-opt", source, "--moe-vjp", "-o", source))
+        text, wide = source.read_text(), piece.result.replace("bf16", "f32")
+        # The cotangent in the type of the result, as PyTorch has it.
+        for old, new in ((f'{wide} {{moe.name = "d.y"', f'{piece.result} {{moe.name = "d.y"'), (f": ({wide}, {piece.result}", f": ({piece.result}, {piece.result}")):
+            text = text.replace(old, new)
+        source.write_text(text)
     if piece.result:
         source.write_text(layer.with_states(source.read_text()))
-    layer.checked(run_tool("moe-opt", source, f"--target={target}", "--report=none", "-o", plan))
+    layer.checked(run_tool("moe-opt", source, f"--target={target}", "--report=none", *piece.options, "-o", plan))
 
 
 def draw(session, device):

@@ -81,15 +81,6 @@ void LoweringTable::addDenseGradients() {
             b.integer("bidirectional", op.getBidirectional())});
     return success();
   });
-  add<moe::AttentionGradOp>(+[](moe::AttentionGradOp op, B &b) {
-    SmallVector<Value> inputs, outputs;
-    for (Value operand : op->getOperands())
-      inputs.push_back(b.view(operand));
-    for (Value result : op->getResults())
-      outputs.push_back(b.define(result));
-    b.call("attention_grad", inputs, outputs, attentionParams(b, op));
-    return success();
-  });
 }
 
 void LoweringTable::addExpertGradients() {

@@ -58,6 +58,7 @@ struct LowerPass : PassWrapper<LowerPass, OperationPass<ModuleOp>> {
   LowerPass(const PlanOptions &options, bool isReference) {
     target = options.target;
     producer = options.producer;
+    fastest = options.attentionGrad == "fastest";
     reference = isReference;
   }
   StringRef getArgument() const final { return "plan-lower"; }
@@ -71,6 +72,9 @@ struct LowerPass : PassWrapper<LowerPass, OperationPass<ModuleOp>> {
                              llvm::cl::init("host")};
   Option<std::string> producer{*this, "producer", llvm::cl::desc("what the file says made it"),
                                llvm::cl::init("moira 0.1.0")};
+  Option<bool> fastest{*this, "fastest-attention-grad",
+                       llvm::cl::desc("gradients of attention may have other last bits each run"),
+                       llvm::cl::init(false)};
   Option<bool> reference{
       *this, "reference",
       llvm::cl::desc("global functions become one-rank programs of library calls"),
@@ -97,7 +101,8 @@ void LowerPass::runOnOperation() {
     shared = addStates(module, plan, false, [](moe::StateOp) { return true; }, inPlan);
   }
   for (func::FuncOp function : functions)
-    if (failed(ProgramBuilder(plan, function, reference ? nullptr : &shared, kernels).build()))
+    if (failed(ProgramBuilder(plan, function, reference ? nullptr : &shared, kernels, fastest)
+                   .build()))
       return signalPassFailure();
   addKernels(plan, kernels);
   for (Operation &op : llvm::make_early_inc_range(*module.getBody()))

@@ -6,7 +6,6 @@
 
 #include "ProgramBuilder.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
-#include "llvm/ADT/StringExtras.h"
 #include <functional>
 
 namespace moira {
@@ -31,6 +30,7 @@ private:
   void addDense();
   void addRowWise();
   void addAttention();
+  void addAttentionOverKeys();
   void addExperts();
   void addGeneration();
   void addExchange();
@@ -67,26 +67,6 @@ template <typename Op> llvm::SmallVector<mlir::NamedAttribute> gluParams(Program
   optional("limit", op.getLimit());
   optional("alpha", op.getAlpha());
   optional("up_shift", op.getUpShift());
-  return params;
-}
-
-/// Of attention and its gradient.
-template <typename Op>
-llvm::SmallVector<mlir::NamedAttribute> attentionParams(ProgramBuilder &b, Op op) {
-  llvm::SmallVector<mlir::NamedAttribute> params{
-      b.real("scale", toDouble(op.getScale())),    b.integer("window", op.getWindow()),
-      b.integer("causal", !op.getBidirectional()), b.integer("q_heads", op.getQHeads()),
-      b.integer("kv_heads", op.getKvHeads()),      b.offset("head_offset", op.getHeadOffsetAttr()),
-      b.offset("kv_offset", op.getKvOffsetAttr())};
-  llvm::SmallVector<llvm::StringRef> with;
-  for (auto [role, given] : {std::pair<llvm::StringRef, bool>("q2", bool(op.getQ2())),
-                             {"k2", bool(op.getK2())},
-                             {"bias", bool(op.getBias())},
-                             {"sinks", bool(op.getSinks())}})
-    if (given)
-      with.push_back(role);
-  if (!with.empty())
-    params.push_back(b.text("with", llvm::join(with, " ")));
   return params;
 }
 

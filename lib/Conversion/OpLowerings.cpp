@@ -1,6 +1,7 @@
 //===- OpLowerings.cpp - which op becomes which instruction ---------------===//
-// One function an op, in a table; those of gradients and losses are in GradLowerings.cpp. Operand
-// orders and parameters are those of runtime/include/moira/rt/Calls.def.
+// One function an op, in a table; those of gradients and losses are in GradLowerings.cpp,
+// attention's in AttentionLowerings.cpp. Operand orders and parameters are those of
+// runtime/include/moira/rt/Calls.def.
 //===----------------------------------------------------------------------===//
 #include "LoweringTable.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
@@ -15,6 +16,7 @@ LoweringTable::LoweringTable() {
   addDense();
   addRowWise();
   addAttention();
+  addAttentionOverKeys();
   addExperts();
   addGeneration();
   addExchange();
@@ -121,27 +123,6 @@ void LoweringTable::addRowWise() {
   });
 }
 
-/// Whether a value is known to be 0, 1, 2, … on every rank.
-static bool countsFromZero(Value positions) {
-  auto op = positions.getDefiningOp<moe::PositionsOp>();
-  if (!op || !op.getStartAttr())
-    return bool(op);
-  auto start = dyn_cast<dist::OffsetAttr>(op.getStartAttr());
-  return start && (start.getAxes().empty() || start.getStride() == 0);
-}
-
-/// Whether a mask is known to have no zeros: it is a constant, or an input whose range says so.
-static bool hidesNothing(Value mask) {
-  if (auto full = mask.getDefiningOp<moe::FullOp>())
-    return toDouble(full.getValue()) != 0;
-  auto argument = dyn_cast<BlockArgument>(mask);
-  auto func = argument ? dyn_cast<func::FuncOp>(argument.getOwner()->getParentOp()) : nullptr;
-  if (!func)
-    return false;
-  auto range = func.getArgAttrOfType<DenseI64ArrayAttr>(argument.getArgNumber(), "moe.range");
-  return range && (range[0] > 0 || range[1] < 0);
-}
-
 void LoweringTable::addAttention() {
   add<moe::PositionsOp>(+[](moe::PositionsOp op, B &b) {
     b.call("positions", {}, {b.define(op.getResult())}, {b.offset("start", op.getStartAttr())});
@@ -179,16 +160,6 @@ void LoweringTable::addAttention() {
   add<moe::HeadLinearOp>(+[](moe::HeadLinearOp op, B &b) {
     b.call("head_linear", {b.view(op.getX()), b.view(op.getW())}, {b.define(op.getResult())},
            {b.integer("transposed", op.getTransposed())});
-    return success();
-  });
-  add<moe::AttentionOp>(+[](moe::AttentionOp op, B &b) {
-    SmallVector<Value> inputs;
-    for (Value operand : op->getOperands())
-      inputs.push_back(b.view(operand));
-    SmallVector<NamedAttribute> params = attentionParams(b, op);
-    if (countsFromZero(op.getQpos()) && countsFromZero(op.getKpos()) && hidesNothing(op.getKmask()))
-      params.push_back(b.integer("in_order", 1));
-    b.call("attention", inputs, {b.define(op.getResult())}, params);
     return success();
   });
 }

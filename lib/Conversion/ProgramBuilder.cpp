@@ -10,9 +10,9 @@ using namespace moira;
 using namespace moira::plan;
 
 ProgramBuilder::ProgramBuilder(PlanOp plan, func::FuncOp source, const StatePlaces *shared,
-                               kernels::KernelTable &kernels)
-    : plan(plan), source(source), reference(!shared), kernels(kernels), builder(plan.getContext()),
-      shared(shared), loc(source.getLoc()) {
+                               kernels::KernelTable &kernels, bool fastest)
+    : plan(plan), source(source), reference(!shared), fastest(fastest), kernels(kernels),
+      builder(plan.getContext()), shared(shared), loc(source.getLoc()) {
   builder.setInsertionPointToEnd(&plan.getBody().front());
   SmallVector<StringRef> queues{kComputeQueue};
   if (!reference && plan.numRanks() > 1)

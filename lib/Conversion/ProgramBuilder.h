@@ -46,13 +46,18 @@ public:
   /// means a reference program: one rank, f32, states of its own, and no kernels (`kernels` is not
   /// used then).
   ProgramBuilder(plan::PlanOp plan, mlir::func::FuncOp source, const StatePlaces *shared,
-                 kernels::KernelTable &kernels);
+                 kernels::KernelTable &kernels, bool fastest = false);
 
   /// All of the function. Errors are emitted at its ops.
   llvm::LogicalResult build();
 
   // --- for the lowerings of single ops
   bool isReference() const { return reference; }
+  bool isForGpu() { return !reference && plan.getTarget() != "host"; }
+  /// --attention-grad=fastest
+  bool wantsFastest() const { return fastest; }
+  /// The sums of weights that an attention's result, `attention`, is made with; null: nobody asked.
+  mlir::Value &logSums(mlir::Value attention) { return attentionSums[attention]; }
   mlir::Value view(mlir::Value tensor) const { return views.lookup(tensor); }
   RoutingViews &routing(mlir::Value routing) { return routings[routing]; }
   /// A fresh view for the op's result; becomes view(tensor).
@@ -108,12 +113,13 @@ private:
 
   plan::PlanOp plan;
   mlir::func::FuncOp source;
-  bool reference;
+  bool reference, fastest;
   kernels::KernelTable &kernels;
   plan::ProgramOp program;
   mlir::OpBuilder builder; // instructions and views
   llvm::DenseMap<mlir::Value, mlir::Value> views;
   llvm::DenseMap<mlir::Value, RoutingViews> routings;
+  llvm::DenseMap<mlir::Value, mlir::Value> attentionSums;
   const StatePlaces *shared;
   StatePlaces own; // of a reference program
   llvm::StringMap<mlir::Value> stateViews;

@@ -170,6 +170,7 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
                                                            {"noise-seed", Phase::autodiff},
                                                            {"recompute", Phase::partition},
                                                            {"offload", Phase::plan},
+                                                           {"attention-grad", Phase::plan},
                                                            {"target", Phase::plan},
                                                            {"host-cpu", Phase::plan}};
   Status status;
@@ -339,6 +340,7 @@ PlanOptions Compilation::planOptions() const {
   plan.target = options.target;
   plan.hostCpu = options.hostCpu;
   plan.offload = options.offload;
+  plan.attentionGrad = options.attentionGrad;
   return plan;
 }
 

@@ -267,6 +267,10 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
        "train: what lies in the host's memory: none (default), optimizer or optimizer+params; on "
        "--target=host everything does",
        takeOneOf(o.offload, {"none", "optimizer", "optimizer+params"})},
+      {"attention-grad", "HOW",
+       "gradients of attention on a GPU: reproducible (default), the same bits in every run, or "
+       "fastest, whose sums are added in any order",
+       takeOneOf(o.attentionGrad, {"reproducible", "fastest"})},
       {"memory-limit", "BYTES",
        "refuse a plan that needs more of a rank's device (K, M, G, T allowed)",
        takeBytes(o.memoryLimit)},
@@ -466,6 +470,9 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
   if (options.deterministic && options.target != "host")
     status.add(ErrorId::BadUsage, "--deterministic is for --target=host: the libraries of GPUs add "
                                   "up in orders of their own");
+  if (options.attentionGrad == "fastest" && options.target == "host")
+    status.add(ErrorId::BadUsage, "--attention-grad=fastest is for GPUs, such as --target=sm_90; "
+                                  "the host has one way, which is reproducible");
   if (options.deterministic && options.task == "generate")
     status.add(ErrorId::BadUsage, "--deterministic is for --task=forward, grad and train");
   if (!options.padding && options.task == "generate")

@@ -38,27 +38,36 @@ void CallCheck::checkParams() {
 /// The operands that the call may have: all, or, if it has the parameter `with`, without the
 /// optional ones that `with` does not name. What is named must be there, so it is not optional
 /// then.
-CallCheck::Descs CallCheck::given(const std::vector<OperandDesc> &descs) {
-  Descs result;
+CallCheck::Descs CallCheck::given(const std::vector<OperandDesc> &descs) const {
   bool named = false;
   for (const ParamDesc &param : call.params)
     named |= param.name == "with";
   const CallParam *with = named ? find("with") : nullptr;
-  std::string_view rest = with ? with->text : std::string_view();
-  for (const OperandDesc &desc : descs) {
-    bool taken = !desc.optional || !named;
-    if (!taken && rest.starts_with(desc.role) &&
-        (rest.size() == desc.role.size() || rest[desc.role.size()] == ' ')) {
-      rest.remove_prefix(std::min(rest.size(), desc.role.size() + 1));
-      taken = true;
-    }
-    if (taken)
+  Descs result;
+  for (const OperandDesc &desc : descs)
+    if (!desc.optional || !named ||
+        (with &&
+         (" " + std::string(with->text) + " ").find(" " + desc.role + " ") != std::string::npos))
       result.push_back(&desc);
-  }
-  if (!rest.empty() && std::any_of(descs.begin(), descs.end(),
-                                   [](const OperandDesc &desc) { return desc.optional; }))
-    fail("with names an operand that is none of the optional ones, or not in their order");
   return result;
+}
+
+/// `with` names optional inputs in their order, and then outputs that no input has the name of.
+void CallCheck::checkWith() {
+  const CallParam *with = find("with");
+  if (!with)
+    return;
+  std::vector<std::string_view> roles;
+  for (const std::vector<OperandDesc> *descs : {&call.inputs, &call.outputs})
+    for (const OperandDesc &desc : *descs)
+      if (desc.optional && std::find(roles.begin(), roles.end(), desc.role) == roles.end())
+        roles.push_back(desc.role);
+  std::string_view rest = with->text;
+  for (std::string_view role : roles)
+    if (rest.starts_with(role) && (rest.size() == role.size() || rest[role.size()] == ' '))
+      rest.remove_prefix(std::min(rest.size(), role.size() + 1));
+  if (!rest.empty())
+    fail("with names an operand that is none of the optional ones, or not in their order");
 }
 
 void CallCheck::checkTypes(const Descs &descs, std::span<const CallOperand> operands,
@@ -157,6 +166,7 @@ bool CallCheck::unify() {
   checkParams();
   if (!problems.ok())
     return false;
+  checkWith();
   read = given(call.inputs);
   Descs written = given(call.outputs);
   checkTypes(read, inputs, "inputs");

@@ -89,7 +89,8 @@ private:
   }
   void checkParams();
   using Descs = std::vector<const OperandDesc *>;
-  Descs given(const std::vector<OperandDesc> &descs);
+  Descs given(const std::vector<OperandDesc> &descs) const;
+  void checkWith();
   void checkTypes(const Descs &descs, std::span<const CallOperand> operands, const char *side);
   bool bind(const OperandDesc &desc, const CallOperand &operand);
 

@@ -74,6 +74,11 @@ void check_attention_grad(CallCheck &c) {
   for (const char *name : {"B", "Sq", "Sk", "d", "e"})
     c.fixed(name);
   checkAttention(c);
+  for (const char *name : {"in_order", "fastest"})
+    if (int64_t value = c.integerOr(name, 0); value != 0 && value != 1)
+      c.fail(format("%s is %lld, not 0 or 1", name, static_cast<long long>(value)));
+  if (c.hasInput("out") != c.hasInput("log_sums"))
+    c.fail("out and log_sums are given together or not at all");
 }
 
 void check_route_grad(CallCheck &c) {

@@ -29,7 +29,10 @@ Status attentionShape(const Call &call, AttentionShape &a) {
        .q2 = optional("q2"),
        .k2 = optional("k2"),
        .bias = optional("bias"),
-       .sinks = optional("sinks")};
+       .sinks = optional("sinks"),
+       .logSums = nullptr};
+  if (call.name == "attention" && call.params.optional("log_sums") >= 0)
+    a.logSums = &call.out[1];
   if (!a.q2 != !a.k2)
     return badCall(call, "q2 and k2 are given together or not at all");
   if (a.q2)
@@ -68,6 +71,7 @@ template <typename S> Status attention(const Call &call) {
   const S *q2 = optional(a.q2, S()), *k2 = optional(a.k2, S());
   const A *bias = optional(a.bias, A()), *sinks = optional(a.sinks, A());
   S *out = call.output<S>(0);
+  A *logSums = a.logSums ? static_cast<A *>(a.logSums->data) : nullptr;
   double scale = call.params.real("scale", 1);
   auto product = [](const S *x, const S *y, int64_t n) {
     double dot = 0;
@@ -111,6 +115,8 @@ template <typename S> Status attention(const Call &call) {
         }
         for (int64_t d = 0; d < a.valueDim; ++d)
           result[d] = total == 0 ? S(0) : S(sum[size_t(d)] / total);
+        if (logSums)
+          logSums[(b * a.heads + h) * a.queries + i] = A(largest + std::log(total));
       }
   return {};
 }

@@ -29,6 +29,7 @@ struct AttentionShape {
   bool causal;
   std::vector<int64_t> kvHeadOf;           // row of k and v that each query head of this rank reads
   const TensorRef *q2, *k2, *bias, *sinks; // null: not given
+  const TensorRef *logSums;                // an output of attention; null: nobody asks
 
   /// The keys of [first, end) without those at its ends that no query at these positions sees,
   /// whatever the mask; first = end if nobody sees any.

@@ -150,6 +150,7 @@ template <typename S> Status fast::attention(const Call &call) {
   const S *q2 = optional(a.q2, S()), *k2 = optional(a.k2, S());
   const float *bias = optional(a.bias, float()), *sinks = optional(a.sinks, float());
   S *out = call.output<S>(0);
+  float *logSums = a.logSums ? static_cast<float *>(a.logSums->data) : nullptr;
   float scale = float(call.params.real("scale", 1));
   int64_t keyStride = a.kvHeads * a.keyDim, valueStride = a.kvHeads * a.valueDim;
   int64_t blocks = (a.queries + queryBlock - 1) / queryBlock;
@@ -207,6 +208,9 @@ template <typename S> Status fast::attention(const Call &call) {
       S *target = out + (row0 + i * a.heads) * a.valueDim;
       for (int64_t d = 0; d < a.valueDim; ++d)
         target[d] = S(result[size_t(i * a.valueDim + d)] * factor);
+      if (logSums)
+        logSums[(b * a.heads + h) * a.queries + i0 + i] =
+            largest[size_t(i)] + std::log(total[size_t(i)]);
     }
     return Status();
   });

@@ -347,6 +347,52 @@ TEST(HostAttention, EveryCombinationAgreesOnRandomShapes) {
   }
 }
 
+TEST(HostAttention, LeavesTheSumsOfWeights) {
+  Random random(testSeed());
+  for (int64_t window : {0, 3}) {
+    Sizes s;
+    s.queries = 70;
+    s.keys = 90;
+    Operands<double> o = draw(random, s);
+    CallParams p = heads(s);
+    p.integers["window"] = window;
+    p.texts["with"] = "sinks log_sums";
+    o.sinks = random.normal<double>({s.heads});
+    auto leave = [&]<typename S>(const Operands<S> &given, CallFlavor flavor) {
+      Tensor<S> out({s.batch, s.queries, s.heads, s.valueDim}), sums({s.batch, s.heads, s.queries});
+      Status status =
+          call("attention", flavor,
+               {given.q, given.k, given.v, given.qpos, given.kpos, given.mask, given.sinks},
+               {out, sums}, p);
+      EXPECT_TRUE(status.ok()) << status.str();
+      EXPECT_EQ(out.values, given.run(flavor, p).values);
+      return sums;
+    };
+    const Tensor<double> sums = leave(o, CallFlavor::reference);
+    const Operands<float> narrow = o.as<float>();
+    const Tensor<float> narrowSums = leave(narrow, CallFlavor::fast);
+    for (int64_t b = 0, at = 0; b < s.batch; ++b)
+      for (int64_t h = 0; h < s.heads; ++h)
+        for (int64_t i = 0; i < s.queries; ++i, ++at) {
+          double sum = std::exp(o.sinks.values[size_t(h)]);
+          for (int64_t j = 0; j < s.keys; ++j) {
+            const int64_t back = o.qpos.values[size_t(i)] - o.kpos.values[size_t(j)];
+            if (back < 0 || (window > 0 && back >= window) ||
+                o.mask.values[size_t(b * s.keys + j)] == 0)
+              continue;
+            double dot = 0;
+            for (int64_t d = 0; d < s.keyDim; ++d)
+              dot += o.q.values[size_t(((b * s.queries + i) * s.heads + h) * s.keyDim + d)] *
+                     o.k.values[size_t(
+                         ((b * s.keys + j) * s.kvHeads + h * s.kvHeads / s.heads) * s.keyDim + d)];
+            sum += std::exp(0.4 * dot);
+          }
+          EXPECT_NEAR(sums.values[size_t(at)], std::log(sum), 1e-12 * std::max(1.0, sum));
+          EXPECT_NEAR(narrowSums.values[size_t(at)], std::log(sum), 2e-5);
+        }
+  }
+}
+
 TEST(HostAttention, RefusesOperandsThatWithDoesNotName) {
   Random random(testSeed());
   Sizes s;

@@ -65,6 +65,7 @@ TEST(CallRegistry, EveryDimensionIsTied) {
                                           "combine input 0 dim 0",
                                           "combine input 0 dim 1",
                                           "combine input 0 dim 2",
+                                          "attention_grad output 7 dim 0",
                                           "embedding_grad output 0 dim 0",
                                           "sum_rows input 0 dim 0",
                                           "sum_rows input 0 dim 1",
@@ -99,8 +100,10 @@ TEST(CallRegistry, EveryDimensionIsTied) {
                                           "grouped_bias_grad input 2 dim 0"};
   // A slot may have a fixed number of rows.
   const std::set<std::string> freeRagged = {
-      "select output 0 dim 0", "select_tokens output 0 dim 0", "pack output 0 dim 2",
-      "combine input 0 dim 2", "choice_dots input 0 dim 2",    "grouped_bias_grad input 0 dim 0"};
+      "select output 0 dim 0",        "select_tokens output 0 dim 0",
+      "pack output 0 dim 2",          "combine input 0 dim 2",
+      "choice_dots input 0 dim 2",    "grouped_bias_grad input 0 dim 0",
+      "attention_grad output 7 dim 0"};
   for (const Example &e : examples())
     for (bool output : {false, true})
       for (size_t o = 0; o < (output ? e.outputs : e.inputs).size(); ++o)
@@ -178,20 +181,30 @@ TEST(CallRegistry, RefusesBrokenContracts) {
        "a window needs causal"},
       {"attention",
        [](Example &e) {
-         e.params[7].text = "k2";
+         e.params[7].text = "k2 log_sums";
          e.inputs.resize(6);
          e.inputs.push_back(f({1, 8, 6}));
        },
        "given together"},
       {"attention", [](Example &e) { e.inputs.pop_back(); }, "9 inputs where 10 are wanted"},
-      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias"; },
+      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias log_sums"; },
        "10 inputs where 9 are wanted"},
-      {"attention", [](Example &e) { e.params[7].text = "k2 q2 bias sinks"; },
+      {"attention", [](Example &e) { e.params[7].text = "k2 q2 bias sinks log_sums"; },
        "not in their order"},
-      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias sinks v"; },
+      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias sinks log_sums v"; },
        "none of the optional"},
+      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias sinks"; },
+       "2 outputs where 1 are wanted"},
       {"attention", [](Example &e) { e.inputs[8] = f({2, 4, 7}); }, "operand bias"},
       {"attention", [](Example &e) { e.inputs[9] = f({4}); }, "operand sinks"},
+      {"attention_grad", [](Example &e) { e.params[7].integer = 2; }, "in_order is 2"},
+      {"attention_grad", [](Example &e) { e.params[8].integer = 2; }, "fastest is 2"},
+      {"attention_grad",
+       [](Example &e) {
+         e.params[9].text = "q2 k2 bias sinks out room";
+         e.inputs.pop_back();
+       },
+       "out and log_sums are given together"},
       {"rms_norm", [](Example &e) { e.params[0].real = -1; }, "eps"},
       {"rms_norm", [](Example &e) { e.params[1].integer = 17; }, "norm_dims is 17"},
       {"rms_apply", [](Example &e) { e.params[1].integer = 0; }, "count is 0"},

@@ -13,10 +13,11 @@
 namespace moira {
 
 struct PlanOptions {
-  std::string target = "host";          // "host" or a GPU as ptxas names it, "sm_90"
-  std::string hostCpu = "x86-64-v3";    // instruction set of host kernels: KernelImage.h
-  std::string offload = "none";         // what lies in a GPU's host's memory: --offload
-  std::string producer = "moira 0.1.0"; // stands in the file
+  std::string target = "host";                // "host" or a GPU as ptxas names it, "sm_90"
+  std::string hostCpu = "x86-64-v3";          // instruction set of host kernels: KernelImage.h
+  std::string offload = "none";               // what lies in a GPU's host's memory: --offload
+  std::string attentionGrad = "reproducible"; // or "fastest": --attention-grad
+  std::string producer = "moira 0.1.0";       // stands in the file
 };
 
 /// Builds the plan module: one plan.plan with the program `forward` and, if `global` is given, the

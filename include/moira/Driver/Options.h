@@ -42,12 +42,13 @@ struct CompilerOptions {
   std::optional<double> auxLoss, zLoss; // shares of the routers' losses; without: none
   std::string auxLossDomain = "batch";  // or sequence: what a load-balancing loss is balanced over
   double labelSmoothing = 0;
-  NoiseOptions noise;                  // of routers; train
-  std::string schedule;                // train: of the learning rate; empty: none
-  OptimizerOptions optimizer;          // train
-  int64_t zeroStage = 0;               // of ZeRO; train
-  std::string offload = "none";        // none, optimizer or optimizer+params; train
-  std::optional<uint64_t> memoryLimit; // bytes a rank
+  NoiseOptions noise;                         // of routers; train
+  std::string schedule;                       // train: of the learning rate; empty: none
+  OptimizerOptions optimizer;                 // train
+  int64_t zeroStage = 0;                      // of ZeRO; train
+  std::string offload = "none";               // none, optimizer or optimizer+params; train
+  std::string attentionGrad = "reproducible"; // or fastest; a GPU's
+  std::optional<uint64_t> memoryLimit;        // bytes a rank
   std::string recompute; // none, selective, full or auto; empty: auto with a limit, else none
   std::optional<Phase> compileTo, compileFrom;
   std::string dumpPhasesTo;

@@ -2,6 +2,7 @@
 // Checks and choice of a kernel. The plain kernel takes any head dimension, one warp a query and
 // 256 result columns; the others are in the files Attention*.cu.
 //===----------------------------------------------------------------------===//
+#include "AttentionSums.h"
 #include "AttentionTools.h"
 
 #include <cmath>
@@ -77,6 +78,61 @@ template <typename T> __global__ void attendPlain(AttentionArgs a, int64_t parts
   }
 }
 
+/// A warp a query and head.
+template <typename T> __global__ void sumWeights(AttentionArgs a, float *logSums) {
+  const int64_t row = warpNumber();
+  if (row >= a.batch * a.queries * a.heads)
+    return;
+  const int64_t h = row % a.heads, i = row / a.heads % a.queries, b = row / a.heads / a.queries;
+  float largest = a.sinks ? a.sinks[h] : -INFINITY, total = a.sinks ? 1.0f : 0.0f;
+  for (int64_t j = 0; j < a.keys; ++j) {
+    if (!sees(a, a.qpos[i], a.kpos[j], a.kmask[b * a.keys + j]))
+      continue;
+    const int64_t key = b * a.keys + j;
+    float dot = lanePart(
+        static_cast<const T *>(a.q) + row * a.keyDim,
+        static_cast<const T *>(a.k) + (key * a.kvHeads + kvHeadOf(a, h)) * a.keyDim, a.keyDim);
+    if (a.q2)
+      dot += lanePart(static_cast<const T *>(a.q2) + row * a.sharedDim,
+                      static_cast<const T *>(a.k2) + key * a.sharedDim, a.sharedDim);
+    const float score = warpSum(dot) * a.scale +
+                        (a.bias ? a.bias[(h * a.queries + i) * a.keys + j] : 0.0f),
+                next = fmaxf(largest, score);
+    total = total * expf(largest - next) + expf(score - next);
+    largest = next;
+  }
+  if (laneNumber() == 0)
+    logSums[(b * a.heads + h) * a.queries + i] = largest + logf(total);
+}
+
+/// By the kernel that fits; whether it leaves the sums of weights, too, where they are asked for.
+Expected<bool> attend(const Call &call, const AttentionArgs &a, fb::DType type) {
+  auto without = [](Status made) -> Expected<bool> {
+    if (!made)
+      return made;
+    return false;
+  };
+  if (!fitsTiles(a, type))
+    return without(
+        withFloat(type, [&]<typename T>(T) { return launchAttentionPlain<T>(call, a); }));
+  if (type == fb::DType::f32)
+    return without(launchAttentionF32(call, a));
+  if (hasFewQueries(a))
+    return without(launchAttentionFew(call, a));
+  constexpr int64_t many = 32; // queries that are worth a tile of 128
+  if (a.queries > many) {
+    Expected<bool> done = attendByCudnn(call, a);
+    if (!done || *done)
+      return done;
+    if (attentionFitsWgmma(a) && isHopper()) {
+      if (Status s = launchAttentionWgmma(call, a); !s)
+        return s;
+      return true;
+    }
+  }
+  return without(launchAttentionBf16(call, a));
+}
+
 } // namespace
 
 template <typename T> Status launchAttentionPlain(const Call &call, const AttentionArgs &a) {
@@ -138,20 +194,15 @@ Status ops::attention(const Call &call) {
       return notOnCuda(call, "operands of several types");
   if (call.out[0].elements() == 0)
     return {};
-  if (!fitsTiles(a, type))
-    return withFloat(type, [&]<typename T>(T) { return launchAttentionPlain<T>(call, a); });
-  if (type == fb::DType::f32)
-    return launchAttentionF32(call, a);
-  if (hasFewQueries(a))
-    return launchAttentionFew(call, a);
-  constexpr int64_t many = 32; // queries that are worth a tile of 128
-  if (a.queries > many) {
-    Expected<bool> done = attendByCudnn(call, a);
-    if (!done || *done)
-      return done.takeStatus();
-  }
-  return a.queries > many && attentionFitsWgmma(a) && isHopper() ? launchAttentionWgmma(call, a)
-                                                                 : launchAttentionBf16(call, a);
+  Expected<bool> made = attend(call, a, type);
+  float *logSums = logSumsOf(call);
+  if (!made || *made || !logSums)
+    return made.takeStatus();
+  return withFloat(type, [&]<typename T>(T) {
+    sumWeights<T><<<blocksOfWarps(a.batch * a.queries * a.heads), kWarpBlock, 0, call.stream()>>>(
+        a, logSums);
+    return launched(call);
+  });
 }
 
 } // namespace moira::rt::cuda

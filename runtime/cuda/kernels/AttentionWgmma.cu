@@ -4,6 +4,7 @@
 // ahead. While a tile's weights are made, the tensor cores multiply the values by the weights of
 // the tile before, or work for the other warpgroup.
 //===----------------------------------------------------------------------===//
+#include "AttentionSums.h"
 #include "AttentionTools.h"
 #include "TensorMaps.h"
 #include "Warpgroups.h"
@@ -83,8 +84,8 @@ struct Maps {
 /// The first `keyBlocks` of q and k that hold the unshared part; the rest are q2's and k2's.
 template <int keyBlocks, int valueBlocks>
 __global__ void __launch_bounds__(kThreads, 1)
-    attendTiles(const __grid_constant__ Maps maps, AttentionArgs a, int64_t queryTiles,
-                int32_t ownBlocks) {
+    attendTiles(const __grid_constant__ Maps maps, AttentionArgs a, float *logSums,
+                int64_t queryTiles, int32_t ownBlocks) {
   using S = Shared<keyBlocks, valueBlocks>;
   extern __shared__ unsigned char sharedBytes[];
   const uint32_t base =
@@ -328,6 +329,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       total[r] += __shfl_xor_sync(kAllLanes, total[r], 1);
       total[r] += __shfl_xor_sync(kAllLanes, total[r], 2);
       shrink[r] = total[r] == 0 ? 0.0f : 1.0f / total[r];
+      if (logSums && lane % 4 == 0 && row0 + r * 8 < queries)
+        logSums[(b * a.heads + h) * a.queries + query0 + row0 + r * 8] =
+            total[r] == 0 ? -INFINITY : fmaf(largest[r], scale, log2f(total[r])) / kPerNat;
     }
     bf16 *to = static_cast<bf16 *>(a.out) +
                ((b * a.queries + query0 + warp * 16) * a.heads + h) * a.valueDim;
@@ -377,7 +381,7 @@ template <int keyBlocks, int valueBlocks> Status launch(const Call &call, const 
   if (Status s = allowSharedBytes(call, kernel, bytes); !s)
     return s;
   kernel<<<unsigned(blocks), kThreads, bytes, call.stream()>>>(
-      maps, a, queryTiles, shared ? a.keyDim / kBlock : keyBlocks);
+      maps, a, logSumsOf(call), queryTiles, shared ? a.keyDim / kBlock : keyBlocks);
   return launched(call);
 }
 

@@ -53,7 +53,11 @@ CudnnTensor CudnnGraph::tensor(cudnnDataType_t type, CudnnDims dims, CudnnDims s
 }
 
 CudnnTensor CudnnGraph::between(cudnnDataType_t type, CudnnDims dims) {
-  return add(type, dims, {dims[1] * dims[2] * dims[3], dims[2] * dims[3], dims[3], 1}, true, false);
+  return between(type, dims, {dims[1] * dims[2] * dims[3], dims[2] * dims[3], dims[3], 1});
+}
+
+CudnnTensor CudnnGraph::between(cudnnDataType_t type, CudnnDims dims, CudnnDims strides) {
+  return add(type, dims, strides, true, false);
 }
 
 CudnnTensor CudnnGraph::scalar() {
@@ -124,6 +128,13 @@ void CudnnGraph::index(int64_t dimension, CudnnTensor like, CudnnTensor out) {
   Descriptor operation = pointwise(CUDNN_POINTWISE_GEN_INDEX, CUDNN_DATA_FLOAT, dimension);
   set(operation, CUDNN_ATTR_OPERATION_POINTWISE_XDESC, like);
   set(operation, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, out);
+  addOperation(std::move(operation));
+}
+
+void CudnnGraph::reshape(CudnnTensor a, CudnnTensor out) {
+  Descriptor operation = make(CUDNN_BACKEND_OPERATION_RESHAPE_DESCRIPTOR);
+  set(operation, CUDNN_ATTR_OPERATION_RESHAPE_XDESC, a);
+  set(operation, CUDNN_ATTR_OPERATION_RESHAPE_YDESC, out);
   addOperation(std::move(operation));
 }
 

@@ -32,6 +32,7 @@ public:
   CudnnTensor tensor(cudnnDataType_t type, CudnnDims dims, CudnnDims strides);
   /// Between two operations, never in memory.
   CudnnTensor between(cudnnDataType_t type, CudnnDims dims);
+  CudnnTensor between(cudnnDataType_t type, CudnnDims dims, CudnnDims strides);
   /// A float that is given when the plan is run, from the host's memory.
   CudnnTensor scalar();
 
@@ -46,6 +47,8 @@ public:
   /// Every element's index along a dimension; of `like` only the shape is used.
   void index(int64_t dimension, CudnnTensor like, CudnnTensor out);
   void reduce(cudnnReduceTensorOp_t how, CudnnTensor a, CudnnTensor out);
+  /// The same numbers with other dimensions and strides.
+  void reshape(CudnnTensor a, CudnnTensor out);
 
   /// Chooses what runs the graph. False: cuDNN has nothing that does.
   bool plan(cudnnHandle_t handle);

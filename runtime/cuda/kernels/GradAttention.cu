@@ -263,13 +263,24 @@ Status ops::attention_grad(const Call &call) {
              reader(k2),
              scratch.take<float>(queryRows),
              scratch.take<float>(queryRows),
-             scratch.take<float>(queryRows)};
+             scratch.take<float>(queryRows),
+             reader(input("out")),
+             floats(input("log_sums"))};
   if (!g.mean)
     return noScratch(call);
   cudaStream_t stream = call.stream();
   float *dq = call.output<float>(0), *dk = call.output<float>(1), *dv = call.output<float>(2);
   bool done = false;
-  if (attentionGradFitsWgmma(g, dq, dk, dv) && isHopper()) {
+  if (call.params.optional("room") >= 0) {
+    CallContext context = call.context;
+    context.workspace = call.out.back().data;
+    context.workspaceBytes = size_t(call.out.back().elements()) * sizeof(float);
+    Expected<bool> made = launchAttentionGradCudnn(call, g, Scratch(context), dq, dk, dv);
+    if (!made)
+      return made.takeStatus();
+    done = *made;
+  }
+  if (!done && attentionGradFitsWgmma(g, dq, dk, dv) && isHopper()) {
     Expected<bool> made = launchAttentionGradWgmma(call, g, scratch, dq, dk, dv);
     if (!made)
       return made.takeStatus();

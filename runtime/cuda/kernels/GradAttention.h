@@ -13,6 +13,8 @@ struct GradArgs {
   AttentionArgs a; // sizes and visibility; its float operands are in the readers
   Reader dy, q, k, v, q2, k2;
   float *largest, *total, *mean; // of query rows (b, i, h)
+  Reader out;
+  const float *logSums; // with `out` what attention left; null: it is made again
 };
 
 /// Whether launchAttentionGradTiles takes it.
@@ -22,6 +24,10 @@ Status launchAttentionGradTiles(const Call &call, const GradArgs &g, float *dq, 
                                 float *dv);
 /// Whether launchAttentionGradWgmma, which needs a Hopper GPU, takes it.
 bool attentionGradFitsWgmma(const GradArgs &g, const float *dq, const float *dk, const float *dv);
+/// Makes dq, dk and dv with memory to work in, from what attention left; false, and nothing done,
+/// where cuDNN is missing or does not take the call.
+Expected<bool> launchAttentionGradCudnn(const Call &call, const GradArgs &g, Scratch room,
+                                        float *dq, float *dk, float *dv);
 /// The same as launchAttentionGradTiles, with the rest of the workspace; false, and nothing done,
 /// where that is too small.
 Expected<bool> launchAttentionGradWgmma(const Call &call, const GradArgs &g, Scratch scratch,

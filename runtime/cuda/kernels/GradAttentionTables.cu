@@ -61,7 +61,43 @@ __global__ void roundChunks(const float *dy, bf16 *out, AttentionArgs a, GradPar
   }
 }
 
+/// A warp a row of `logSums`: a query of a head, or one past the last.
+__global__ void readSums(GradArgs g, GradTables t) {
+  const AttentionArgs &a = g.a;
+  const int64_t padded = t.queryTiles * kGradTile;
+  int64_t at = warpNumber(), head, i;
+  if (at >= a.batch * a.heads * padded)
+    return;
+  divide(at, padded, head, i);
+  const int64_t b = head / a.heads, h = head % a.heads;
+  float logSum = INFINITY, mean = 0; // no weights
+  if (i < a.queries) {
+    const int64_t row = (b * a.queries + i) * a.heads + h;
+    for (int d = laneNumber(); d < a.valueDim; d += 32)
+      mean += g.dy[row * a.valueDim + d] * g.out[row * a.valueDim + d];
+    mean = warpSum(mean);
+    const float left = g.logSums[head * a.queries + i];
+    if (left > -INFINITY)
+      logSum = left * kPerNat;
+    if (laneNumber() == 0) {
+      g.largest[row] = left;
+      g.total[row] = left > -INFINITY ? 1.0f : 0.0f;
+      g.mean[row] = mean;
+    }
+  }
+  if (laneNumber() == 0) {
+    t.logSums[at] = logSum;
+    t.means[at] = mean;
+  }
+}
+
 } // namespace
+
+Status takeSums(const Call &call, const GradArgs &g, const GradTables &t) {
+  readSums<<<blocksOfWarps(g.a.batch * g.a.heads * t.queryTiles * kGradTile), kWarpBlock, 0,
+             call.stream()>>>(g, t);
+  return launched(call);
+}
 
 bool takeTables(const AttentionArgs &a, Scratch &scratch, GradTables &t) {
   t.queryTiles = ceilDiv(a.queries, kGradTile);

@@ -42,6 +42,8 @@ __host__ __device__ inline int64_t firstHeadOf(const AttentionArgs &a, int64_t k
 
 /// Sets the sizes and takes the memory; false if there is too little.
 bool takeTables(const AttentionArgs &a, Scratch &scratch, GradTables &tables);
+/// Sums and means from what attention left, in t and in g.
+Status takeSums(const Call &call, const GradArgs &g, const GradTables &tables);
 /// Fills all but logSums and means.
 Status describeTiles(const Call &call, const AttentionArgs &a, const GradTables &tables);
 /// The part from batch and key/value head on whose dy has at most so many rows of all queries of a

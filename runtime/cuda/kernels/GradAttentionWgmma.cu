@@ -1,10 +1,10 @@
 //===- GradAttentionWgmma.cu - attention_grad in bf16, on Hopper --------------===//
 // Two launches of one kernel. The first one's blocks take 128 queries of a head, 64 a warpgroup,
-// and go over the keys twice: for the queries' sums of weights and means of what flows back, and
-// for dq. The second one's take 128 keys and go over the queries for dk and dv. Either way a warp
-// finds the tiles of 64 that are seen and keeps copies of them ahead; weights and cotangents of
-// scores stay in registers and are rounded to bf16 for the products with them. Every output has one
-// block, so the order of its sums is one.
+// and go over the keys twice: for the queries' sums of weights and means of what flows back, unless
+// attention has left what gives these, and for dq. The second one's take 128 keys and go over the
+// queries for dk and dv. Either way a warp finds the tiles of 64 that are seen and keeps copies of
+// them ahead; weights and cotangents of scores stay in registers and are rounded to bf16 for the
+// products with them. Every output has one block, so the order of its sums is one.
 //===----------------------------------------------------------------------===//
 #include "GradAttentionTables.h"
 #include "TensorMaps.h"
@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           S::ownBytes + (byKeys ? 3 : 2) * kColumnBytes + uint32_t(sizeof(TileRange));
       const int64_t padded = t.queryTiles * kTile;
       for (int64_t h = headBegin; h < headEnd; ++h)
-        for (int pass = 0; pass < (byKeys ? 1 : 2); ++pass) {
+        for (int pass = byKeys || g.logSums ? 1 : 0; pass < 2; ++pass) {
           for (int64_t from = 0; from < otherTiles; from += 32) {
             const bool seen =
                 from + lane < otherTiles && sight(own, otherRanges[from + lane]) != Sight::none;
@@ -276,7 +276,15 @@ __global__ void __launch_bounds__(kThreads, 1)
 
     float logSum[2] = {INFINITY, INFINITY}, mean[2] = {0, 0}; // of queries
     waitFor(ownBarrier, 0);
-    if constexpr (!byKeys) {
+    if (!byKeys && g.logSums) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        if (present) {
+          const int64_t at = (b * a.heads + h0) * t.queryTiles * kTile + row[r];
+          logSum[r] = t.logSums[at];
+          mean[r] = t.means[at];
+        }
+    } else if constexpr (!byKeys) {
       float largest[2], total[2]; // maxima of scores that are not scaled yet
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -473,6 +481,9 @@ Expected<bool> launchAttentionGradWgmma(const Call &call, const GradArgs &g, Scr
 
   if (Status status = describeTiles(call, a, t); !status)
     return status;
+  if (g.logSums)
+    if (Status status = takeSums(call, g, t); !status)
+      return status;
   int64_t batch = 0, kv = 0;
   while (batch < a.batch) {
     const GradPart part = partFrom(a, batch, kv, most);

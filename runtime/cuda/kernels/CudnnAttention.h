@@ -1,0 +1,43 @@
+//===- CudnnAttention.h - the gradient of attention by cuDNN ----*- C++ -*-===//
+// What attention_grad's kernels need of cuDNN, without its headers: the gradient of some of a
+// call's heads.
+//===----------------------------------------------------------------------===//
+#ifndef MOIRA_RT_CUDA_KERNELS_CUDNNATTENTION_H
+#define MOIRA_RT_CUDA_KERNELS_CUDNNATTENTION_H
+
+#include "CudaOps.h"
+
+namespace moira::rt::cuda {
+
+/// Whether cuDNN may be asked for a call: it promises order, and needs neither other operands nor
+/// an uneven sharing of key/value heads.
+bool mayAskCudnn(const Call &call, const AttentionArgs &args);
+
+/// Some heads of some batches of an attention: consecutive ones, whose rows in memory have
+/// `rowHeads` of queries and `rowKvHeads` of keys and values, and of dy `dyRowHeads`. What is made
+/// in bf16 has no others but for those.
+struct CudnnHeads {
+  int64_t batch, heads, kvHeads, rowHeads, rowKvHeads, dyRowHeads;
+};
+
+/// bf16 but for the sums. What is whole begins at the first of the heads.
+struct CudnnGradOperands {
+  const void *q, *k, *v, *out, *dy;
+  const float *logSums; ///< [batch, heads of a row, queries]
+  float *means;         ///< [batch, heads, queries]
+  float *dqSum;         ///< as many as dq, in an order of cuDNN's own; fastest only
+  void *dq, *dk, *dv;   ///< [batch, queries, heads, keyDim], [batch, keys, kvHeads, ...]
+};
+
+/// Bytes of workspace for it, besides the operands; -1: cuDNN does not take it. The first time it
+/// is planned. `fastest`: it adds up dq in any order, in dqSum; else all bits are the same every
+/// time.
+int64_t cudnnGradBytes(const Call &call, const AttentionArgs &args, const CudnnHeads &heads,
+                       bool fastest);
+/// Makes the means, dq, dk and dv.
+Status runCudnnGrad(const Call &call, const AttentionArgs &args, const CudnnHeads &heads,
+                    bool fastest, const CudnnGradOperands &operands, void *workspace);
+
+} // namespace moira::rt::cuda
+
+#endif // MOIRA_RT_CUDA_KERNELS_CUDNNATTENTION_H
