@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--only", default=",".join(CASES), help="cases, of " + ",".join(CASES))
     parser.add_argument("--rows", help="rows of the cases, such as B2,B3 of layer or Mixtral-8 of decode; default all")
     parser.add_argument("--modes", default="forward,both", help="of layer; also both-f32, with weights' gradients in f32")
-    parser.add_argument("--loads", default="balanced,zipf", help="of layer; also both-f32, with weights' gradients in f32")
+    parser.add_argument("--loads", default="balanced,zipf", help="of layer")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--budget", type=float, default=60, help="milliseconds that each contestant runs in a round")
     parser.add_argument("--peers", default="eager,compiled,grouped,tuned", help="PyTorch as it is, under torch.compile, the same with experts "

@@ -29,15 +29,8 @@ struct Backward {
 
 /// Whether the gate's weights multiply what experts give.
 bool weighsOutputs(Value routing) {
-  Operation *op = routing.getDefiningOp();
-  if (auto route = dyn_cast_or_null<moe::RouteOp>(op))
-    return route.getRouter().getFields().apply == moe::RouteApply::output;
-  if (auto route = dyn_cast_or_null<moe::RouteToOp>(op))
-    return route.getRouter().getFields().apply == moe::RouteApply::output;
-  for (Value operand : op ? ValueRange(op->getOperands()) : ValueRange())
-    if (isa<moe::RoutingType>(operand.getType()))
-      return weighsOutputs(operand);
-  return false;
+  moe::RouterAttr router = moe::firstRouterOf(routing);
+  return router && router.getApply() == moe::RouteApply::output;
 }
 
 /// Whether `value` is the glu whose gradient `gradient` is.

@@ -194,9 +194,8 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
       {"mesh", "AXES", "e.g. dp=2,ep=4,tp=2 (default: one rank)", takeText(o.mesh)},
       {"dtype", "TYPE", "compute type: f32 (default) or bf16", takeOneOf(o.dtype, {"f32", "bf16"})},
       {"grad-dtype", "TYPE",
-       "grad and train: type of the weights' gradients that products of bf16 make, f32 (default) "
-       "or "
-       "bf16",
+       "grad and train: type of the weights' gradients that products of bf16 make, f32 "
+       "(default) or bf16",
        takeOneOf(o.gradDtype, {"f32", "bf16"})},
       {"target", "TARGET", "host (default) or sm_90", takeOneOf(o.target, {"host", "sm_90"})},
       {"host-cpu", "CPU",

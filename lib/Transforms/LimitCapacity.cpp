@@ -53,15 +53,6 @@ private:
     return success();
   }
 
-  /// The gate of a routing, if it is one whose weights are its own to normalise.
-  static moe::RouterAttr gateOf(Value routing) {
-    Operation *op = routing.getDefiningOp();
-    if (auto route = dyn_cast_if_present<moe::RouteOp>(op))
-      return route.getRouter();
-    if (auto route = dyn_cast_if_present<moe::RouteToOp>(op))
-      return route.getRouter();
-    return {};
-  }
   static void setGate(Value routing, const moe::RouterFields &fields) {
     auto attribute = moe::RouterAttr::get(routing.getContext(), fields);
     if (auto route = routing.getDefiningOp<moe::RouteOp>())
@@ -116,7 +107,7 @@ private:
     capacity.policy = wanted;
     // Choices compete by the gate's own scores, so the sum comes afterwards. Kept choices weigh
     // what they would without a capacity.
-    moe::RouterFields gate = gateOf(routing).getFields();
+    moe::RouterFields gate = moe::routerOf(routing).getFields();
     if (gate.renorm == moe::Renorm::sum) {
       capacity.renorm = moe::LimitRenorm::before;
       capacity.renormEpsilon = gate.renormEpsilon;
@@ -160,7 +151,7 @@ private:
     SmallVector<moe::LimitOp> all(func.getOps<moe::LimitOp>());
     for (moe::LimitOp limit : all) {
       moe::CapacityFields capacity = limit.getCapacity().getFields();
-      moe::RouterAttr router = gateOf(limit.getRouting());
+      moe::RouterAttr router = moe::routerOf(limit.getRouting());
       bool weighs = capacity.renorm != moe::LimitRenorm::none || capacity.scale != 1;
       moe::RouterFields gate = router ? router.getFields() : moe::RouterFields();
       bool takesWeights =

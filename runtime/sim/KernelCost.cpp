@@ -204,13 +204,14 @@ double WorkReader::callBytes(const fb::Instr &instr, const std::string &name, do
       bytes += 2 * bytesOf(instr.inputs()->Get(2));
     return bytes;
   }
-  bool grouped = name == "grouped_matmul" || name == "grouped_glu" || name == "grouped_glu_grad" ||
-                 name == "grouped_input_grad";
+  constexpr unsigned weights = 2; // of experts, where they are an input
+  const auto product = kProducts.find(name);
+  const bool grouped = product != kProducts.end() && product->second.batch == int(weights);
   if (instr.inputs())
     for (unsigned i = 0; i < instr.inputs()->size(); ++i) {
       uint32_t view = instr.inputs()->Get(i);
       double part = 1;
-      if (grouped && i == 2) {
+      if (grouped && i == weights) {
         double experts = double(program.views()->Get(view)->shape()->Get(0));
         part = touched(experts, rows) / experts;
       }

@@ -3,7 +3,7 @@
 // of its result are those that the host's reference makes without them: by our own kernels, and by
 // cuDNN, whole or some heads at a time.
 //===----------------------------------------------------------------------===//
-#include "CudaTesting.h"
+#include "CudaAttentionTesting.h"
 
 using namespace moira::rt;
 namespace fb = moira::fb;
@@ -11,24 +11,11 @@ using namespace moira::rt::testing;
 
 namespace {
 
-constexpr Mode kBf16{.dtype = fb::DType::bf16};
-constexpr int64_t kBatch = 2;
-
-struct Case {
-  int64_t queries, keys, heads = 4, kvHeads = 2, keyDim = 128, valueDim = 128, window = 0;
-  bool causal = true;
-  int64_t roomKibibytes = 64 << 10;
-};
+using Case = WholeCase;
 
 CallParams paramsOf(const Case &c, const char *with, bool fastest = false) {
-  CallParams p = params({{"window", c.window},
-                         {"causal", c.causal},
-                         {"q_heads", c.heads},
-                         {"kv_heads", c.kvHeads},
-                         {"head_offset", 0},
-                         {"kv_offset", 0},
-                         {"in_order", 1}},
-                        {{"scale", 1 / std::sqrt(double(c.keyDim))}}, {{"with", with}});
+  CallParams p = paramsOf(c);
+  p.texts["with"] = with;
   if (fastest)
     p.integers["fastest"] = 1;
   return p;
@@ -46,22 +33,6 @@ protected:
   void TearDown() override {
     if (gpu)
       cuda::destroyCudnn(gpu->context.cudnn);
-  }
-
-  std::vector<Operand> operandsOf(const Case &c) {
-    Tensor<int32_t> qpos({c.queries}), kpos({c.keys}), mask({kBatch, c.keys});
-    std::iota(qpos.values.begin(), qpos.values.end(), 0);
-    std::iota(kpos.values.begin(), kpos.values.end(), 0);
-    std::fill(mask.values.begin(), mask.values.end(), 1);
-    std::vector<Operand> in{T(random.normal<float>({kBatch, c.queries, c.heads, c.keyDim})),
-                            T(random.normal<float>({kBatch, c.keys, c.kvHeads, c.keyDim})),
-                            T(random.normal<float>({kBatch, c.keys, c.kvHeads, c.valueDim})),
-                            I(qpos),
-                            I(kpos),
-                            I(mask)};
-    for (Operand &o : in)
-      o = rounded(std::move(o), fb::DType::bf16);
-    return in;
   }
 
   /// dq, dk and dv from what attention leaves.
@@ -115,7 +86,7 @@ protected:
                         (long long)c.queries, (long long)c.kvHeads, (long long)c.heads,
                         (long long)c.keyDim, (long long)c.roomKibibytes,
                         fastest ? ", fastest" : ""));
-    const std::vector<Operand> operands = operandsOf(c);
+    const std::vector<Operand> operands = operandsOf(random, c);
     Tensor<float> values = random.normal<float>({kBatch, c.queries, c.heads, c.valueDim});
     const Operand dy = roundedDy ? rounded(T(std::move(values)), fb::DType::bf16) : A(values);
     std::vector<Operand> in = operands;
@@ -151,13 +122,13 @@ TEST_F(CudaAttentionSums, Forward) {
       return;
     for (const Case &c : kCases)
       expectAgrees(
-          *gpu, "attention", operandsOf(c),
+          *gpu, "attention", operandsOf(random, c),
           {T(Shape{kBatch, c.queries, c.heads, c.valueDim}), A(Shape{kBatch, c.heads, c.queries})},
           paramsOf(c, "log_sums"), {.dtype = fb::DType::bf16, .f32Error = 1e-4});
   }
   const Case &c = kCases[3];
   expectAgrees(
-      *gpu, "attention", operandsOf(c),
+      *gpu, "attention", operandsOf(random, c),
       {T(Shape{kBatch, c.queries, c.heads, c.valueDim}), A(Shape{kBatch, c.heads, c.queries})},
       paramsOf(c, "log_sums"), {.dtype = fb::DType::f32});
 }

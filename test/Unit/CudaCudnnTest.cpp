@@ -2,7 +2,7 @@
 // Calls whose positions are in order give by cuDNN what the host's reference gives, the same bits
 // every time, and our own kernels take the rest. Skipped where cuDNN is missing.
 //===----------------------------------------------------------------------===//
-#include "CudaTesting.h"
+#include "CudaAttentionTesting.h"
 
 using namespace moira::rt;
 namespace fb = moira::fb;
@@ -10,7 +10,7 @@ using namespace moira::rt::testing;
 
 namespace {
 
-constexpr Mode kBf16{.dtype = fb::DType::bf16};
+using Case = WholeCase;
 
 class CudaCudnn : public CudaTest {
 protected:
@@ -29,42 +29,8 @@ protected:
   }
 };
 
-struct Case {
-  int64_t queries, keys, heads = 4, kvHeads = 2, keyDim = 128, valueDim = 128, window = 0;
-  bool causal = true;
-};
-
-constexpr int64_t kBatch = 2;
-
-std::vector<Operand> operandsOf(Random &random, const Case &c) {
-  Tensor<int32_t> qpos({c.queries}), kpos({c.keys}), mask({kBatch, c.keys});
-  std::iota(qpos.values.begin(), qpos.values.end(), 0);
-  std::iota(kpos.values.begin(), kpos.values.end(), 0);
-  std::fill(mask.values.begin(), mask.values.end(), 1);
-  std::vector<Operand> in{T(random.normal<float>({kBatch, c.queries, c.heads, c.keyDim})),
-                          T(random.normal<float>({kBatch, c.keys, c.kvHeads, c.keyDim})),
-                          T(random.normal<float>({kBatch, c.keys, c.kvHeads, c.valueDim})),
-                          I(qpos),
-                          I(kpos),
-                          I(mask)};
-  for (Operand &o : in)
-    o = rounded(std::move(o), fb::DType::bf16);
-  return in;
-}
-
 std::vector<Operand> resultsOf(const Case &c) {
   return {T(Shape{kBatch, c.queries, c.heads, c.valueDim})};
-}
-
-CallParams paramsOf(const Case &c) {
-  return params({{"window", c.window},
-                 {"causal", c.causal},
-                 {"q_heads", c.heads},
-                 {"kv_heads", c.kvHeads},
-                 {"head_offset", 0},
-                 {"kv_offset", 0},
-                 {"in_order", 1}},
-                {{"scale", 1 / std::sqrt(double(c.keyDim))}});
 }
 
 TEST_F(CudaCudnn, WholeSequences) {

@@ -12,14 +12,8 @@ using Grads = MutableArrayRef<Value>;
 
 /// Whether the weights of a routing multiply what experts get.
 static bool weighsInputs(Value routing) {
-  while (Operation *op = routing.getDefiningOp()) {
-    if (auto route = dyn_cast<RouteOp>(op))
-      return route.getRouter().getApply() == RouteApply::input;
-    if (auto route = dyn_cast<RouteToOp>(op))
-      return route.getRouter().getApply() == RouteApply::input;
-    routing = op->getOperand(0); // of limit and redirect
-  }
-  return false;
+  RouterAttr router = firstRouterOf(routing);
+  return router && router.getApply() == RouteApply::input;
 }
 
 static RankedTensorType weightsType(RoutingType routing) {

@@ -79,6 +79,24 @@ LogicalResult moe::verifySource(Operation *op, SourceAttr source, RankedTensorTy
   return success();
 }
 
+RouterAttr moe::routerOf(Value routing) {
+  Operation *op = routing.getDefiningOp();
+  if (auto route = dyn_cast_if_present<RouteOp>(op))
+    return route.getRouter();
+  auto route = dyn_cast_if_present<RouteToOp>(op);
+  return route ? route.getRouter() : RouterAttr();
+}
+
+RouterAttr moe::firstRouterOf(Value routing) {
+  if (RouterAttr router = routerOf(routing))
+    return router;
+  if (Operation *op = routing.getDefiningOp())
+    for (Value operand : op->getOperands())
+      if (isa<RoutingType>(operand.getType()))
+        return firstRouterOf(operand);
+  return {};
+}
+
 ParamOp moe::paramOf(Value weight) {
   if (auto rounded = weight.getDefiningOp<ScaleOp>();
       rounded && rounded.getFactor().isExactlyValue(1.0))

@@ -31,6 +31,12 @@ llvm::LogicalResult verifySource(mlir::Operation *op, SourceAttr source,
 /// other values.
 ParamOp paramOf(mlir::Value weight);
 
+/// The gate that makes a routing; null if it is not a gate's own result.
+RouterAttr routerOf(mlir::Value routing);
+
+/// The same behind what changes a routing, such as limits; null if no gate is known.
+RouterAttr firstRouterOf(mlir::Value routing);
+
 /// Whether a value is zeros everywhere, by how it is made: the gradient of what no loss depends on.
 bool isZero(mlir::Value value);
 
