@@ -1,7 +1,7 @@
 """Whole models beside transformers' with grouped_mm experts: a training step, and a forward pass. Random weights, the same for all.
 
-Ours trains f32 weights with bf16 products; the peer's weights, gradients and AdamW states (torch's fused one) are bf16, which moves less. Belongs
-here: rows and peers of whole models. Does not: rounds and tables (measure.py, report.py).
+Ours trains f32 weights with bf16 products and experts' and projections' gradients; the peer's weights, gradients and AdamW states (torch's fused one)
+are bf16, which moves less. Belongs here: rows and peers of whole models. Does not: rounds and tables (measure.py, report.py).
 """
 
 import functools
@@ -39,7 +39,7 @@ class Row:
 
     def compile(self, plan, target="sm_90"):
         compile_model(self.config, plan, f"--task={self.task}", f"--batch={self.batch}", f"--seq={self.sequence}", "--dtype=bf16",
-                      "--padding=off", f"--target={target}")
+                      *(["--grad-dtype=bf16"] if self.task == "train" else []), "--padding=off", f"--target={target}")
 
     @contextmanager
     def contestants(self, plan, clock, options):
