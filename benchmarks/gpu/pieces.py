@@ -2,6 +2,7 @@
 (torch.compile). Belongs here: programs, peers, operations and bytes of pieces. Does not: layers (layer.py), rounds and tables (measure.py, report.py).
 """
 
+import functools
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ def kind(shape, dtype):
     return f"tensor<{'x'.join(map(str, (*shape, dtype)))}>"
 
 
-def attention(sequence, mode, options=(), heads=64, kv=8, head=128, batch=1):
+def attention(sequence, mode, fastest=False, heads=64, kv=8, head=128, batch=1):
     q, k = kind((batch, sequence, heads, head), "bf16"), kind((batch, sequence, kv, head), "bf16")
     places, mask = kind((sequence,), "i32"), kind((batch, sequence), "i32")
     body = (f"%places = moe.positions : {places}\n    %mask = moe.full 1.0 : {mask}\n"
@@ -39,17 +40,21 @@ def attention(sequence, mode, options=(), heads=64, kv=8, head=128, batch=1):
             f": ({q}, {k}, {k}, {places}, {places}, {mask}) -> {q}")
     forward = 2 * batch * sequence**2 * heads * head  # half of the scores are masked
     return Piece({"q": ((batch, sequence, heads, head), "bf16"), "k": ((batch, sequence, kv, head), "bf16"), "v": ((batch, sequence, kv, head), "bf16")},
-                 body, q, (forward * (3.5 if mode == "both" else 1), None), attention_peer, mode, options=options)
+                 body, q, (forward * (3.5 if mode == "both" else 1), None), functools.partial(attention_peer, reproducible=mode == "both" and not fastest),
+                 mode, options=("--attention-grad=fastest",) if fastest else ())
 
 
-def attention_peer(tensors, mode, fast=True):
+def attention_peer(tensors, mode, fast=True, reproducible=False):
+    """PyTorch's attention by cuDNN, whose gradient has other last bits in every run. `reproducible`: what PyTorch offers where these must be the same,
+    its FlashAttention under use_deterministic_algorithms, as it has no such gradient by cuDNN."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     q, k, v = (tensors[name].transpose(1, 2) for name in "qkv")
+    backend = SDPBackend.MATH if not q.is_cuda else SDPBackend.FLASH_ATTENTION if reproducible else SDPBackend.CUDNN_ATTENTION
 
     def forward(*qkv):
-        with sdpa_kernel([SDPBackend.CUDNN_ATTENTION] if q.is_cuda else [SDPBackend.MATH]):
+        with sdpa_kernel([backend]):
             return torch.nn.functional.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True)
 
     if mode == "forward":
@@ -63,10 +68,13 @@ def attention_peer(tensors, mode, fast=True):
     cotangent = tensors["d_y"].to(q.dtype).transpose(1, 2)
 
     def both():
+        torch.use_deterministic_algorithms(reproducible)
         y = forward(*leaves)
         torch.autograd.grad(y, leaves, cotangent)
+        torch.use_deterministic_algorithms(False)
         return y.transpose(1, 2)
 
+    torch.utils.deterministic.fill_uninitialized_memory = False  # which takes time, and helps only who reads what nobody wrote
     return both
 
 
@@ -153,7 +161,7 @@ def cast(rows, width):
 
 PIECES = {
     **{f"attention-{s}-{mode}": attention(s, mode) for s in (2048, 4096, 8192) for mode in layer.MODES},
-    **{f"attention-{s}-both-fastest": attention(s, "both", ("--attention-grad=fastest",)) for s in (2048, 4096, 8192)},
+    **{f"attention-{s}-both-fastest": attention(s, "both", fastest=True) for s in (2048, 4096, 8192)},
     "adamw-1e9": adamw(10**9),
     "rms_norm": rms_norm(8192, 4096),
     "silu-mul": silu_mul(8192, 4096),
@@ -179,9 +187,9 @@ def compile_piece(piece, plan, target="sm_90"):
     source = Path(plan).with_suffix(".mlir")
     source.write_text(program(piece))
     if piece.mode == "both":
-        layer.checked(run_tool("moe-opt", source, "--moe-vjp", "-o", source))
+        layer.checked(run_tool("moe-opt", source, "--moe-vjp", "--moe-narrow-gradients", "-o", source))
         text, wide = source.read_text(), piece.result.replace("bf16", "f32")
-        # The cotangent in the type of the result, as PyTorch has it.
+        # The cotangent in the type of the result, as PyTorch has it; gradients are so, too.
         for old, new in ((f'{wide} {{moe.name = "d.y"', f'{piece.result} {{moe.name = "d.y"'), (f": ({wide}, {piece.result}", f": ({piece.result}, {piece.result}")):
             text = text.replace(old, new)
         source.write_text(text)

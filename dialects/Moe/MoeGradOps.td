@@ -183,13 +183,13 @@ def Moe_AttentionGradOp : Moe_RuleOp<"attention_grad", ["localize"], [AttrSizedO
         %dq, %dk, %dv = moe.attention_grad %dy, %q, %k, %v at %qpos, %kpos mask %m heads 4 over 4 scale 0.25 window 0 : (…) -> (…)
 
     Constraints: (C1) dy has the shape of the attention's result; (C2) there is one result for each of q, k, v and the optional operands, of its shape; (C3) those of the
-    attention op.
+    attention op; (C4) dq, dk and dv are f32 or bf16, the others f32.
   }];
   let arguments = (ins Moe_Tensor:$dy, Moe_Tensor:$q, Moe_Tensor:$k, Moe_Tensor:$v, Moe_I32Tensor:$qpos, Moe_I32Tensor:$kpos, Moe_I32Tensor:$kmask,
                        Optional<Moe_Tensor>:$q2, Optional<Moe_Tensor>:$k2, Optional<Moe_F32Tensor>:$bias, Optional<Moe_F32Tensor>:$sinks,
                        F64Attr:$scale, I64Attr:$window, I64Attr:$q_heads, I64Attr:$kv_heads, UnitAttr:$bidirectional,
                        OptionalAttr<AnyAttr>:$head_offset, OptionalAttr<AnyAttr>:$kv_offset);
-  let results = (outs Variadic<Moe_F32Tensor>:$grads);
+  let results = (outs Variadic<Moe_Tensor>:$grads);
   let assemblyFormat = [{
     $dy `,` $q `,` $k `,` $v `at` $qpos `,` $kpos `mask` $kmask (`also` $q2^ `,` $k2)? (`bias` $bias^)? (`sinks` $sinks^)?
     `heads` $q_heads `over` $kv_heads `scale` $scale `window` $window (`bidirectional` $bidirectional^)? attr-dict

@@ -71,14 +71,19 @@ static bool isGradientOf(moe::AttentionGradOp grad, moe::AttentionOp op, B &b) {
 
 /// Numbers of f32 that a gradient has to work in: what cuDNN needs for all heads at once, or for as
 /// many as fit the most that it may have. To add up in one order it keeps the cotangents of all
-/// scores.
+/// scores. What is f32 in the call it has copies of in bf16.
 static int64_t roomOf(moe::AttentionGradOp op, bool fastest) {
   constexpr int64_t kMost = int64_t(9) << 28, kSlack = 4096, kTile = 128;
   ArrayRef<int64_t> q = op.getQ().getType().getShape(), k = op.getK().getType().getShape();
   const int64_t queries = llvm::alignTo(q[1], kTile), keys = llvm::alignTo(k[1], kTile),
-                keyDim = q[3], widths = keyDim + op.getV().getType().getShape().back();
-  const int64_t kept = fastest ? 4 * queries * keyDim : 2 * queries * keys,
-                copies = 2 * (queries * widths + 2 * keys * widths), sums = 8 * queries;
+                keyDim = q[3], valueDim = op.getV().getType().getShape().back();
+  auto copyOf = [](Value value, int64_t numbers) {
+    return cast<RankedTensorType>(value.getType()).getElementType().isBF16() ? 0 : 2 * numbers;
+  };
+  const int64_t kept = fastest ? 4 * queries * keyDim : 2 * queries * keys, sums = 8 * queries,
+                copies = copyOf(op.getDy(), queries * valueDim) +
+                         copyOf(op.getGrads()[0], queries * keyDim) +
+                         4 * keys * (keyDim + valueDim); // cuDNN's own are a head's of queries
   return std::min(q[0] * q[2] * (kept + copies + sums + kSlack), kMost) / 4;
 }
 

@@ -1,8 +1,8 @@
 //===- NarrowGradients.cpp - --moe-narrow-gradients -----------------------===//
 // Weights' gradients in bf16 are half of what a step stores, sends and reads again (as in models
 // that are bf16 throughout). Sums are made in f32 and rounded where they are stored, so only what a
-// product of bf16 gives as it is becomes narrow; a gradient that is a sum of several (tied
-// weights), and those of routers, norms and embeddings, which f32 made, stay.
+// product of bf16, or attention's gradient, gives as it is becomes narrow; a gradient that is a sum
+// of several (tied weights), and those of routers, norms and embeddings, which f32 made, stay.
 //===----------------------------------------------------------------------===//
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
@@ -18,12 +18,19 @@ using namespace moira;
 
 namespace {
 
-/// What a product that makes a weight's gradient multiplies cotangents with; null for all else.
-Value multiplied(Operation *op) {
+/// What decides whether a product's gradient may be narrow: what it multiplies cotangents with, or,
+/// of attention, the operand whose gradient it is. Null for all else.
+Value narrowAs(OpResult gradient) {
+  Operation *op = gradient.getOwner();
   if (auto linear = dyn_cast<moe::LinearWeightGradOp>(op))
     return linear.getX();
-  auto grouped = dyn_cast<moe::GroupedWeightGradOp>(op);
-  return grouped ? grouped.getRows() : Value();
+  if (auto grouped = dyn_cast<moe::GroupedWeightGradOp>(op))
+    return grouped.getRows();
+  auto attention = dyn_cast<moe::AttentionGradOp>(op);
+  if (!attention || gradient.getResultNumber() >= 3)
+    return {};
+  return ValueRange{attention.getQ(), attention.getK(),
+                    attention.getV()}[gradient.getResultNumber()];
 }
 
 struct NarrowGradients : moira::impl::MoeNarrowGradientsBase<NarrowGradients> {
@@ -36,11 +43,11 @@ struct NarrowGradients : moira::impl::MoeNarrowGradientsBase<NarrowGradients> {
   void narrow(func::FuncOp func) {
     Operation *end = func.front().getTerminator();
     for (Value result : end->getOperands()) {
-      Operation *product = result.getDefiningOp();
-      Value rows = product && result.hasOneUse() ? multiplied(product) : Value();
-      if (!rows)
+      auto made = dyn_cast<OpResult>(result);
+      Value like = made && result.hasOneUse() ? narrowAs(made) : Value();
+      if (!like)
         continue;
-      Type element = cast<RankedTensorType>(rows.getType()).getElementType();
+      Type element = cast<RankedTensorType>(like.getType()).getElementType();
       if (!element.isBF16())
         continue;
       result.setType(cast<RankedTensorType>(result.getType()).clone(element));

@@ -140,7 +140,10 @@ template <typename S> Status fast::attention_grad(const Call &call) {
     int i = call.params.optional(role);
     return i < 0 ? nullptr : call.output<float>(3 + size_t(i));
   };
-  for (const TensorRef &out : call.out)
+  Rounded<float> dq(call.out[0]), dk(call.out[1]), dv(call.out[2]);
+  for (auto [sums, out] : {std::pair(dq.data(), 0), {dk.data(), 1}, {dv.data(), 2}})
+    std::fill_n(sums, call.out[size_t(out)].elements(), 0.0f);
+  for (const TensorRef &out : call.out.subspan(3))
     std::fill_n(static_cast<float *>(out.data), out.elements(), 0.0f);
   Backward backward{call,
                     a,
@@ -156,9 +159,9 @@ template <typename S> Status fast::attention_grad(const Call &call) {
                     call.input<int32_t>(4),
                     call.input<int32_t>(5),
                     call.input<int32_t>(6),
-                    call.output<float>(0),
-                    call.output<float>(1),
-                    call.output<float>(2),
+                    dq.data(),
+                    dk.data(),
+                    dv.data(),
                     output("q2"),
                     output("k2"),
                     output("bias"),

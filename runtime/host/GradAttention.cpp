@@ -50,8 +50,10 @@ public:
     std::fill(values.begin(), values.end(), 0.0);
   }
   template <typename A> void store() const {
-    std::transform(values.begin(), values.end(), static_cast<A *>(output ? output->data : nullptr),
-                   [](double v) { return A(v); });
+    if (!output)
+      return;
+    Rounded<A> to(*output);
+    std::transform(values.begin(), values.end(), to.data(), [](double v) { return A(v); });
   }
 
 private:

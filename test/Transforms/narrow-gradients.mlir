@@ -1,4 +1,4 @@
-// What a product of bf16 gives as a weight's gradient becomes bf16; a gradient that something else reads or makes, and products of f32, stay.
+// What a product of bf16, or attention, gives as a weight's gradient becomes bf16; a gradient that something else reads or makes, and products of f32, stay.
 // RUN: moe-opt %s --moe-narrow-gradients | FileCheck %s
 // RUN: moe-opt %s --moe-narrow-gradients --moe-micro-batches="parts=2" | FileCheck %s --check-prefix=PARTS
 
@@ -27,3 +27,13 @@ func.func @train(%dy: tensor<6x4xf32>, %x: tensor<6x8xbf16>, %wide: tensor<6x8xf
 // Micro-batches are added up in f32.
 // PARTS: moe.state @w.accumulated : tensor<4x8xf32>
 // PARTS: moe.accumulate %{{.*}} by %{{.*}} at %{{.*}} : (tensor<4x8xf32>, tensor<4x8xbf16>, tensor<1xi32>) -> ()
+
+// CHECK: func.func @attention
+// CHECK-SAME: -> (tensor<1x4x2x8xbf16>, tensor<1x4x1x8xf32>, tensor<1x4x1x8xbf16>, tensor<2xf32>)
+func.func @attention(%dy: tensor<1x4x2x8xf32>, %q: tensor<1x4x2x8xbf16>, %k: tensor<1x4x1x8xf32>, %v: tensor<1x4x1x8xbf16>, %at: tensor<4xi32>, %mask: tensor<1x4xi32>, %sinks: tensor<2xf32>)
+    -> (tensor<1x4x2x8xf32>, tensor<1x4x1x8xf32>, tensor<1x4x1x8xf32>, tensor<2xf32>) {
+  // CHECK: -> (tensor<1x4x2x8xbf16>, tensor<1x4x1x8xf32>, tensor<1x4x1x8xbf16>, tensor<2xf32>)
+  %dq, %dk, %dv, %dsinks = moe.attention_grad %dy, %q, %k, %v at %at, %at mask %mask sinks %sinks heads 2 over 1 scale 0.25 window 0
+    : (tensor<1x4x2x8xf32>, tensor<1x4x2x8xbf16>, tensor<1x4x1x8xf32>, tensor<1x4x1x8xbf16>, tensor<4xi32>, tensor<4xi32>, tensor<1x4xi32>, tensor<2xf32>) -> (tensor<1x4x2x8xf32>, tensor<1x4x1x8xf32>, tensor<1x4x1x8xf32>, tensor<2xf32>)
+  return %dq, %dk, %dv, %dsinks : tensor<1x4x2x8xf32>, tensor<1x4x1x8xf32>, tensor<1x4x1x8xf32>, tensor<2xf32>
+}

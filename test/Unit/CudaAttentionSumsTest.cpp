@@ -35,18 +35,21 @@ protected:
       cuda::destroyCudnn(gpu->context.cudnn);
   }
 
-  /// dq, dk and dv from what attention leaves.
+  /// dq, dk and dv from what attention leaves; `narrow`: those of these whose bit is set are bf16.
   std::vector<Operand> gradients(const Case &c, const std::vector<Operand> &operands,
-                                 const Operand &dy, bool fastest) {
+                                 const Operand &dy, bool fastest, unsigned narrow) {
     std::vector<Operand> in = runOnGpu(
         *gpu, "attention", operands,
         {T(Shape{kBatch, c.queries, c.heads, c.valueDim}), A(Shape{kBatch, c.heads, c.queries})},
         paramsOf(c, "log_sums"), kBf16);
     in.insert(in.begin(), operands.begin(), operands.end());
     in.insert(in.begin(), dy);
-    std::vector<Operand> out{A(Shape{kBatch, c.queries, c.heads, c.keyDim}),
-                             A(Shape{kBatch, c.keys, c.kvHeads, c.keyDim}),
-                             A(Shape{kBatch, c.keys, c.kvHeads, c.valueDim}),
+    auto result = [&](unsigned i, Shape shape) {
+      return narrow >> i & 1 ? T(std::move(shape)) : A(std::move(shape));
+    };
+    std::vector<Operand> out{result(0, {kBatch, c.queries, c.heads, c.keyDim}),
+                             result(1, {kBatch, c.keys, c.kvHeads, c.keyDim}),
+                             result(2, {kBatch, c.keys, c.kvHeads, c.valueDim}),
                              A(Shape{c.roomKibibytes << 8})};
     std::vector<std::unique_ptr<OnDevice>> inputs, outputs;
     std::vector<TensorRef> inRefs, outRefs;
@@ -79,12 +82,12 @@ protected:
     return made;
   }
 
-  void expectGradients(const Case &c, bool fastest, bool roundedDy = false) {
+  void expectGradients(const Case &c, bool fastest, bool roundedDy = false, unsigned narrow = 0) {
     if (isLeftOut())
       return;
-    SCOPED_TRACE(format("%lld queries, %lld of %lld heads of %lld, %lld KiB%s",
+    SCOPED_TRACE(format("%lld queries, %lld of %lld heads of %lld, %lld KiB, narrow %u%s",
                         (long long)c.queries, (long long)c.kvHeads, (long long)c.heads,
-                        (long long)c.keyDim, (long long)c.roomKibibytes,
+                        (long long)c.keyDim, (long long)c.roomKibibytes, narrow,
                         fastest ? ", fastest" : ""));
     const std::vector<Operand> operands = operandsOf(random, c);
     Tensor<float> values = random.normal<float>({kBatch, c.queries, c.heads, c.valueDim});
@@ -100,7 +103,7 @@ protected:
                                   A(Shape{kBatch, c.keys, c.kvHeads, c.valueDim})},
                                  p, expected);
     ASSERT_TRUE(s.ok()) << s.str();
-    const std::vector<Operand> made = gradients(c, operands, dy, fastest);
+    const std::vector<Operand> made = gradients(c, operands, dy, fastest, narrow);
     for (size_t i = 0; i < made.size(); ++i)
       EXPECT_LE(normError(made[i].floats(), expected[i]), 1e-2) << "output " << i;
   }
@@ -136,18 +139,18 @@ TEST_F(CudaAttentionSums, Forward) {
 TEST_F(CudaAttentionSums, OwnGradients) {
   for (const Case &c : kCases) {
     expectGradients(c, false);
-    expectGradients(c, false, true);
+    expectGradients(c, false, true, 7);
   }
 }
 
 TEST_F(CudaAttentionSums, GradientsByCudnn) {
   if (!useCudnn())
     GTEST_SKIP() << "no cuDNN here";
-  bool roundedDy = false; // of every other case
+  unsigned narrow = 0; // another set for each case, and dy for every other
   for (const Case &c : kCases) {
-    expectGradients(c, false, roundedDy);
-    expectGradients(c, true, roundedDy);
-    roundedDy = !roundedDy;
+    expectGradients(c, false, narrow & 1, narrow % 8);
+    expectGradients(c, true, narrow & 1, 7 - narrow % 8);
+    ++narrow;
   }
 }
 
@@ -157,7 +160,9 @@ TEST_F(CudaAttentionSums, SomeHeadsAtATime) {
   // Room for all, one batch, two key/value heads, one, and none, which our own kernels take.
   for (int64_t kibibytes : {64 << 10, 9000, 5000, 2500, 300})
     for (bool fastest : {false, true})
-      expectGradients({200, 200, 16, 4, 64, 64, 0, true, kibibytes}, fastest, kibibytes == 5000);
+      for (unsigned narrow : {0, 7})
+        expectGradients({200, 200, 16, 4, 64, 64, 0, true, kibibytes}, fastest, kibibytes == 5000,
+                        narrow);
 }
 
 } // namespace

@@ -207,22 +207,24 @@ TEST(HostAttention, LatentFormIsAttentionToWhatGrowsOutOfTheLatent) {
             1e-13);
 }
 
-/// attention_grad in one type: everything it makes, behind each other.
-template <typename S, typename A>
+/// attention_grad in one type, with dq, dk and dv in another: everything it makes, behind each
+/// other.
+template <typename S, typename A, typename G = A>
 std::vector<double> gradients(const Operands<double> &o, const Tensor<double> &dy,
                               CallFlavor flavor, CallParams p) {
   Operands<S> in = o.as<S>();
   Tensor<S> flow = dy.as<S>();
   Tensor<A> bias = o.bias.as<A>(), sinks = o.sinks.as<A>();
   std::vector<TensorRef> inputs{flow, in.q, in.k, in.v, in.qpos, in.kpos, in.mask};
-  std::vector<Tensor<A>> made{Tensor<A>(o.q.shape), Tensor<A>(o.k.shape), Tensor<A>(o.v.shape)};
+  std::vector<Tensor<G>> made{Tensor<G>(o.q.shape), Tensor<G>(o.k.shape), Tensor<G>(o.v.shape)};
+  std::vector<Tensor<A>> optionals;
   std::string with;
   auto optional = [&](const char *role, const auto &tensor) {
     if (tensor.values.empty())
       return;
     with += std::string(with.empty() ? "" : " ") + role;
     inputs.push_back(tensor);
-    made.emplace_back(tensor.shape);
+    optionals.emplace_back(tensor.shape);
   };
   optional("q2", in.q2);
   optional("k2", in.k2);
@@ -231,10 +233,13 @@ std::vector<double> gradients(const Operands<double> &o, const Tensor<double> &d
   if (!with.empty())
     p.texts["with"] = with;
   std::vector<TensorRef> outputs(made.begin(), made.end());
+  outputs.insert(outputs.end(), optionals.begin(), optionals.end());
   Status s = call("attention_grad", flavor, inputs, outputs, p);
   EXPECT_TRUE(s.ok()) << s.str();
   std::vector<double> all;
-  for (const Tensor<A> &tensor : made)
+  for (const Tensor<G> &tensor : made)
+    all.insert(all.end(), tensor.values.begin(), tensor.values.end());
+  for (const Tensor<A> &tensor : optionals)
     all.insert(all.end(), tensor.values.begin(), tensor.values.end());
   return all;
 }
@@ -277,6 +282,15 @@ TEST(HostAttention, FastGradientsAgreeOnRandomShapes) {
     setHostThreads(1 + i % 3);
     EXPECT_LT(worstOf(gradients<float, float>(o, dy, CallFlavor::fast, p), exact), 2e-6) << i;
     EXPECT_LT(worstOf(gradients<Bf16, float>(o, dy, CallFlavor::fast, p), exact), 2e-6) << i;
+    for (CallFlavor flavor : {CallFlavor::fast, CallFlavor::reference}) {
+      // Rounded once, where they are stored.
+      std::vector<double> wide = gradients<Bf16, float>(o, dy, flavor, p);
+      const std::vector<double> narrow = gradients<Bf16, float, Bf16>(o, dy, flavor, p);
+      const size_t rounded = o.q.values.size() + o.k.values.size() + o.v.values.size();
+      for (size_t at = 0; at < rounded; ++at)
+        wide[at] = double(float(Bf16(float(wide[at]))));
+      EXPECT_EQ(narrow, wide) << i;
+    }
     setHostThreads(1);
   }
 }

@@ -9,7 +9,6 @@
 #include "AttentionSums.h"
 #include "CudnnGraph.h"
 
-#include <compare>
 #include <limits>
 #include <map>
 #include <memory>
@@ -24,17 +23,16 @@ enum class Direction { forward, forwardWithSums, backward, fastestBackward };
 struct Problem {
   cudnnHandle_t handle;
   Direction direction;
-  int64_t batch, queries, keys, heads, kvHeads, rowHeads, rowKvHeads, dyRowHeads, keyDim, valueDim,
-      window;
+  CudnnHeads h;
+  int64_t queries, keys, keyDim, valueDim, window;
   bool causal;
   auto operator<=>(const Problem &) const = default;
 };
 
 Problem problemOf(const Call &call, Direction direction, const AttentionArgs &a,
                   const CudnnHeads &h) {
-  return {call.context.cudnn, direction,  h.batch,      a.queries,    a.keys,   h.heads,
-          h.kvHeads,          h.rowHeads, h.rowKvHeads, h.dyRowHeads, a.keyDim, a.valueDim,
-          a.window,           a.causal};
+  return {call.context.cudnn, direction,  h,        a.queries, a.keys,
+          a.keyDim,           a.valueDim, a.window, a.causal};
 }
 
 struct Solution {
@@ -47,14 +45,14 @@ struct Solution {
 class Builder {
 public:
   Builder(CudnnGraph &graph, const Problem &problem, Solution &solution)
-      : g(graph), p(problem), s(solution), all{p.batch, p.heads, p.queries, p.keys},
-        perQuery{p.batch, p.heads, p.queries, 1} {}
+      : g(graph), p(problem), s(solution), all{p.h.batch, p.h.heads, p.queries, p.keys},
+        perQuery{p.h.batch, p.h.heads, p.queries, 1} {}
 
   void forward() {
-    s.q = heads(p.queries, p.heads, p.rowHeads, p.keyDim);
+    s.q = heads(p.queries, p.h.heads, p.h.rowHeads, p.keyDim);
     s.k = transposed(p.keyDim);
-    s.v = heads(p.keys, p.kvHeads, p.rowKvHeads, p.valueDim);
-    s.out = heads(p.queries, p.heads, p.rowHeads, p.valueDim);
+    s.v = heads(p.keys, p.h.kvHeads, p.h.rowKvHeads, p.valueDim);
+    s.out = heads(p.queries, p.h.heads, p.h.rowHeads, p.valueDim);
     s.scale = g.scalar();
     CudnnTensor scores = mask(times(product(s.q, s.k), s.scale));
     CudnnTensor largest = between(perQuery), total = between(perQuery),
@@ -66,7 +64,7 @@ public:
     CudnnTensor exponent = between(perQuery), logSums;
     g.apply(CUDNN_POINTWISE_LOG, total, exponent);
     if (p.direction == Direction::forwardWithSums)
-      logSums = s.logSums = sums(p.rowHeads);
+      logSums = s.logSums = sums(p.h.rowHeads);
     else
       logSums = between(perQuery);
     g.apply(CUDNN_POINTWISE_ADD, largest, exponent, logSums);
@@ -78,19 +76,19 @@ public:
   /// workspace, and sums have one order. Where f32 sums of it are in memory, it adds to these with
   /// atomics.
   void backward() {
-    s.q = heads(p.queries, p.heads, p.rowHeads, p.keyDim);
+    s.q = heads(p.queries, p.h.heads, p.h.rowHeads, p.keyDim);
     s.k = transposed(p.keyDim);
     s.v = transposed(p.valueDim);
-    s.out = heads(p.queries, p.heads, p.rowHeads, p.valueDim);
-    s.dy = heads(p.queries, p.heads, p.dyRowHeads, p.valueDim);
-    s.dq = heads(p.queries, p.heads, p.heads, p.keyDim);
-    s.dk = heads(p.keys, p.kvHeads, p.kvHeads, p.keyDim);
-    s.dv = heads(p.keys, p.kvHeads, p.kvHeads, p.valueDim);
-    s.logSums = sums(p.rowHeads);
-    s.means = sums(p.heads);
+    s.out = heads(p.queries, p.h.heads, p.h.rowHeads, p.valueDim);
+    s.dy = heads(p.queries, p.h.heads, p.h.dyRowHeads, p.valueDim);
+    s.dq = heads(p.queries, p.h.heads, p.h.dqRowHeads, p.keyDim);
+    s.dk = heads(p.keys, p.h.kvHeads, p.h.dkRowHeads, p.keyDim);
+    s.dv = heads(p.keys, p.h.kvHeads, p.h.dvRowHeads, p.valueDim);
+    s.logSums = sums(p.h.rowHeads);
+    s.means = sums(p.h.heads);
     s.scale = g.scalar();
     s.one = g.scalar();
-    CudnnTensor parts = between({p.batch, p.heads, p.queries, p.valueDim}),
+    CudnnTensor parts = between({p.h.batch, p.h.heads, p.queries, p.valueDim}),
                 mean = between(perQuery);
     g.apply(CUDNN_POINTWISE_MUL, s.dy, s.out, parts);
     g.reduce(CUDNN_REDUCE_TENSOR_ADD, parts, mean);
@@ -103,15 +101,15 @@ public:
     CudnnTensor grads = times(unscaled, s.scale);
     overQueries(grads, s.q, s.dk);
     CudnnTensor keys =
-        g.between(CUDNN_DATA_FLOAT, {p.batch, p.kvHeads, p.keys, p.keyDim},
-                  {p.keys * p.rowKvHeads * p.keyDim, p.keyDim, p.rowKvHeads * p.keyDim, 1});
+        g.between(CUDNN_DATA_FLOAT, {p.h.batch, p.h.kvHeads, p.keys, p.keyDim},
+                  {p.keys * p.h.rowKvHeads * p.keyDim, p.keyDim, p.h.rowKvHeads * p.keyDim, 1});
     g.reshape(s.k, keys);
     if (p.direction == Direction::backward) {
       g.multiply(grads, keys, s.dq);
       return;
     }
     s.dqSum = g.tensor(CUDNN_DATA_FLOAT, s.dq.dims,
-                       {p.heads * p.queries * p.keyDim, p.queries * p.keyDim, p.keyDim, 1});
+                       {p.h.heads * p.queries * p.keyDim, p.queries * p.keyDim, p.keyDim, 1});
     g.multiply(grads, keys, s.dqSum);
     g.apply(CUDNN_POINTWISE_IDENTITY, s.dqSum, s.dq);
   }
@@ -120,13 +118,13 @@ private:
   /// [batch, rows, heads, width] as cuDNN names dimensions, (batch, head, row, column); a row has
   /// `rowHeads` heads.
   CudnnTensor heads(int64_t rows, int64_t heads, int64_t rowHeads, int64_t width) {
-    return g.tensor(CUDNN_DATA_BFLOAT16, {p.batch, heads, rows, width},
+    return g.tensor(CUDNN_DATA_BFLOAT16, {p.h.batch, heads, rows, width},
                     {rows * rowHeads * width, width, rowHeads * width, 1});
   }
   /// Keys or values, a column a key.
   CudnnTensor transposed(int64_t width) {
-    return g.tensor(CUDNN_DATA_BFLOAT16, {p.batch, p.kvHeads, width, p.keys},
-                    {p.keys * p.rowKvHeads * width, width, 1, p.rowKvHeads * width});
+    return g.tensor(CUDNN_DATA_BFLOAT16, {p.h.batch, p.h.kvHeads, width, p.keys},
+                    {p.keys * p.h.rowKvHeads * width, width, 1, p.h.rowKvHeads * width});
   }
   CudnnTensor sums(int64_t rowHeads) {
     return g.tensor(CUDNN_DATA_FLOAT, perQuery, {rowHeads * p.queries, p.queries, 1, 1});
@@ -156,14 +154,14 @@ private:
   }
   /// out = aᵀ·b, added up over the query heads that share a key/value head.
   void overQueries(CudnnTensor a, CudnnTensor b, CudnnTensor out) {
-    CudnnTensor turned = g.between(CUDNN_DATA_BFLOAT16, {p.batch, p.heads, p.keys, p.queries},
-                                   {p.heads * p.queries * p.keys, p.queries * p.keys, 1, p.keys});
+    CudnnTensor turned = g.between(CUDNN_DATA_BFLOAT16, {p.h.batch, p.h.heads, p.keys, p.queries},
+                                   {p.h.heads * p.queries * p.keys, p.queries * p.keys, 1, p.keys});
     g.reshape(a, turned);
-    if (p.heads == p.kvHeads) {
+    if (p.h.heads == p.h.kvHeads) {
       g.multiply(turned, b, out);
       return;
     }
-    CudnnTensor each = between({p.batch, p.heads, p.keys, out.dims[3]}, CUDNN_DATA_BFLOAT16);
+    CudnnTensor each = between({p.h.batch, p.h.heads, p.keys, out.dims[3]}, CUDNN_DATA_BFLOAT16);
     g.multiply(turned, b, each);
     g.reduce(CUDNN_REDUCE_TENSOR_ADD, each, out);
   }
@@ -294,7 +292,7 @@ Expected<bool> attendByCudnn(const Call &call, const AttentionArgs &a) {
     return false;
   const Solution &s =
       solutionOf(problemOf(call, logSums ? Direction::forwardWithSums : Direction::forward, a,
-                           {a.batch, a.heads, a.kvHeads, a.heads, a.kvHeads, a.heads}));
+                           {a.batch, a.heads, a.kvHeads, a.heads, a.kvHeads}));
   if (!s.graph || s.graph->workspaceBytes() > call.context.workspaceBytes)
     return false;
   if (Status status = run(

@@ -7,6 +7,8 @@
 
 #include "CudaOps.h"
 
+#include <compare>
+
 namespace moira::rt::cuda {
 
 /// Whether cuDNN may be asked for a call: it promises order, and needs neither other operands nor
@@ -14,10 +16,12 @@ namespace moira::rt::cuda {
 bool mayAskCudnn(const Call &call, const AttentionArgs &args);
 
 /// Some heads of some batches of an attention: consecutive ones, whose rows in memory have
-/// `rowHeads` of queries and `rowKvHeads` of keys and values, and of dy `dyRowHeads`. What is made
-/// in bf16 has no others but for those.
+/// `rowHeads` of queries and `rowKvHeads` of keys and values; rows of dy and of what is made may
+/// have other numbers.
 struct CudnnHeads {
-  int64_t batch, heads, kvHeads, rowHeads, rowKvHeads, dyRowHeads;
+  int64_t batch, heads, kvHeads, rowHeads, rowKvHeads;
+  int64_t dyRowHeads = 0, dqRowHeads = 0, dkRowHeads = 0, dvRowHeads = 0; ///< of the gradient
+  auto operator<=>(const CudnnHeads &) const = default;
 };
 
 /// bf16 but for the sums. What is whole begins at the first of the heads.
@@ -26,7 +30,7 @@ struct CudnnGradOperands {
   const float *logSums; ///< [batch, heads of a row, queries]
   float *means;         ///< [batch, heads, queries]
   float *dqSum;         ///< as many as dq, in an order of cuDNN's own; fastest only
-  void *dq, *dk, *dv;   ///< [batch, queries, heads, keyDim], [batch, keys, kvHeads, ...]
+  void *dq, *dk, *dv;
 };
 
 /// Bytes of workspace for it, besides the operands; -1: cuDNN does not take it. The first time it

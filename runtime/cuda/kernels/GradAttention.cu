@@ -81,7 +81,8 @@ __global__ void summarise(GradArgs g) {
 }
 
 /// out[row, column] = Σ over what `terms` calls add(factor, reader, first element) with. By a warp.
-template <typename Terms> __device__ void sumRow(float *out, int32_t width, Terms terms) {
+template <typename Terms>
+__device__ void sumRow(const Writer &out, int64_t row, int32_t width, Terms terms) {
   for (int32_t column0 = 0; column0 < width; column0 += kColumns) {
     float sum[kColumns / 32] = {};
     terms([&](float factor, Reader x, int64_t first) {
@@ -96,13 +97,13 @@ template <typename Terms> __device__ void sumRow(float *out, int32_t width, Term
     for (int c = 0; c < kColumns / 32; ++c) {
       int32_t column = column0 + c * 32 + laneNumber();
       if (column < width)
-        out[column] = sum[c];
+        out.set(row * width + column, sum[c]);
     }
   }
 }
 
 /// dq and dq2.
-__global__ void queryGrads(GradArgs g, float *dq, float *dq2) {
+__global__ void queryGrads(GradArgs g, Writer dq, Writer dq2) {
   const AttentionArgs &a = g.a;
   int64_t row = warpNumber();
   if (row >= a.batch * a.queries * a.heads)
@@ -117,13 +118,13 @@ __global__ void queryGrads(GradArgs g, float *dq, float *dq2) {
       }
     };
   };
-  sumRow(dq + row * a.keyDim, a.keyDim, overKeys(g.k, a.keyDim, false));
-  if (dq2)
-    sumRow(dq2 + row * a.sharedDim, a.sharedDim, overKeys(g.k2, a.sharedDim, true));
+  sumRow(dq, row, a.keyDim, overKeys(g.k, a.keyDim, false));
+  if (dq2.data)
+    sumRow(dq2, row, a.sharedDim, overKeys(g.k2, a.sharedDim, true));
 }
 
 /// dk and dv: a key row (b, j, kv head).
-__global__ void keyGrads(GradArgs g, float *dk, float *dv) {
+__global__ void keyGrads(GradArgs g, Writer dk, Writer dv) {
   const AttentionArgs &a = g.a;
   int64_t row = warpNumber();
   if (row >= a.batch * a.keys * a.kvHeads)
@@ -145,18 +146,18 @@ __global__ void keyGrads(GradArgs g, float *dk, float *dv) {
         }
     };
   };
-  sumRow(dk + row * a.keyDim, a.keyDim, overQueries(false));
-  sumRow(dv + row * a.valueDim, a.valueDim, overQueries(true));
+  sumRow(dk, row, a.keyDim, overQueries(false));
+  sumRow(dv, row, a.valueDim, overQueries(true));
 }
 
 /// dk2: a key (b, j), whose shared part all heads read.
-__global__ void sharedKeyGrads(GradArgs g, float *dk2) {
+__global__ void sharedKeyGrads(GradArgs g, Writer dk2) {
   const AttentionArgs &a = g.a;
   int64_t row = warpNumber();
   if (row >= a.batch * a.keys)
     return;
   int64_t j = row % a.keys, b = row / a.keys;
-  sumRow(dk2 + row * a.sharedDim, a.sharedDim, [&](auto add) {
+  sumRow(dk2, row, a.sharedDim, [&](auto add) {
     for (int64_t i = 0; i < a.queries; ++i)
       for (int64_t h = 0; h < a.heads; ++h) {
         float weight, grad;
@@ -211,7 +212,7 @@ Status ops::attention_grad(const Call &call) {
   auto input = [&](std::string_view role) { return optional(call.in, 7, role); };
   auto output = [&](std::string_view role) {
     const TensorRef *tensor = optional(call.out, 3, role);
-    return tensor ? static_cast<float *>(tensor->data) : nullptr;
+    return Writer(tensor ? *tensor : TensorRef());
   };
   auto floats = [&](const TensorRef *tensor) {
     return tensor ? static_cast<const float *>(tensor->data) : nullptr;
@@ -269,38 +270,39 @@ Status ops::attention_grad(const Call &call) {
   if (!g.mean)
     return noScratch(call);
   cudaStream_t stream = call.stream();
-  float *dq = call.output<float>(0), *dk = call.output<float>(1), *dv = call.output<float>(2);
+  const GradResults made{Writer(call.out[0]), Writer(call.out[1]), Writer(call.out[2])};
   bool done = false;
   if (call.params.optional("room") >= 0) {
     CallContext context = call.context;
     context.workspace = call.out.back().data;
     context.workspaceBytes = size_t(call.out.back().elements()) * sizeof(float);
-    Expected<bool> made = launchAttentionGradCudnn(call, g, Scratch(context), dq, dk, dv);
-    if (!made)
-      return made.takeStatus();
-    done = *made;
+    Expected<bool> taken = launchAttentionGradCudnn(call, g, Scratch(context), made);
+    if (!taken)
+      return taken.takeStatus();
+    done = *taken;
   }
-  if (!done && attentionGradFitsWgmma(g, dq, dk, dv) && isHopper()) {
-    Expected<bool> made = launchAttentionGradWgmma(call, g, scratch, dq, dk, dv);
-    if (!made)
-      return made.takeStatus();
-    done = *made;
+  if (!done && attentionGradFitsWgmma(g, made) && isHopper()) {
+    Expected<bool> taken = launchAttentionGradWgmma(call, g, scratch, made);
+    if (!taken)
+      return taken.takeStatus();
+    done = *taken;
   }
   if (!done && attentionGradFitsTiles(a)) {
-    if (Status s = launchAttentionGradTiles(call, g, dq, dk, dv); !s)
+    if (Status s = launchAttentionGradTiles(call, g, made); !s)
       return s;
   } else if (!done) {
     summarise<<<blocksOfWarps(queryRows), kWarpBlock, 0, stream>>>(g);
-    queryGrads<<<blocksOfWarps(queryRows), kWarpBlock, 0, stream>>>(g, dq, output("q2"));
-    keyGrads<<<blocksOfWarps(keyRows), kWarpBlock, 0, stream>>>(g, dk, dv);
+    queryGrads<<<blocksOfWarps(queryRows), kWarpBlock, 0, stream>>>(g, made.q, output("q2"));
+    keyGrads<<<blocksOfWarps(keyRows), kWarpBlock, 0, stream>>>(g, made.k, made.v);
   }
   if (q2)
     sharedKeyGrads<<<blocksOfWarps(a.batch * a.keys), kWarpBlock, 0, stream>>>(g, output("k2"));
   if (a.bias)
     biasGrads<<<blocksOfWarps(a.heads * a.queries * a.keys), kWarpBlock, 0, stream>>>(
-        g, output("bias"));
+        g, static_cast<float *>(output("bias").data));
   if (a.sinks)
-    sinkGrads<<<blocksOfWarps(a.heads), kWarpBlock, 0, stream>>>(g, output("sinks"));
+    sinkGrads<<<blocksOfWarps(a.heads), kWarpBlock, 0, stream>>>(
+        g, static_cast<float *>(output("sinks").data));
   return launched(call);
 }
 

@@ -17,21 +17,25 @@ struct GradArgs {
   const float *logSums; // with `out` what attention left; null: it is made again
 };
 
+/// dq, dk and dv.
+struct GradResults {
+  Writer q, k, v;
+};
+
 /// Whether launchAttentionGradTiles takes it.
 bool attentionGradFitsTiles(const AttentionArgs &args);
 /// Fills `largest`, `total` and `mean` of g, and makes dq, dk and dv.
-Status launchAttentionGradTiles(const Call &call, const GradArgs &g, float *dq, float *dk,
-                                float *dv);
+Status launchAttentionGradTiles(const Call &call, const GradArgs &g, const GradResults &made);
 /// Whether launchAttentionGradWgmma, which needs a Hopper GPU, takes it.
-bool attentionGradFitsWgmma(const GradArgs &g, const float *dq, const float *dk, const float *dv);
+bool attentionGradFitsWgmma(const GradArgs &g, const GradResults &made);
 /// Makes dq, dk and dv with memory to work in, from what attention left; false, and nothing done,
 /// where cuDNN is missing or does not take the call.
 Expected<bool> launchAttentionGradCudnn(const Call &call, const GradArgs &g, Scratch room,
-                                        float *dq, float *dk, float *dv);
+                                        const GradResults &made);
 /// The same as launchAttentionGradTiles, with the rest of the workspace; false, and nothing done,
 /// where that is too small.
 Expected<bool> launchAttentionGradWgmma(const Call &call, const GradArgs &g, Scratch scratch,
-                                        float *dq, float *dk, float *dv);
+                                        const GradResults &made);
 
 } // namespace moira::rt::cuda
 

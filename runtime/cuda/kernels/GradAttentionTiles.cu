@@ -77,8 +77,8 @@ __device__ void addRows(const float *weights, int along, int across, const float
 }
 
 template <int kColumns>
-__device__ void storeRows(float *out, int64_t head, int64_t apart, int64_t first, int64_t count,
-                          int width, const float (&sum)[4][kColumns]) {
+__device__ void storeRows(const Writer &out, int64_t head, int64_t apart, int64_t first,
+                          int64_t count, int width, const float (&sum)[4][kColumns]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     int64_t row = first + threadY() + 16 * i;
@@ -86,7 +86,7 @@ __device__ void storeRows(float *out, int64_t head, int64_t apart, int64_t first
     for (int c = 0; c < kColumns; ++c) {
       int d = threadX() + 16 * c;
       if (row < count && d < width)
-        out[head + row * apart + d] = sum[i][c];
+        out.set(head + row * apart + d, sum[i][c]);
     }
   }
 }
@@ -232,7 +232,7 @@ __device__ void storeWeights(const GradArgs &g, int64_t b, int64_t h, int64_t i0
 
 /// dq of 64 queries of a head.
 template <int kColumns>
-__global__ void __launch_bounds__(kThreads) queryTiles(GradArgs g, int stride, float *dq) {
+__global__ void __launch_bounds__(kThreads) queryTiles(GradArgs g, int stride, Writer dq) {
   const AttentionArgs &a = g.a;
   int64_t i0 = int64_t(blockIdx.x) * kTile, h = blockIdx.y, b = blockIdx.z;
   float *q = sharedMemory, *dy = q + kTile * stride, *k = dy + kTile * stride,
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kThreads) queryTiles(GradArgs g, int stride, f
 
 /// dk and dv of 64 keys of a key/value head, over all query heads that read it.
 template <int kColumns>
-__global__ void __launch_bounds__(kThreads) keyTiles(GradArgs g, int stride, float *dk, float *dv) {
+__global__ void __launch_bounds__(kThreads) keyTiles(GradArgs g, int stride, Writer dk, Writer dv) {
   const AttentionArgs &a = g.a;
   int64_t j0 = int64_t(blockIdx.x) * kTile, kv = blockIdx.y, b = blockIdx.z;
   float *q = sharedMemory, *dy = q + kTile * stride, *k = dy + kTile * stride,
@@ -318,8 +318,7 @@ bool attentionGradFitsTiles(const AttentionArgs &args) {
          args.queries >= kFew && args.keys >= kFew && args.heads <= 65535 && args.batch <= 65535;
 }
 
-Status launchAttentionGradTiles(const Call &call, const GradArgs &g, float *dq, float *dk,
-                                float *dv) {
+Status launchAttentionGradTiles(const Call &call, const GradArgs &g, const GradResults &made) {
   const AttentionArgs &a = g.a;
   int width = std::max(a.keyDim, a.valueDim), stride = width | 1; // odd: no bank is met twice
   size_t rows = sizeof(float) * 4 * kTile * size_t(stride),
@@ -329,8 +328,9 @@ Status launchAttentionGradTiles(const Call &call, const GradArgs &g, float *dq, 
   if (Status s = launchTiles(call, summariseTiles, byQueries, rows, g, stride); !s)
     return s;
   auto launchBoth = [&]<int kColumns>(std::integral_constant<int, kColumns>) {
-    Status s = launchTiles(call, queryTiles<kColumns>, byQueries, rows + scores, g, stride, dq);
-    return s ? launchTiles(call, keyTiles<kColumns>, byKeys, rows + 2 * scores, g, stride, dk, dv)
+    Status s = launchTiles(call, queryTiles<kColumns>, byQueries, rows + scores, g, stride, made.q);
+    return s ? launchTiles(call, keyTiles<kColumns>, byKeys, rows + 2 * scores, g, stride, made.k,
+                           made.v)
              : s;
   };
   return width <= 64 ? launchBoth(std::integral_constant<int, 4>())

@@ -50,27 +50,27 @@ __device__ inline float sumOfFour(float v) {
   return v + __shfl_xor_sync(kAllLanes, v, 2);
 }
 
-/// A warp's rows of a result, times `factor`: lane / 4 to to[0], and the one 8 further to to[1],
-/// unless that is null.
+/// A warp's rows of a result, times `factor`: lane / 4 to at[0], and the one 8 further to at[1],
+/// unless that is negative.
 template <int n>
-__device__ void storeRows(const float (&sum)[n], float factor, float *const (&to)[2], int width) {
+__device__ void storeRows(const float (&sum)[n], float factor, const Writer &to,
+                          const int64_t (&at)[2], int width) {
 #pragma unroll
   for (int j = 0; j < n / 4; ++j) {
     const int column = j * 8 + laneNumber() % 4 * 2;
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      if (to[r] && column < width)
-        *reinterpret_cast<float2 *>(to[r] + column) =
-            make_float2(sum[j * 4 + r * 2] * factor, sum[j * 4 + r * 2 + 1] * factor);
+      if (at[r] >= 0 && column < width)
+        to.store(at[r] + column, {sum[j * 4 + r * 2] * factor, sum[j * 4 + r * 2 + 1] * factor});
   }
 }
 
-/// byKeys: dk and dv of 128 keys; else dq of 128 queries. The block's own rows are of k and v, or q
-/// and dy; the tiles that it goes over, of the others.
+/// byKeys: dk and dv of 128 keys; else dq of 128 queries, which is `first`. The block's own rows
+/// are of k and v, or q and dy; the tiles that it goes over, of the others.
 template <bool byKeys, int keyBlocks, int valueBlocks>
 __global__ void __launch_bounds__(kThreads, 1)
     gradTiles(const __grid_constant__ Maps maps, GradArgs g, GradTables t, GradPart part,
-              float *first, float *second) {
+              Writer first, Writer second) {
   using S = Shared<keyBlocks, valueBlocks>;
   const AttentionArgs &a = g.a;
   extern __shared__ unsigned char sharedBytes[];
@@ -406,24 +406,24 @@ __global__ void __launch_bounds__(kThreads, 1)
       release(stage);
     }
 
-    float *keyTo[2] = {}, *valueTo[2] = {};
+    int64_t keyAt[2] = {-1, -1}, valueAt[2] = {-1, -1};
 #pragma unroll
     for (int r = 0; r < 2; ++r)
       if (present && row[r] < rows) {
         const int64_t at = byKeys ? (b * a.keys + row[r]) * a.kvHeads + kv
                                   : (b * a.queries + row[r]) * a.heads + h0;
-        keyTo[r] = first + at * a.keyDim;
-        valueTo[r] = byKeys ? second + at * a.valueDim : nullptr;
+        keyAt[r] = at * a.keyDim;
+        valueAt[r] = at * a.valueDim;
       }
-    storeRows(keySum, a.scale, keyTo, a.keyDim);
+    storeRows(keySum, a.scale, first, keyAt, a.keyDim);
     if constexpr (byKeys)
-      storeRows(valueSum, 1.0f, valueTo, a.valueDim);
+      storeRows(valueSum, 1.0f, second, valueAt, a.valueDim);
   }
 }
 
 template <int keyBlocks, int valueBlocks>
 Status launchPart(const Call &call, const GradArgs &g, const GradTables &t, const GradPart &part,
-                  const void *dy, float *dq, float *dk, float *dv) {
+                  const void *dy, const GradResults &made) {
   const AttentionArgs &a = g.a;
   Maps maps{};
   if (!describeHeads(maps.q, g.q.data, a.batch, a.queries, a.heads, a.keyDim, kBlock, kTile) ||
@@ -431,7 +431,7 @@ Status launchPart(const Call &call, const GradArgs &g, const GradTables &t, cons
       !describeHeads(maps.k, g.k.data, a.batch, a.keys, a.kvHeads, a.keyDim, kBlock, kTile) ||
       !describeHeads(maps.v, g.v.data, a.batch, a.keys, a.kvHeads, a.valueDim, kBlock, kTile))
     return noTensorMap(call);
-  auto launchOne = [&](auto kernel, int64_t tiles, int64_t heads, float *first, float *second) {
+  auto launchOne = [&](auto kernel, int64_t tiles, int64_t heads, Writer first, Writer second) {
     constexpr uint32_t bytes = Shared<keyBlocks, valueBlocks>::bytes;
     if (Status s = allowSharedBytes(call, kernel, bytes); !s)
       return s;
@@ -439,21 +439,23 @@ Status launchPart(const Call &call, const GradArgs &g, const GradTables &t, cons
              call.stream()>>>(maps, g, t, part, first, second);
     return launched(call);
   };
-  if (Status s = launchOne(gradTiles<false, keyBlocks, valueBlocks>, t.queryTiles, part.heads, dq,
-                           nullptr);
+  if (Status s = launchOne(gradTiles<false, keyBlocks, valueBlocks>, t.queryTiles, part.heads,
+                           made.q, made.q);
       !s)
     return s;
-  return launchOne(gradTiles<true, keyBlocks, valueBlocks>, t.keyTiles, part.kvHeads, dk, dv);
+  return launchOne(gradTiles<true, keyBlocks, valueBlocks>, t.keyTiles, part.kvHeads, made.k,
+                   made.v);
 }
 
 } // namespace
 
-bool attentionGradFitsWgmma(const GradArgs &g, const float *dq, const float *dk, const float *dv) {
+bool attentionGradFitsWgmma(const GradArgs &g, const GradResults &made) {
   const AttentionArgs &a = g.a;
   constexpr int32_t kMost = 128;
   constexpr int64_t kFew = 32; // queries or keys that make no tile worth its while
   const size_t addresses = addressOf(g.q.data) | addressOf(g.k.data) | addressOf(g.v.data) |
-                           addressOf(g.dy.data) | addressOf(dq) | addressOf(dk) | addressOf(dv);
+                           addressOf(g.dy.data) | addressOf(made.q.data) | addressOf(made.k.data) |
+                           addressOf(made.v.data);
   const int64_t blocks =
       std::max(ceilDiv(a.queries, kTile) * a.heads, ceilDiv(a.keys, kTile) * a.kvHeads) * a.batch;
   return g.q.isBf16 && g.k.isBf16 && g.v.isBf16 && addresses % 16 == 0 && a.sharedDim == 0 &&
@@ -463,7 +465,7 @@ bool attentionGradFitsWgmma(const GradArgs &g, const float *dq, const float *dk,
 }
 
 Expected<bool> launchAttentionGradWgmma(const Call &call, const GradArgs &g, Scratch scratch,
-                                        float *dq, float *dk, float *dv) {
+                                        const GradResults &made) {
   const AttentionArgs &a = g.a;
   GradTables t;
   if (!takeTables(a, scratch, t))
@@ -495,8 +497,8 @@ Expected<bool> launchAttentionGradWgmma(const Call &call, const GradArgs &g, Scr
       dy = rounded;
     }
     auto launchBlocks = [&]<int keyBlocks>(std::integral_constant<int, keyBlocks>) {
-      return a.valueDim <= kBlock ? launchPart<keyBlocks, 1>(call, g, t, part, dy, dq, dk, dv)
-                                  : launchPart<keyBlocks, 2>(call, g, t, part, dy, dq, dk, dv);
+      return a.valueDim <= kBlock ? launchPart<keyBlocks, 1>(call, g, t, part, dy, made)
+                                  : launchPart<keyBlocks, 2>(call, g, t, part, dy, made);
     };
     if (Status s = a.keyDim <= kBlock ? launchBlocks(std::integral_constant<int, 1>())
                                       : launchBlocks(std::integral_constant<int, 2>());

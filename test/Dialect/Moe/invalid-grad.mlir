@@ -316,6 +316,15 @@ func.func @f(%dy: tensor<1x5x4x9xf32>, %q: tensor<1x5x4x8xf32>, %k: tensor<1x6x2
 
 // -----
 
+// AttentionGradOp C4
+func.func @f(%dy: tensor<1x5x4x9xf32>, %q: tensor<1x5x4x8xf32>, %k: tensor<1x6x2x8xf32>, %v: tensor<1x6x2x9xf32>, %qp: tensor<5xi32>, %kp: tensor<6xi32>, %m: tensor<1x6xi32>, %sinks: tensor<4xf32>) {
+  // expected-error @+1 {{C4: only dq, dk and dv may be narrower than f32}}
+  %0:4 = moe.attention_grad %dy, %q, %k, %v at %qp, %kp mask %m sinks %sinks heads 4 over 2 scale 0.5 window 0 : (tensor<1x5x4x9xf32>, tensor<1x5x4x8xf32>, tensor<1x6x2x8xf32>, tensor<1x6x2x9xf32>, tensor<5xi32>, tensor<6xi32>, tensor<1x6xi32>, tensor<4xf32>) -> (tensor<1x5x4x8xbf16>, tensor<1x6x2x8xbf16>, tensor<1x6x2x9xbf16>, tensor<4xbf16>)
+  return
+}
+
+// -----
+
 // RouteGradOp C1
 func.func @f(%d: tensor<2x6x2xf32>, %l: tensor<2x6x5xf32>, %r: !moe.routing<2x6, experts = 4, k = 2>) {
   // expected-error @+1 {{C1: logits must be [t..,E]}}

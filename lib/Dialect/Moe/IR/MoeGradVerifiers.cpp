@@ -187,6 +187,9 @@ LogicalResult AttentionGradOp::verify() {
   for (auto [value, grad] : llvm::zip(values, getGrads()))
     if (shapeOf(value) != shapeOf(grad))
       return emitOpError("C2: ") << grad.getType() << " is no gradient of " << value.getType();
+  for (Value grad : getGrads().drop_front(3))
+    if (cast<RankedTensorType>(grad.getType()).getElementType().isBF16())
+      return emitOpError("C4: only dq, dk and dv may be narrower than f32");
   int64_t heads = getQHeads(), kvHeads = getKvHeads();
   if (heads < 1 || kvHeads < 1 || heads % kvHeads != 0 || static_cast<int64_t>(getWindow()) < 0 ||
       !getScale().isFinite() || bool(getQ2()) != bool(getK2()) ||
