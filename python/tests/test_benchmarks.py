@@ -81,6 +81,24 @@ def test_pieces_are_the_peers(tmp_path, name):
     assert len(outputs) == (1 + len(piece.tensors) if piece.mode == "both" else 1)
 
 
+def test_attention_gives_the_gradients_in_bf16(tmp_path):
+    piece = SMALL["attention and gradients"]
+    pieces.compile_piece(piece, tmp_path / "piece.moeplan", target="host")
+    with Session(tmp_path / "piece.moeplan") as session:
+        tensors = pieces.draw(session, "cpu")
+        for state, tensor in tensors.items():
+            session.write(state, tensor.data_ptr())
+        outputs = session.forward(piece.inputs)
+    leaves = {name: tensors[name].float().requires_grad_() for name in "qkv"}
+    q, k, v = (leaf.transpose(1, 2) for leaf in leaves.values())
+    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    y.backward(tensors["d_y"].float().transpose(1, 2))
+    for name, leaf in leaves.items():
+        made = outputs[f"grad.{name}"]
+        assert difference(made, leaf.grad) < 4e-3
+        assert np.array_equal(made, torch.from_numpy(made).bfloat16().float().numpy())
+
+
 def test_an_update_is_a_step_of_training(tmp_path):
     piece = pieces.adamw(8192)
     pieces.compile_piece(piece, tmp_path / "piece.moeplan", target="host")
