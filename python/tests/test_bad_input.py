@@ -429,6 +429,10 @@ RUN_COMMANDS = [
     ("timeout-not-a-number", ["--timeout=soon"], ("UnknownFlag", "BadUsage"), ["--timeout"]),
     ("unknown-device", ["--device=toaster"], ("UnknownFlag", "BadUsage"), ["toaster", "host"]),
     ("unknown-reference", ["--reference=f8"], ("UnknownFlag", "BadUsage"), ["f8"]),
+    ("steps-negative", ["--steps=-1"], "UnknownFlag", ["--steps", "-1"]),
+    ("steps-zero", ["--steps=0"], "UnknownFlag", ["--steps must be at least 1"]),
+    ("save-every-negative", ["--steps=2", "--save-every=-1"], "UnknownFlag", ["--save-every", "-1"]),
+    ("keep-negative", ["--steps=2", "--keep=-1"], "UnknownFlag", ["--keep", "-1"]),
 ]
 
 
@@ -439,6 +443,8 @@ def test_moe_run_command_line(plan, tmp_path, options, error, words):
 
 def test_moe_run_needs_its_files(plan):
     assert_refused(run_tool("moe-run", plan), ("BadUsage", "UnknownFlag"), ["--weights", "--inputs", "--outputs"])
+    finished = run_tool("moe-run", plan, f"--weights={TINY}", f"--inputs={TINY}/inputs.safetensors")
+    assert_refused(finished, ("BadUsage", "UnknownFlag"), ["--outputs", "--steps=N"])
 
 
 def test_moe_inspect_command_line(plan):

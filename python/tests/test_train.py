@@ -97,6 +97,16 @@ def test_clipping_bounds_the_norm(tmp_path):
     assert moved <= 0.5 * most * (1 + 1e-4)
 
 
+def test_metrics_may_go_through_a_pipe(tmp_path):
+    """What is no file has no older lines to read or to cut off."""
+    plan = compiled("olmoe", tmp_path)
+    finished = run_tool("moe-run", *arguments("olmoe", plan, "/dev/stdout", "--steps=3"), timeout=30)
+    assert finished.code == 0, finished
+    assert [json.loads(line)["step"] for line in finished.out.splitlines()] == [1, 2, 3]
+    finished = run_tool("moe-run", *arguments("olmoe", plan, "/dev/full", "--steps=3"), timeout=30)
+    assert finished.code == 0 and "the metrics of some steps are lost; training goes on" in finished.err, finished
+
+
 def test_resumed_run_is_the_uninterrupted_one(tmp_path):
     plan = compiled("olmoe", tmp_path, "--mesh=dp=2,ep=2")
     whole = train("olmoe", plan, tmp_path / "whole.jsonl", "--steps=6", f"--checkpoint={tmp_path}/whole", "--save-every=2")

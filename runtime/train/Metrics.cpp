@@ -8,6 +8,7 @@
 #include <cstring>
 #include <fstream>
 #include <nlohmann/json.hpp>
+#include <sys/stat.h>
 #include <unistd.h>
 
 namespace moira::rt {
@@ -15,6 +16,13 @@ namespace {
 
 Status cannotWrite(const std::string &path) {
   return Status(ErrorId::CannotWrite, path + ": " + std::strerror(errno));
+}
+
+/// Pipes, terminals and devices have no old lines, and nothing can be cut off them. What does not
+/// exist will be a file.
+bool holdsLines(const std::string &path) {
+  struct stat about;
+  return stat(path.c_str(), &about) != 0 || S_ISREG(about.st_mode);
 }
 
 /// The step of a line; nothing for what is no line of ours.
@@ -40,7 +48,8 @@ Expected<RecordFile> RecordFile::open(const std::string &path, int64_t length) {
   records.path = path;
   records.length = length;
   records.file.reset(std::fopen(path.c_str(), "ab"));
-  if (!records.file || ftruncate(fileno(records.file.get()), length) != 0 ||
+  records.cuts = holdsLines(path);
+  if (!records.file || (records.cuts && ftruncate(fileno(records.file.get()), length) != 0) ||
       std::setvbuf(records.file.get(), nullptr, _IONBF, 0) != 0)
     return cannotWrite(path);
   return records;
@@ -53,13 +62,13 @@ Status RecordFile::append(std::string_view record) {
   }
   Status status = cannotWrite(path);
   std::clearerr(file.get());
-  [[maybe_unused]] int cut = ftruncate(fileno(file.get()), length);
+  [[maybe_unused]] int cut = cuts ? ftruncate(fileno(file.get()), length) : 0;
   return status;
 }
 
 Expected<JsonLines> JsonLines::open(const std::string &path, uint64_t keepUntil) {
   off_t keep = 0;
-  {
+  if (holdsLines(path)) {
     std::ifstream old(path);
     // A last line without its end was being written when the run ended.
     for (std::string line; std::getline(old, line) && !old.eof();) {

@@ -27,6 +27,11 @@ std::vector<std::string> normalise(int argc, char **argv) {
   return words;
 }
 
+/// Of a number that is converted to an unsigned one, which -1 would be the largest of.
+std::string notNegative(const std::string &value) {
+  return value.rfind('-', 0) == 0 ? value + " must be 0 or more" : std::string();
+}
+
 void checkGenerate(const rt::GenerateOptions &generate, Status &problems) {
   if (generate.maxNewTokens < 0)
     problems.add(ErrorId::UnknownFlag, format("--max-new-tokens=%lld must be at least 1",
@@ -132,11 +137,14 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
 
   rt::TrainOptions train;
   std::string profileSteps;
-  app.add_option("--steps", train.steps, "train until so many steps are done (--task=train)");
+  CLI::Option *steps =
+      app.add_option("--steps", train.steps, "train until so many steps are done (--task=train)")
+          ->check(notNegative);
   CLI::Option *trainOptions[] = {
       app.add_option("--checkpoint", train.checkpoint, "directory to save the training state in"),
-      app.add_option("--save-every", train.saveEvery, "steps (default: only after the last one)"),
-      app.add_option("--keep", train.keep, "checkpoints that stay (default 2)"),
+      app.add_option("--save-every", train.saveEvery, "steps (default: only after the last one)")
+          ->check(notNegative),
+      app.add_option("--keep", train.keep, "checkpoints that stay (default 2)")->check(notNegative),
       app.add_flag("--resume", train.resume, "go on from the newest checkpoint, if there is one"),
       app.add_option("--metrics", train.metrics, "file of JSON lines, one a step"),
       app.add_option("--profile-steps", profileSteps,
@@ -203,6 +211,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   if (train.steps != 0) {
     options.train = train;
     checkTrain(train, problems);
+  } else if (steps->count()) {
+    problems.add(ErrorId::UnknownFlag, "--steps must be at least 1");
   } else {
     for (const CLI::Option *option : trainOptions)
       if (option->count())
@@ -304,7 +314,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   if (!missing.empty())
     return Status(ErrorId::BadUsage,
                   "missing: " + missing +
-                      "; moe-run PLAN --weights=DIR --inputs=FILE --outputs=FILE");
+                      "; moe-run PLAN --weights=DIR --inputs=FILE --outputs=FILE, to train "
+                      "--steps=N instead of --outputs");
   return line;
 }
 

@@ -27,7 +27,7 @@ std::string metricsLine(const StepMetrics &metrics);
 /// A file that records are appended to, each wholly or not at all.
 class RecordFile {
 public:
-  /// Opens or creates `path` and cuts it to `length` bytes. CannotWrite.
+  /// Opens or creates `path` and cuts it to `length` bytes if it is a file. CannotWrite.
   static Expected<RecordFile> open(const std::string &path, int64_t length);
   /// CannotWrite; the next record may succeed.
   Status append(std::string_view record);
@@ -36,6 +36,7 @@ private:
   std::string path;
   std::unique_ptr<std::FILE, int (*)(std::FILE *)> file{nullptr, std::fclose};
   int64_t length = 0;
+  bool cuts = true;
 };
 
 /// A file of JSON lines, written through.
