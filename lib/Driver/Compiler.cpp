@@ -118,7 +118,7 @@ Status Compilation::load() {
   StringRef model = options.model;
   if (model.ends_with(".moeplan"))
     return loadPlan();
-  if (model.ends_with(".mlir") || model.ends_with(".mlirbc") || model == "-")
+  if (isProgram(model))
     return loadText();
   if (options.compileFrom && *options.compileFrom != Phase::import)
     return {ErrorId::BadUsage, std::string("--compile-from=") + phaseName(*options.compileFrom) +
@@ -150,6 +150,17 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
                                                            {"micro-batches", Phase::import},
                                                            {"schedule", Phase::import},
                                                            {"label-smoothing", Phase::autodiff},
+                                                           {"optimizer", Phase::autodiff},
+                                                           {"lr", Phase::autodiff},
+                                                           {"betas", Phase::autodiff},
+                                                           {"eps", Phase::autodiff},
+                                                           {"weight-decay", Phase::autodiff},
+                                                           {"momentum", Phase::autodiff},
+                                                           {"clip-norm", Phase::autodiff},
+                                                           {"bias-update-rate", Phase::autodiff},
+                                                           {"decay-rate", Phase::autodiff},
+                                                           {"clip-threshold", Phase::autodiff},
+                                                           {"scale-parameter", Phase::autodiff},
                                                            {"seq", Phase::import},
                                                            {"dec-seq", Phase::import},
                                                            {"max-seq", Phase::import},
@@ -165,6 +176,7 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
                                                            {"min-capacity", Phase::autodiff},
                                                            {"drop-seed", Phase::autodiff},
                                                            {"aux-loss", Phase::autodiff},
+                                                           {"aux-loss-domain", Phase::autodiff},
                                                            {"z-loss", Phase::autodiff},
                                                            {"router-noise", Phase::autodiff},
                                                            {"noise-seed", Phase::autodiff},
@@ -190,7 +202,10 @@ Status Compilation::loadText() {
   reached = options.compileFrom.value_or(Phase::import);
   if (Status status = checkDecided(options, reached); !status)
     return status;
-  return module ? Status() : problemsOf(diagnostics, "parsing");
+  if (!module)
+    return problemsOf(diagnostics, "parsing");
+  auto info = (*module)->getAttrOfType<plan::InfoAttr>("plan.info");
+  return checkTask(options, info ? info.getTask() : "forward");
 }
 
 Status Compilation::loadPlan() {

@@ -372,6 +372,28 @@ bool moira::wantsCompiler(int argc, char **argv) {
   return hasModel || writesPlan || (argc == 1 && sys::Process::StandardInIsUserInput());
 }
 
+bool moira::isProgram(StringRef model) {
+  return model.ends_with(".mlir") || model.ends_with(".mlirbc") || model.ends_with(".moeplan") ||
+         model == "-";
+}
+
+Status moira::checkTask(const CompilerOptions &options, StringRef task) {
+  Status status;
+  for (StringRef name : {"optimizer", "lr", "schedule", "betas", "eps", "weight-decay", "momentum",
+                         "clip-norm", "bias-update-rate", "zero", "router-noise", "noise-seed"})
+    if (task != "train" && is_contained(options.given, name))
+      status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=train");
+  if (options.offload != "none" && task != "train")
+    status.add(ErrorId::BadUsage, "--offload is for --task=train");
+  bool differentiated = task == "grad" || task == "train";
+  for (StringRef name : {"aux-loss", "aux-loss-domain", "z-loss", "label-smoothing", "grad-dtype"})
+    if (!differentiated && is_contained(options.given, name))
+      status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=grad and train");
+  if (!options.recompute.empty() && !differentiated)
+    status.add(ErrorId::BadUsage, "--recompute is for --task=grad and train");
+  return status;
+}
+
 Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &options, bool &help) {
   Status status;
   std::vector<OptionSpec> table = optionTable(options);
@@ -441,12 +463,8 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
                               : "more than one model given: '" + join(models, "', '") + "'");
   else
     options.model = models.front();
-  for (StringRef name : {"optimizer", "lr", "schedule", "betas", "eps", "weight-decay", "momentum",
-                         "clip-norm", "bias-update-rate", "zero", "router-noise", "noise-seed"})
-    if (options.task != "train" && is_contained(options.given, name))
-      status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=train");
-  if (options.offload != "none" && options.task != "train" && !options.compileFrom)
-    status.add(ErrorId::BadUsage, "--offload is for --task=train");
+  if (!isProgram(options.model))
+    status.append(checkTask(options, options.task));
   if (options.noise.on && options.target != "host")
     status.add(ErrorId::BadUsage, "--router-noise=on is for --target=host in this version: GPUs "
                                   "have no kernel for it yet");
@@ -494,17 +512,11 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
     options.optimizer.eps = 1e-30;
   if (adafactor && !is_contained(options.given, "weight-decay"))
     options.optimizer.weightDecay = 0;
-  for (StringRef name : {"aux-loss", "aux-loss-domain", "z-loss", "label-smoothing", "grad-dtype"})
-    if (options.task != "grad" && options.task != "train" && is_contained(options.given, name))
-      status.add(ErrorId::BadUsage, "--" + name.str() + " is for --task=grad and train");
   if (!options.schedule.empty())
     if (rt::Expected<rt::Schedule> schedule =
             rt::Schedule::parse(options.schedule, options.optimizer.lr);
         !schedule)
       status.append(schedule.takeStatus());
-  bool differentiated = options.task == "grad" || options.task == "train" || options.compileFrom;
-  if (!options.recompute.empty() && !differentiated)
-    status.add(ErrorId::BadUsage, "--recompute is for --task=grad and train");
   if (options.recompute == "auto" && !options.memoryLimit)
     status.add(ErrorId::BadUsage, "--recompute=auto needs a --memory-limit to choose by");
   if (options.compileTo && options.compileFrom && *options.compileTo < *options.compileFrom)

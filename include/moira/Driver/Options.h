@@ -66,6 +66,12 @@ struct CompilerOptions {
 /// text for the pass driver.
 bool wantsCompiler(int argc, char **argv);
 
+/// True if the model is IR or a plan, which says itself what its task is.
+bool isProgram(llvm::StringRef model);
+
+/// An error for each option that programs of this task do not have.
+rt::Status checkTask(const CompilerOptions &options, llvm::StringRef task);
+
 /// Parses argv. All problems at once; an unknown flag names the nearest known one. Sets `help` (and
 /// prints it to stdout) for --help.
 rt::Status parseCompilerOptions(int argc, char **argv, CompilerOptions &options, bool &help);
