@@ -20,12 +20,13 @@ def Moe_EmbeddingOp : Moe_DiffOp<"embedding", ["localize"]> {
   let summary = "rows of a table by token id";
   let description = [{
     ids[t..], table[v,D] → [t..,D]. On a shard of the vocabulary `row_offset` is the number of its first row; other ids give zeros and the result is partial.
+    The row of the id `pad`, where there is one, is read as any other, and gets no gradient from here.
 
         %0 = moe.embedding %ids, %table : (tensor<2x24xi32>, tensor<256x64xf32>) -> tensor<2x24x64xf32>
 
-    Constraints: (C1) the result has the shape of ids followed by D; (C2) the result has the table's element type or is f32.
+    Constraints: (C1) the result has the shape of ids followed by D; (C2) the result has the table's element type or is f32; (C3) pad is not negative.
   }];
-  let arguments = (ins Moe_IntTensor:$ids, Moe_Tensor:$table, OptionalAttr<AnyAttr>:$row_offset);
+  let arguments = (ins Moe_IntTensor:$ids, Moe_Tensor:$table, OptionalAttr<AnyAttr>:$row_offset, OptionalAttr<I64Attr>:$pad);
   let results = (outs Moe_Tensor:$result);
   let assemblyFormat = "$ids `,` $table attr-dict `:` functional-type(operands, results)";
 }

@@ -9,13 +9,14 @@ include "Moe/MoeDenseOps.td"
 def Moe_EmbeddingGradOp : Moe_RuleOp<"embedding_grad", ["localize"]> {
   let summary = "the cotangents of rows added up by token id";
   let description = [{
-    ids[t..], dy[t..,D], table[v,D] → [v,D]: row r is the sum of the dy whose id is r, in token order. The table's values are not read: it says which rows a shard has.
+    ids[t..], dy[t..,D], table[v,D] → [v,D]: row r is the sum of the dy whose id is r, in token order. The table's values are not read: it says which rows a shard has. The row of the
+    id `pad` is zeros.
 
         %0 = moe.embedding_grad %ids, %dy like %table : (tensor<2x24xi32>, tensor<2x24x64xf32>, tensor<256x64xf32>) -> tensor<256x64xf32>
 
-    Constraints: (C1) dy has the shape of ids followed by D; (C2) the result has the table's shape and is f32.
+    Constraints: (C1) dy has the shape of ids followed by D; (C2) the result has the table's shape and is f32; (C3) pad is not negative.
   }];
-  let arguments = (ins Moe_IntTensor:$ids, Moe_Tensor:$dy, Moe_Tensor:$table, OptionalAttr<AnyAttr>:$row_offset);
+  let arguments = (ins Moe_IntTensor:$ids, Moe_Tensor:$dy, Moe_Tensor:$table, OptionalAttr<AnyAttr>:$row_offset, OptionalAttr<I64Attr>:$pad);
   let results = (outs Moe_F32Tensor:$result);
   let assemblyFormat = "$ids `,` $dy `like` $table attr-dict `:` functional-type(operands, results)";
 }

@@ -10,8 +10,11 @@ using B = ProgramBuilder;
 
 void LoweringTable::addDenseGradients() {
   add<moe::EmbeddingGradOp>(+[](moe::EmbeddingGradOp op, B &b) {
+    SmallVector<NamedAttribute> params = {b.offset("row_offset", op.getRowOffsetAttr())};
+    if (op.getPad())
+      params.push_back(b.integer("pad", *op.getPad()));
     b.call("embedding_grad", {b.view(op.getIds()), b.view(op.getDy())}, {b.define(op.getResult())},
-           {b.offset("row_offset", op.getRowOffsetAttr())});
+           params);
     return success();
   });
   add<moe::LinearInputGradOp>(+[](moe::LinearInputGradOp op, B &b) {

@@ -140,7 +140,9 @@ Value BlockBuilder::embedding(Value ids) {
   loc = at(role);
   SmallVector<int64_t> shape(shapeOf(ids));
   shape.push_back(spec.hidden);
-  Value h = moe::EmbeddingOp::create(b, loc, tensor(shape, f32), ids, param(role), Attribute());
+  IntegerAttr pad = spec.untrainedId < 0 ? IntegerAttr() : b.getI64IntegerAttr(spec.untrainedId);
+  Value h =
+      moe::EmbeddingOp::create(b, loc, tensor(shape, f32), ids, param(role), Attribute(), pad);
   return scale(h, spec.embeddingScale);
 }
 

@@ -46,6 +46,9 @@ private:
     spec.headIfStored = flag("head_if_stored");
     double root = std::sqrt(double(spec.hidden));
     spec.embeddingScale = number("embedding_scale") * (flag("embedding_root") ? root : 1);
+    // As torch's padding_idx: a negative one counts from the last row on.
+    if (std::optional<int64_t> id = get("untrained_id").getAsInteger())
+      spec.untrainedId = *id < 0 ? std::max<int64_t>(*id + spec.vocab, -1) : *id;
     spec.headScale = number("head_scale") / (flag("head_root") && spec.tiedHead ? root : 1);
     spec.denseWidth = size("dense_width");
     spec.gated = flag("gated");

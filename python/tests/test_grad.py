@@ -126,6 +126,36 @@ def test_labels_are_optional_for_a_decoder(tmp_path):
     assert abs(loss_with(labels) - want) <= 1e-5 * want
 
 
+@pytest.mark.parametrize("mesh", ("", "dp=2", "tp=2"))
+@pytest.mark.parametrize("kind", ("olmoe", "ernie4_5_moe", "xglm", "m2m_100", "mt5"))
+def test_a_padding_token_learns_nothing_where_it_stands(kind, mesh, tmp_path):
+    """As in transformers: no gradient from embeddings, though from a head that is tied to them; mT5's padding is a token as any other."""
+    import torch
+    import transformers
+
+    auto = transformers.AutoModelForSeq2SeqLM if kind in ("m2m_100", "mt5") else transformers.AutoModelForCausalLM
+    model = auto.from_pretrained(GOLDEN / kind, attn_implementation="eager", dtype=torch.float32).eval()
+    given = checkpoint.read(GOLDEN / kind / "io.safetensors")
+    pad, inputs = model.config.pad_token_id, {name: given[name].copy() for name in given if name.endswith("input_ids")}
+    for ids in inputs.values():
+        ids[0, 1::3] = pad
+    labels = given["labels"] if "labels" in given else inputs["input_ids"]
+    logits = model(**{name: torch.from_numpy(ids) for name, ids in inputs.items()}).logits
+    if "labels" not in given:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.tensor(labels).flatten().long()).backward()
+    want = model.get_input_embeddings().weight.grad.numpy()
+
+    plan, out = tmp_path / "grad.moeplan", tmp_path / "grad.safetensors"
+    compile_plan(GOLDEN / kind, plan, "--task=grad", *golden_options(kind), *([f"--mesh={mesh}"] if mesh else []))
+    checkpoint.write(tmp_path / "in.safetensors", {**inputs, **({"labels": given["labels"]} if "labels" in given else {})})
+    run_plan(plan, GOLDEN / kind, tmp_path / "in.safetensors", out)
+    grads = checkpoint.read(out)
+    name = next(n for n in ("grad.model.embed_tokens.weight", "grad.model.shared.weight", "grad.shared.weight") if n in grads)
+    assert (np.abs(grads[name][pad]).max() > 0) == (kind != "olmoe")  # the one with a head of its own
+    check_equal({name: grads[name]}, {name: want})
+
+
 ROUTER_LOSSES = ("--aux-loss=0.02", "--z-loss=0.003")
 
 

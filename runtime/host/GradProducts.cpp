@@ -292,14 +292,14 @@ template <typename S> Status embedding_grad(const Call &call) {
   Widened<A> dy(call.in[1]);
   A *out = call.output<A>(0);
   int64_t rows = call.out[0].shape[0], width = call.out[0].shape[1];
-  int64_t first = call.params.integer("row_offset");
+  int64_t first = call.params.integer("row_offset"), pad = call.params.integer("pad", -1);
   int64_t samples = samplesOf(call, ids), tokens = ids.elements(), each = tokens / samples;
   // By row, then by token.
   std::vector<std::pair<int64_t, int64_t>> found;
   for (int64_t t = 0; t < tokens; ++t) {
     int64_t id =
         ids.dtype == fb::DType::i64 ? call.input<int64_t>(0)[t] : call.input<int32_t>(0)[t];
-    if (id >= first && id >= 0 && first >= 0 && id - first < rows)
+    if (id >= first && id >= 0 && first >= 0 && id - first < rows && id != pad)
       found.push_back({id - first, t});
   }
   std::sort(found.begin(), found.end());

@@ -15,7 +15,7 @@ func.func @grad(%ids: tensor<6xi32> {moe.name = "input_ids"}, %labels: tensor<6x
   // CHECK: %[[W:.*]] = moe.param @w
   %w = moe.param @w : tensor<4x4xf32>
   // CHECK: %[[X:.*]] = moe.embedding
-  %x = moe.embedding %ids, %table : (tensor<6xi32>, tensor<9x4xf32>) -> tensor<6x4xf32>
+  %x = moe.embedding %ids, %table {pad = 1 : i64} : (tensor<6xi32>, tensor<9x4xf32>) -> tensor<6x4xf32>
   // CHECK: %[[H:.*]] = moe.linear %[[X]], %[[W]]
   %h = moe.linear %x, %w contract 1 : (tensor<6x4xf32>, tensor<4x4xf32>) -> tensor<6x4xf32>
   // CHECK: %[[Y:.*]] = moe.add %[[X]], %[[H]]
@@ -37,7 +37,7 @@ func.func @grad(%ids: tensor<6xi32> {moe.name = "input_ids"}, %labels: tensor<6x
   // CHECK: %[[DXH:.*]] = moe.linear_input_grad %[[DY]], %[[W]]
   // CHECK: %[[DW:.*]] = moe.linear_weight_grad %[[DY]], %[[X]]
   // CHECK: %[[DX:.*]] = moe.add %[[DY]], %[[DXH]]
-  // CHECK: %[[DEMBEDDING:.*]] = moe.embedding_grad %{{.*}}, %[[DX]] like %[[TABLE]]
+  // CHECK: %[[DEMBEDDING:.*]] = moe.embedding_grad %{{.*}}, %[[DX]] like %[[TABLE]] {pad = 1 : i64}
   // CHECK: %[[DTABLE:.*]] = moe.add %[[DHEAD]], %[[DEMBEDDING]]
   // CHECK: %[[ZERO:.*]] = moe.full 0.0
   // CHECK: return %[[LOSS]], %[[DTABLE]], %[[DW]], %[[ZERO]]

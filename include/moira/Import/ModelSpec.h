@@ -73,6 +73,7 @@ struct ModelSpec {
   bool ownEmbedding = false; // this stack's, as its checkpoint has one and nothing is tied
   bool qkvBias = false, oBias = false, headBias = false;
   double embeddingScale = 1, headScale = 1;  // of the embeddings, and of what the head reads
+  int64_t untrainedId = -1;                  // the token whose embedding gets no gradient
   double residualScale = 1, logitsScale = 1; // of what a block adds, and of logits
   QkNorm qkNorm = QkNorm::none;
   std::optional<double> clipQkv;

@@ -16,18 +16,21 @@ struct Lists {
 };
 constexpr int kNoTokenByte = 0x7f;
 
+/// The ids whose rows are here: `count` from `from` on, but for `pad`.
+struct Ids {
+  int64_t from, count, pad;
+};
+
 /// The row of the table that is token t's, or -1.
-template <typename Id>
-__device__ int64_t rowOf(const void *ids, int64_t t, int64_t from, int64_t rows) {
-  const int64_t row = idAt<Id>(ids, t) - from;
-  return row >= 0 && row < rows ? row : -1;
+template <typename Id> __device__ int64_t rowOf(const void *ids, int64_t t, Ids here) {
+  const int64_t id = idAt<Id>(ids, t), row = id - here.from;
+  return row >= 0 && row < here.count && id != here.pad ? row : -1;
 }
 
 template <typename Id>
-__global__ void countTokens(const void *ids, Lists lists, int64_t tokens, int64_t from,
-                            int64_t rows) {
+__global__ void countTokens(const void *ids, Lists lists, int64_t tokens, Ids here) {
   for (int64_t t = threadNumber(); t < tokens; t += threadCount())
-    if (const int64_t row = rowOf<Id>(ids, t, from, rows); row >= 0) {
+    if (const int64_t row = rowOf<Id>(ids, t, here); row >= 0) {
       atomicMin(lists.first + row, int32_t(t));
       atomicAdd(lists.count + row, 1);
     }
@@ -35,10 +38,9 @@ __global__ void countTokens(const void *ids, Lists lists, int64_t tokens, int64_
 
 /// Of an id's first token, the block of this number: lists all tokens that have it.
 template <typename Id>
-__global__ void listTokens(const void *ids, Lists lists, int64_t tokens, int64_t from,
-                           int64_t rows) {
+__global__ void listTokens(const void *ids, Lists lists, int64_t tokens, Ids here) {
   __shared__ int32_t partial[33], start;
-  const int64_t own = blockIdx.x, row = rowOf<Id>(ids, own, from, rows);
+  const int64_t own = blockIdx.x, row = rowOf<Id>(ids, own, here);
   if (row < 0 || lists.first[row] != own)
     return;
   const int32_t count = lists.count[row];
@@ -52,7 +54,7 @@ __global__ void listTokens(const void *ids, Lists lists, int64_t tokens, int64_t
 #pragma unroll
     for (int i = 0; i < kNeighbours; ++i) {
       const int64_t t = t0 + threadIdx.x * kNeighbours + i;
-      mine |= unsigned(t < tokens && rowOf<Id>(ids, t, from, rows) == row) << i;
+      mine |= unsigned(t < tokens && rowOf<Id>(ids, t, here) == row) << i;
     }
     int32_t found = 0, at = listed + blockScan(int32_t(__popc(mine)), partial, found);
     for (; mine; mine &= mine - 1)
@@ -67,9 +69,8 @@ constexpr int kSumBlock = 128, kAtOnce = 8;
 /// neighbours.
 template <typename Id, int n>
 __global__ void __launch_bounds__(kSumBlock)
-    sumTokens(const void *ids, Lists lists, Reader dy, float *out, int64_t width, int64_t from,
-              int64_t rows) {
-  const int64_t own = blockIdx.x, row = rowOf<Id>(ids, own, from, rows),
+    sumTokens(const void *ids, Lists lists, Reader dy, float *out, int64_t width, Ids here) {
+  const int64_t own = blockIdx.x, row = rowOf<Id>(ids, own, here),
                 column = (int64_t(blockIdx.y) * kSumBlock + threadIdx.x) * n;
   if (row < 0 || lists.first[row] != own || column >= width)
     return;
@@ -98,8 +99,8 @@ __global__ void __launch_bounds__(kSumBlock)
 
 Status ops::embedding_grad(const Call &call) {
   const TensorRef &ids = call.in[0], &dy = call.in[1], &out = call.out[0];
-  const int64_t rows = out.shape[0], width = out.shape[1], tokens = ids.elements(),
-                from = call.params.integer("row_offset");
+  const int64_t rows = out.shape[0], width = out.shape[1], tokens = ids.elements();
+  const Ids here{call.params.integer("row_offset"), rows, call.params.integer("pad", -1)};
   auto fill = [&](void *data, int byte, size_t bytes) {
     return checked(call.name, cudaMemsetAsync(data, byte, bytes, call.stream()));
   };
@@ -125,14 +126,14 @@ Status ops::embedding_grad(const Call &call) {
   const bool packs = width % wide == 0 && addressOf(out.data) % (wide * sizeof(float)) == 0 &&
                      addressOf(dy.data) % (wide * elementBytes(dy.dtype)) == 0;
   auto run = [&]<typename Id>(Id) {
-    countTokens<Id><<<blocksOfThreads(tokens), kWarpBlock, 0, call.stream()>>>(ids.data, lists,
-                                                                               tokens, from, rows);
+    countTokens<Id>
+        <<<blocksOfThreads(tokens), kWarpBlock, 0, call.stream()>>>(ids.data, lists, tokens, here);
     listTokens<Id>
-        <<<unsigned(tokens), kWarpBlock, 0, call.stream()>>>(ids.data, lists, tokens, from, rows);
+        <<<unsigned(tokens), kWarpBlock, 0, call.stream()>>>(ids.data, lists, tokens, here);
     auto sum = [&]<int n>(std::integral_constant<int, n>) {
       const dim3 blocks(unsigned(tokens), unsigned(ceilDiv(width, kSumBlock * n)));
-      sumTokens<Id, n><<<blocks, kSumBlock, 0, call.stream()>>>(
-          ids.data, lists, Reader(dy), call.output<float>(0), width, from, rows);
+      sumTokens<Id, n><<<blocks, kSumBlock, 0, call.stream()>>>(ids.data, lists, Reader(dy),
+                                                                call.output<float>(0), width, here);
     };
     if (packs)
       sum(std::integral_constant<int, wide>());

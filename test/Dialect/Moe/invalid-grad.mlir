@@ -19,6 +19,15 @@ func.func @f(%ids: tensor<2x6xi32>, %dy: tensor<2x6x8xf32>, %w: tensor<9x8xf32>)
 
 // -----
 
+// EmbeddingGradOp C3
+func.func @f(%ids: tensor<2x6xi32>, %dy: tensor<2x6x8xf32>, %w: tensor<9x8xf32>) {
+  // expected-error @+1 {{C3: pad = -1 must not be negative}}
+  %0 = moe.embedding_grad %ids, %dy like %w {pad = -1 : i64} : (tensor<2x6xi32>, tensor<2x6x8xf32>, tensor<9x8xf32>) -> tensor<9x8xf32>
+  return
+}
+
+// -----
+
 // LinearInputGradOp C1
 func.func @f(%dy: tensor<6x4xf32>, %w: tensor<4x8xf32>) {
   // expected-error @+1 {{C1: contract = 3 must lie between 1 and the rank of w}}

@@ -161,6 +161,15 @@ func.func @f(%i: tensor<2xi32>, %t: tensor<4x8xf32>) {
 
 // -----
 
+// EmbeddingOp C3
+func.func @f(%i: tensor<2xi32>, %t: tensor<4x8xf32>) {
+  // expected-error @+1 {{C3: pad = -1 must not be negative}}
+  %0 = moe.embedding %i, %t {pad = -1 : i64} : (tensor<2xi32>, tensor<4x8xf32>) -> tensor<2x8xf32>
+  return
+}
+
+// -----
+
 // FullOp C1
 func.func @f() {
   // expected-error @+1 {{C1: the value must be finite}}

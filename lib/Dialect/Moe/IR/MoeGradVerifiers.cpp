@@ -43,6 +43,8 @@ LogicalResult EmbeddingGradOp::verify() {
     return emitOpError("C1: dy must have the shape of ids followed by the table's last dimension");
   if (shapeOf(getResult()) != shapeOf(getTable()))
     return emitOpError("C2: the result must have the table's shape");
+  if (IntegerAttr pad = getPadAttr(); pad && pad.getInt() < 0)
+    return emitOpError("C3: pad = ") << pad.getInt() << " must not be negative";
   return success();
 }
 

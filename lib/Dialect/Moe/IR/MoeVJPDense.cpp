@@ -18,7 +18,7 @@ using Grads = MutableArrayRef<Value>;
 
 LogicalResult EmbeddingOp::buildVJP(OpBuilder &b, ValueRange dy, Grads operands) {
   operands[1] = EmbeddingGradOp::create(b, getLoc(), cotangentType(getTable()), getIds(), dy[0],
-                                        getTable(), Attribute());
+                                        getTable(), Attribute(), getPadAttr());
   return success();
 }
 

@@ -181,6 +181,8 @@ LogicalResult EmbeddingOp::verify() {
         "C1: the result must have the shape of ids followed by the table's last dimension");
   if (elementOf(getResult()) != elementOf(getTable()) && !elementOf(getResult()).isF32())
     return emitOpError("C2: the result must have the table's element type or be f32");
+  if (IntegerAttr pad = getPadAttr(); pad && pad.getInt() < 0)
+    return emitOpError("C3: pad = ") << pad.getInt() << " must not be negative";
   return success();
 }
 
