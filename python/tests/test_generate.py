@@ -147,6 +147,19 @@ def test_stop_tokens_and_padding(tmp_path):
     assert set(got[0, 24 + end :].tolist()) == {stops[0]}
 
 
+def test_settings_that_are_not_applied_are_named(tmp_path):
+    """Where transformers would choose other tokens without sampling; not where a setting changes nothing."""
+    model = tmp_path / "model"
+    shutil.copytree(GOLDEN / "olmoe", model)
+    settings = {"eos_token_id": 1, "num_beams": 5, "repetition_penalty": 1.0, "forced_bos_token_id": 1, "suppress_tokens": [], "min_length": 0, "top_k": 50}
+    (model / "generation_config.json").write_text(json.dumps(settings))
+    plan = compiled("olmoe", tmp_path, 2, "dp=2")
+    _, err = generate(plan, model, {"input_ids": golden("olmoe")["input_ids"]}, tmp_path)
+    assert err.count("generation_config.json: not done, moe-run has no num_beams=5, forced_bos_token_id=1\n") == 1
+    _, err = generate(plan, GOLDEN / "olmoe", {"input_ids": golden("olmoe")["input_ids"]}, tmp_path)
+    assert "not done" not in err
+
+
 def test_decoder_prompts(tmp_path):
     """A decoder may begin with more than its start token."""
     io = golden("mt5")

@@ -80,13 +80,44 @@ Status readTokens(const nlohmann::json &object, const char *key, const std::stri
   return status;
 }
 
+/// Settings that change which token is taken without any sampling, and the number with which they
+/// do not; of those that are ids or lists there is none.
+constexpr double kNoNumber = -1;
+constexpr std::pair<const char *, double> kOtherChoices[] = {
+    {"num_beams", 1},
+    {"repetition_penalty", 1},
+    {"encoder_repetition_penalty", 1},
+    {"no_repeat_ngram_size", 0},
+    {"encoder_no_repeat_ngram_size", 0},
+    {"min_length", 0},
+    {"min_new_tokens", 0},
+    {"forced_bos_token_id", kNoNumber},
+    {"forced_eos_token_id", kNoNumber},
+    {"suppress_tokens", kNoNumber},
+    {"begin_suppress_tokens", kNoNumber},
+    {"bad_words_ids", kNoNumber},
+    {"sequence_bias", kNoNumber},
+    {"exponential_decay_length_penalty", kNoNumber}};
+
+std::vector<std::string> otherChoices(const nlohmann::json &object) {
+  std::vector<std::string> found;
+  for (auto [name, idle] : kOtherChoices) {
+    auto it = object.find(name);
+    if (it == object.end() || it->is_null() || (it->is_structured() && it->empty()) ||
+        (it->is_number() && it->get<double>() == idle))
+      continue;
+    found.push_back(it->is_number() ? name + ("=" + it->dump()) : name);
+  }
+  return found;
+}
+
 } // namespace
 
 Expected<SpecialTokens> readSpecialTokens(const std::string &directory) {
   SpecialTokens special;
   Status problems;
-  for (const char *file : {"/generation_config.json", "/config.json"}) {
-    std::string path = directory + file;
+  for (bool generation : {true, false}) {
+    std::string path = directory + (generation ? "/generation_config.json" : "/config.json");
     Expected<nlohmann::json> object = readObject(path);
     if (!object) {
       problems.append(object.takeStatus());
@@ -100,6 +131,8 @@ Expected<SpecialTokens> readSpecialTokens(const std::string &directory) {
       if (!to && !found.empty())
         to = found.front();
     };
+    if (generation)
+      special.notDone = otherChoices(*object);
     if (special.stop.empty())
       problems.append(readTokens(*object, "eos_token_id", path, special.stop));
     one("pad_token_id", special.pad);

@@ -26,6 +26,8 @@ GeneratePrograms generatePrograms(const fb::Plan &plan);
 struct SpecialTokens {
   std::vector<int32_t> stop;
   std::optional<int32_t> pad, start;
+  /// What generation_config.json asks besides and nothing here does, as "num_beams=5".
+  std::vector<std::string> notDone;
   /// What follows the end of a row.
   int32_t filler() const { return pad ? *pad : stop.empty() ? 0 : stop.front(); }
 };
@@ -48,6 +50,8 @@ public:
   const GeneratePrograms &programs() const { return all; }
   /// Tensors of the file that no program takes.
   const std::vector<std::string> &ignored() const { return unused; }
+  /// Settings of the model's generation_config.json that change what transformers would choose.
+  const std::vector<std::string> &notDone() const { return special.notDone; }
   int64_t batch() const { return rows; }
 
 private:

@@ -390,6 +390,12 @@ Status runTogether(const RunOptions &options, const LaunchInfo &launch, WholeRun
       names += (names.empty() ? "" : ", ") + quoteName(name);
     note(options.inputs + ": ignored, the plan does not take " + names);
   }
+  if (ranks->hasRankZero() && session.task && !session.task->notDone().empty()) {
+    std::string settings;
+    for (const std::string &setting : session.task->notDone())
+      settings += (settings.empty() ? "" : ", ") + setting;
+    note(options.weights + "/generation_config.json: not done, moe-run has no " + settings);
+  }
 
   status = session.load(*ranks);
   if (status && session.task)
