@@ -122,6 +122,14 @@ def test_resumed_run_is_the_uninterrupted_one(tmp_path):
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == ["LATEST", "step-4", "step-6"]
 
 
+def test_a_run_that_has_nothing_to_begin_with(tmp_path):
+    plan = compiled("olmoe", tmp_path)
+    inputs = f"--inputs={GOLDEN / 'olmoe'}/io.safetensors"
+    finished = run_tool("moe-run", plan, inputs, "--steps=2", f"--checkpoint={tmp_path}/run", "--resume")
+    assert finished.error_ids == ["MOE-0102"] and finished.code == 1, finished
+    assert "/run has no checkpoint" in finished.err and "--weights=DIR" in finished.err and "--init=SEED" in finished.err
+
+
 def test_another_mesh_goes_on(tmp_path):
     want = checkpoint.read(GOLDEN / "olmoe" / "io.safetensors")["adamw_losses"]
     meshes = ("dp=2", "ep=2,tp=2", "", "dp=2,ep=2")

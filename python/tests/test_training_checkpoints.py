@@ -122,6 +122,8 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(plans, runs, tmp_path
     refused("MOE-0106", "reshard", tmp_path / "nothing", target, "--ranks=2")
     assert "--plan=FILE" in refused("MOE-0102", "export-hf", source, target)
     refused("MOE-0102", "export-hf", source, target, f"--plan={plans['']}")
+    words = refused("MOE-0204", "export-hf", source, target, f"--plan={plans['']}", f"--model={GOLDEN / 'mixtral'}")
+    assert 'model_type is "mixtral"' in words and "class olmoe" in words
     done("reshard", source, tmp_path / "damaged", "--ranks=1")
     file = tmp_path / "damaged" / "step-2" / "rank-00000.safetensors"
     data = bytearray(file.read_bytes())

@@ -134,6 +134,22 @@ private:
 
 } // namespace
 
+/// BadConfigValue if the config is of another class than the model that the plan trains.
+static Status checkClass(const Config &config, const rt::PlanFile &plan,
+                         const std::string &planPath) {
+  const flatbuffers::String *trained = plan.plan().info()->model_class();
+  if (!trained || trained->size() == 0 || trained->string_view() == "custom")
+    return {};
+  auto type = config.members.find("model_type");
+  if (type != config.members.end() && *type == trained->str())
+    return {};
+  return Status(rt::ErrorId::BadConfigValue,
+                config.path + ": model_type is " +
+                    (type == config.members.end() ? "missing" : type->dump()) + ", but " +
+                    planPath + " trains a model of the class " + trained->str() +
+                    "; --model is the one that the plan was compiled from");
+}
+
 rt::Expected<std::unique_ptr<ModelSource>> openTrainingModel(const std::string &directory,
                                                              const std::string &planPath,
                                                              const std::string &model) {
@@ -151,6 +167,8 @@ rt::Expected<std::unique_ptr<ModelSource>> openTrainingModel(const std::string &
     problems.append(plan.takeStatus());
   if (!problems)
     return problems;
+  if (Status status = checkClass(*config, *plan, planPath); !status)
+    return status;
   rt::Expected<const fb::Program *> program = trainingProgram(*plan, planPath);
   if (!program)
     return program.takeStatus();

@@ -204,7 +204,11 @@ Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &pl
   bool drawn = options.train && options.train->init;
   bool resumed = session.training ? session.training->resumed() != nullptr
                                   : options.train && options.weights.empty();
-  if (!drawn && !resumed)
+  if (!drawn && !resumed && options.train && options.weights.empty())
+    problems.add(ErrorId::BadUsage, options.train->checkpoint +
+                                        " has no checkpoint to go on from, and neither "
+                                        "--weights=DIR nor --init=SEED says how to begin");
+  else if (!drawn && !resumed)
     problems.append(session.openWeights(options.weights));
   for (const std::string *file : {&options.outputs, &options.dumpRouting, &options.profile})
     if (!file->empty())
