@@ -138,15 +138,14 @@ static std::string validSizes(ArrayRef<MeshConstraint> constraints, StringRef ax
   return text;
 }
 
-static std::string advice(MLIRContext *context, ArrayRef<MeshConstraint> constraints,
-                          const MeshInfo &mesh, bool deterministic) {
-  std::vector<std::string> texts;
-  for (const MeshInfo &good :
-       suggestMeshes(context, constraints, mesh.ranks(), mesh, /*limit=*/3, deterministic))
-    texts.push_back("--mesh=" + formatMesh(good));
-  if (!texts.empty())
-    return "; try " + llvm::join(texts, " or ");
-  // The nearest of the largest meshes of fewer ranks that fit; one rank always does.
+std::vector<MeshInfo> moira::nearestMeshes(MLIRContext *context,
+                                           ArrayRef<MeshConstraint> constraints,
+                                           const MeshInfo &wanted, size_t limit,
+                                           bool deterministic) {
+  std::vector<MeshInfo> found =
+      suggestMeshes(context, constraints, wanted.ranks(), wanted, limit, deterministic);
+  if (!found.empty())
+    return found;
   int64_t most = 1;
   auto sizes = [&](StringRef axis) {
     return divisorsOf(std::max<int64_t>(1, commonDivisor(constraints, axis)));
@@ -154,15 +153,25 @@ static std::string advice(MLIRContext *context, ArrayRef<MeshConstraint> constra
   for (int64_t dp : sizes(kDataAxis))
     for (int64_t ep : sizes(kExpertAxis))
       for (int64_t tp : sizes(kTensorAxis))
-        if (dp * ep * tp < mesh.ranks() &&
+        if (dp * ep * tp < wanted.ranks() &&
             (!deterministic || keepsSamples(constraints, dp, ep, tp)))
           most = std::max(most, dp * ep * tp);
-  std::string text = "; no mesh of " + std::to_string(mesh.ranks()) + " ranks fits, try ";
   if (most == 1)
-    return text + "one rank";
-  return text + "--mesh=" +
-         formatMesh(
-             suggestMeshes(context, constraints, most, mesh, /*limit=*/1, deterministic).front());
+    return {MeshInfo()};
+  return suggestMeshes(context, constraints, most, wanted, /*limit=*/1, deterministic);
+}
+
+static std::string advice(MLIRContext *context, ArrayRef<MeshConstraint> constraints,
+                          const MeshInfo &mesh, bool deterministic) {
+  std::vector<std::string> texts;
+  std::vector<MeshInfo> near =
+      nearestMeshes(context, constraints, mesh, /*limit=*/3, deterministic);
+  for (const MeshInfo &good : near)
+    texts.push_back(good.ranks() == 1 ? "one rank" : "--mesh=" + formatMesh(good));
+  return (near.front().ranks() == mesh.ranks()
+              ? std::string("; try ")
+              : "; no mesh of " + std::to_string(mesh.ranks()) + " ranks fits, try ") +
+         llvm::join(texts, " or ");
 }
 
 /// Says what keepsSamples finds wrong.
@@ -170,7 +179,7 @@ static void checkDeterministic(ModuleOp module, const MeshInfo &mesh,
                                ArrayRef<MeshConstraint> constraints,
                                std::vector<MeshViolation> &violations) {
   auto add = [&](const std::string &text) {
-    violations.push_back({"MOE-0104: --deterministic: " + text, module.getLoc()});
+    violations.push_back({"--deterministic: " + text, "", module.getLoc()});
   };
   for (auto [axis, size] : llvm::zip(mesh.names, mesh.sizes)) {
     std::string split = axis.str() + "=" + std::to_string(size);
@@ -203,16 +212,15 @@ std::vector<MeshViolation> moira::checkMesh(ModuleOp module, const MeshInfo &mes
       hint = advice(module.getContext(), constraints, mesh, deterministic);
     std::string number = std::to_string(constraint.size);
     // "64 experts", but "the dense width 112".
-    std::string text =
-        "MOE-0104: " + constraint.axis.str() + "=" + std::to_string(size) + " does not divide ";
+    std::string text = constraint.axis.str() + "=" + std::to_string(size) + " does not divide ";
     text += StringRef(constraint.what).starts_with("the ") ? constraint.what + " " + number
                                                            : number + " " + constraint.what;
     if (!constraint.layers.empty())
       text += " of " + layersText(constraint.layers);
     if (!constraint.field.empty())
       text += " (" + constraint.field + "=" + number + ")";
-    text += validSizes(constraints, constraint.axis, mesh.ranks()) + hint;
-    violations.push_back({text, constraint.loc});
+    text += validSizes(constraints, constraint.axis, mesh.ranks());
+    violations.push_back({text, hint, constraint.loc});
   }
   return violations;
 }

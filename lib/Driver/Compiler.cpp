@@ -4,12 +4,14 @@
 //===----------------------------------------------------------------------===//
 #include "moira/Driver/Compiler.h"
 #include "DiagnosticCollector.h"
+#include "Explain.h"
 #include "Files.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/AsmState.h"
 #include "mlir/IR/Verifier.h"
 #include "mlir/Parser/Parser.h"
 #include "mlir/Pass/PassManager.h"
+#include "moira/Analysis/MeshCheck.h"
 #include "moira/Conversion/PlanPipeline.h"
 #include "moira/Dialect/Plan/IR/PlanOps.h"
 #include "moira/Import/Importer.h"
@@ -50,6 +52,14 @@ private:
   }
 
   Status compile();
+  /// What a plan of these options would be; nothing is written.
+  static Status measureAs(CompilerOptions options, rt::PlanSummary &summary);
+  /// A line of a table: what the whole plan costs as it is, but for `change`. `over` becomes true
+  /// if that is more than the memory limit.
+  std::string costOf(const std::string &what, llvm::function_ref<void(CompilerOptions &)> change,
+                     bool *over = nullptr) const;
+  Status answerWhyNot();
+  Status explain();
   Status load();
   Status loadText();
   Status loadPlan();
@@ -79,7 +89,9 @@ private:
       global; // the program before partitioning: the source of the reference program
   Phase reached = Phase::import;
   std::vector<std::pair<std::string, double>> seconds; // of each step, in order
-  std::vector<std::string> standIns; // operations that are only planned (--memory-only)
+  std::vector<std::string> standIns;      // operations that are only planned (--memory-only)
+  std::optional<ShardingHistory> history; // of what --explain names
+  rt::PlanSummary *measured = nullptr;    // for whom this compile is made, if not for a file
 };
 
 /// The functions that only the reference program comes from are not for the mesh.
@@ -228,6 +240,8 @@ Status Compilation::runPasses(llvm::function_ref<void(OpPassManager &)> build) {
   if (failed(applyPassManagerCLOptions(passes)))
     return {ErrorId::UnknownFlag, "MLIR does not accept these debugging options"};
   build(passes);
+  if (history)
+    passes.addInstrumentation(history->watch());
   return succeeded(passes.run(*module)) ? Status() : problemsOf(diagnostics, "a pass");
 }
 
@@ -244,7 +258,17 @@ Status Compilation::runPhase(Phase phase) {
   case Phase::shard:
     global = module->clone();
     keepMeshPrograms(*module);
-    return runPasses([&](OpPassManager &passes) { buildShardPipeline(passes, sharding); });
+    if (!options.explain.empty()) {
+      rt::Expected<ShardingHistory> begun = ShardingHistory::of(*module, options.explain);
+      if (!begun)
+        return begun.takeStatus();
+      history = std::move(*begun);
+    }
+    if (Status status =
+            runPasses([&](OpPassManager &passes) { buildShardPipeline(passes, sharding); });
+        !status || !history)
+      return status;
+    return explain();
   case Phase::partition:
     return partition(sharding);
   case Phase::localize:
@@ -423,6 +447,10 @@ Status Compilation::writeAndReport() {
   if (!file)
     return file.takeStatus();
   rt::PlanSummary summary = rt::summarize(*file);
+  if (measured) {
+    *measured = std::move(summary);
+    return {};
+  }
   if (options.report == "json")
     llvm::outs() << rt::summaryJson(summary);
   else if (options.report == "text")
@@ -432,7 +460,8 @@ Status Compilation::writeAndReport() {
   if (options.offload != "none" && options.target == "host")
     llvm::errs() << "offload        nothing to do: on --target=host all states are in the host's "
                     "memory\n";
-  if (Status status = checkMemory(summary); !status || options.memoryOnly)
+  if (Status status = checkMemory(summary);
+      !status || options.memoryOnly || (options.output.empty() && !options.explain.empty()))
     return status;
   return writeFile(options.output,
                    StringRef(reinterpret_cast<const char *>(bytes->data()), bytes->size()));
@@ -462,8 +491,131 @@ Status Compilation::timed(StringRef name, llvm::function_ref<Status()> step) {
   return status;
 }
 
+//===----------------------------------------------------------------------===//
+// Questions
+//===----------------------------------------------------------------------===//
+
+Status Compilation::measureAs(CompilerOptions options, rt::PlanSummary &summary) {
+  options.explain.clear();
+  options.whyNot.clear();
+  options.output.clear();
+  options.dumpPhasesTo.clear();
+  options.compileTo.reset();
+  options.verifyRoundtrip = false;
+  Compilation other(options);
+  other.measured = &summary;
+  return other.compile();
+}
+
+std::string Compilation::costOf(const std::string &what,
+                                llvm::function_ref<void(CompilerOptions &)> change,
+                                bool *over) const {
+  CompilerOptions changed = options;
+  change(changed);
+  rt::PlanSummary summary;
+  if (Status status = measureAs(changed, summary); !status) {
+    ErrorId id = status.diagnostics().front().id;
+    if (over)
+      *over = id == ErrorId::OverMemoryLimit;
+    return costLine(what, {id == ErrorId::OverMemoryLimit     ? "over the limit"
+                           : id == ErrorId::MeshDoesNotDivide ? "does not divide"
+                                                              : "refused"});
+  }
+  const rt::ProgramSummary *program = summary.main();
+  uint64_t sent = 0;
+  for (const rt::CollectiveSummary &c : program->collectives)
+    sent += c.payload + c.padding;
+  bool tooMuch = options.memoryLimit && program->totalBytes > *options.memoryLimit;
+  if (over)
+    *over = tooMuch;
+  return costLine(what, {rt::bytesText(program->totalBytes), rt::bytesText(sent),
+                         tooMuch ? "over the limit" : ""});
+}
+
+/// What passes have decided on the tensor, and what the whole plan would cost if they had not.
+Status Compilation::explain() {
+  MeshInfo mesh = dist::getMesh(*module);
+  llvm::outs() << history->text(mesh);
+  std::string table = costOf("as it is" + (mesh.ranks() > 1 ? ", --mesh=" + formatMesh(mesh) : ""),
+                             [](CompilerOptions &) {});
+  SmallVector<StringAttr> cutting = history->axes();
+  for (auto [axis, size] : llvm::zip(mesh.names, mesh.sizes)) {
+    if (axis == kDataAxis || !llvm::is_contained(cutting, axis))
+      continue;
+    // As many ranks, which then have rows of the batch of their own.
+    MeshInfo other;
+    other.names.push_back(StringAttr::get(&context, kDataAxis));
+    other.sizes.push_back(mesh.sizeOf(kDataAxis) * size);
+    for (auto [name, parts] : llvm::zip(mesh.names, mesh.sizes))
+      if (name != kDataAxis && name != axis) {
+        other.names.push_back(name);
+        other.sizes.push_back(parts);
+      }
+    std::string text = formatMesh(other);
+    table += costOf(axis.str() + " as dp, --mesh=" + text,
+                    [&](CompilerOptions &changed) { changed.mesh = text; });
+  }
+  for (int64_t stage : {0, 3})
+    if (options.task == "train" && options.zeroStage != stage)
+      table += costOf("--zero=" + std::to_string(stage),
+                      [&](CompilerOptions &changed) { changed.zeroStage = stage; });
+  llvm::outs() << costLine("the whole plan", {"memory a rank", "sent in a step"}).substr(2)
+               << table;
+  return {};
+}
+
+/// All that keeps the program from a mesh, and the nearest ones that fit.
+Status Compilation::answerWhyNot() {
+  Status read = load();
+  if (read)
+    read = adjust();
+  if (!read)
+    return read;
+  if (reached != Phase::import)
+    return {ErrorId::BadUsage, "--why-not needs a model, or IR of the phase import; " +
+                                   options.model + " has reached " + phaseName(reached)};
+  SmallVector<std::string> malformed;
+  std::optional<MeshInfo> mesh = parseMesh(&context, options.whyNot, malformed);
+  if (!mesh) {
+    Status status;
+    for (StringRef problem : malformed)
+      status.add(ErrorId::BadMesh, problem.split(": ").second.str());
+    return status;
+  }
+  std::vector<MeshConstraint> constraints = collectMeshConstraints(*module);
+  std::vector<MeshViolation> violations = checkMesh(*module, *mesh);
+  auto lineOf = [&](const MeshInfo &tried, bool *over = nullptr) {
+    std::string text = formatMesh(tried);
+    return costOf(
+        text.empty() ? "one rank" : "--mesh=" + text,
+        [&](CompilerOptions &changed) { changed.mesh = text; }, over);
+  };
+  auto head = [](const std::string &what) {
+    return costLine(what, {"memory a rank", "sent in a step"}).substr(2);
+  };
+  for (const MeshViolation &violation : violations)
+    llvm::outs() << violation.text << "\n";
+  if (violations.empty()) {
+    bool over = false;
+    std::string line = lineOf(*mesh, &over);
+    llvm::outs() << (over ? "a rank needs more than the limit of " +
+                                rt::bytesText(*options.memoryLimit)
+                          : "nothing keeps the model from this mesh")
+                 << "\n"
+                 << head("the mesh") << line;
+    if (!over)
+      return {};
+  }
+  llvm::outs() << head("the nearest that divide the model");
+  for (const MeshInfo &near :
+       nearestMeshes(&context, constraints, *mesh, /*limit=*/5, options.deterministic))
+    if (near.names != mesh->names || near.sizes != mesh->sizes)
+      llvm::outs() << lineOf(near);
+  return {};
+}
+
 Status Compilation::run() {
-  Status status = timed("all", [&] { return compile(); });
+  Status status = timed("all", [&] { return options.whyNot.empty() ? compile() : answerWhyNot(); });
   if (options.timing)
     for (const auto &[name, took] : seconds)
       llvm::errs() << llvm::formatv("{0,-10} {1,9:F3} s\n", name, took);
@@ -480,6 +632,11 @@ Status Compilation::compile() {
   if (!options.dumpPhasesTo.empty())
     if (std::error_code error = llvm::sys::fs::create_directories(options.dumpPhasesTo))
       return {ErrorId::CannotWrite, options.dumpPhasesTo + ": " + error.message()};
+  if (!options.explain.empty() &&
+      (reached >= Phase::shard || options.compileTo.value_or(Phase::plan) < Phase::shard))
+    return {ErrorId::BadUsage, "--explain watches the phase shard, which " +
+                                   (reached >= Phase::shard ? options.model + " has behind it"
+                                                            : "--compile-to does not reach")};
   // A plan that is only looked at is decompiled.
   bool decompile = reached == Phase::plan && !StringRef(options.output).ends_with(".moeplan");
   Phase last = decompile ? Phase::plan : options.compileTo.value_or(Phase::plan);

@@ -286,6 +286,14 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
       {"dump-phases-to", "DIR", "write the IR of every phase there", takeText(o.dumpPhasesTo)},
       {"report", "FORM", "text on stderr (default), json on stdout, or none",
        takeOneOf(o.report, {"text", "json", "none"})},
+      {"explain", "TENSOR",
+       "print on stdout which pass cut this weight and why, and what a rank would need and send "
+       "otherwise (-o may be left out)",
+       takeText(o.explain)},
+      {"why-not", "MESH",
+       "print on stdout all that keeps the model from this mesh, and what a rank needs and sends "
+       "on the nearest ones that fit; writes nothing",
+       takeText(o.whyNot)},
   };
 }
 
@@ -526,7 +534,18 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
   if (options.memoryOnly && (!options.output.empty() || options.compileTo))
     status.add(ErrorId::BadUsage,
                "--memory-only writes nothing; leave out -o and --compile-to, or --memory-only");
+  if (!options.whyNot.empty() &&
+      (!options.output.empty() || options.compileTo || !options.mesh.empty()))
+    status.add(ErrorId::BadUsage, "--why-not compiles nothing: leave out -o, --compile-to and "
+                                  "--mesh, or --why-not");
+  if (!options.explain.empty() &&
+      (options.report == "json" || (options.compileTo && options.output.empty())))
+    status.add(ErrorId::BadUsage, "--explain writes on stdout, where --report=json and IR without "
+                                  "-o would be, too");
+  if (!options.explain.empty() && !options.whyNot.empty())
+    status.add(ErrorId::BadUsage, "--explain and --why-not are two questions; ask one at a time");
   if (options.output.empty() && !options.compileTo && !options.memoryOnly &&
+      options.explain.empty() && options.whyNot.empty() &&
       !StringRef(options.model).ends_with(".moeplan"))
     status.add(ErrorId::BadUsage,
                "no output given: -o FILE.moeplan for a plan, or --compile-to=PHASE to print IR");

@@ -22,7 +22,7 @@ struct CheckDivisibility : moira::impl::DistCheckDivisibilityBase<CheckDivisibil
     constraints = collectMeshConstraints(module).size();
     std::vector<MeshViolation> violations = checkMesh(module, mesh);
     for (const MeshViolation &violation : violations)
-      emitError(violation.loc) << violation.text;
+      emitError(violation.loc) << "MOE-0104: " << violation.text << violation.hint;
     if (!violations.empty())
       signalPassFailure();
   }

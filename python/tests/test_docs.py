@@ -65,6 +65,15 @@ def test_quickstart_shows_real_output(tmp_path):
     assert len(shown) > 15 and not stale
 
 
+def test_partitioning_shows_real_answers():
+    """What docs/partitioning.md shows of --explain and --why-not is what they say today."""
+    text = (ROOT / "docs" / "partitioning.md").read_text()
+    shown = re.findall(r"^    \$ moe-opt (.*)\n((?:    .*\n)+)", text, re.MULTILINE)
+    assert len(shown) == 2
+    for arguments, answer in shown:
+        assert run_tool("moe-opt", *arguments.split(), cwd=ROOT).out == re.sub("^    ", "", answer, flags=re.MULTILINE)
+
+
 def test_compile_your_model_shows_real_errors(tmp_path):
     """Each command that docs/compile-your-model.md shows with what it says, on a model that is wrong in the way that the page tells of."""
     page = (ROOT / "docs" / "compile-your-model.md").read_text().split("## When it does not go through")[1]

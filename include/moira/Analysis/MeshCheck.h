@@ -25,7 +25,8 @@ struct MeshConstraint {
 };
 
 struct MeshViolation {
-  std::string text; ///< begins with MOE-0104; says what, where, numbers and what to do
+  std::string text; ///< what, where, the numbers and which sizes of the axis would do
+  std::string hint; ///< "; try --mesh=…", the same for all violations of a mesh, or empty
   mlir::Location loc;
 };
 
@@ -37,6 +38,13 @@ std::vector<MeshConstraint> collectMeshConstraints(mlir::ModuleOp module);
 /// only those that --deterministic takes.
 std::vector<MeshInfo> suggestMeshes(mlir::MLIRContext *context,
                                     llvm::ArrayRef<MeshConstraint> constraints, int64_t ranks,
+                                    const MeshInfo &wanted, size_t limit = 3,
+                                    bool deterministic = false);
+
+/// The same for as many ranks as `wanted` has or, if no mesh of these fits, the nearest one of the
+/// most ranks below. Never empty: one rank always fits.
+std::vector<MeshInfo> nearestMeshes(mlir::MLIRContext *context,
+                                    llvm::ArrayRef<MeshConstraint> constraints,
                                     const MeshInfo &wanted, size_t limit = 3,
                                     bool deterministic = false);
 

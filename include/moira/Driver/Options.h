@@ -53,6 +53,8 @@ struct CompilerOptions {
   std::optional<Phase> compileTo, compileFrom;
   std::string dumpPhasesTo;
   std::string report = "text"; // text (stderr), json (stdout) or none
+  std::string explain;         // a state or tensor of the checkpoint: why it lies as it does
+  std::string whyNot;          // a mesh: what it violates, and the nearest ones that fit
   bool memoryOnly = false; // report what a rank needs, write nothing; operations that Moira lacks
                            // are stood in for
   bool timing = false;     // print how long each phase took

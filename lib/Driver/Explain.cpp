@@ -1,0 +1,195 @@
+//===- Explain.cpp - why a weight lies as it does -------------------------===//
+#include "Explain.h"
+#include "mlir/Pass/Pass.h"
+#include "moira/Analysis/Mesh.h"
+#include "moira/Analysis/WeightUses.h"
+#include "moira/Dialect/Moe/IR/MoeOps.h"
+#include "moira/rt/PlanSummary.h"
+#include "moira/rt/Suggest.h"
+#include "llvm/ADT/StringExtras.h"
+#include "llvm/Support/FormatVariadic.h"
+
+using namespace mlir;
+using namespace moira;
+using dist::DimShardingAttr;
+using dist::ShardingAttr;
+using rt::ErrorId;
+
+static moe::StateOp stateNamed(ModuleOp module, StringRef name) {
+  return SymbolTable(module).lookup<moe::StateOp>(name);
+}
+
+/// Whether a source's name, in which {e} stands for an expert's number, is this tensor's.
+static bool isNamed(StringRef pattern, StringRef tensor) {
+  auto [before, after] = pattern.split("{e}");
+  if (before.size() == pattern.size())
+    return pattern == tensor;
+  return tensor.consume_front(before) && tensor.consume_back(after) && !tensor.empty() &&
+         llvm::all_of(tensor, llvm::isDigit);
+}
+
+static std::string wordsFor(DimMeaning meaning) {
+  switch (meaning) {
+  case DimMeaning::queryHeads:
+    return "query heads";
+  case DimMeaning::kvHeads:
+    return "key/value heads";
+  case DimMeaning::denseWidth:
+    return "dense width";
+  case DimMeaning::sharedWidth:
+    return "width of the shared expert";
+  case DimMeaning::expertWidth:
+    return "width of the experts";
+  case DimMeaning::experts:
+    return "experts";
+  case DimMeaning::vocabulary:
+    return "vocabulary";
+  }
+  return "";
+}
+
+static std::string shapeText(ArrayRef<int64_t> shape) {
+  return "[" +
+         llvm::join(llvm::map_range(shape, [](int64_t n) { return std::to_string(n); }), ", ") +
+         "]";
+}
+
+static std::string axesText(ArrayRef<StringAttr> axes) {
+  return llvm::join(llvm::map_range(axes, [](StringAttr axis) { return axis.str(); }), ", ");
+}
+
+static uint64_t bytesOf(ArrayRef<int64_t> shape, Type element) {
+  uint64_t bytes = element.getIntOrFloatBitWidth() / 8;
+  for (int64_t size : shape)
+    bytes *= uint64_t(size);
+  return bytes;
+}
+
+rt::Expected<ShardingHistory> ShardingHistory::of(ModuleOp module, const std::string &tensor) {
+  ShardingHistory history;
+  std::vector<std::string> known;
+  moe::StateOp found;
+  for (moe::StateOp state : module.getOps<moe::StateOp>()) {
+    known.push_back(state.getSymName().str());
+    bool isIt = state.getSymName() == tensor;
+    std::string names;
+    if (auto source = state.getSourceAttr())
+      for (StringAttr name : source.getNames().getAsRange<StringAttr>()) {
+        known.push_back(name.str());
+        names += (names.empty() ? "" : ", ") + name.str();
+        isIt |= isNamed(name, tensor);
+      }
+    if (isIt && !found) {
+      found = state;
+      history.disk = names;
+    }
+  }
+  if (!found) {
+    std::string near = rt::nearestWord(tensor, known);
+    return rt::Status(ErrorId::BadUsage, "--explain: the model has no weight " + tensor +
+                                             (near.empty() ? "; moe-inspect lists those of a plan"
+                                                           : "; did you mean " + near + "?"));
+  }
+  history.tensor = tensor;
+  history.state = found.getSymName().str();
+  history.type = found.getType();
+  history.meanings.resize(size_t(found.getTensorType().getRank()));
+  for (const WeightUse &use : collectWeightUses(module))
+    if (use.state == found) {
+      std::string &words = history.meanings[size_t(use.dim)];
+      words += (words.empty() ? "" : ", ") + wordsFor(use.meaning);
+    }
+  return history;
+}
+
+/// Compares the state before and behind each pass over a module.
+class ShardingHistory::Watch : public PassInstrumentation {
+public:
+  explicit Watch(ShardingHistory &history) : history(history) {}
+
+  void runAfterPass(Pass *pass, Operation *op) override {
+    auto module = dyn_cast<ModuleOp>(op);
+    moe::StateOp state = module ? stateNamed(module, history.state) : moe::StateOp();
+    if (!state)
+      return;
+    ShardingAttr before = dist::getSharding(history.type),
+                 after = dist::getSharding(state.getType());
+    if (before == after)
+      return;
+    history.decisions.push_back(
+        {pass->getArgument().str(), pass->getDescription().str(), before, after});
+    history.type = state.getType();
+  }
+
+private:
+  ShardingHistory &history;
+};
+
+std::unique_ptr<PassInstrumentation> ShardingHistory::watch() {
+  return std::make_unique<Watch>(*this);
+}
+
+SmallVector<StringAttr> ShardingHistory::axes() const {
+  ShardingAttr sharding = dist::getSharding(type);
+  return sharding ? sharding.usedAxes() : SmallVector<StringAttr>();
+}
+
+std::string ShardingHistory::text(const MeshInfo &mesh) const {
+  auto tensorType = cast<RankedTensorType>(type);
+  Type element = tensorType.getElementType();
+  ArrayRef<int64_t> shape = tensorType.getShape();
+  std::string elementText;
+  llvm::raw_string_ostream(elementText) << element;
+  std::string text = state + ": " + elementText + " " + shapeText(shape) + ", " +
+                     rt::bytesText(bytesOf(shape, element)) + "\n";
+  if (!disk.empty() && disk != state)
+    text += "  filled by " + disk + "\n";
+
+  auto dimText = [&](size_t dim) {
+    return "dimension " + std::to_string(dim) + ", " + std::to_string(shape[dim]) +
+           (meanings[dim].empty() ? "" : " (" + meanings[dim] + ")");
+  };
+  SmallVector<int64_t> local(shape);
+  bool isCut = false;
+  for (const Decision &decision : decisions) {
+    for (size_t dim = 0; dim < meanings.size(); ++dim) {
+      DimShardingAttr now = decision.after ? decision.after.getDims()[dim] : DimShardingAttr();
+      DimShardingAttr old = decision.before ? decision.before.getDims()[dim] : DimShardingAttr();
+      if (!now || now == old || (!old && now.isReplicated()))
+        continue;
+      int64_t parts = mesh.sizeOf(now.getAxes());
+      text += "  --" + decision.pass + ": " + dimText(dim) +
+              (now.isReplicated() ? " made whole"
+                                  : " cut over " + axesText(now.getAxes()) + " into " +
+                                        std::to_string(parts) + " parts" +
+                                        (now.getPad() ? ", with " + std::to_string(now.getPad()) +
+                                                            " rows of zeros behind it"
+                                                      : "")) +
+              "\n    " + decision.why + "\n";
+    }
+  }
+  if (ShardingAttr sharding = dist::getSharding(type))
+    for (auto [dim, cut] : llvm::enumerate(sharding.getDims())) {
+      local[dim] = dist::localSize(shape[dim], cut, mesh);
+      isCut |= !cut.isReplicated();
+    }
+  if (!isCut)
+    text += "  no pass cuts it\n";
+  for (auto [dim, meaning] : llvm::enumerate(meanings))
+    if (int64_t parts = mesh.sizeOf(kTensorAxis);
+        StringRef(meaning).contains("key/value heads") && shape[dim] % parts != 0)
+      text += "  tp=" + std::to_string(parts) + " does not divide " + dimText(dim) +
+              ": every rank reads those that its query heads need\n";
+  int64_t holders = mesh.ranks() / mesh.sizeOf(axes());
+  text += "a rank holds " + shapeText(local) + ", " + rt::bytesText(bytesOf(local, element)) +
+          (holders > 1 ? "; " + std::to_string(holders) + " ranks hold the same" : "") + "\n";
+  return text;
+}
+
+std::string moira::costLine(const std::string &what, const std::vector<std::string> &cells) {
+  std::string line = "  " + llvm::formatv("{0,-44}", what).str();
+  for (const std::string &cell : cells)
+    if (!cell.empty())
+      line += llvm::formatv("  {0,15}", cell).str();
+  return line + "\n";
+}
