@@ -433,6 +433,8 @@ RUN_COMMANDS = [
     ("steps-zero", ["--steps=0"], "UnknownFlag", ["--steps must be at least 1"]),
     ("save-every-negative", ["--steps=2", "--save-every=-1"], "UnknownFlag", ["--save-every", "-1"]),
     ("keep-negative", ["--steps=2", "--keep=-1"], "UnknownFlag", ["--keep", "-1"]),
+    ("weights-read-and-drawn", ["--steps=2", "--init=1"], "BadUsage", ["--weights", "--init", "give one"]),
+    ("tokens-of-two-files", ["--steps=2", "--data=x"], "BadUsage", ["--data", "--inputs", "give one"]),
 ]
 
 

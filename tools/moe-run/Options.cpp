@@ -46,7 +46,11 @@ void checkGenerate(const rt::GenerateOptions &generate, Status &problems) {
     problems.add(ErrorId::UnknownFlag, format("--top-k=%d must be 0 (all) or more", generate.topK));
 }
 
-void checkTrain(const rt::TrainOptions &train, Status &problems) {
+void checkTrain(const rt::TrainOptions &train, const rt::RunOptions &options, Status &problems) {
+  if (train.init && !options.weights.empty())
+    problems.add(ErrorId::BadUsage, "--weights reads weights and --init draws them; give one");
+  if (!train.data.empty() && !options.inputs.empty())
+    problems.add(ErrorId::BadUsage, "--data and --inputs both give tokens to train on; give one");
   if (train.checkpoint.empty() && (train.saveEvery || train.resume))
     problems.add(ErrorId::BadUsage, "--save-every and --resume need --checkpoint=DIR");
   if (!(train.initDeviation >= 0) || std::isinf(train.initDeviation))
@@ -210,7 +214,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   }
   if (train.steps != 0) {
     options.train = train;
-    checkTrain(train, problems);
+    checkTrain(train, options, problems);
   } else if (steps->count()) {
     problems.add(ErrorId::UnknownFlag, "--steps must be at least 1");
   } else {
