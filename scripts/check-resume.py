@@ -66,6 +66,7 @@ class Check:
         self.lines = {run: folder / f"{run.name}.jsonl" for run in (self.whole, self.broken)}
         self.tag = folder.name
         self.left = set()  # what earlier kills have left of saves
+        self.begun = 0  # the step of the save that was being written at the kill, which ranks that are left may clean away
         self.said = tempfile.TemporaryFile()
 
     def words(self, run, *more):
@@ -126,11 +127,12 @@ class Check:
             time.sleep(delay)
             if process.poll() is not None:
                 return self.end(process)
+            self.begun = max(unfinished(self.broken), default=0)
             os.kill(pids[victim], 9)
             self.gone(process, pids)
             if launcher != "threads" and not re.search(rf"error MOE-0505: rank {victim} ", self.read()):
-                if process.returncode == 0:
-                    return self.end(process)  # it had trained to its end and was about to leave
+                if newest(self.broken) == self.options.steps:
+                    return False  # it had trained to its end and was about to leave
                 raise Wrong(f"no line names rank {victim}: {self.read()}")
             return True
         finally:
@@ -177,7 +179,7 @@ class Check:
                 raise Wrong(f"the checkpoint of step {step} is another: {other or there}")
         last, every = max(lines, default=0), self.options.save_every
         due, being = last // every * every, unfinished(self.broken)
-        begun = max([step, *being, *finished(self.broken)])
+        begun = max([step, self.begun, *being, *finished(self.broken)])
         # A save may not have begun when its step was reported, and one at most is being written: the newest checkpoint is that or the one before it.
         if begun < due - (every if last == due else 0) or step < begun - every:
             raise Wrong(f"{last} steps were made, the newest checkpoint is of step {step}, finished are {finished(self.broken)}, unfinished {being}")
