@@ -559,8 +559,7 @@ Status Compilation::explain() {
     if (options.task == "train" && options.zeroStage != stage)
       table += costOf("--zero=" + std::to_string(stage),
                       [&](CompilerOptions &changed) { changed.zeroStage = stage; });
-  llvm::outs() << costLine("the whole plan", {"memory a rank", "sent in a step"}).substr(2)
-               << table;
+  llvm::outs() << costHead("the whole plan") << table;
   return {};
 }
 
@@ -590,9 +589,6 @@ Status Compilation::answerWhyNot() {
         text.empty() ? "one rank" : "--mesh=" + text,
         [&](CompilerOptions &changed) { changed.mesh = text; }, over);
   };
-  auto head = [](const std::string &what) {
-    return costLine(what, {"memory a rank", "sent in a step"}).substr(2);
-  };
   for (const MeshViolation &violation : violations)
     llvm::outs() << violation.text << "\n";
   if (violations.empty()) {
@@ -602,11 +598,11 @@ Status Compilation::answerWhyNot() {
                                 rt::bytesText(*options.memoryLimit)
                           : "nothing keeps the model from this mesh")
                  << "\n"
-                 << head("the mesh") << line;
+                 << costHead("the mesh") << line;
     if (!over)
       return {};
   }
-  llvm::outs() << head("the nearest that divide the model");
+  llvm::outs() << costHead("the nearest that divide the model");
   for (const MeshInfo &near :
        nearestMeshes(&context, constraints, *mesh, /*limit=*/5, options.deterministic))
     if (near.names != mesh->names || near.sizes != mesh->sizes)

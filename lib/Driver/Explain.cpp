@@ -2,9 +2,9 @@
 #include "Explain.h"
 #include "mlir/Pass/Pass.h"
 #include "moira/Analysis/Mesh.h"
-#include "moira/Analysis/WeightUses.h"
 #include "moira/Dialect/Moe/IR/MoeOps.h"
 #include "moira/rt/PlanSummary.h"
+#include "moira/rt/SafeTensors.h"
 #include "moira/rt/Suggest.h"
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/Support/FormatVariadic.h"
@@ -14,10 +14,6 @@ using namespace moira;
 using dist::DimShardingAttr;
 using dist::ShardingAttr;
 using rt::ErrorId;
-
-static moe::StateOp stateNamed(ModuleOp module, StringRef name) {
-  return SymbolTable(module).lookup<moe::StateOp>(name);
-}
 
 /// Whether a source's name, in which {e} stands for an expert's number, is this tensor's.
 static bool isNamed(StringRef pattern, StringRef tensor) {
@@ -48,21 +44,24 @@ static std::string wordsFor(DimMeaning meaning) {
   return "";
 }
 
-static std::string shapeText(ArrayRef<int64_t> shape) {
-  return "[" +
-         llvm::join(llvm::map_range(shape, [](int64_t n) { return std::to_string(n); }), ", ") +
-         "]";
-}
-
 static std::string axesText(ArrayRef<StringAttr> axes) {
   return llvm::join(llvm::map_range(axes, [](StringAttr axis) { return axis.str(); }), ", ");
 }
 
-static uint64_t bytesOf(ArrayRef<int64_t> shape, Type element) {
+/// "[4, 8], 128 B"
+static std::string sizesText(ArrayRef<int64_t> shape, Type element) {
   uint64_t bytes = element.getIntOrFloatBitWidth() / 8;
   for (int64_t size : shape)
     bytes *= uint64_t(size);
-  return bytes;
+  return rt::shapeText(shape) + ", " + rt::bytesText(bytes);
+}
+
+/// Whole where no pass has said anything yet.
+static ShardingAttr shardingOf(Type type) {
+  ShardingAttr sharding = dist::getSharding(type);
+  return sharding
+             ? sharding
+             : ShardingAttr::replicated(type.getContext(), cast<RankedTensorType>(type).getRank());
 }
 
 rt::Expected<ShardingHistory> ShardingHistory::of(ModuleOp module, const std::string &tensor) {
@@ -90,15 +89,13 @@ rt::Expected<ShardingHistory> ShardingHistory::of(ModuleOp module, const std::st
                                              (near.empty() ? "; moe-inspect lists those of a plan"
                                                            : "; did you mean " + near + "?"));
   }
-  history.tensor = tensor;
   history.state = found.getSymName().str();
   history.type = found.getType();
+  history.sharding = shardingOf(history.type);
   history.meanings.resize(size_t(found.getTensorType().getRank()));
   for (const WeightUse &use : collectWeightUses(module))
-    if (use.state == found) {
-      std::string &words = history.meanings[size_t(use.dim)];
-      words += (words.empty() ? "" : ", ") + wordsFor(use.meaning);
-    }
+    if (use.state == found)
+      history.meanings[size_t(use.dim)].push_back(use.meaning);
   return history;
 }
 
@@ -109,16 +106,15 @@ public:
 
   void runAfterPass(Pass *pass, Operation *op) override {
     auto module = dyn_cast<ModuleOp>(op);
-    moe::StateOp state = module ? stateNamed(module, history.state) : moe::StateOp();
+    auto state = module ? module.lookupSymbol<moe::StateOp>(history.state) : moe::StateOp();
     if (!state)
       return;
-    ShardingAttr before = dist::getSharding(history.type),
-                 after = dist::getSharding(state.getType());
+    ShardingAttr before = history.sharding, after = shardingOf(state.getType());
     if (before == after)
       return;
     history.decisions.push_back(
         {pass->getArgument().str(), pass->getDescription().str(), before, after});
-    history.type = state.getType();
+    history.sharding = after;
   }
 
 private:
@@ -129,10 +125,7 @@ std::unique_ptr<PassInstrumentation> ShardingHistory::watch() {
   return std::make_unique<Watch>(*this);
 }
 
-SmallVector<StringAttr> ShardingHistory::axes() const {
-  ShardingAttr sharding = dist::getSharding(type);
-  return sharding ? sharding.usedAxes() : SmallVector<StringAttr>();
-}
+SmallVector<StringAttr> ShardingHistory::axes() const { return sharding.usedAxes(); }
 
 std::string ShardingHistory::text(const MeshInfo &mesh) const {
   auto tensorType = cast<RankedTensorType>(type);
@@ -140,22 +133,20 @@ std::string ShardingHistory::text(const MeshInfo &mesh) const {
   ArrayRef<int64_t> shape = tensorType.getShape();
   std::string elementText;
   llvm::raw_string_ostream(elementText) << element;
-  std::string text = state + ": " + elementText + " " + shapeText(shape) + ", " +
-                     rt::bytesText(bytesOf(shape, element)) + "\n";
+  std::string text = state + ": " + elementText + " " + sizesText(shape, element) + "\n";
   if (!disk.empty() && disk != state)
     text += "  filled by " + disk + "\n";
 
   auto dimText = [&](size_t dim) {
     return "dimension " + std::to_string(dim) + ", " + std::to_string(shape[dim]) +
-           (meanings[dim].empty() ? "" : " (" + meanings[dim] + ")");
+           (meanings[dim].empty()
+                ? ""
+                : " (" + llvm::join(llvm::map_range(meanings[dim], wordsFor), ", ") + ")");
   };
-  SmallVector<int64_t> local(shape);
-  bool isCut = false;
   for (const Decision &decision : decisions) {
     for (size_t dim = 0; dim < meanings.size(); ++dim) {
-      DimShardingAttr now = decision.after ? decision.after.getDims()[dim] : DimShardingAttr();
-      DimShardingAttr old = decision.before ? decision.before.getDims()[dim] : DimShardingAttr();
-      if (!now || now == old || (!old && now.isReplicated()))
+      DimShardingAttr now = decision.after.getDims()[dim];
+      if (now == decision.before.getDims()[dim])
         continue;
       int64_t parts = mesh.sizeOf(now.getAxes());
       text += "  --" + decision.pass + ": " + dimText(dim) +
@@ -168,22 +159,21 @@ std::string ShardingHistory::text(const MeshInfo &mesh) const {
               "\n    " + decision.why + "\n";
     }
   }
-  if (ShardingAttr sharding = dist::getSharding(type))
-    for (auto [dim, cut] : llvm::enumerate(sharding.getDims())) {
-      local[dim] = dist::localSize(shape[dim], cut, mesh);
-      isCut |= !cut.isReplicated();
-    }
-  if (!isCut)
+  if (llvm::all_of(sharding.getDims(), [](DimShardingAttr dim) { return dim.isReplicated(); }))
     text += "  no pass cuts it\n";
   for (auto [dim, meaning] : llvm::enumerate(meanings))
     if (int64_t parts = mesh.sizeOf(kTensorAxis);
-        StringRef(meaning).contains("key/value heads") && shape[dim] % parts != 0)
+        llvm::is_contained(meaning, DimMeaning::kvHeads) && shape[dim] % parts != 0)
       text += "  tp=" + std::to_string(parts) + " does not divide " + dimText(dim) +
               ": every rank reads those that its query heads need\n";
   int64_t holders = mesh.ranks() / mesh.sizeOf(axes());
-  text += "a rank holds " + shapeText(local) + ", " + rt::bytesText(bytesOf(local, element)) +
+  text += "a rank holds " + sizesText(dist::localShape(shape, sharding, mesh), element) +
           (holders > 1 ? "; " + std::to_string(holders) + " ranks hold the same" : "") + "\n";
   return text;
+}
+
+std::string moira::costHead(const std::string &what) {
+  return costLine(what, {"memory a rank", "sent in a step"}).substr(2);
 }
 
 std::string moira::costLine(const std::string &what, const std::vector<std::string> &cells) {

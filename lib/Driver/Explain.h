@@ -7,6 +7,7 @@
 
 #include "mlir/IR/BuiltinOps.h"
 #include "mlir/Pass/PassInstrumentation.h"
+#include "moira/Analysis/WeightUses.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
 #include "moira/rt/Status.h"
 
@@ -37,13 +38,15 @@ private:
   };
   class Watch;
 
-  std::string tensor, state, disk; // as asked for; the symbol; what fills it
+  std::string state, disk; // the symbol, and what fills it
   mlir::Type type;
-  std::vector<std::string> meanings; // of each dimension; empty: none that an axis could cut
+  dist::ShardingAttr sharding;                            // the last decision's
+  std::vector<llvm::SmallVector<DimMeaning, 1>> meanings; // of each dimension
   std::vector<Decision> decisions;
 };
 
-/// "  WHAT    CELL  CELL": a line of a table of costs.
+/// A line of a table of what plans cost, and the one above it, which says what the table is of.
+std::string costHead(const std::string &what);
 std::string costLine(const std::string &what, const std::vector<std::string> &cells);
 
 } // namespace moira

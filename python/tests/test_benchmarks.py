@@ -68,27 +68,26 @@ SMALL = {
 }
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_pieces_are_the_peers(tmp_path, name):
-    piece = SMALL[name]
-    pieces.compile_piece(piece, tmp_path / "piece.moeplan", target="host")
-    with Session(tmp_path / "piece.moeplan") as session:
+def run_piece(piece, folder):
+    """Its random tensors, and what our plan makes of them."""
+    pieces.compile_piece(piece, folder / "piece.moeplan", target="host")
+    with Session(folder / "piece.moeplan") as session:
         tensors = pieces.draw(session, "cpu")
         for state, tensor in tensors.items():
             session.write(state, tensor.data_ptr())
-        outputs = session.forward(piece.inputs)
+        return tensors, session.forward(piece.inputs)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_pieces_are_the_peers(tmp_path, name):
+    piece = SMALL[name]
+    tensors, outputs = run_piece(piece, tmp_path)
     assert difference(outputs["y"], piece.peer(tensors, piece.mode, fast=False)()) < 1e-3
     assert len(outputs) == (1 + len(piece.tensors) if piece.mode == "both" else 1)
 
 
 def test_attention_gives_the_gradients_in_bf16(tmp_path):
-    piece = SMALL["attention and gradients"]
-    pieces.compile_piece(piece, tmp_path / "piece.moeplan", target="host")
-    with Session(tmp_path / "piece.moeplan") as session:
-        tensors = pieces.draw(session, "cpu")
-        for state, tensor in tensors.items():
-            session.write(state, tensor.data_ptr())
-        outputs = session.forward(piece.inputs)
+    tensors, outputs = run_piece(SMALL["attention and gradients"], tmp_path)
     leaves = {name: tensors[name].float().requires_grad_() for name in "qkv"}
     q, k, v = (leaf.transpose(1, 2) for leaf in leaves.values())
     y = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
