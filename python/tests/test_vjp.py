@@ -101,15 +101,21 @@ def shared_value(rng):
     )
 
 
+def with_a_slope(x):
+    """One number of x is where each activation and clamp has a slope, so that no draw makes a gradient zero."""
+    x.flat[0] = 0.5
+    return x
+
+
 def elementwise(rng, line):
     b, n = sizes(rng, 2)
-    return Case({"x": 2 * normal(rng, b, n)}, [f"%y = {line} : ({{x}}) -> {{y}}"], {"y": (b, n)})
+    return Case({"x": with_a_slope(2 * normal(rng, b, n))}, [f"%y = {line} : ({{x}}) -> {{y}}"], {"y": (b, n)})
 
 
 def glu(rng, activation, more=""):
     t, f = sizes(rng, 2)
     return Case(
-        {"x": 2 * normal(rng, t, 2, f)}, [f"%y = moe.glu {activation} %x{more} : ({{x}}) -> {{y}}"], {"y": (t, f)}
+        {"x": with_a_slope(2 * normal(rng, t, 2, f))}, [f"%y = moe.glu {activation} %x{more} : ({{x}}) -> {{y}}"], {"y": (t, f)}
     )
 
 
