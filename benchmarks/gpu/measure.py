@@ -18,7 +18,9 @@ PyTorch with CUDA, the programs and libraries of a build with CUDA (moira.tools 
 
 import argparse
 import math
+import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -87,7 +89,7 @@ def main():
     parser.add_argument("--compile-only", action="store_true")
     parser.add_argument("--peers-only", action="store_true", help="leave ours out of whole models (model, generate) and time nothing: several such processes at "
                         "once compile the peers into the same TORCHINDUCTOR_CACHE_DIR for the run that counts")
-    parser.add_argument("--profile", action="store_true", help="also the kernels of every contestant's steps, by torch's profiler")
+    parser.add_argument("--profile", action="store_true", help="also the kernels of every contestant's steps, by torch's profiler, and the card's clock and power meanwhile")
     parser.add_argument("--seconds", type=float, default=1e9, help="begin no row after so many")
     parser.add_argument("--out", default=".", help="where gpu.md, gpu.json and gpu.svg go")
     options = parser.parse_args()
@@ -139,6 +141,38 @@ def kernels_of(time_of):
     return sorted([(time / total, time / count, name) for time, count, name in found], reverse=True)
 
 
+def clock_of(time_of, seconds=0.4):
+    """(MHz of the multiprocessors, watts) while a contestant runs, by nvidia-smi: medians of the later half of some time; None where it cannot say.
+    Apart from the rounds that are timed, as asking takes the driver's time."""
+    import torch
+
+    if not shutil.which("nvidia-smi"):
+        return None
+    card = f"--id=GPU-{torch.cuda.get_device_properties(0).uuid}"
+    asked = subprocess.Popen(["nvidia-smi", card, "--query-gpu=clocks.sm,power.draw.instant", "--format=csv,noheader,nounits", "--loop-ms=20"],
+                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time_of()
+    finally:
+        asked.terminate()
+    return middle_of(asked.communicate()[0].splitlines())
+
+
+def middle_of(samples):
+    """The medians of the later half of lines `MHz, watts`; None without whole ones."""
+    values = []
+    for sample in samples:
+        try:
+            mhz, watts = map(float, sample.split(","))
+        except ValueError:  # a line cut off, or a value that the driver does not have
+            continue
+        values.append((mhz, watts))
+    later = values[len(values) // 2 :]
+    return tuple(statistics.median(column) for column in zip(*later)) if later else None
+
+
 def measure(row, plans, clock, fixed, options):
     """One row: {title, case, flops, bytes, goal, times: {contestant: [ms of each round]}, notes, …}."""
     import torch
@@ -156,6 +190,8 @@ def measure(row, plans, clock, fixed, options):
             print(f"{row.title}: {name} ready in {time.time() - began:.1f} s", file=sys.stderr)
         if options.profile and not options.peers_only:
             notes["kernels"] = {name: kernels_of(time_of) for name, time_of in contestants.items()}
+            if row.flops:
+                notes["clocks"] = {name: clock_of(time_of) for name, time_of in everyone.items() if name != "copy"}
         times = {name: [] for name in everyone}
         for _ in range(0 if options.peers_only else options.rounds):
             for name, time_of in everyone.items():

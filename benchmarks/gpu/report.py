@@ -47,10 +47,18 @@ def line(row):
         text += f" | best peer / ours {ahead(found):.2f}"
     if "difference" in row["notes"]:
         text += f" | differs by {row['notes']['difference']:.4f}"
+    if clocks(row):
+        text += f" | {clocks(row)}"
     for contestant, kernels in row["notes"].get("kernels", {}).items():
         for share, us, name in kernels[:25]:
             text += f"\n    {contestant:15} {100 * share:5.1f} % {us:9.1f} us a launch: {short(name)}"
     return text
+
+
+def clocks(row):
+    """At which clock and power each contestant runs, where that is known: a card that its power limits runs a kernel that takes more of it slower."""
+    found = {name: at for name, at in row["notes"].get("clocks", {}).items() if at}
+    return ", ".join(f"{name} at {mhz:.0f} MHz, {watts:.0f} W" for name, (mhz, watts) in found.items())
 
 
 def short(kernel):
@@ -96,7 +104,8 @@ def profile(kernels, count=8):
 
 
 def shortfall_list(rows):
-    lines = [f"* {row['title']}: {missed}" + (f". {profile(row['notes']['kernels'][OURS])}" if "kernels" in row["notes"] else "") for row, missed in shortfalls(rows)]
+    lines = [f"* {row['title']}: {missed}" + (f". {profile(row['notes']['kernels'][OURS])}" if "kernels" in row["notes"] else "")
+             + (f". {clocks(row)}" if clocks(row) else "") for row, missed in shortfalls(rows)]
     return "\n".join(lines) + "\n" if lines else "Nothing.\n"
 
 

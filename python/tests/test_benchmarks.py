@@ -14,6 +14,7 @@ from common import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks" / "gpu"))
 import generate  # noqa: E402
 import layer  # noqa: E402
+import measure  # noqa: E402
 import model  # noqa: E402
 import pieces  # noqa: E402
 import report  # noqa: E402
@@ -153,7 +154,7 @@ def test_reports_say_what_was_measured(tmp_path):
         {"title": "one", "case": "layer", "flops": 4e12, "bytes": None, "goal": {"ratio": 0.63, "ahead": 1.25}, **common,
          "times": {"dense": [1.0, 9.0, 1.0], "copy": [1.0] * 3, "moira": [8.0, 8.0, 80.0], "peer": [10.0, 10.0, 10.0]}},
         {"title": "one zipf", "case": "layer", "flops": 4e12, "bytes": None, "goal": {"ahead": 1.2}, **common,
-         "times": {"dense": [1.0] * 3, "copy": [1.0] * 3, "moira": [8.8] * 3, "peer": [10.0] * 3}, "notes": {"kernels": {"moira": [(0.75, 2.0, "void ns::product<1>(int)")]}}},
+         "times": {"dense": [1.0] * 3, "copy": [1.0] * 3, "moira": [8.8] * 3, "peer": [10.0] * 3}, "notes": {"kernels": {"moira": [(0.75, 2.0, "void ns::product<1>(int)")]}, "clocks": {"dense": [1500, 699.6], "moira": None}}},
         {"title": "two", "case": "decode", "flops": None, "bytes": 1e8, "goal": {"ratio": 0.5}, **common,
          "times": {"dense": [1.0] * 3, "copy": [1.0] * 3, "moira": [0.05] * 3}},
     ]
@@ -167,7 +168,12 @@ def test_reports_say_what_was_measured(tmp_path):
     assert "| two | 4.00 | 50.0 µs, 2.00 (0.50) | - |" in text
     assert text.split("## Below the goals")[1].strip().splitlines() == [
         "* one: ratio 0.62 of 0.63",
-        "* one zipf: 1.14 times as fast as the best peer, of 1.20; 1.10 times as long as with balanced loads. ns::product<1> 75 %",
+        "* one zipf: 1.14 times as fast as the best peer, of 1.20; 1.10 times as long as with balanced loads. ns::product<1> 75 %. dense at 1500 MHz, 700 W",
     ]
     bars = [e for e in xml.parse(tmp_path / "gpu.svg").iter() if e.tag.endswith("rect") and e.attrib["height"] not in ("12", "100%")]
     np.testing.assert_allclose([float(e.attrib["height"]) for e in bars], [150, 120, 136.4, 120, 120], atol=0.1)
+
+
+def test_clocks_are_those_of_the_later_half_of_the_samples():
+    assert measure.middle_of(["1980, 120.5", "1400, 690", "[N/A], 700", "1300, 700", "1200, 698", "12"]) == (1250, 699)
+    assert measure.middle_of(["[N/A], [N/A]"]) is None
