@@ -45,8 +45,10 @@ __device__ void loadRows(float *tile, Rows first, Rows second, int32_t count) {
   }
 }
 
+/// Of the smallest tiles two fit a multiprocessor's shared memory.
 template <int keyWidth, int valueWidth>
-__global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t queryTiles) {
+__global__ void __launch_bounds__(kThreads, keyWidth <= 64 ? 2 : 1)
+    attendTiles(AttentionArgs a, int64_t queryTiles) {
   using L = Layout<keyWidth, valueWidth>;
   extern __shared__ __align__(128) unsigned char sharedBytes[];
   float *shared = reinterpret_cast<float *>(sharedBytes);
