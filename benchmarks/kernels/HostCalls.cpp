@@ -192,6 +192,7 @@ void attention(benchmark::State &run, int64_t batch, int64_t queries, int64_t ke
   CallParams params;
   params.integers = {{"q_heads", kHeads}, {"kv_heads", kHeads}};
   params.reals = {{"scale", 1 / std::sqrt(double(kHeadDim))}};
+  params.texts = {{"with", "qpos kpos kmask"}};
   measure(run, "attention",
           {{q.data(), typeOf<S>(), rows},
            {nullptr, typeOf<S>(), cache},

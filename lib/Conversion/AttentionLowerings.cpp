@@ -1,6 +1,7 @@
 //===- AttentionLowerings.cpp - attention and its gradient ----------------===//
 // The two calls, and what they know of each other: on a GPU a gradient reads the result and the
 // sums of weights that the attention of the same operands left, and has memory to work in.
+// Positions and masks that are known to say nothing are not given to them.
 //===----------------------------------------------------------------------===//
 #include "LoweringTable.h"
 #include "llvm/ADT/StringExtras.h"
@@ -32,35 +33,36 @@ static bool hidesNothing(Value mask) {
   return range && (range[0] > 0 || range[1] < 0);
 }
 
-template <typename Op> static bool isInOrder(Op op) {
-  return countsFromZero(op.getQpos()) && countsFromZero(op.getKpos()) &&
-         hidesNothing(op.getKmask());
+/// The optional inputs of both calls, by their roles and in the calls' order: positions and masks
+/// only where they are not known to be what a call without them takes them for.
+template <typename Op> static SmallVector<std::pair<StringRef, Value>> optionalInputs(Op op) {
+  auto unless = [](bool isKnown, Value operand) { return isKnown ? Value() : operand; };
+  SmallVector<std::pair<StringRef, Value>> inputs{
+      {"q2", op.getQ2()},
+      {"k2", op.getK2()},
+      {"bias", op.getBias()},
+      {"sinks", op.getSinks()},
+      {"qpos", unless(countsFromZero(op.getQpos()), op.getQpos())},
+      {"kpos", unless(countsFromZero(op.getKpos()), op.getKpos())},
+      {"kmask", unless(hidesNothing(op.getKmask()), op.getKmask())}};
+  llvm::erase_if(inputs, [](const auto &input) { return !input.second; });
+  return inputs;
 }
 
-/// Of attention and its gradient.
+/// Of attention and its gradient, but for `with`.
 template <typename Op> static SmallVector<NamedAttribute> attentionParams(B &b, Op op) {
-  SmallVector<NamedAttribute> params{
+  return {
       b.real("scale", toDouble(op.getScale())),    b.integer("window", op.getWindow()),
       b.integer("causal", !op.getBidirectional()), b.integer("q_heads", op.getQHeads()),
       b.integer("kv_heads", op.getKvHeads()),      b.offset("head_offset", op.getHeadOffsetAttr()),
       b.offset("kv_offset", op.getKvOffsetAttr())};
-  SmallVector<StringRef> with;
-  for (auto [role, given] : {std::pair<StringRef, bool>("q2", bool(op.getQ2())),
-                             {"k2", bool(op.getK2())},
-                             {"bias", bool(op.getBias())},
-                             {"sinks", bool(op.getSinks())}})
-    if (given)
-      with.push_back(role);
-  if (!with.empty())
-    params.push_back(b.text("with", join(with, " ")));
-  return params;
 }
 
 /// Whether a GPU has use for what the attention leaves: cuDNN, which takes what is in order, in
 /// bf16, without more operands.
-template <typename Op> static bool leavesSums(Op op, B &b) {
-  return b.isForGpu() && op.getQ().getType().getElementType().isBF16() && isInOrder(op) &&
-         !op.getQ2() && !op.getBias() && !op.getSinks();
+static bool leavesSums(moe::AttentionOp op, B &b) {
+  return b.isForGpu() && op.getQ().getType().getElementType().isBF16() &&
+         optionalInputs(op).empty();
 }
 
 static bool isGradientOf(moe::AttentionGradOp grad, moe::AttentionOp op, B &b) {
@@ -87,46 +89,63 @@ static int64_t roomOf(moe::AttentionGradOp op, bool fastest) {
   return std::min(q[0] * q[2] * (kept + copies + sums + kSlack), kMost) / 4;
 }
 
+/// What is under construction of either call.
+struct AttentionCall {
+  SmallVector<Value> inputs, outputs;
+  SmallVector<NamedAttribute> params;
+  SmallVector<StringRef> with;
+
+  /// With the inputs that both have; those of `op` that they do not have stand first.
+  template <typename Op>
+  AttentionCall(B &b, Op op, ValueRange first = {}) : params(attentionParams(b, op)) {
+    for (Value operand : first)
+      inputs.push_back(b.view(operand));
+    for (Value operand : {Value(op.getQ()), Value(op.getK()), Value(op.getV())})
+      inputs.push_back(b.view(operand));
+    for (auto [role, operand] : optionalInputs(op)) {
+      inputs.push_back(b.view(operand));
+      with.push_back(role);
+    }
+    for (Value result : op->getResults())
+      outputs.push_back(b.define(result));
+  }
+  void emit(B &b, StringRef callee) {
+    if (!with.empty())
+      params.push_back(b.text("with", join(with, " ")));
+    b.call(callee, inputs, outputs, params);
+  }
+};
+
 void LoweringTable::addAttentionOverKeys() {
   add<moe::AttentionOp>(+[](moe::AttentionOp op, B &b) {
-    SmallVector<Value> inputs, outputs{b.define(op.getResult())};
-    for (Value operand : op->getOperands())
-      inputs.push_back(b.view(operand));
-    SmallVector<NamedAttribute> params = attentionParams(b, op);
-    if (isInOrder(op))
-      params.push_back(b.integer("in_order", 1));
+    AttentionCall call(b, op);
     if (leavesSums(op, b) && llvm::any_of(op.getQ().getUsers(), [&](Operation *user) {
           auto grad = dyn_cast<moe::AttentionGradOp>(user);
           return grad && isGradientOf(grad, op, b);
         })) {
       ArrayRef<int64_t> q = op.getQ().getType().getShape();
       Value sums = b.define(b.viewType({q[0], q[2], q[1]}, Float32Type::get(op.getContext())));
-      outputs.push_back(b.logSums(op.getResult()) = sums);
-      params.push_back(b.text("with", "log_sums"));
+      call.outputs.push_back(b.logSums(op.getResult()) = sums);
+      call.with.push_back("log_sums");
     }
-    b.call("attention", inputs, outputs, params);
+    call.emit(b, "attention");
     return success();
   });
   add<moe::AttentionGradOp>(+[](moe::AttentionGradOp op, B &b) {
-    SmallVector<Value> inputs, outputs;
-    for (Value operand : op->getOperands())
-      inputs.push_back(b.view(operand));
-    for (Value result : op->getResults())
-      outputs.push_back(b.define(result));
-    SmallVector<NamedAttribute> params = attentionParams(b, op);
+    AttentionCall call(b, op, op.getDy());
     for (Operation *user : op.getQ().getUsers()) {
       auto attention = dyn_cast<moe::AttentionOp>(user);
       Value sums = attention ? b.logSums(attention.getResult()) : Value();
       if (!sums || !isGradientOf(op, attention, b))
         continue;
-      inputs.append({b.view(attention.getResult()), sums});
-      outputs.push_back(
+      call.inputs.append({b.view(attention.getResult()), sums});
+      call.outputs.push_back(
           b.define(b.viewType({roomOf(op, b.wantsFastest())}, Float32Type::get(op.getContext()))));
-      params.append({b.integer("in_order", 1), b.integer("fastest", b.wantsFastest()),
-                     b.text("with", "out log_sums room")});
+      call.params.push_back(b.integer("fastest", b.wantsFastest()));
+      call.with.append({"out", "log_sums", "room"});
       break;
     }
-    b.call("attention_grad", inputs, outputs, params);
+    call.emit(b, "attention_grad");
     return success();
   });
 }

@@ -1,5 +1,6 @@
 //===- ProgramBuilder.cpp - emitting one plan.program ---------------------===//
 #include "ProgramBuilder.h"
+#include "QueueClocks.h"
 #include "moira/Dialect/Dist/IR/DistOps.h"
 #include "moira/Support/Place.h"
 #include "moira/rt/CallRegistry.h"
@@ -363,6 +364,15 @@ LogicalResult ProgramBuilder::checkTypes() {
   return success();
 }
 
+/// Erases instructions whose results nobody reads: lowerings leave out operands that say nothing.
+static void eraseUnread(ProgramOp program) {
+  auto isUnread = [](Value view) { return view.hasOneUse() && !isState(view); };
+  SmallVector<InstructionInterface> instrs = instructionsOf(program);
+  for (InstructionInterface instr : llvm::reverse(instrs))
+    if (!instr.getWrites().empty() && llvm::all_of(instr.getWrites(), isUnread))
+      instr->erase();
+}
+
 LogicalResult ProgramBuilder::build() {
   if (!source.getBody().hasOneBlock())
     return source.emitError("MOE-0601: a program has one block");
@@ -387,6 +397,7 @@ LogicalResult ProgramBuilder::build() {
   if (failed(addOutputs()))
     return failure();
   addTraces();
+  eraseUnread(program);
 
   // Arenas stand first. Those without addresses yet get their sizes from plan-allocate.
   builder.setInsertionPointToStart(&program.getBody().front());

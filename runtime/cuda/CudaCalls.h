@@ -50,6 +50,12 @@ struct CallContext {
   cudnnHandle_t cudnn = nullptr;
 };
 
+/// Of attention and its gradient: whether queries and keys are in order and no key is hidden, which
+/// operands that are not given say.
+inline bool isInOrder(const CallParams &params) {
+  return params.optional("qpos") < 0 && params.optional("kpos") < 0 && params.optional("kmask") < 0;
+}
+
 /// Loads cuBLASLt (by soname; it need not be there at link time) and makes a handle for the current
 /// device. Fails with Internal if the library is missing or of another version.
 Expected<cublasLtHandle_t> createBlasLt();

@@ -38,7 +38,7 @@ Expected<std::unique_ptr<StepQueue>> StepQueue::make(const ExecutorSetup &setup,
     q.blaslt = *handle;
   // Nor is a missing cuDNN, which only attention in order asks for.
   if (std::any_of(instrs.begin(), instrs.end(), [](const BoundInstr &instr) {
-        return instr.kind == fb::InstrKind::call && instr.params.integer("in_order") != 0;
+        return instr.call.starts_with("attention") && isInOrder(instr.params);
       }))
     if (Expected<cudnnHandle_t> handle = createCudnn())
       q.cudnn = *handle;

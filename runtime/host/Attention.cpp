@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <vector>
 
 namespace moira::rt::host {
@@ -13,7 +14,7 @@ Status attentionShape(const Call &call, AttentionShape &a) {
   const std::vector<int64_t> &q = call.in[0].shape, &k = call.in[1].shape;
   auto optional = [&](std::string_view role) {
     int i = call.params.optional(role);
-    return i < 0 ? nullptr : &call.in[size_t(6 + i)];
+    return i < 0 ? nullptr : &call.in[size_t(3 + i)];
   };
   a = {.batch = q[0],
        .queries = q[1],
@@ -30,9 +31,26 @@ Status attentionShape(const Call &call, AttentionShape &a) {
        .k2 = optional("k2"),
        .bias = optional("bias"),
        .sinks = optional("sinks"),
-       .logSums = nullptr};
+       .logSums = nullptr,
+       .qpos = nullptr,
+       .kpos = nullptr,
+       .kmask = nullptr,
+       .order = {},
+       .ones = {}};
   if (call.name == "attention" && call.params.optional("log_sums") >= 0)
     a.logSums = &call.out[1];
+  const TensorRef *qpos = optional("qpos"), *kpos = optional("kpos"), *kmask = optional("kmask");
+  if (!qpos || !kpos)
+    a.order.resize(size_t(std::max(a.queries, a.keys)));
+  std::iota(a.order.begin(), a.order.end(), 0);
+  if (!kmask)
+    a.ones.assign(size_t(a.batch * a.keys), 1);
+  auto given = [](const TensorRef *t, const std::vector<int32_t> &otherwise) {
+    return t ? static_cast<const int32_t *>(t->data) : otherwise.data();
+  };
+  a.qpos = given(qpos, a.order);
+  a.kpos = given(kpos, a.order);
+  a.kmask = given(kmask, a.ones);
   if (!a.q2 != !a.k2)
     return badCall(call, "q2 and k2 are given together or not at all");
   if (a.q2)
@@ -62,8 +80,6 @@ template <typename S> Status attention(const Call &call) {
   if (Status s = attentionShape(call, a); !s)
     return s;
   const S *q = call.input<S>(0), *k = call.input<S>(1), *v = call.input<S>(2);
-  const int32_t *qpos = call.input<int32_t>(3), *kpos = call.input<int32_t>(4),
-                *kmask = call.input<int32_t>(5);
   using A = Accumulator<S>;
   auto optional = []<typename T>(const TensorRef *t, T) {
     return t ? static_cast<const T *>(t->data) : nullptr;
@@ -90,7 +106,7 @@ template <typename S> Status attention(const Call &call) {
         auto keyRow = [&](int64_t j) {
           return (b * a.keys + j) * a.kvHeads + a.kvHeadOf[size_t(h)];
         };
-        auto visible = [&](int64_t j) { return a.sees(qpos[i], kpos[j], kmask[b * a.keys + j]); };
+        auto visible = [&](int64_t j) { return a.sees(b, i, j); };
         double largest = sinks ? double(sinks[h]) : -INFINITY;
         for (int64_t j = 0; j < a.keys; ++j) {
           if (!visible(j))

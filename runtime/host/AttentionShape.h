@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 namespace moira::rt::host {
 
@@ -21,6 +22,7 @@ struct PositionRange {
   }
 };
 
+/// Not to be copied: it points into itself.
 struct AttentionShape {
   int64_t batch, queries, keys, heads, kvHeads;
   int64_t keyDim, valueDim;
@@ -30,11 +32,13 @@ struct AttentionShape {
   std::vector<int64_t> kvHeadOf;           // row of k and v that each query head of this rank reads
   const TensorRef *q2, *k2, *bias, *sinks; // null: not given
   const TensorRef *logSums;                // an output of attention; null: nobody asks
+  const int32_t *qpos, *kpos, *kmask;      // the operands, or of these two:
+  std::vector<int32_t> order, ones;        // what those are that are not given
 
   /// The keys of [first, end) without those at its ends that no query at these positions sees,
   /// whatever the mask; first = end if nobody sees any.
-  std::pair<int64_t, int64_t> keysInSight(const PositionRange &queries, const int32_t *kpos,
-                                          int64_t first, int64_t end) const {
+  std::pair<int64_t, int64_t> keysInSight(const PositionRange &queries, int64_t first,
+                                          int64_t end) const {
     auto hidden = [&](int32_t key) {
       return (causal && key > queries.high) || (window > 0 && int64_t(queries.low) - key >= window);
     };
@@ -45,9 +49,11 @@ struct AttentionShape {
     return {first, end};
   }
 
-  bool sees(int64_t queryPosition, int64_t keyPosition, int32_t mask) const {
-    return mask != 0 && (!causal || keyPosition <= queryPosition) &&
-           (window <= 0 || queryPosition - keyPosition < window);
+  /// Whether query i sees key j of row b of the batch.
+  bool sees(int64_t b, int64_t i, int64_t j) const {
+    int64_t query = qpos[i], key = kpos[j];
+    return kmask[b * keys + j] != 0 && (!causal || key <= query) &&
+           (window <= 0 || query - key < window);
   }
 };
 

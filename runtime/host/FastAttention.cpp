@@ -142,8 +142,6 @@ template <typename S> Status fast::attention(const Call &call) {
   if (Status s = attentionShape(call, a); !s)
     return s;
   const S *q = call.input<S>(0), *k = call.input<S>(1), *v = call.input<S>(2);
-  const int32_t *qpos = call.input<int32_t>(3), *kpos = call.input<int32_t>(4),
-                *kmask = call.input<int32_t>(5);
   auto optional = []<typename T>(const TensorRef *t, T) {
     return t ? static_cast<const T *>(t->data) : nullptr;
   };
@@ -168,9 +166,9 @@ template <typename S> Status fast::attention(const Call &call) {
     std::optional<Queries<S>> queries2;
     if (q2)
       queries2.emplace(q2 + row0 * a.sharedDim, a.heads * a.sharedDim, nq, a.sharedDim);
-    PositionRange queryRange(qpos + i0, nq);
+    PositionRange queryRange(a.qpos + i0, nq);
     for (int64_t j0 = 0; j0 < a.keys; j0 += keyBlock) {
-      auto [first, end] = a.keysInSight(queryRange, kpos, j0, std::min(j0 + keyBlock, a.keys));
+      auto [first, end] = a.keysInSight(queryRange, j0, std::min(j0 + keyBlock, a.keys));
       if (first == end)
         continue;
       int64_t nk = end - first, key0 = b * a.keys + first;
@@ -187,7 +185,7 @@ template <typename S> Status fast::attention(const Call &call) {
             row[j] += added[j];
         }
         for (int64_t j = 0; j < nk; ++j)
-          if (!a.sees(qpos[i0 + i], kpos[first + j], kmask[key0 + j]))
+          if (!a.sees(b, i0 + i, first + j))
             row[j] = -INFINITY;
         float top = largestOf(row, nk, largest[size_t(i)]);
         if (top == -INFINITY) { // nothing seen yet: keep the block's weights zero

@@ -22,10 +22,9 @@ constexpr int64_t queryBlock = 64;
 /// One call's operands as floats, and the gradients; those of parts that are not there are null.
 struct Backward {
   const Call &call;
-  AttentionShape a;
+  const AttentionShape &a;
   float scale;
   const float *dy, *q, *k, *v, *q2, *k2, *bias, *sinks;
-  const int32_t *qpos, *kpos, *kmask;
   float *dq, *dk, *dv, *dq2, *dk2, *dbias, *dsinks;
 
   Status run(int64_t b, int64_t h, int64_t i0) const;
@@ -40,7 +39,7 @@ template <typename T> struct Rows {
 /// Query head h of row b, the queries from i0 on: adds to all gradients.
 Status Backward::run(int64_t b, int64_t h, int64_t i0) const {
   int64_t nq = std::min(queryBlock, a.queries - i0);
-  auto [first, end] = a.keysInSight(PositionRange(qpos + i0, nq), kpos, 0, a.keys);
+  auto [first, end] = a.keysInSight(PositionRange(a.qpos + i0, nq), 0, a.keys);
   int64_t nk = end - first;
   if (nk == 0)
     return {};
@@ -85,9 +84,9 @@ Status Backward::run(int64_t b, int64_t h, int64_t i0) const {
     float *weight = weights.data() + i * nk, *flow = back.data() + i * nk;
     int64_t biasRow = (h * a.queries + i0 + i) * a.keys + first;
     for (int64_t j = 0; j < nk; ++j)
-      weight[j] = !a.sees(qpos[i0 + i], kpos[first + j], kmask[key + j]) ? -INFINITY
-                  : bias ? weight[j] + bias[biasRow + j]
-                         : weight[j];
+      weight[j] = !a.sees(b, i0 + i, first + j) ? -INFINITY
+                  : bias                        ? weight[j] + bias[biasRow + j]
+                                                : weight[j];
     float sink = sinks ? sinks[h] : -INFINITY, top = largestOf(weight, nk, sink);
     if (top == -INFINITY) { // sees nothing
       std::fill_n(weight, nk, 0.0f);
@@ -156,9 +155,6 @@ template <typename S> Status fast::attention_grad(const Call &call) {
                     given(k2),
                     given(bias),
                     given(sinks),
-                    call.input<int32_t>(4),
-                    call.input<int32_t>(5),
-                    call.input<int32_t>(6),
                     dq.data(),
                     dk.data(),
                     dv.data(),

@@ -73,8 +73,6 @@ template <typename S> Status attention_grad(const Call &call) {
   if (Status s = attentionShape(forward, a); !s)
     return s;
   Widened<A> dy(call.in[0]), q(call.in[1]), k(call.in[2]), v(call.in[3]);
-  const int32_t *qpos = call.input<int32_t>(4), *kpos = call.input<int32_t>(5),
-                *kmask = call.input<int32_t>(6);
   std::unique_ptr<Widened<A>> q2 = widened<A>(a.q2), k2 = widened<A>(a.k2),
                               bias = widened<A>(a.bias), sinks = widened<A>(a.sinks);
   auto output = [&](std::string_view role) { return optionalOf(call, call.out, 3, role); };
@@ -93,7 +91,7 @@ template <typename S> Status attention_grad(const Call &call) {
           return (b * a.keys + j) * a.kvHeads + a.kvHeadOf[size_t(h)];
         };
         auto sharedRow = [&](int64_t j) { return (b * a.keys + j) * a.sharedDim; };
-        auto visible = [&](int64_t j) { return a.sees(qpos[i], kpos[j], kmask[b * a.keys + j]); };
+        auto visible = [&](int64_t j) { return a.sees(b, i, j); };
         double largest = sinks ? double((*sinks)[h]) : -INFINITY;
         for (int64_t j = 0; j < a.keys; ++j) {
           if (!visible(j))

@@ -181,7 +181,7 @@ double WorkReader::attentionFlops(const fb::Instr &instr, bool gradient) const {
   const fb::Param *with = paramOf(instr, "with"), *causal = paramOf(instr, "causal"),
                   *window = paramOf(instr, "window");
   if (with && with->s() && with->s()->string_view().starts_with("q2"))
-    width += double(shapeOf(6)->Get(3));
+    width += double(shapeOf(3)->Get(3));
   double seen = keys;
   if ((!causal || causal->i() != 0) && queries > 1)
     seen /= 2; // in the mean over queries, and over ranks where the sequence is cut

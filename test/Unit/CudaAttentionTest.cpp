@@ -1,9 +1,10 @@
 //===- CudaAttentionTest.cpp - attention's optional parts on a GPU ----------===//
 // Every kernel (tiles in bf16 and f32, and the plain one) with every combination of the optional
-// operands gives what the host's reference gives. What every attention does is in
+// operands gives what the host's reference gives, and without positions and masks what it gives in
+// order. What every attention does is in
 // CudaCallsTest.cpp.
 //===----------------------------------------------------------------------===//
-#include "CudaTesting.h"
+#include "CudaAttentionTesting.h"
 
 using namespace moira::rt;
 namespace fb = moira::fb;
@@ -30,10 +31,7 @@ void check(Gpu &gpu, Random &random, const Case &c, const Mode &mode) {
     m = int32_t(random.between(0, 5) > 0);
   std::vector<Operand> in{T(random.normal<float>({batch, c.queries, c.heads, c.keyDim})),
                           T(random.normal<float>({batch, c.keys, c.kvHeads, c.keyDim})),
-                          T(random.normal<float>({batch, c.keys, c.kvHeads, c.valueDim})),
-                          I(qpos),
-                          I(kpos),
-                          I(mask)};
+                          T(random.normal<float>({batch, c.keys, c.kvHeads, c.valueDim}))};
   std::string with;
   auto add = [&](const char *role, Operand operand) {
     with += std::string(with.empty() ? "" : " ") + role;
@@ -47,6 +45,9 @@ void check(Gpu &gpu, Random &random, const Case &c, const Mode &mode) {
     add("bias", A(random.normal<float>({c.heads, c.queries, c.keys})));
   if (c.sinks)
     add("sinks", A(random.normal<float>({c.heads})));
+  add("qpos", I(qpos));
+  add("kpos", I(kpos));
+  add("kmask", I(mask));
   CallParams p = params({{"window", c.window},
                          {"causal", c.causal},
                          {"q_heads", c.heads},
@@ -54,8 +55,7 @@ void check(Gpu &gpu, Random &random, const Case &c, const Mode &mode) {
                          {"head_offset", 0},
                          {"kv_offset", 0}},
                         {{"scale", 1 / std::sqrt(double(c.keyDim + c.sharedDim))}});
-  if (!with.empty())
-    p.texts["with"] = with;
+  p.texts["with"] = with;
   SCOPED_TRACE(format("keys of %lld+%lld, values of %lld, with '%s'", (long long)c.keyDim,
                       (long long)c.sharedDim, (long long)c.valueDim, with.c_str()));
   expectAgrees(gpu, "attention", in, {T(Shape{batch, c.queries, c.heads, c.valueDim})}, p, mode);
@@ -106,7 +106,8 @@ TEST_F(CudaAttention, KeysWithoutHeadsAreOneHead) {
                     T(random.normal<float>({2, 70, d})), I(random.ids({3}, 30, 80)),
                     I(random.ids({70}, 0, 69)), I(random.ids({2, 70}, 0, 3))},
                    {T(Shape{2, 3, 4, d})},
-                   params({{"window", 0}, {"q_heads", 4}, {"kv_heads", 1}}, {{"scale", 0.1}}),
+                   params({{"window", 0}, {"q_heads", 4}, {"kv_heads", 1}}, {{"scale", 0.1}},
+                          {{"with", kOrderRoles}}),
                    mode);
 }
 
@@ -183,6 +184,41 @@ TEST_F(CudaAttention, ManyQueriesOverManyKeys) {
             bf16);
 }
 
+TEST_F(CudaAttention, WithoutPositionsAndMasksIsInOrder) {
+  // The same bits as with those operands, whichever are left out.
+  for (Mode mode : allModes())
+    for (int64_t d : {64, 128, 200, 300})
+      for (auto [queries, keys] :
+           {std::pair<int64_t, int64_t>{1, 90}, {3, 70}, {70, 70}, {300, 400}})
+        for (int64_t window : {0, 40}) {
+          if (isLeftOut())
+            continue;
+          SCOPED_TRACE(format("%lld queries, %lld keys of %lld", (long long)queries,
+                              (long long)keys, (long long)d));
+          CallParams p = params({{"window", window}, {"q_heads", 4}, {"kv_heads", 2}},
+                                {{"scale", 1 / std::sqrt(double(d))}});
+          const std::vector<Operand> in{T(random.normal<float>({2, queries, 4, d})),
+                                        T(random.normal<float>({2, keys, 2, d})),
+                                        T(random.normal<float>({2, keys, 2, d}))},
+              order = orderOf(2, queries, keys), out{T(Shape{2, queries, 4, d})};
+          auto resultWith = [&](unsigned which) { // a bit an operand
+            std::vector<Operand> given = in;
+            p.texts.clear();
+            for (unsigned i = 0; i < 3; ++i)
+              if (which >> i & 1) {
+                constexpr const char *roles[] = {"qpos", "kpos", "kmask"};
+                std::string &with = p.texts["with"];
+                with += (with.empty() ? "" : " ") + std::string(roles[i]);
+                given.push_back(order[i]);
+              }
+            return runOnGpu(*gpu, "attention", given, out, p, mode)[0].floats().values;
+          };
+          const std::vector<float> expected = resultWith(7);
+          for (unsigned which : {0, 1, 2, 4})
+            EXPECT_EQ(resultWith(which), expected) << which;
+        }
+}
+
 TEST_F(CudaAttention, WhatNoQuerySeesIsNotRead) {
   // Few queries: what lies behind the filled part of a cache may be anything.
   Tensor<float> k = random.normal<float>({2, 600, 2, 64}),
@@ -197,7 +233,8 @@ TEST_F(CudaAttention, WhatNoQuerySeesIsNotRead) {
                           I(Tensor<int32_t>({1}, {300})),         I(kpos), I(mask)};
   for (Operand &o : in)
     o = rounded(std::move(o), fb::DType::bf16);
-  CallParams p = params({{"window", 0}, {"q_heads", 8}, {"kv_heads", 2}}, {{"scale", 0.125}});
+  CallParams p = params({{"window", 0}, {"q_heads", 8}, {"kv_heads", 2}}, {{"scale", 0.125}},
+                        {{"with", kOrderRoles}});
   std::vector<std::vector<double>> expected;
   ASSERT_TRUE(runOnHost<double>("attention", in, {T(Shape{2, 1, 8, 64})}, p, expected).ok());
   for (size_t operand : {1, 2})
@@ -227,15 +264,12 @@ TEST_F(CudaAttention, CachesOfWhichOnlyAPartIsFilled) {
   for (Mode mode : allModes()) {
     Tensor<float> v = random.normal<float>({1, 512, 2, 64});
     std::fill(v.values.begin() + 256 * 2 * 64, v.values.end(), 1e30f);
-    Tensor<int32_t> kpos({512});
-    for (int32_t j = 0; j < 512; ++j)
-      kpos.values[size_t(j)] = j;
     expectAgrees(*gpu, "attention",
                  {T(random.normal<float>({1, 1, 4, 64})), T(random.normal<float>({1, 512, 2, 64})),
-                  T(v), I(Tensor<int32_t>({1}, {2})), I(kpos),
-                  I(Tensor<int32_t>({1, 512}, std::vector<int32_t>(512, 1)))},
+                  T(v), I(Tensor<int32_t>({1}, {2}))},
                  {T(Shape{1, 1, 4, 64})},
-                 params({{"window", 0}, {"q_heads", 4}, {"kv_heads", 2}}, {{"scale", 0.125}}),
+                 params({{"window", 0}, {"q_heads", 4}, {"kv_heads", 2}}, {{"scale", 0.125}},
+                        {{"with", "qpos"}}),
                  mode);
   }
 }

@@ -204,7 +204,7 @@ void checkAttention(Gpu &gpu, Random &random, const AttentionCase &c, const Mode
                        {"kv_heads", c.kvHeads},
                        {"head_offset", 0},
                        {"kv_offset", 0}},
-                      {{"scale", 1 / std::sqrt(double(c.headDim))}}),
+                      {{"scale", 1 / std::sqrt(double(c.headDim))}}, {{"with", "qpos kpos kmask"}}),
                mode);
 }
 
@@ -248,31 +248,33 @@ TEST_F(CudaCalls, AttentionAtTheEndsOfPositions) {
              T(random.normal<float>({1, 4, 1, d})), I(Tensor<int32_t>({3}, {-5, 5, INT32_MAX})),
              I(Tensor<int32_t>({4}, {3, 4, 5, 7})), I(Tensor<int32_t>({1, 4}, {1, 1, 1, 1}))},
             {T(Shape{1, 3, 1, d})},
-            params({{"window", window}, {"q_heads", 1}, {"kv_heads", 1}}, {{"scale", 1}}), mode);
-  expectAgrees(
-      *gpu, "attention",
-      {T(random.normal<float>({1, 2, 1, 8})), T(random.normal<float>({1, 2, 1, 8})),
-       T(random.normal<float>({1, 2, 1, 8})), I(Tensor<int32_t>({2}, {INT32_MIN, INT32_MAX})),
-       I(Tensor<int32_t>({2}, {INT32_MIN, 0})), I(Tensor<int32_t>({1, 2}, {1, 1}))},
-      {T(Shape{1, 2, 1, 8})},
-      params({{"window", int64_t(1) << 31}, {"q_heads", 1}, {"kv_heads", 1}}, {{"scale", 1}}), {});
+            params({{"window", window}, {"q_heads", 1}, {"kv_heads", 1}}, {{"scale", 1}},
+                   {{"with", "qpos kpos kmask"}}),
+            mode);
+  expectAgrees(*gpu, "attention",
+               {T(random.normal<float>({1, 2, 1, 8})), T(random.normal<float>({1, 2, 1, 8})),
+                T(random.normal<float>({1, 2, 1, 8})),
+                I(Tensor<int32_t>({2}, {INT32_MIN, INT32_MAX})),
+                I(Tensor<int32_t>({2}, {INT32_MIN, 0})), I(Tensor<int32_t>({1, 2}, {1, 1}))},
+               {T(Shape{1, 2, 1, 8})},
+               params({{"window", int64_t(1) << 31}, {"q_heads", 1}, {"kv_heads", 1}},
+                      {{"scale", 1}}, {{"with", "qpos kpos kmask"}}),
+               {});
 }
 
 TEST_F(CudaCalls, AttentionMapsQueryHeadsToTheirKeyHeads) {
   // 8 query heads share 4 key/value heads; this rank has query heads 4..7 and key/value heads 1..3.
   Operand q = T(random.normal<float>({1, 5, 4, 16})), k = T(random.normal<float>({1, 6, 3, 16})),
           v = T(random.normal<float>({1, 6, 3, 16}));
-  Operand qpos = I(Tensor<int32_t>({5}, {1, 2, 3, 4, 5})),
-          kpos = I(Tensor<int32_t>({6}, {0, 1, 2, 3, 4, 5})),
-          mask = I(Tensor<int32_t>({1, 6}, {1, 1, 1, 1, 1, 1}));
+  Operand qpos = I(Tensor<int32_t>({5}, {1, 2, 3, 4, 5}));
   CallParams p = params({{"q_heads", 8}, {"kv_heads", 4}, {"head_offset", 4}, {"kv_offset", 1}},
-                        {{"scale", 0.25}});
+                        {{"scale", 0.25}}, {{"with", "qpos"}});
   for (Mode mode : allModes())
-    expectAgrees(*gpu, "attention", {q, k, v, qpos, kpos, mask}, {T(Shape{1, 5, 4, 16})}, p, mode);
+    expectAgrees(*gpu, "attention", {q, k, v, qpos}, {T(Shape{1, 5, 4, 16})}, p, mode);
   p.integers["kv_offset"] = 3; // head 4 would read before the first row
   TensorRef nothing{nullptr, fb::DType::f32, {1, 5, 4, 16}};
   TensorRef keys{nullptr, fb::DType::f32, {1, 6, 3, 16}}, ints{nullptr, fb::DType::i32, {5}};
-  EXPECT_FALSE(cuda::runCudaCall("attention", std::vector{nothing, keys, keys, ints, ints, ints},
+  EXPECT_FALSE(cuda::runCudaCall("attention", std::vector{nothing, keys, keys, ints},
                                  std::vector{nothing}, p, gpu->context)
                    .ok());
 }

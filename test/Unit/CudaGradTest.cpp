@@ -1,7 +1,7 @@
 //===- CudaGradTest.cpp - losses and gradients on the GPU -------------------===//
 // Every call of GradCalls.def against the host's reference in double, operands f32 and bf16.
 //===----------------------------------------------------------------------===//
-#include "CudaTesting.h"
+#include "CudaAttentionTesting.h"
 
 #include <algorithm>
 #include <cmath>
@@ -315,7 +315,7 @@ TEST_F(CudaGrad, Attention) {
     for (bool causal : {false, true}) {
       CallParams p =
           params({{"window", causal ? 5 : 0}, {"causal", causal}, {"q_heads", 4}, {"kv_heads", 2}},
-                 {{"scale", 0.3}}, {{"with", "q2 k2 bias sinks"}});
+                 {{"scale", 0.3}}, {{"with", "q2 k2 bias sinks qpos kpos kmask"}});
       Tensor<int32_t> q({9}), k({12});
       for (int i = 0; i < 12; ++i)
         k.values[size_t(i)] = i;
@@ -323,8 +323,8 @@ TEST_F(CudaGrad, Attention) {
         q.values[size_t(i)] = i + 3;
       expectAgrees(*gpu, "attention_grad",
                    {a({2, 9, 4, 300}), t({2, 9, 4, 20}), t({2, 12, 2, 20}), t({2, 12, 2, 300}),
-                    I(q), I(k), I(random.ids({2, 12}, 0, 1)), t({2, 9, 4, 6}), t({2, 12, 6}),
-                    a({4, 9, 12}), a({4})},
+                    t({2, 9, 4, 6}), t({2, 12, 6}), a({4, 9, 12}), a({4}), I(q), I(k),
+                    I(random.ids({2, 12}, 0, 1))},
                    {A(Shape{2, 9, 4, 20}), A(Shape{2, 12, 2, 20}), A(Shape{2, 12, 2, 300}),
                     A(Shape{2, 9, 4, 6}), A(Shape{2, 12, 6}), A(Shape{4, 9, 12}), A(Shape{4})},
                    p, mode);
@@ -338,7 +338,7 @@ TEST_F(CudaGrad, Attention) {
 void CudaGrad::expectAttention(const AttentionCase &c, const Mode &mode) {
   CallParams p = params(
       {{"window", c.window}, {"causal", c.causal}, {"q_heads", c.heads}, {"kv_heads", c.kvHeads}},
-      {{"scale", 0.3}}, {{"with", c.with}});
+      {{"scale", 0.3}});
   Tensor<int32_t> q({c.queries}), k({c.keys}), mask = random.ids({2, c.keys}, 0, 4);
   for (int64_t j = 0; j < c.keys; ++j) {
     k.values[size_t(j)] = int32_t(j);
@@ -352,12 +352,8 @@ void CudaGrad::expectAttention(const AttentionCase &c, const Mode &mode) {
   for (int32_t &seen : mask.values)
     seen = seen > 0;
   std::vector<Operand> in{known({2, c.queries, c.heads, c.valueDim}, mode),
-                          t({2, c.queries, c.heads, c.keyDim}),
-                          t({2, c.keys, c.kvHeads, c.keyDim}),
-                          t({2, c.keys, c.kvHeads, c.valueDim}),
-                          I(q),
-                          I(k),
-                          I(mask)};
+                          t({2, c.queries, c.heads, c.keyDim}), t({2, c.keys, c.kvHeads, c.keyDim}),
+                          t({2, c.keys, c.kvHeads, c.valueDim})};
   std::vector<Operand> out{A(Shape{2, c.queries, c.heads, c.keyDim}),
                            A(Shape{2, c.keys, c.kvHeads, c.keyDim}),
                            A(Shape{2, c.keys, c.kvHeads, c.valueDim})};
@@ -371,7 +367,20 @@ void CudaGrad::expectAttention(const AttentionCase &c, const Mode &mode) {
   }
   SCOPED_TRACE(format("%lld queries, %lld keys of %lld", (long long)c.queries, (long long)c.keys,
                       (long long)c.keyDim));
-  expectAgrees(*gpu, "attention_grad", in, out, p, mode);
+  std::vector<Operand> masked = in, ordered = in;
+  masked.insert(masked.end(), {I(q), I(k), I(mask)});
+  p.texts["with"] = std::string(c.with) + (*c.with ? " " : "") + kOrderRoles;
+  expectAgrees(*gpu, "attention_grad", masked, out, p, mode);
+  if (isLeftOut())
+    return;
+  // Without positions and masks the same bits as where these are in order and hide nothing.
+  for (Operand &o : orderOf(2, c.queries, c.keys))
+    ordered.push_back(std::move(o));
+  const std::vector<Operand> given = runOnGpu(*gpu, "attention_grad", ordered, out, p, mode);
+  p.texts["with"] = c.with;
+  const std::vector<Operand> without = runOnGpu(*gpu, "attention_grad", in, out, p, mode);
+  for (size_t i = 0; i < out.size(); ++i)
+    EXPECT_EQ(without[i].floats().values, given[i].floats().values) << "output " << i;
 }
 
 /// Heads that fit tiles, with rows past the last whole tile, keys that nobody sees, groups of query

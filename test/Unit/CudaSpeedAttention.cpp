@@ -4,8 +4,6 @@
 //===----------------------------------------------------------------------===//
 #include "CudaSpeed.h"
 
-#include <numeric>
-
 namespace moira::rt::testing {
 
 void measureAttention(Gpu &gpu) {
@@ -25,23 +23,15 @@ void measureAttention(Gpu &gpu) {
         dy(ofQueries, kF32), dq(ofQueries, kF32), dk(ofKeys, kF32), dv(ofKeys, kF32),
         rounded(ofQueries, kBf16), logSums({c.batch, c.heads, c.sequence}, kF32),
         room({(int64_t(9) << 28) / 4}, kF32);
-    std::vector<int32_t> order(static_cast<size_t>(c.sequence));
-    std::iota(order.begin(), order.end(), 0);
-    Big positions({c.sequence}, order),
-        mask({c.batch, c.sequence}, std::vector<int32_t>(size_t(c.batch * c.sequence), 1));
-    const CallParams p = params({{"window", 0},
-                                 {"causal", 1},
-                                 {"q_heads", c.heads},
-                                 {"kv_heads", c.kvHeads},
-                                 {"in_order", 1}},
-                                {{"scale", 0.088}});
+    const CallParams p =
+        params({{"window", 0}, {"causal", 1}, {"q_heads", c.heads}, {"kv_heads", c.kvHeads}},
+               {{"scale", 0.088}});
     const double product = double(c.batch * c.heads * c.sequence * c.sequence * c.dim);
     auto report = [&](const char *what, double products, double ms) {
       std::printf("attention %s causal %s: %.3f ms, %.0f TFLOP/s\n", what, c.name, ms,
                   products * product / ms / 1e9);
     };
-    const std::vector<TensorRef> in{q.ref(),         k.ref(),         v.ref(),
-                                    positions.ref(), positions.ref(), mask.ref()};
+    const std::vector<TensorRef> in{q.ref(), k.ref(), v.ref()};
     CallParams sums = p, kept = p;
     sums.texts["with"] = "log_sums";
     kept.texts["with"] = "out log_sums room";

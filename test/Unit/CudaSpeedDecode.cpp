@@ -148,12 +148,12 @@ private:
   }
   void attention(int i) {
     const Shape part{tokens, cache, kKvHeads, kHeadDim};
-    mustRun(
-        gpu, "attention",
-        {q.slice({tokens, 1, kHeads, kHeadDim}, 0), keys.slice(part, i), values.slice(part, i),
-         qpos->ref(), kpos->ref(), mask->ref()},
-        {q2.slice({tokens, 1, kHeads, kHeadDim}, 0)},
-        params({{"window", 0}, {"q_heads", kHeads}, {"kv_heads", kKvHeads}}, {{"scale", 0.088}}));
+    mustRun(gpu, "attention",
+            {q.slice({tokens, 1, kHeads, kHeadDim}, 0), keys.slice(part, i), values.slice(part, i),
+             qpos->ref(), kpos->ref(), mask->ref()},
+            {q2.slice({tokens, 1, kHeads, kHeadDim}, 0)},
+            params({{"window", 0}, {"q_heads", kHeads}, {"kv_heads", kKvHeads}}, {{"scale", 0.088}},
+                   {{"with", "qpos kpos kmask"}}));
   }
   void router(int i) {
     runSettled(kWeights, "linear", {x.slice({tokens, kD}, 0), weights.slice({kExperts, kD}, i)},

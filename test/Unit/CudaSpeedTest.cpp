@@ -89,13 +89,7 @@ void layer(Gpu &gpu, fb::DType type) {
 
   Shape qkv{tokens / sequence, sequence, heads, headDim};
   Big q(qkv, type), key(qkv, type), value(qkv, type), out(qkv, type);
-  std::vector<int32_t> order(static_cast<size_t>(sequence));
-  for (size_t i = 0; i < order.size(); ++i)
-    order[i] = int32_t(i);
-  Big positions({sequence}, order),
-      mask({tokens / sequence, sequence}, std::vector<int32_t>(size_t(tokens), 1));
-  measure(gpu, "attention 4x2048, 16 heads of 128", "attention",
-          {q.ref(), key.ref(), value.ref(), positions.ref(), positions.ref(), mask.ref()},
+  measure(gpu, "attention 4x2048, 16 heads of 128", "attention", {q.ref(), key.ref(), value.ref()},
           {out.ref()},
           params({{"window", 0}, {"q_heads", heads}, {"kv_heads", heads}}, {{"scale", 0.088}}),
           2.0 * tokens * sequence * heads * headDim, e * 4 * tokens * d);

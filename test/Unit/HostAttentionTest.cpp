@@ -6,10 +6,26 @@
 #include "HostTesting.h"
 #include "moira/rt/HostThreads.h"
 
+#include <numeric>
+
 using namespace moira::rt;
 using namespace moira::rt::testing;
 
 namespace {
+
+/// The optional operands of a call, with their roles, and the parameter `with`.
+struct Optionals {
+  std::vector<TensorRef> inputs;
+  std::string with;
+
+  /// Given if it is not empty.
+  template <typename S> void add(const char *role, const Tensor<S> &tensor) {
+    if (tensor.values.empty())
+      return;
+    with += std::string(with.empty() ? "" : " ") + role;
+    inputs.push_back(tensor);
+  }
+};
 
 /// One call's operands; optional ones are given if they are not empty.
 template <typename S> struct Operands {
@@ -18,18 +34,17 @@ template <typename S> struct Operands {
   Tensor<S> q2{{0}}, k2{{0}}, bias{{0}}, sinks{{0}};
 
   Tensor<S> run(CallFlavor flavor, CallParams p) const {
-    std::vector<TensorRef> in{q, k, v, qpos, kpos, mask};
-    std::string with;
-    for (auto [role, tensor] : {std::pair<const char *, const Tensor<S> *>{"q2", &q2},
-                                {"k2", &k2},
-                                {"bias", &bias},
-                                {"sinks", &sinks}})
-      if (!tensor->values.empty()) {
-        with += std::string(with.empty() ? "" : " ") + role;
-        in.push_back(*tensor);
-      }
-    if (!with.empty())
-      p.texts["with"] = with;
+    Optionals given;
+    given.add("q2", q2);
+    given.add("k2", k2);
+    given.add("bias", bias);
+    given.add("sinks", sinks);
+    given.add("qpos", qpos);
+    given.add("kpos", kpos);
+    given.add("kmask", mask);
+    std::vector<TensorRef> in{q, k, v};
+    in.insert(in.end(), given.inputs.begin(), given.inputs.end());
+    p.texts["with"] = given.with;
     Tensor<S> out({q.shape[0], q.shape[1], q.shape[2], v.shape.back()});
     Status s = call("attention", flavor, in, {out}, p);
     EXPECT_TRUE(s.ok()) << s.str();
@@ -215,23 +230,21 @@ std::vector<double> gradients(const Operands<double> &o, const Tensor<double> &d
   Operands<S> in = o.as<S>();
   Tensor<S> flow = dy.as<S>();
   Tensor<A> bias = o.bias.as<A>(), sinks = o.sinks.as<A>();
-  std::vector<TensorRef> inputs{flow, in.q, in.k, in.v, in.qpos, in.kpos, in.mask};
+  std::vector<TensorRef> inputs{flow, in.q, in.k, in.v};
   std::vector<Tensor<G>> made{Tensor<G>(o.q.shape), Tensor<G>(o.k.shape), Tensor<G>(o.v.shape)};
+  Optionals given;
+  given.add("q2", in.q2);
+  given.add("k2", in.k2);
+  given.add("bias", bias);
+  given.add("sinks", sinks);
   std::vector<Tensor<A>> optionals;
-  std::string with;
-  auto optional = [&](const char *role, const auto &tensor) {
-    if (tensor.values.empty())
-      return;
-    with += std::string(with.empty() ? "" : " ") + role;
-    inputs.push_back(tensor);
-    optionals.emplace_back(tensor.shape);
-  };
-  optional("q2", in.q2);
-  optional("k2", in.k2);
-  optional("bias", bias);
-  optional("sinks", sinks);
-  if (!with.empty())
-    p.texts["with"] = with;
+  for (const TensorRef &input : given.inputs)
+    optionals.emplace_back(input.shape);
+  given.add("qpos", in.qpos);
+  given.add("kpos", in.kpos);
+  given.add("kmask", in.mask);
+  inputs.insert(inputs.end(), given.inputs.begin(), given.inputs.end());
+  p.texts["with"] = given.with;
   std::vector<TensorRef> outputs(made.begin(), made.end());
   outputs.insert(outputs.end(), optionals.begin(), optionals.end());
   Status s = call("attention_grad", flavor, inputs, outputs, p);
@@ -361,6 +374,40 @@ TEST(HostAttention, EveryCombinationAgreesOnRandomShapes) {
   }
 }
 
+TEST(HostAttention, WithoutPositionsAndMasksIsInOrder) {
+  // The same bits as with 0, 1, 2, ... and ones, whichever are left out, of results and gradients.
+  Random random(testSeed() + 4);
+  for (int i = 0; i < 32; ++i) {
+    Sizes s{.queries = random.between(1, 150), .keys = random.between(1, 300)};
+    Operands<double> all = draw(random, s);
+    std::iota(all.qpos.values.begin(), all.qpos.values.end(), 0);
+    std::fill(all.mask.values.begin(), all.mask.values.end(), 1);
+    if (i & 1)
+      all.bias = random.normal<double>({s.heads, s.queries, s.keys});
+    if (i & 2)
+      all.sinks = random.normal<double>({s.heads});
+    CallParams p = heads(s);
+    p.integers["causal"] = (i & 4) == 0;
+    p.integers["window"] = i & 4 ? 0 : i & 8 ? 30 : 0;
+    const Tensor<double> dy = random.normal<double>({s.batch, s.queries, s.heads, s.valueDim});
+    for (unsigned without = 1; without < 8; ++without) {
+      Operands<double> some = all;
+      for (auto [bit, tensor] : {std::pair{1, &some.qpos}, {2, &some.kpos}, {4, &some.mask}})
+        if (without & bit)
+          *tensor = Tensor<int32_t>(Shape{0});
+      EXPECT_EQ(some.run(CallFlavor::reference, p).values, all.run(CallFlavor::reference, p).values)
+          << without;
+      EXPECT_EQ(some.as<float>().run(CallFlavor::fast, p).values,
+                all.as<float>().run(CallFlavor::fast, p).values)
+          << without;
+      for (CallFlavor flavor : {CallFlavor::reference, CallFlavor::fast})
+        EXPECT_EQ((gradients<float, float>(some, dy, flavor, p)),
+                  (gradients<float, float>(all, dy, flavor, p)))
+            << without;
+    }
+  }
+}
+
 TEST(HostAttention, LeavesTheSumsOfWeights) {
   Random random(testSeed());
   for (int64_t window : {0, 3}) {
@@ -370,13 +417,13 @@ TEST(HostAttention, LeavesTheSumsOfWeights) {
     Operands<double> o = draw(random, s);
     CallParams p = heads(s);
     p.integers["window"] = window;
-    p.texts["with"] = "sinks log_sums";
+    p.texts["with"] = "sinks qpos kpos kmask log_sums";
     o.sinks = random.normal<double>({s.heads});
     auto leave = [&]<typename S>(const Operands<S> &given, CallFlavor flavor) {
       Tensor<S> out({s.batch, s.queries, s.heads, s.valueDim}), sums({s.batch, s.heads, s.queries});
       Status status =
           call("attention", flavor,
-               {given.q, given.k, given.v, given.qpos, given.kpos, given.mask, given.sinks},
+               {given.q, given.k, given.v, given.sinks, given.qpos, given.kpos, given.mask},
                {out, sums}, p);
       EXPECT_TRUE(status.ok()) << status.str();
       EXPECT_EQ(out.values, given.run(flavor, p).values);
@@ -411,7 +458,7 @@ TEST(HostAttention, RefusesOperandsThatWithDoesNotName) {
   Random random(testSeed());
   Sizes s;
   Operands<double> o = draw(random, s);
-  std::vector<TensorRef> in{o.q, o.k, o.v, o.qpos, o.kpos, o.mask};
+  std::vector<TensorRef> in{o.q, o.k, o.v};
   Tensor<double> out({s.batch, s.queries, s.heads, s.valueDim}), sinks({s.heads});
   CallParams p = heads(s);
   p.texts["with"] = "sinks";

@@ -208,7 +208,8 @@ TEST(HostBf16, AttentionAgrees) {
                           pos,
                           mask};
     EXPECT_LT(worstError<Bf16>("attention", in, {b, s, heads, d},
-                               params({{"q_heads", heads}, {"kv_heads", kv}}, {{"scale", 0.5}})),
+                               params({{"q_heads", heads}, {"kv_heads", kv}}, {{"scale", 0.5}},
+                                      {{"with", "qpos kpos kmask"}})),
               bf16Rounding);
   }
 }

@@ -174,11 +174,12 @@ std::vector<float> meanOfVisible(CallFlavor flavor, std::vector<int32_t> qpos,
   for (int64_t j = 0; j < nk; ++j)
     v.values[size_t(j)] = float(1 << j);
   Tensor<float> out({1, nq, 1, 1});
-  Status s =
-      call("attention", flavor,
-           {q, k, v, Tensor<int32_t>({nq}, qpos), Tensor<int32_t>({nk}, kpos),
-            Tensor<int32_t>({1, nk}, mask)},
-           {out}, params({{"window", window}, {"q_heads", 1}, {"kv_heads", 1}}, {{"scale", 1}}));
+  Status s = call("attention", flavor,
+                  {q, k, v, Tensor<int32_t>({nq}, qpos), Tensor<int32_t>({nk}, kpos),
+                   Tensor<int32_t>({1, nk}, mask)},
+                  {out},
+                  params({{"window", window}, {"q_heads", 1}, {"kv_heads", 1}}, {{"scale", 1}},
+                         {{"with", "qpos kpos kmask"}}));
   EXPECT_TRUE(s.ok()) << s.str();
   return out.values;
 }
@@ -202,19 +203,18 @@ TEST(HostCalls, AttentionMapsQueryHeadsToTheirKeyHeads) {
   // so it reads its rows 1 1 2 2.
   Tensor<float> q({1, 1, 4, 1}, {0, 0, 0, 0}), k({1, 1, 3, 1}, {1, 1, 1}),
       v({1, 1, 3, 1}, {10, 20, 30}), out({1, 1, 4, 1});
-  Tensor<int32_t> zero({1}, {0}), mask({1, 1}, {1});
   for (CallFlavor flavor : flavors) {
     CallParams p = params({{"q_heads", 8}, {"kv_heads", 4}, {"head_offset", 4}, {"kv_offset", 1}},
                           {{"scale", 1}});
-    ASSERT_TRUE(call("attention", flavor, {q, k, v, zero, zero, mask}, {out}, p).ok());
+    ASSERT_TRUE(call("attention", flavor, {q, k, v}, {out}, p).ok());
     EXPECT_EQ(out.values, (std::vector<float>{20, 20, 30, 30}));
     p.integers["kv_offset"] = 3; // head 4 would read before the first row
-    EXPECT_FALSE(call("attention", flavor, {q, k, v, zero, zero, mask}, {out}, p).ok());
+    EXPECT_FALSE(call("attention", flavor, {q, k, v}, {out}, p).ok());
     p.integers["kv_offset"] = 0;
     p.integers["head_offset"] = 6;
-    EXPECT_FALSE(call("attention", flavor, {q, k, v, zero, zero, mask}, {out}, p).ok());
+    EXPECT_FALSE(call("attention", flavor, {q, k, v}, {out}, p).ok());
     p.integers["q_heads"] = 0;
-    EXPECT_FALSE(call("attention", flavor, {q, k, v, zero, zero, mask}, {out}, p).ok());
+    EXPECT_FALSE(call("attention", flavor, {q, k, v}, {out}, p).ok());
   }
 }
 
@@ -235,7 +235,7 @@ TEST(HostCalls, AttentionAgreesOnRandomShapes) {
     CallParams p = params({{"window", i % 3 ? 0 : random.between(1, keys)},
                            {"q_heads", group * kv},
                            {"kv_heads", kv}},
-                          {{"scale", 1 / std::sqrt(double(d))}});
+                          {{"scale", 1 / std::sqrt(double(d))}}, {{"with", "qpos kpos kmask"}});
     EXPECT_LT(worstError("attention",
                          {random.normal<float>({b, queries, group * kv, d}),
                           random.normal<float>({b, keys, kv, d}),
@@ -253,7 +253,8 @@ TEST(HostCalls, AttentionKeepsLargeScores) {
   Tensor<int32_t> qpos({1}, {2}), kpos({3}, {0, 1, 2}), mask({1, 3}, {1, 1, 1});
   for (CallFlavor flavor : flavors) {
     ASSERT_TRUE(call("attention", flavor, {q, k, v, qpos, kpos, mask}, {out},
-                     params({{"q_heads", 1}, {"kv_heads", 1}}, {{"scale", 1}}))
+                     params({{"q_heads", 1}, {"kv_heads", 1}}, {{"scale", 1}},
+                            {{"with", "qpos kpos kmask"}}))
                     .ok());
     EXPECT_EQ(out.values[0], 2);
   }

@@ -182,26 +182,31 @@ TEST(CallRegistry, RefusesBrokenContracts) {
       {"attention",
        [](Example &e) {
          e.params[7].text = "k2 log_sums";
-         e.inputs.resize(6);
+         e.inputs.resize(3);
          e.inputs.push_back(f({1, 8, 6}));
        },
        "given together"},
       {"attention", [](Example &e) { e.inputs.pop_back(); }, "9 inputs where 10 are wanted"},
-      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias log_sums"; },
-       "10 inputs where 9 are wanted"},
-      {"attention", [](Example &e) { e.params[7].text = "k2 q2 bias sinks log_sums"; },
+      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias sinks log_sums"; },
+       "10 inputs where 7 are wanted"},
+      {"attention",
+       [](Example &e) { e.params[7].text = "q2 k2 bias qpos kpos kmask sinks log_sums"; },
        "not in their order"},
-      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias sinks log_sums v"; },
+      {"attention",
+       [](Example &e) { e.params[7].text = "k2 q2 bias sinks qpos kpos kmask log_sums"; },
+       "not in their order"},
+      {"attention",
+       [](Example &e) { e.params[7].text = "q2 k2 bias sinks qpos kpos kmask log_sums v"; },
        "none of the optional"},
-      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias sinks"; },
+      {"attention", [](Example &e) { e.params[7].text = "q2 k2 bias sinks qpos kpos kmask"; },
        "2 outputs where 1 are wanted"},
-      {"attention", [](Example &e) { e.inputs[8] = f({2, 4, 7}); }, "operand bias"},
-      {"attention", [](Example &e) { e.inputs[9] = f({4}); }, "operand sinks"},
-      {"attention_grad", [](Example &e) { e.params[7].integer = 2; }, "in_order is 2"},
-      {"attention_grad", [](Example &e) { e.params[8].integer = 2; }, "fastest is 2"},
+      {"attention", [](Example &e) { e.inputs[5] = f({2, 4, 7}); }, "operand bias"},
+      {"attention", [](Example &e) { e.inputs[6] = f({4}); }, "operand sinks"},
+      {"attention", [](Example &e) { e.inputs[9] = i({2, 8}); }, "operand kmask"},
+      {"attention_grad", [](Example &e) { e.params[7].integer = 2; }, "fastest is 2"},
       {"attention_grad",
        [](Example &e) {
-         e.params[9].text = "q2 k2 bias sinks out room";
+         e.params[8].text = "q2 k2 bias sinks qpos kpos kmask out room";
          e.inputs.pop_back();
        },
        "out and log_sums are given together"},
@@ -363,8 +368,7 @@ TEST(CallRegistry, AttentionHeadsEqualTryingEveryRank) {
         }
       }
     Example e{"attention",
-              {f({1, 4, heads, 8}), f({1, 8, kvHeads, 8}), f({1, 8, kvHeads, 8}), i({4}), i({8}),
-               i({1, 8})},
+              {f({1, 4, heads, 8}), f({1, 8, kvHeads, 8}), f({1, 8, kvHeads, 8})},
               {f({1, 4, heads, 8})},
               {real("scale", 1), integer("window", 0), integer("q_heads", qAll),
                integer("kv_heads", kvAll), offset("head_offset", qFactor, qAxes),

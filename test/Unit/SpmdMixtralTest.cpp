@@ -165,7 +165,7 @@ private:
     run("rope", {k, cosines, sines}, {rk});
     run("attention", {rq, gatherSequence(rk), gatherSequence(v), qpos, kpos, mask}, {out},
         params({{"window", 0}, {"q_heads", heads}, {"kv_heads", kvHeads}},
-               {{"scale", 1 / std::sqrt(double(headDim))}}));
+               {{"scale", 1 / std::sqrt(double(headDim))}}, {{"with", "qpos kpos kmask"}}));
     return linear(out, weight({prefix + "o_proj.weight"}, {hidden, heads, headDim}), 2);
   }
 

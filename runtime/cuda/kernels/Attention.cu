@@ -53,7 +53,7 @@ template <typename T> __global__ void attendPlain(AttentionArgs a, int64_t parts
   float largest = a.sinks ? a.sinks[h] : -INFINITY, total = a.sinks ? 1.0f : 0.0f,
         sum[kColumns / 32] = {};
   for (int64_t j = 0; j < a.keys; ++j) {
-    if (!sees(a, a.qpos[i], a.kpos[j], a.kmask[b * a.keys + j]))
+    if (!sees(a, queryPositionOf(a, i), keyPositionOf(a, j), keyMaskOf(a, b, j)))
       continue;
     float dot = lanePart(q, k + j * keyStride, a.keyDim);
     if (a.q2)
@@ -86,7 +86,7 @@ template <typename T> __global__ void sumWeights(AttentionArgs a, float *logSums
   const int64_t h = row % a.heads, i = row / a.heads % a.queries, b = row / a.heads / a.queries;
   float largest = a.sinks ? a.sinks[h] : -INFINITY, total = a.sinks ? 1.0f : 0.0f;
   for (int64_t j = 0; j < a.keys; ++j) {
-    if (!sees(a, a.qpos[i], a.kpos[j], a.kmask[b * a.keys + j]))
+    if (!sees(a, queryPositionOf(a, i), keyPositionOf(a, j), keyMaskOf(a, b, j)))
       continue;
     const int64_t key = b * a.keys + j;
     float dot = lanePart(
@@ -145,10 +145,13 @@ Status ops::attention(const Call &call) {
   const std::vector<int64_t> &q = call.in[0].shape, &k = call.in[1].shape;
   auto optional = [&](std::string_view role) {
     int i = call.params.optional(role);
-    return i < 0 ? nullptr : &call.in[size_t(6 + i)];
+    return i < 0 ? nullptr : &call.in[size_t(3 + i)];
   };
   const TensorRef *q2 = optional("q2"), *k2 = optional("k2"), *bias = optional("bias"),
                   *sinks = optional("sinks");
+  auto integers = [&](const TensorRef *tensor) {
+    return tensor ? static_cast<const int32_t *>(tensor->data) : nullptr;
+  };
   if (!q2 != !k2)
     return badCall(call, "q2 and k2 are given together or not at all");
   AttentionArgs a{call.in[0].data,
@@ -159,9 +162,9 @@ Status ops::attention(const Call &call) {
                   bias ? static_cast<const float *>(bias->data) : nullptr,
                   sinks ? static_cast<const float *>(sinks->data) : nullptr,
                   call.out[0].data,
-                  call.input<int32_t>(3),
-                  call.input<int32_t>(4),
-                  call.input<int32_t>(5),
+                  integers(optional("qpos")),
+                  integers(optional("kpos")),
+                  integers(optional("kmask")),
                   q[0],
                   q[1],
                   k[1],

@@ -95,8 +95,8 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
         valueTiles + stage * L::valueValues, v, a.valueDim,
         [&](int row) { return row < count ? v + (key0 + row) * valueStride : nullptr; });
     if (int j = int(threadIdx.x); j < kKeys) {
-      positions[stage * kKeys + j] = j < count ? a.kpos[key0 + j] : 0;
-      masks[stage * kKeys + j] = j < count ? a.kmask[b * a.keys + key0 + j] : 0;
+      positions[stage * kKeys + j] = j < count ? keyPositionOf(a, key0 + j) : 0;
+      masks[stage * kKeys + j] = j < count ? keyMaskOf(a, b, key0 + j) : 0;
     }
   };
 
@@ -126,7 +126,7 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     int row = warpRow + lane / 4 + r * 8;
-    queryPosition[r] = row < queries ? a.qpos[query0 + row] : least;
+    queryPosition[r] = row < queries ? queryPositionOf(a, query0 + row) : least;
     // A sink is a key that was seen before all others and adds nothing to the result. Totals are
     // kept in 4 parts.
     largest[r] = a.sinks ? a.sinks[h] * perNat : -INFINITY;

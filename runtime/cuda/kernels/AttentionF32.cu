@@ -45,8 +45,10 @@ __device__ void loadRows(float *tile, Rows first, Rows second, int32_t count) {
   }
 }
 
+/// Of the smallest tiles two fit a multiprocessor's shared memory.
 template <int keyWidth, int valueWidth>
-__global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t queryTiles) {
+__global__ void __launch_bounds__(kThreads, keyWidth <= 64 ? 2 : 1)
+    attendTiles(AttentionArgs a, int64_t queryTiles) {
   using L = Layout<keyWidth, valueWidth>;
   extern __shared__ __align__(128) unsigned char sharedBytes[];
   float *shared = reinterpret_cast<float *>(sharedBytes);
@@ -83,7 +85,7 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     int row = ty * 4 + i;
-    queryPosition[i] = row < queries ? a.qpos[query0 + row] : least;
+    queryPosition[i] = row < queries ? queryPositionOf(a, query0 + row) : least;
     // A sink is a key that was seen before all others and adds nothing to the result. Totals are
     // kept in 16 parts.
     largest[i] = a.sinks ? a.sinks[h] : -INFINITY;
@@ -102,8 +104,8 @@ __global__ void __launch_bounds__(kThreads) attendTiles(AttentionArgs a, int64_t
     loadRows<kKeys, valueWidth, valueWidth>(
         valueTile, {v + key0 * valueStride, valueStride, a.valueDim}, {nullptr, 0, 0}, count);
     if (int j = int(threadIdx.x); j < kKeys) {
-      positions[j] = j < count ? a.kpos[key0 + j] : 0;
-      masks[j] = j < count ? a.kmask[b * a.keys + key0 + j] : 0;
+      positions[j] = j < count ? keyPositionOf(a, key0 + j) : 0;
+      masks[j] = j < count ? keyMaskOf(a, b, key0 + j) : 0;
     }
     __syncthreads();
 

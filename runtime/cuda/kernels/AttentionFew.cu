@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth, warpCount, stageC
   auto look = [&] {
     const int64_t key = tile * kKeys + lane;
     const bool there = lane < kKeys && key < a.keys;
-    nextPosition = there ? a.kpos[key] : 0;
-    nextMask = there ? a.kmask[key00 + key] : 0;
+    nextPosition = there ? keyPositionOf(a, key) : 0;
+    nextMask = there ? keyMaskOf(a, b, key) : 0;
   };
   awaitPrevious();
   look();
@@ -160,12 +160,13 @@ __global__ void __launch_bounds__(Layout<keyWidth, valueWidth, warpCount, stageC
   const int32_t firstQuery = rows > 0 ? int32_t(queryOf(0)) : 0,
                 lastQuery = rows > 0 ? int32_t(queryOf(rows - 1)) : -1;
   for (int32_t i = firstQuery; i <= lastQuery; ++i) {
-    least = min(least, a.qpos[i]);
-    greatest = max(greatest, a.qpos[i]);
+    const int32_t position = queryPositionOf(a, i);
+    least = min(least, position);
+    greatest = max(greatest, position);
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r)
-    queryPosition[r] = rows > 0 ? a.qpos[queryOf(min(rows - 1, lane / 4 + r * 8))] : 0;
+    queryPosition[r] = rows > 0 ? queryPositionOf(a, queryOf(min(rows - 1, lane / 4 + r * 8))) : 0;
 
   // Eight lanes copy eight chunks of a row, four rows at once. Rows 4 i + lane / 8 have one of two
   // swizzles.

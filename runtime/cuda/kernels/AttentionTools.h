@@ -10,6 +10,16 @@
 
 namespace moira::rt::cuda {
 
+__device__ inline int32_t queryPositionOf(const AttentionArgs &a, int64_t i) {
+  return a.qpos ? a.qpos[i] : int32_t(i);
+}
+__device__ inline int32_t keyPositionOf(const AttentionArgs &a, int64_t j) {
+  return a.kpos ? a.kpos[j] : int32_t(j);
+}
+__device__ inline int32_t keyMaskOf(const AttentionArgs &a, int64_t batch, int64_t j) {
+  return a.kmask ? a.kmask[batch * a.keys + j] : 1;
+}
+
 /// Positions are any i32, so differences are taken in 64 bits.
 __device__ inline bool sees(const AttentionArgs &a, int32_t queryPosition, int32_t keyPosition,
                             int32_t mask) {
@@ -26,7 +36,7 @@ __device__ inline void queryRange(const AttentionArgs &a, int64_t first, int32_t
                                   int32_t &least, int32_t &greatest) {
   int32_t low = INT32_MAX, high = INT32_MIN;
   for (int32_t i = laneNumber(); i < count; i += 32) {
-    int32_t position = a.qpos[first + i];
+    int32_t position = queryPositionOf(a, first + i);
     low = min(low, position);
     high = max(high, position);
   }
@@ -64,11 +74,11 @@ __device__ inline Sight sightOf(const AttentionArgs &a, int64_t batch, int64_t f
   int32_t low = INT32_MAX, high = INT32_MIN;
   bool unmasked = count == wanted;
   for (int32_t j = laneNumber(); j < count; j += 32) {
-    if (a.kmask[batch * a.keys + first + j] == 0) {
+    if (keyMaskOf(a, batch, first + j) == 0) {
       unmasked = false;
       continue;
     }
-    int32_t position = a.kpos[first + j];
+    int32_t position = keyPositionOf(a, first + j);
     low = min(low, position);
     high = max(high, position);
   }

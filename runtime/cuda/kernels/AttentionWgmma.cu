@@ -53,8 +53,8 @@ struct LaneKeys {
 #pragma unroll
     for (int i = 0; i < kKeys / 32; ++i) {
       const int64_t key = first + i * 32 + laneNumber();
-      keys.position[i] = key < a.keys ? a.kpos[key] : 0;
-      keys.mask[i] = key < a.keys ? a.kmask[b * a.keys + key] : 0;
+      keys.position[i] = key < a.keys ? keyPositionOf(a, key) : 0;
+      keys.mask[i] = key < a.keys ? keyMaskOf(a, b, key) : 0;
     }
     return keys;
   }
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     float largest[2], total[2]; // maxima of scores that are not scaled yet
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      queryPosition[r] = a.qpos[query0 + min(queries - 1, row0 + r * 8)];
+      queryPosition[r] = queryPositionOf(a, query0 + min(queries - 1, row0 + r * 8));
       // A sink is a key that was seen before all others and adds nothing to the result. Totals are
       // kept in 4 parts.
       largest[r] = a.sinks ? a.sinks[h] / a.scale : -INFINITY;

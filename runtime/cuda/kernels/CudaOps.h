@@ -267,7 +267,7 @@ struct AttentionArgs {
   const void *q2, *k2;       // null: not given
   const float *bias, *sinks; // null: not given
   void *out;
-  const int32_t *qpos, *kpos, *kmask;
+  const int32_t *qpos, *kpos, *kmask; // null: in order, and no key is hidden
   int64_t batch, queries, keys;
   int32_t heads, kvHeads, keyDim, valueDim;
   int32_t sharedDim; // of q2 and k2

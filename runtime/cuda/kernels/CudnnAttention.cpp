@@ -1,9 +1,9 @@
 //===- CudnnAttention.cpp - attention of whole sequences by cuDNN -----------===//
 // What attention and its gradient are in cuDNN's operations, the graphs, which are the same for all
 // calls of one shape, and the handle. cuDNN asks for a structure that does not depend on data:
-// positions in order and no masked keys (`in_order` of the call). Whatever it does not take our own
-// kernels do. It knows graphs by their patterns, so nothing in them is arbitrary: they are those
-// that cuDNN's documentation of its fused attention describes.
+// calls without positions and masks. Whatever it does not take our own kernels do. It knows graphs
+// by their patterns, so nothing in them is arbitrary: they are those that cuDNN's documentation of
+// its fused attention describes.
 //===----------------------------------------------------------------------===//
 #include "CudnnAttention.h"
 #include "AttentionSums.h"
@@ -273,8 +273,8 @@ void destroyCudnn(cudnnHandle_t handle) {
 }
 
 bool mayAskCudnn(const Call &call, const AttentionArgs &a) {
-  if (!call.context.cudnn || call.params.integer("in_order") == 0 || a.sharedDim != 0 || a.bias ||
-      a.sinks || (a.keyDim | a.valueDim) % 8 != 0 || a.heads % a.kvHeads != 0)
+  if (!call.context.cudnn || !isInOrder(call.params) || a.sharedDim != 0 || a.bias || a.sinks ||
+      (a.keyDim | a.valueDim) % 8 != 0 || a.heads % a.kvHeads != 0)
     return false;
   // cuDNN shares key/value heads evenly and in order.
   for (int64_t h = 0; h < a.heads; ++h)

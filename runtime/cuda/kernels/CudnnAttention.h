@@ -11,8 +11,8 @@
 
 namespace moira::rt::cuda {
 
-/// Whether cuDNN may be asked for a call: it promises order, and needs neither other operands nor
-/// an uneven sharing of key/value heads.
+/// Whether cuDNN may be asked for a call: it is in order, and needs neither other operands nor an
+/// uneven sharing of key/value heads.
 bool mayAskCudnn(const Call &call, const AttentionArgs &args);
 
 /// Some heads of some batches of an attention: consecutive ones, whose rows in memory have

@@ -43,7 +43,7 @@ __device__ float backOf(const GradArgs &g, int64_t b, int64_t i, int64_t h, int6
 }
 
 __device__ bool visible(const AttentionArgs &a, int64_t b, int64_t i, int64_t j) {
-  return sees(a, a.qpos[i], a.kpos[j], a.kmask[b * a.keys + j]);
+  return sees(a, queryPositionOf(a, i), keyPositionOf(a, j), keyMaskOf(a, b, j));
 }
 
 /// The weight of key j, and the cotangent of its score. Zero where it is not seen.
@@ -209,13 +209,16 @@ Status ops::attention_grad(const Call &call) {
     int i = call.params.optional(role);
     return i < 0 ? nullptr : &operands[behind + size_t(i)];
   };
-  auto input = [&](std::string_view role) { return optional(call.in, 7, role); };
+  auto input = [&](std::string_view role) { return optional(call.in, 4, role); };
   auto output = [&](std::string_view role) {
     const TensorRef *tensor = optional(call.out, 3, role);
     return Writer(tensor ? *tensor : TensorRef());
   };
   auto floats = [&](const TensorRef *tensor) {
     return tensor ? static_cast<const float *>(tensor->data) : nullptr;
+  };
+  auto integers = [&](const TensorRef *tensor) {
+    return tensor ? static_cast<const int32_t *>(tensor->data) : nullptr;
   };
   auto reader = [](const TensorRef *tensor) { return Reader(tensor ? *tensor : TensorRef()); };
   const TensorRef *q2 = input("q2"), *k2 = input("k2");
@@ -224,9 +227,9 @@ Status ops::attention_grad(const Call &call) {
   AttentionArgs a{};
   a.bias = floats(input("bias"));
   a.sinks = floats(input("sinks"));
-  a.qpos = call.input<int32_t>(4);
-  a.kpos = call.input<int32_t>(5);
-  a.kmask = call.input<int32_t>(6);
+  a.qpos = integers(input("qpos"));
+  a.kpos = integers(input("kpos"));
+  a.kmask = integers(input("kmask"));
   a.batch = q[0];
   a.queries = q[1];
   a.keys = k[1];

@@ -19,14 +19,14 @@ __global__ void describe(AttentionArgs a, GradTables t) {
   else if ((tile -= a.batch * t.keyTiles) >= t.queryTiles)
     return;
   const int64_t count = isKeys ? a.keys : a.queries;
-  const int32_t *positions = isKeys ? a.kpos : a.qpos;
   int32_t low = INT32_MAX, high = INT32_MIN;
   bool full = true;
   for (int64_t i = tile * kGradTile + laneNumber(); i < (tile + 1) * kGradTile; i += 32) {
-    const bool there = i < count;
-    const int32_t position = there ? positions[i] : 0, mask = !there   ? 0
-                                                              : isKeys ? a.kmask[b * a.keys + i]
-                                                                       : 1;
+    int32_t position = 0, mask = 0;
+    if (i < count) {
+      position = isKeys ? keyPositionOf(a, i) : queryPositionOf(a, i);
+      mask = isKeys ? keyMaskOf(a, b, i) : 1;
+    }
     if (mask != 0) {
       low = min(low, position);
       high = max(high, position);

@@ -100,11 +100,11 @@ __device__ uint32_t seenBits(const AttentionArgs &a, int64_t b, int64_t i0, int6
     int64_t key = j0 + threadX() + 16 * j;
     if (key >= a.keys)
       continue;
-    int32_t position = a.kpos[key], mask = a.kmask[b * a.keys + key];
+    int32_t position = keyPositionOf(a, key), mask = keyMaskOf(a, b, key);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       int64_t query = i0 + threadY() + 16 * i;
-      if (query < a.queries && sees(a, a.qpos[query], position, mask))
+      if (query < a.queries && sees(a, queryPositionOf(a, query), position, mask))
         bits |= 1u << (4 * i + j);
     }
   }
