@@ -3,8 +3,8 @@
 
     PYTHONPATH=python benchmarks/gpu/measure.py [--only=layer,decode] [--rows=B2,B3] [--rounds=5] [--peers=eager,compiled] [--out=FOLDER]
 
-Each round times, one after the other, the dense product of 8192 x 8192 x 8192 in bf16 (torch), a device copy, our plan and every peer. A figure is the
-median over the rounds; ratios are to the dense product's or the copy's median of the same rounds.
+Each round times, one after the other and each time another one first, the dense product of 8192 x 8192 x 8192 in bf16 (torch), a device copy, our plan
+and every peer. A figure is the median over the rounds; ratios are to the dense product's or the copy's median of the same rounds.
 
     layer     a MoE layer (layer.py), forward, and forward + backward, with balanced and with skewed loads of experts ("zipf")
     model     whole models beside transformers (model.py): a training step of four layers of Qwen3-30B-A3B, OLMoE-1B-7B forward
@@ -173,6 +173,12 @@ def middle_of(samples):
     return tuple(statistics.median(column) for column in zip(*later)) if later else None
 
 
+def turns(names, i):
+    """Who runs after whom in round i: another one begins each time, as a card that its power limits is slower behind one that heats it."""
+    first = i % len(names)
+    return names[first:] + names[:first]
+
+
 def measure(row, plans, clock, fixed, options):
     """One row: {title, case, flops, bytes, goal, times: {contestant: [ms of each round]}, notes, …}."""
     import torch
@@ -193,9 +199,9 @@ def measure(row, plans, clock, fixed, options):
             if row.flops:
                 notes["clocks"] = {name: clock_of(time_of) for name, time_of in everyone.items() if name != "copy"}
         times = {name: [] for name in everyone}
-        for _ in range(0 if options.peers_only else options.rounds):
-            for name, time_of in everyone.items():
-                times[name].append(time_of())
+        for i in range(0 if options.peers_only else options.rounds):
+            for name in turns(list(everyone), i):
+                times[name].append(everyone[name]())
     torch.cuda.empty_cache()
     return {"title": row.title, "case": row.case, "flops": row.flops, "bytes": row.bytes, "goal": row.goal, "times": times, "notes": notes,
             "device": torch.cuda.get_device_name(), "torch": torch.__version__, "dense_flops": 2 * DENSE**3, "copy_bytes": COPY_BYTES}

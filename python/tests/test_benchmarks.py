@@ -177,3 +177,7 @@ def test_reports_say_what_was_measured(tmp_path):
 def test_clocks_are_those_of_the_later_half_of_the_samples():
     assert measure.middle_of(["1980, 120.5", "1400, 690", "[N/A], 700", "1300, 700", "1200, 698", "12"]) == (1250, 699)
     assert measure.middle_of(["[N/A], [N/A]"]) is None
+
+
+def test_another_contestant_begins_each_round():
+    assert [measure.turns(["a", "b", "c"], i) for i in range(4)] == [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"], ["a", "b", "c"]]
