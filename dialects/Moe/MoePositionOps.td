@@ -9,17 +9,17 @@ include "Moe/MoeDenseOps.td"
 def Moe_TokenPositionsOp : Moe_RuleOp<"token_positions", ["localize"]> {
   let summary = "the positions of tokens, not counting padding";
   let description = [{
-    ids[B,U] → [B,S] i32, S = U: a token that is not `pad` stands at pad + the number of tokens in its row up to it that are not `pad`, plus `past`; a `pad` stands at
-    `pad`. `past`, one number, is how many tokens of each row came before. On a shard of the sequence `start` is the number of its first column; ids are then those of the whole rows.
+    ids[B,U] → [B,S] i32, S = U: a token that is not `pad` stands at pad + the number of tokens in its row up to it that are not `pad`; a `pad` stands at `pad`. Where
+    `counts`[B,S] is not 0, it is that number. On a shard of the sequence `start` is the number of its first column; ids are then those of the whole rows.
 
         %p = moe.token_positions %ids pad 1 : (tensor<2x24xi32>) -> tensor<2x24xi32>
-        %q = moe.token_positions %ids past %column pad 1 : (tensor<2x1xi32>, tensor<1xi32>) -> tensor<2x1xi32>
+        %q = moe.token_positions %ids counts %n pad 1 : (tensor<2x1xi32>, tensor<2x1xi32>) -> tensor<2x1xi32>
 
-    Constraints: (C1) ids have two dimensions and the result their shape (with `start`, at most as many columns); (C2) past is one number; (C3) pad ≥ 0.
+    Constraints: (C1) ids have two dimensions and the result their shape (with `start`, at most as many columns); (C2) counts have the result's shape; (C3) pad ≥ 0.
   }];
-  let arguments = (ins Moe_IntTensor:$ids, Optional<Moe_I32Tensor>:$past, I64Attr:$pad, OptionalAttr<AnyAttr>:$start);
+  let arguments = (ins Moe_IntTensor:$ids, Optional<Moe_I32Tensor>:$counts, I64Attr:$pad, OptionalAttr<AnyAttr>:$start);
   let results = (outs Moe_I32Tensor:$result);
-  let assemblyFormat = "$ids (`past` $past^)? `pad` $pad attr-dict `:` functional-type(operands, results)";
+  let assemblyFormat = "$ids (`counts` $counts^)? `pad` $pad attr-dict `:` functional-type(operands, results)";
 }
 
 def Moe_SinusoidOp : Moe_RuleOp<"sinusoid"> {

@@ -134,8 +134,8 @@ void LoweringTable::addAttention() {
   });
   add<moe::TokenPositionsOp>(+[](moe::TokenPositionsOp op, B &b) {
     SmallVector<Value> inputs{b.view(op.getIds())};
-    if (op.getPast())
-      inputs.push_back(b.view(op.getPast()));
+    if (op.getCounts())
+      inputs.push_back(b.view(op.getCounts()));
     b.call("token_positions", inputs, {b.define(op.getResult())},
            {b.integer("pad", op.getPad()), b.offset("start", op.getStartAttr())});
     return success();

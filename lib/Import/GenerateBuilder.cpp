@@ -4,7 +4,9 @@
 //
 // All rows of a batch share the slot index: prompts stand at the right end of their slots, pads on
 // the left are masked. What depends on distances only (rotation, relative biases, windows) needs no
-// more than that; sinusoids count the tokens of a row by its mask.
+// more than that; sinusoids count the tokens of a row by its mask. Where they leave out pads by
+// their id, they do so in a prompt only, as in transformers: a later token stands behind all tokens
+// before it, pads or not.
 //===----------------------------------------------------------------------===//
 #include "moira/Import/GenerateBuilder.h"
 #include "Encoder.h"
@@ -44,7 +46,7 @@ private:
   Kind kind = Kind::prefill;
   Encoded encoded;
   Value position; // [1]: of decode's tokens; of the reference's last ones
-  Value places;   // [B,1]: of decode's tokens, for sinusoids
+  Value places;   // for sinusoids: of decode's tokens [B,1]; of the reference's [B,N], 0 in prompts
 
   // --- arguments
 
@@ -69,6 +71,7 @@ private:
     return {type, std::move(attributes)};
   }
   bool countsByMask() const { return spec.positions == PositionKind::sinusoid; }
+  bool countsById() const { return spec.positions == PositionKind::token_sinusoid; }
 
   void program() {
     bool decode = kind == Kind::decode;
@@ -83,8 +86,8 @@ private:
       arguments.push_back(tokenMask(prefix + "attention_mask", tokens));
     if (kind != Kind::prefill)
       arguments.push_back(setting("position", tensor({1}, b.getI32Type()), N - 1));
-    if (decode && countsByMask())
-      arguments.push_back(setting("token_positions", tensor({B, 1}, b.getI32Type()), N));
+    if (kind != Kind::prefill && (countsById() || (decode && countsByMask())))
+      arguments.push_back(setting("token_positions", tensor({B, tokens}, b.getI32Type()), N));
     arguments.push_back(setting("sampling", tensor({2}, f32)));
     arguments.push_back(setting("draw", tensor({4}, b.getI32Type())));
 
@@ -230,8 +233,8 @@ private:
   Value sinusoidPlaces(Value ids) override {
     if (!countsByMask()) {
       Value counted = BlockBuilder::sinusoidPlaces(ids);
-      if (kind == Kind::decode)
-        counted.getDefiningOp<moe::TokenPositionsOp>().getPastMutable().assign(position);
+      if (places)
+        counted.getDefiningOp<moe::TokenPositionsOp>().getCountsMutable().assign(places);
       return counted;
     }
     if (kind == Kind::decode)

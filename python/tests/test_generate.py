@@ -169,6 +169,36 @@ def test_decoder_prompts(tmp_path):
     assert ids.tolist() == io["greedy_ids"].tolist()
 
 
+@pytest.mark.parametrize("mesh", ("", "dp=2", "tp=2"))
+@pytest.mark.parametrize("kind, often", (("m2m_100", 123), ("nllb_moe", 237)))
+def test_pads_among_the_decoders_tokens(kind, often, mesh, tmp_path):
+    """Positions leave out pads of the prompt, not those that generation gives, nor slots before a short prompt: the tokens are those of transformers, and
+    of the reference program."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config, tensors = checkpoint.read_model(GOLDEN / kind)
+    pad, start, io, rng = config["pad_token_id"], config["decoder_start_token_id"], golden(kind), np.random.default_rng(1)
+    # Small embeddings, so that rows do not end in repeating a token; and the pad has a little more than the logit of one that is often generated.
+    table = 0.03 * tensors["model.shared.weight"]
+    table[pad] = 1.01 * table[often]
+    checkpoint.write_model(tmp_path / "model", config, {**tensors, "model.shared.weight": table})
+    model = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    plan = compiled(kind, tmp_path, 2, mesh, "--dec-seq=6", max_seq=18)
+    for width, pads in ((6, 0.0), (6, 0.5), (3, 0.0), (3, 0.5)):
+        prompt = rng.integers(3, config["vocab_size"], (2, width))
+        prompt[rng.random(prompt.shape) < pads] = pad
+        prompt[:, 0] = start
+        inputs = {"input_ids": io["input_ids"], "decoder_input_ids": prompt}
+        with torch.no_grad():
+            given = {name: torch.tensor(ids) for name, ids in inputs.items()}
+            want = model.generate(**given, attention_mask=torch.ones_like(given["input_ids"]), max_new_tokens=NEW, do_sample=False, eos_token_id=None)
+        got, err = generate(plan, tmp_path / "model", inputs, tmp_path, "--check")
+        assert got.tolist() == want.tolist(), f"prompts of {width}"
+        assert f"{2 * NEW} of {2 * NEW} tokens are those of the one-rank reference" in err
+        new = got[:, width:].tolist()
+        assert all(pad in row[:-1] and set(row[row.index(pad) :]) != {pad} for row in new), "rows go on after a generated pad"
+
+
 def test_stream_check_and_processes(tmp_path):
     io = golden("mixtral")
     plan = compiled("mixtral", tmp_path, 2, "ep=2")

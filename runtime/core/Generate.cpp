@@ -382,7 +382,7 @@ Expected<InputSet> RankGeneration::inputsOf(const fb::Program &program) {
   add((prefix + "attention_mask").c_str(), fb::DType::i32,
       prefill ? task.promptMask.data() : mask.data());
   add("position", fb::DType::i32, position.data());
-  add("token_positions", fb::DType::i32, places.data());
+  add("token_positions", fb::DType::i32, decode ? places.data() : laterPlaces.data());
   add("sampling", fb::DType::f32, sampling.data());
   add("draw", fb::DType::i32, draw.data());
   add("step", fb::DType::i32, stepNumber.data());
@@ -418,6 +418,7 @@ RankGeneration::run(ProgramRunner &runner, bool reference,
   if (reference) {
     ids.assign(rows * slots, task.special.filler());
     mask.assign(rows * slots, 0);
+    laterPlaces.assign(rows * slots, 0);
     for (int64_t b = 0; b < rows; ++b) {
       std::copy_n(&task.prompts[b * prompt], prompt, &ids[b * slots]);
       std::copy_n(&task.promptMask[b * prompt], prompt, &mask[b * slots]);
@@ -447,6 +448,7 @@ RankGeneration::run(ProgramRunner &runner, bool reference,
         if (reference) {
           ids[b * slots + prompt + t - 1] = next[b];
           mask[b * slots + prompt + t - 1] = 1;
+          laterPlaces[b * slots + prompt + t - 1] = places[b];
         }
       }
       position[0] = int32_t(prompt + t - 1);

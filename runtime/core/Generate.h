@@ -108,6 +108,7 @@ private:
   RankProfile *profile;
   // What the inputs point to.
   std::vector<int32_t> ids, mask;    // [batch, slots]: everything so far, of the reference
+  std::vector<int32_t> laterPlaces;  // [batch, slots]: of its tokens, 0 in prompts
   std::vector<int32_t> next, places; // [batch, 1]
   std::array<int32_t, 1> position = {};
   std::array<float, 2> sampling = {};

@@ -37,12 +37,10 @@ template <typename> Status token_positions(const Call &call) {
   const TensorRef &ids = call.in[0], &result = call.out[0];
   int64_t batch = ids.shape[0], columns = ids.shape[1], wanted = result.shape[1];
   int64_t pad = call.params.integer("pad"), start = call.params.integer("start");
-  int64_t past = call.in.size() > 1 ? *call.input<int32_t>(1) : 0;
+  const int32_t *counts = call.in.size() > 1 ? call.input<int32_t>(1) : nullptr;
   if (start < 0 || start + wanted > columns || pad < 0)
     return badCall(call, format("columns %lld..%lld of %lld, pad %lld", (long long)start,
                                 (long long)(start + wanted), (long long)columns, (long long)pad));
-  if (past < 0 || past > INT32_MAX - pad - columns)
-    return badCall(call, format("%lld tokens before these", (long long)past));
   for (int64_t b = 0; b < batch; ++b) {
     int64_t count = 0;
     for (int64_t u = 0; u < start + wanted; ++u) {
@@ -50,9 +48,12 @@ template <typename> Status token_positions(const Call &call) {
       int64_t id =
           ids.dtype == fb::DType::i64 ? call.input<int64_t>(0)[at] : call.input<int32_t>(0)[at];
       count += id != pad;
-      if (u >= start)
-        call.output<int32_t>(0)[b * wanted + u - start] =
-            int32_t(id == pad ? pad : pad + past + count);
+      if (u < start)
+        continue;
+      int64_t to = b * wanted + u - start, given = counts ? counts[to] : 0;
+      if (given < 0 || given > INT32_MAX - pad)
+        return badCall(call, format("%lld tokens up to one", (long long)given));
+      call.output<int32_t>(0)[to] = int32_t(id == pad ? pad : pad + (given ? given : count));
     }
   }
   return {};

@@ -18,7 +18,8 @@ TEST_F(CudaPositions, TokensAreCountedWithoutPadding) {
     Tensor<int32_t> ids = random.ids({batch, columns}, 0, 4);
     CallParams p = params({{"pad", 1}, {"start", start}});
     expectAgrees(*gpu, "token_positions", {I(ids)}, {I(Shape{batch, wanted})}, p, {});
-    expectAgrees(*gpu, "token_positions", {I(ids.as<int64_t>()), I(random.ids({1}, 0, 99))},
+    expectAgrees(*gpu, "token_positions",
+                 {I(ids.as<int64_t>()), I(random.ids({batch, wanted}, 0, 3))},
                  {I(Shape{batch, wanted})}, p, {});
   }
 }

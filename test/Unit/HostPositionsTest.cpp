@@ -21,23 +21,25 @@ TEST(HostPositions, PaddingStandsStillAndIsNotCounted) {
     ASSERT_TRUE(call("token_positions", flavor, {wide}, {out}, p).ok());
     EXPECT_EQ(out.values, want);
   }
-  // A shard has its columns of the same numbers; tokens of earlier steps count too.
-  Tensor<int32_t> part({2, 2}), past({1}, {10});
+  // A shard has its columns of the same numbers; where a count is given it stands for the own one,
+  // except of a pad.
+  Tensor<int32_t> part({2, 2}), counts({2, 2}, {10, 10, 0, 10});
   ASSERT_TRUE(
       call("token_positions", CallFlavor::fast, {ids}, {part}, params({{"pad", 1}, {"start", 3}}))
           .ok());
   EXPECT_EQ(part.values, (std::vector<int32_t>{3, 4, 1, 1}));
-  ASSERT_TRUE(call("token_positions", CallFlavor::fast, {ids, past}, {part},
+  ASSERT_TRUE(call("token_positions", CallFlavor::fast, {ids, counts}, {part},
                    params({{"pad", 1}, {"start", 2}}))
                   .ok());
-  EXPECT_EQ(part.values, (std::vector<int32_t>{1, 13, 14, 1}));
+  EXPECT_EQ(part.values, (std::vector<int32_t>{1, 11, 4, 1}));
 }
 
-TEST(HostPositions, DamagedPastIsRefused) {
+TEST(HostPositions, DamagedCountsAreRefused) {
   Tensor<int32_t> ids({1, 2}, {3, 4}), out({1, 2});
-  for (int32_t past : {-1, INT32_MAX})
-    EXPECT_FALSE(call("token_positions", CallFlavor::fast, {ids, Tensor<int32_t>({1}, {past})},
-                      {out}, params({{"pad", 0}, {"start", 0}}))
+  for (int32_t count : {-1, INT32_MAX})
+    EXPECT_FALSE(call("token_positions", CallFlavor::fast,
+                      {ids, Tensor<int32_t>({1, 2}, {0, count})}, {out},
+                      params({{"pad", 1}, {"start", 0}}))
                      .ok());
   EXPECT_FALSE(
       call("token_positions", CallFlavor::fast, {ids}, {out}, params({{"pad", 0}, {"start", 1}}))

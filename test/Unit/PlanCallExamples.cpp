@@ -15,7 +15,7 @@ std::vector<Example> examples() {
        {integer("contract", 2)}},
       {"positions", {}, {i({8})}, {offset("start", 8, kDp)}},
       {"token_positions",
-       {i({2, 16}), i({1})},
+       {i({2, 16}), i({2, 8})},
        {i({2, 8})},
        {integer("pad", 1), offset("start", 8, kDp)}},
       {"sinusoid", {i({2, 8})}, {f({2, 8, 16})}, {integer("offset", 2), integer("zero", 1)}},

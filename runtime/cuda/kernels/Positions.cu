@@ -11,19 +11,21 @@ namespace {
 
 /// One warp a row of ids, 32 columns at a time.
 template <typename Id>
-__global__ void countTokens(const Id *ids, const int32_t *past, int32_t *out, int64_t batch,
+__global__ void countTokens(const Id *ids, const int32_t *counts, int32_t *out, int64_t batch,
                             int64_t columns, int64_t wanted, int64_t start, int64_t pad) {
   int64_t b = warpNumber();
   if (b >= batch)
     return;
-  int64_t count = past ? past[0] : 0;
+  int64_t count = 0;
   for (int64_t first = 0; first < start + wanted; first += 32) {
     int64_t u = first + laneNumber();
     bool token = u < columns && int64_t(ids[b * columns + u]) != pad;
     unsigned tokens = __ballot_sync(kAllLanes, token);
     unsigned upToHere = tokens & (kAllLanes >> (31 - laneNumber()));
-    if (u >= start && u < start + wanted)
-      out[b * wanted + u - start] = int32_t(token ? pad + count + __popc(upToHere) : pad);
+    if (u >= start && u < start + wanted) {
+      int64_t to = b * wanted + u - start, given = counts ? counts[to] : 0;
+      out[to] = int32_t(token ? pad + (given ? given : count + __popc(upToHere)) : pad);
+    }
     count += __popc(tokens);
   }
 }

@@ -11,9 +11,9 @@ func.func @f(%ids: tensor<2x6xi32>) {
 // -----
 
 // TokenPositionsOp C2
-func.func @f(%ids: tensor<2x6xi32>, %past: tensor<2xi32>) {
-  // expected-error @+1 {{C2: past must be one number}}
-  %0 = moe.token_positions %ids past %past pad 1 : (tensor<2x6xi32>, tensor<2xi32>) -> tensor<2x6xi32>
+func.func @f(%ids: tensor<2x6xi32>, %counts: tensor<2x5xi32>) {
+  // expected-error @+1 {{C2: counts must have the result's shape}}
+  %0 = moe.token_positions %ids counts %counts pad 1 : (tensor<2x6xi32>, tensor<2x5xi32>) -> tensor<2x6xi32>
   return
 }
 

@@ -185,7 +185,7 @@ FactorRule RopeTableOp::getFactorRule() {
   return rule;
 }
 
-/// ids[b,u], past[1] → [b,s]: a column counts the ones before it, so s is cut where ids (u) are
+/// ids[b,u], counts[b,s] → [b,s]: a column counts the ones before it, so s is cut where ids (u) are
 /// whole.
 FactorRule TokenPositionsOp::getFactorRule() {
   FactorRule rule;
@@ -193,8 +193,8 @@ FactorRule TokenPositionsOp::getFactorRule() {
   int b = rule.addFactor(pass, ids[0]), u = rule.addFactor(whole, ids[1]),
       s = rule.addFactor(pass, ids[1]);
   rule.operands = {{b, u}};
-  if (getPast())
-    rule.operands.push_back({rule.addFactor(whole, 1)});
+  if (getCounts())
+    rule.operands.push_back({b, s});
   rule.results = {{b, s}};
   return rule;
 }

@@ -355,8 +355,8 @@ LogicalResult TokenPositionsOp::verify() {
   if (ids.size() != 2 || out.size() != 2 || ids[0] != out[0] ||
       (getStart() ? out[1] > ids[1] : out[1] != ids[1]))
     return emitOpError("C1: ids must be [B, S] and the result have their shape");
-  if (getPast() && tensorOf(getPast()).getNumElements() != 1)
-    return emitOpError("C2: past must be one number");
+  if (getCounts() && shapeOf(getCounts()) != out)
+    return emitOpError("C2: counts must have the result's shape");
   if (static_cast<int64_t>(getPad()) < 0)
     return emitOpError("C3: pad must not be negative");
   return success();
