@@ -10,17 +10,17 @@ using namespace mlir;
 using namespace moira;
 
 namespace {
-/// A meaning as a constraint: the axis, its words, and the importer's key in `moe.config_fields`.
+/// A meaning as a constraint: the axis, and the importer's key in `moe.config_fields`.
 struct MeaningRow {
   DimMeaning meaning;
-  StringRef axis, what, key;
+  StringRef axis, key;
 };
 constexpr MeaningRow kMeanings[] = {
-    {DimMeaning::queryHeads, kTensorAxis, "query heads", "heads"},
-    {DimMeaning::denseWidth, kTensorAxis, "the dense width", "dense_width"},
-    {DimMeaning::sharedWidth, kTensorAxis, "the shared expert's width", "shared_width"},
-    {DimMeaning::expertWidth, kTensorAxis, "the experts' width", "expert_width"},
-    {DimMeaning::experts, kExpertAxis, "experts", "experts"},
+    {DimMeaning::queryHeads, kTensorAxis, "heads"},
+    {DimMeaning::denseWidth, kTensorAxis, "dense_width"},
+    {DimMeaning::sharedWidth, kTensorAxis, "shared_width"},
+    {DimMeaning::expertWidth, kTensorAxis, "expert_width"},
+    {DimMeaning::experts, kExpertAxis, "experts"},
 };
 } // namespace
 
@@ -54,7 +54,7 @@ std::vector<MeshConstraint> moira::collectMeshConstraints(ModuleOp module) {
         std::optional<int64_t> layer;
         if (IntegerAttr attr = state.getLayerAttr())
           layer = attr.getInt();
-        add(row.axis, row.what, state.getTensorType().getDimSize(use.dim),
+        add(row.axis, wordsFor(row.meaning), state.getTensorType().getDimSize(use.dim),
             field ? "config.json: " + field.str() : "", layer, state.getLoc());
       }
   return constraints;

@@ -6,6 +6,26 @@
 using namespace mlir;
 using namespace moira;
 
+StringRef moira::wordsFor(DimMeaning meaning) {
+  switch (meaning) {
+  case DimMeaning::queryHeads:
+    return "query heads";
+  case DimMeaning::kvHeads:
+    return "key/value heads";
+  case DimMeaning::denseWidth:
+    return "the dense width";
+  case DimMeaning::sharedWidth:
+    return "the shared expert's width";
+  case DimMeaning::expertWidth:
+    return "the experts' width";
+  case DimMeaning::experts:
+    return "experts";
+  case DimMeaning::vocabulary:
+    return "the vocabulary";
+  }
+  llvm_unreachable("a meaning without words");
+}
+
 /// The operation that made a projection: walks back over what keeps its dimensions (bias, norm,
 /// clamp, scale, rotation, a cache that its rows go into).
 static Operation *projectionOf(Value value) {

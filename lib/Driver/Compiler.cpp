@@ -11,6 +11,7 @@
 #include "mlir/IR/Verifier.h"
 #include "mlir/Parser/Parser.h"
 #include "mlir/Pass/PassManager.h"
+#include "mlir/Support/FileUtilities.h"
 #include "moira/Analysis/MeshCheck.h"
 #include "moira/Conversion/PlanPipeline.h"
 #include "moira/Dialect/Plan/IR/PlanOps.h"
@@ -22,6 +23,7 @@
 #include "llvm/Support/FileSystem.h"
 #include "llvm/Support/FormatVariadic.h"
 #include "llvm/Support/MemoryBuffer.h"
+#include "llvm/Support/SourceMgr.h"
 #include "llvm/Support/raw_ostream.h"
 
 #include <chrono>
@@ -52,14 +54,18 @@ private:
   }
 
   Status compile();
+  Status runPhases();
   /// What a plan of these options would be; nothing is written.
-  static Status measureAs(CompilerOptions options, rt::PlanSummary &summary);
-  /// A line of a table: what the whole plan costs as it is, but for `change`. `over` becomes true
-  /// if that is more than the memory limit.
+  Status measureAs(CompilerOptions options, rt::PlanSummary &summary) const;
+  /// A line of a table: what a plan costs, or why there is none. `over` becomes true if that is
+  /// more than the memory limit.
+  std::string costOf(const std::string &what, const Status &status, const rt::PlanSummary &summary,
+                     bool *over = nullptr) const;
+  /// A line of a table: what the whole plan costs as it is, but for `change`.
   std::string costOf(const std::string &what, llvm::function_ref<void(CompilerOptions &)> change,
                      bool *over = nullptr) const;
   Status answerWhyNot();
-  Status explain();
+  void explain(const Status &compiled) const;
   Status load();
   Status loadText();
   Status loadPlan();
@@ -82,6 +88,9 @@ private:
   static std::string print(ModuleOp module);
 
   const CompilerOptions &options;
+  /// The IR that was read, which may have come through a pipe and cannot be read twice. The context
+  /// may refer to it.
+  std::shared_ptr<llvm::MemoryBuffer> text;
   MLIRContext context;
   DiagnosticCollector diagnostics;
   OwningOpRef<ModuleOp> module;
@@ -91,6 +100,9 @@ private:
   std::vector<std::pair<std::string, double>> seconds; // of each step, in order
   std::vector<std::string> standIns;      // operations that are only planned (--memory-only)
   std::optional<ShardingHistory> history; // of what --explain names
+  std::optional<MeshInfo> explained;      // the mesh, once the history is whole
+  bool hasZero = false;                   // whether the explained program has stages of ZeRO
+  std::optional<rt::PlanSummary> planned; // what became of it
   rt::PlanSummary *measured = nullptr;    // for whom this compile is made, if not for a file
 };
 
@@ -108,6 +120,13 @@ bool hasGradients(ModuleOp module) {
         return op->hasAttr(kBackwardAttr) ? WalkResult::interrupt() : WalkResult::advance();
       })
       .wasInterrupted();
+}
+
+/// Whether updates of weights may be cut: adafactor's are not.
+bool hasStagesOfZero(ModuleOp module) {
+  auto info = module->getAttrOfType<plan::InfoAttr>("plan.info");
+  return info && info.getTask() == "train" &&
+         !module.walk([](moe::AdafactorOp) { return WalkResult::interrupt(); }).wasInterrupted();
 }
 
 /// What is wrong, or an internal error if a step failed without saying why.
@@ -210,7 +229,15 @@ Status Compilation::loadText() {
   diagnostics.setFallback(ErrorId::InvalidIR);
   if (!llvm::sys::fs::exists(options.model) && options.model != "-")
     return {ErrorId::FileNotFound, options.model + ": no such file"};
-  module = parseSourceFile<ModuleOp>(options.model, &context);
+  if (!text) {
+    std::string problem;
+    text = openInputFile(options.model, &problem);
+    if (!text)
+      return {ErrorId::FileNotFound, problem};
+  }
+  auto source = std::make_shared<llvm::SourceMgr>();
+  source->AddNewSourceBuffer(llvm::MemoryBuffer::getMemBuffer(text->getMemBufferRef()), SMLoc());
+  module = parseSourceFile<ModuleOp>(source, &context);
   reached = options.compileFrom.value_or(Phase::import);
   if (Status status = checkDecided(options, reached); !status)
     return status;
@@ -268,7 +295,10 @@ Status Compilation::runPhase(Phase phase) {
             runPasses([&](OpPassManager &passes) { buildShardPipeline(passes, sharding); });
         !status || !history)
       return status;
-    return explain();
+    explained = dist::getMesh(*module);
+    hasZero = hasStagesOfZero(*module);
+    llvm::outs() << history->text(*explained);
+    return {};
   case Phase::partition:
     return partition(sharding);
   case Phase::localize:
@@ -451,6 +481,8 @@ Status Compilation::writeAndReport() {
     *measured = std::move(summary);
     return {};
   }
+  if (explained)
+    planned = summary;
   if (options.report == "json")
     llvm::outs() << rt::summaryJson(summary);
   else if (options.report == "text")
@@ -495,7 +527,7 @@ Status Compilation::timed(StringRef name, llvm::function_ref<Status()> step) {
 // Questions
 //===----------------------------------------------------------------------===//
 
-Status Compilation::measureAs(CompilerOptions options, rt::PlanSummary &summary) {
+Status Compilation::measureAs(CompilerOptions options, rt::PlanSummary &summary) const {
   options.explain.clear();
   options.whyNot.clear();
   options.output.clear();
@@ -503,6 +535,7 @@ Status Compilation::measureAs(CompilerOptions options, rt::PlanSummary &summary)
   options.compileTo.reset();
   options.verifyRoundtrip = false;
   Compilation other(options);
+  other.text = text;
   other.measured = &summary;
   return other.compile();
 }
@@ -513,7 +546,13 @@ std::string Compilation::costOf(const std::string &what,
   CompilerOptions changed = options;
   change(changed);
   rt::PlanSummary summary;
-  if (Status status = measureAs(changed, summary); !status) {
+  Status status = measureAs(changed, summary);
+  return costOf(what, status, summary, over);
+}
+
+std::string Compilation::costOf(const std::string &what, const Status &status,
+                                const rt::PlanSummary &summary, bool *over) const {
+  if (!status) {
     ErrorId id = status.diagnostics().front().id;
     if (over)
       *over = id == ErrorId::OverMemoryLimit;
@@ -532,19 +571,24 @@ std::string Compilation::costOf(const std::string &what,
                          tooMuch ? "over the limit" : ""});
 }
 
-/// What passes have decided on the tensor, and what the whole plan would cost if they had not.
-Status Compilation::explain() {
-  MeshInfo mesh = dist::getMesh(*module);
-  llvm::outs() << history->text(mesh);
-  std::string table = costOf("as it is" + (mesh.ranks() > 1 ? ", --mesh=" + formatMesh(mesh) : ""),
-                             [](CompilerOptions &) {});
+/// What the whole plan costs, and what it would if passes had decided otherwise on the tensor.
+void Compilation::explain(const Status &compiled) const {
+  const MeshInfo &mesh = *explained;
+  std::string name = "as it is" + (mesh.ranks() > 1 ? ", --mesh=" + formatMesh(mesh) : "");
+  std::string table;
+  if (planned)
+    table = costOf(name, Status(), *planned);
+  else if (!compiled)
+    table = costOf(name, compiled, rt::PlanSummary());
+  else // compiled to a phase before
+    table = costOf(name, [](CompilerOptions &) {});
   SmallVector<StringAttr> cutting = history->axes();
   for (auto [axis, size] : llvm::zip(mesh.names, mesh.sizes)) {
     if (axis == kDataAxis || !llvm::is_contained(cutting, axis))
       continue;
     // As many ranks, which then have rows of the batch of their own.
     MeshInfo other;
-    other.names.push_back(StringAttr::get(&context, kDataAxis));
+    other.names.push_back(StringAttr::get(axis.getContext(), kDataAxis));
     other.sizes.push_back(mesh.sizeOf(kDataAxis) * size);
     for (auto [name, parts] : llvm::zip(mesh.names, mesh.sizes))
       if (name != kDataAxis && name != axis) {
@@ -556,11 +600,10 @@ Status Compilation::explain() {
                     [&](CompilerOptions &changed) { changed.mesh = text; });
   }
   for (int64_t stage : {0, 3})
-    if (options.task == "train" && options.zeroStage != stage)
+    if (hasZero && options.zeroStage != stage)
       table += costOf("--zero=" + std::to_string(stage),
                       [&](CompilerOptions &changed) { changed.zeroStage = stage; });
   llvm::outs() << costHead("the whole plan") << table;
-  return {};
 }
 
 /// All that keeps the program from a mesh, and the nearest ones that fit.
@@ -619,6 +662,13 @@ Status Compilation::run() {
 }
 
 Status Compilation::compile() {
+  Status status = runPhases();
+  if (explained)
+    explain(status);
+  return status;
+}
+
+Status Compilation::runPhases() {
   Status read = timed("import", [&] {
     Status status = load();
     return status ? adjust() : status;

@@ -24,26 +24,6 @@ static bool isNamed(StringRef pattern, StringRef tensor) {
          llvm::all_of(tensor, llvm::isDigit);
 }
 
-static std::string wordsFor(DimMeaning meaning) {
-  switch (meaning) {
-  case DimMeaning::queryHeads:
-    return "query heads";
-  case DimMeaning::kvHeads:
-    return "key/value heads";
-  case DimMeaning::denseWidth:
-    return "dense width";
-  case DimMeaning::sharedWidth:
-    return "width of the shared expert";
-  case DimMeaning::expertWidth:
-    return "width of the experts";
-  case DimMeaning::experts:
-    return "experts";
-  case DimMeaning::vocabulary:
-    return "vocabulary";
-  }
-  return "";
-}
-
 static std::string axesText(ArrayRef<StringAttr> axes) {
   return llvm::join(llvm::map_range(axes, [](StringAttr axis) { return axis.str(); }), ", ");
 }

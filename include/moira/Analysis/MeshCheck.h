@@ -17,7 +17,7 @@ namespace moira {
 /// sequences are replicated: none of them is a constraint.)
 struct MeshConstraint {
   llvm::StringRef axis;
-  std::string what; ///< "experts", "query heads", "width of the experts", …
+  std::string what; ///< "experts", "query heads", "the experts' width", …
   int64_t size;
   std::string field;        ///< config field that gave the size, "--batch", or empty if unknown
   std::set<int64_t> layers; ///< where it is used; empty: everywhere

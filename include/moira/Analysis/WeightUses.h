@@ -22,6 +22,10 @@ enum class DimMeaning {
   vocabulary
 };
 
+/// "query heads", "the experts' width": behind its number where it counts things, before it if it
+/// begins with "the".
+llvm::StringRef wordsFor(DimMeaning meaning);
+
 /// Dimension `dim` of `state` has this meaning in at least one use.
 struct WeightUse {
   moe::StateOp state;
