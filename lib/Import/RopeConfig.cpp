@@ -234,8 +234,8 @@ private:
       needsPositions = true;
     bool needsOriginal = ratio || spec.scaling == Scaling::llama3;
     if ((needsPositions && spec.positions <= 0) || (needsOriginal && spec.originalPositions <= 0))
-      fail(ErrorId::MissingConfigField, "max_position_embeddings is missing, which " +
-                                            fields.field + " of rope_type " + typeName + " needs");
+      fail(ErrorId::MissingConfigField, "max_position_embeddings is null, which " + fields.field +
+                                            " of rope_type " + typeName + " needs");
     if (spec.scaling == Scaling::dynamic && spec.dim <= 2)
       fail(ErrorId::BadConfigValue,
            "rope_type dynamic needs heads of more than 2 rotated elements");

@@ -118,3 +118,28 @@ def test_frequencies_are_those_of_the_formula(kind, tmp_path):
         np.testing.assert_allclose(got, want, rtol=3e-6, err_msg=f"{config} length {length}")
         np.testing.assert_allclose(factor, amplitude, rtol=1e-12, err_msg=f"{config} length {length}")
         assert (got.astype(np.float32) == got).all(), "frequencies are floats"
+
+
+ROTARY = ("deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe", "llama4_text", "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe")
+
+
+@pytest.mark.parametrize("scaling", ["dynamic", "yarn"])
+@pytest.mark.parametrize("kind", ROTARY)
+def test_a_length_that_the_config_leaves_out_is_that_of_transformers(kind, scaling, tmp_path):
+    """Without max_position_embeddings the length that a scaling refers to is the default of transformers' class."""
+    from transformers import AutoConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    rope = {"rope_type": scaling, "rope_theta": 1e4, "factor": 4.0}
+    if kind == "phimoe":
+        rope |= {"short_mscale": 1.0, "long_mscale": 1.0}
+    fields = {"num_hidden_layers": 1, "rope_parameters": rope}
+    if kind in ("glm4_moe", "mixtral"):  # theirs need it
+        fields["head_dim"] = 128
+    if kind == "llama4_text":  # sequences of any length
+        fields |= {"attention_chunk_size": None, "attn_temperature_tuning": False}
+    theirs = AutoConfig.for_model(kind, **json.loads(json.dumps(fields)))
+    for length in (8, 200000):
+        got, _ = table(tmp_path, {"model_type": kind, **fields}, length)
+        want, _ = ROPE_INIT_FUNCTIONS[scaling](theirs, "cpu", seq_len=length)
+        np.testing.assert_allclose(got, want.numpy(), rtol=3e-6, err_msg=f"length {length}")

@@ -131,9 +131,10 @@ INSTANTIATE_TEST_SUITE_P(
          {"rope_parameters.rope_type=\"magic\"",
           "default, linear, dynamic, yarn, longrope, llama3"}},
         {"yarn_without_length",
-         mixtral("'rope_scaling': {'type': 'yarn', 'factor': 4.0}"),
+         mixtral("'max_position_embeddings': null, 'rope_scaling': {'type': 'yarn', "
+                 "'factor': 4.0}"),
          {ErrorId::MissingConfigField},
-         {"max_position_embeddings is missing, which rope_scaling of rope_type yarn needs"}},
+         {"max_position_embeddings is null, which rope_scaling of rope_type yarn needs"}},
         {"yarn_truncate",
          mixtral("'max_position_embeddings': 64, 'rope_parameters': {'rope_type': 'yarn', "
                  "'factor': 4.0, 'truncate': 3}"),
@@ -338,6 +339,7 @@ TEST(ModelSpec, DefaultsAreThoseOfTheClassAndAreListed) {
   EXPECT_EQ(spec.kvHeads, 4);
   EXPECT_EQ(spec.layers.size(), 16u);
   EXPECT_EQ(spec.rope.theta, 10000.0);
+  EXPECT_EQ(spec.rope.positions, 4096);
   std::vector<std::string> fields;
   for (const DefaultTaken &d : spec.defaults)
     fields.push_back(d.field + "=" + d.value);
