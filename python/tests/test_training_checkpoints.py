@@ -115,7 +115,7 @@ def test_what_cannot_be_done_is_refused_and_leaves_nothing(plans, runs, tmp_path
     refused("MOE-0102", "reshard", source, target, "--ranks=2", f"--plan={plans['']}")
     refused("MOE-0107", "reshard", source, source, "--ranks=2")
     other = compiled("olmoe", tmp_path / "sgd.moeplan", "--optimizer=sgd")
-    assert "was it trained with another model or optimizer?" in refused("MOE-0303", "reshard", source, target, f"--plan={other}")
+    assert "was trained with --optimizer=adamw, the plan with --optimizer=sgd" in refused("MOE-0303", "reshard", source, target, f"--plan={other}")
     forward = tmp_path / "forward.moeplan"
     compile_plan(GOLDEN / "olmoe", forward, *golden_options("olmoe"))
     refused("MOE-0508", "reshard", source, target, f"--plan={forward}")

@@ -193,16 +193,28 @@ def test_a_last_checkpoint_that_fails_is_a_failure(plan, tmp_path):
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("other", [("--optimizer=sgd",), ("--optimizer=sgd", "--momentum=0.9")])
-def test_another_optimizer_or_model_is_refused(other, plan, tmp_path):
+KEPT = {"adamw": (), "adafactor": ("--lr=1e-3",), "sgd and a --momentum": ("--momentum=0.9",), "sgd without --momentum": ()}
+
+
+@pytest.mark.parametrize("made, other", [("adamw", other) for other in KEPT if other != "adamw"] + [(made, "adamw") for made in KEPT if made != "adamw"] + [tuple(KEPT)[2:]])
+def test_another_optimizer_is_refused_by_its_name(made, other, tmp_path):
+    run = f"--checkpoint={tmp_path}/run"
+    for name, plan in (made, "made"), (other, "other"):
+        compile_plan(OLMOE, tmp_path / f"{plan}.moeplan", "--task=train", "--batch=2", "--seq=24", f"--optimizer={name.split()[0]}", *KEPT[name])
+    assert run_tool("moe-run", tmp_path / "made.moeplan", *FILES, "--steps=1", run).code == 0
+    refused = run_tool("moe-run", tmp_path / "other.moeplan", *FILES, "--steps=2", run, "--resume")
+    assert refused.code == 2 and refused.error_ids == ["MOE-0302" if "without" in made else "MOE-0303"], refused
+    assert f"run/step-1: was trained with --optimizer={made}, the plan with --optimizer={other}. To go on from it, compile" in refused.err
+    assert "looking for an older one" not in refused.err, refused
+
+
+def test_another_model_is_refused(plan, tmp_path):
     run = f"--checkpoint={tmp_path}/run"
     assert run_tool("moe-run", plan, *FILES, "--steps=1", run).code == 0
-    compile_plan(OLMOE, tmp_path / "other.moeplan", "--task=train", "--batch=2", "--seq=24", *other)
-    refused = run_tool("moe-run", tmp_path / "other.moeplan", *FILES, "--steps=2", run, "--resume")
-    assert refused.code == 2 and "was it trained with another model or optimizer?" in refused.err, refused
-    compile_plan(GOLDEN / "qwen3_moe", tmp_path / "model.moeplan", "--task=train", "--batch=2", "--seq=24")
-    refused = run_tool("moe-run", tmp_path / "model.moeplan", *FILES, "--steps=2", run, "--resume")
-    assert refused.code == 2 and refused.err.count("error MOE-0304") > 10, refused
+    for options, lines in ((), 0), (("--optimizer=sgd",), 1):
+        compile_plan(GOLDEN / "qwen3_moe", tmp_path / "model.moeplan", "--task=train", "--batch=2", "--seq=24", *options)
+        refused = run_tool("moe-run", tmp_path / "model.moeplan", *FILES, "--steps=2", run, "--resume")
+        assert refused.code == 2 and refused.err.count("error MOE-0304") > 10 and refused.err.count("was trained with") == lines, refused
 
 
 def test_bits_depend_on_neither_threads_nor_chance(tmp_path):

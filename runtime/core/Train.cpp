@@ -460,7 +460,8 @@ Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator
   }
   if (Status all = agree(mine, communicator, "preparing to train"); !all) {
     if (const TrainingCheckpoint *from = task.resumed()) {
-      note(format("%s cannot be used; looking for an older one", from->path().c_str()));
+      if (isDamage(all))
+        note(format("%s cannot be used; looking for an older one", from->path().c_str()));
       // One rank reads, and all know: whichever speaks of the failure says it all.
       Status advice = speaks ? adviseOnDamage(all, asked.checkpoint, stepNameOf(*from)) : Status();
       all.append(agree(advice, communicator, "looking for an older checkpoint"));

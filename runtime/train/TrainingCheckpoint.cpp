@@ -80,6 +80,37 @@ int64_t elementsOf(const std::vector<int64_t> &shape) {
   return n;
 }
 
+/// What keeps "W.adamw.m", "W.adafactor.r" or "W.sgd.b"; "" if that is no optimizer.
+std::string_view keeperOf(std::string_view name) {
+  size_t what = name.rfind('.');
+  if (what == std::string_view::npos || what == 0)
+    return {};
+  size_t dot = name.rfind('.', what - 1);
+  if (dot == std::string_view::npos)
+    return {};
+  std::string_view keeper = name.substr(dot + 1, what - dot - 1);
+  for (std::string_view known : {"adamw", "adafactor", "sgd"})
+    if (keeper == known)
+      return known;
+  return {};
+}
+
+/// What keeps something of one of these tensors or parts.
+template <typename Range> std::string_view optimizerOf(const Range &named) {
+  for (const auto &one : named)
+    if (std::string_view keeper = keeperOf(one.name); !keeper.empty())
+      return keeper;
+  return {};
+}
+
+/// How to ask for it. Only sgd without a momentum keeps nothing.
+std::string optionsOf(std::string_view optimizer) {
+  if (optimizer.empty())
+    return "--optimizer=sgd without --momentum";
+  std::string option = "--optimizer=" + std::string(optimizer);
+  return optimizer == "sgd" ? option + " and a --momentum" : option;
+}
+
 /// What a part and a stored box share, as boxes of the part's and of the box's own array.
 struct Shared {
   Box inPart, inBox;
@@ -123,12 +154,16 @@ std::vector<std::string> listCheckpoints(const std::string &directory, FileSyste
   return steps;
 }
 
-Status adviseOnDamage(const Status &problem, const std::string &directory, const std::string &step,
-                      FileSystem &files) {
+bool isDamage(const Status &problem) {
   bool damages = false;
   for (const Diagnostic &d : problem.diagnostics())
     damages |= d.id == ErrorId::BadCheckpoint || d.id == ErrorId::FileNotFound;
-  if (!damages || !stepOf(step))
+  return damages;
+}
+
+Status adviseOnDamage(const Status &problem, const std::string &directory, const std::string &step,
+                      FileSystem &files) {
+  if (!isDamage(problem) || !stepOf(step))
     return {};
   std::vector<std::string> steps = listCheckpoints(directory, files);
   std::string bad = directory + "/" + step;
@@ -239,9 +274,21 @@ Status TrainingCheckpoint::readChunks(const OpenFile &file, const StoredTensor &
 
 Status TrainingCheckpoint::check(std::span<const StatePart> parts) const {
   Status problems;
+  std::string_view made = optimizerOf(contents.tensors), planned = optimizerOf(parts);
+  bool other = made != planned;
+  if (other)
+    problems.add(made.empty() ? ErrorId::MissingTensor : ErrorId::ExtraTensor,
+                 directory + ": was trained with " + optionsOf(made) + ", the plan with " +
+                     optionsOf(planned) + ". To go on from it, compile the plan with " +
+                     optionsOf(made) +
+                     "; to train its weights with another optimizer, make a model of them with "
+                     "moe-ckpt export-hf and the plan that trained them, and begin with that in "
+                     "another --checkpoint directory");
   std::vector<bool> used(contents.tensors.size(), false);
   for (const StatePart &part : parts) {
     const StoredTensor *tensor = contents.find(part.name);
+    if (!tensor && other && !keeperOf(part.name).empty())
+      continue; // said above, for all of them
     if (!tensor) {
       problems.add(ErrorId::MissingTensor, directory + ": tensor " + quoteName(part.name) +
                                                " is missing, the plan needs " + nameOf(part.type) +
@@ -259,11 +306,11 @@ Status TrainingCheckpoint::check(std::span<const StatePart> parts) const {
                                              nameOf(part.type));
   }
   for (size_t i = 0; i < used.size(); ++i)
-    if (!used[i])
+    if (!used[i] && !(other && !keeperOf(contents.tensors[i].name).empty()))
       problems.add(ErrorId::ExtraTensor, directory + ": tensor " +
                                              quoteName(contents.tensors[i].name) +
                                              " is not used by the plan; was it trained with "
-                                             "another model or optimizer?");
+                                             "another model?");
   return problems;
 }
 

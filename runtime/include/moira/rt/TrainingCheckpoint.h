@@ -34,6 +34,9 @@ struct StatePart {
 /// is no such directory.
 std::vector<std::string> listCheckpoints(const std::string &directory, FileSystem &files);
 
+/// Whether files of a checkpoint are missing or damaged, rather than of another run.
+bool isDamage(const Status &problem);
+
 /// What a run can go on from now that `problem` keeps it from using `step` of `directory`: the
 /// newest older checkpoint of which every byte is whole, and how to take it; or that there is none.
 /// Nothing where the problem is no damage.
@@ -54,7 +57,8 @@ public:
   const TrainingManifest &manifest() const { return contents; }
 
   /// Whether every part can be loaded: MissingTensor, TensorShape, TensorDType, ExtraTensor (a
-  /// stored tensor that no part names), all at once.
+  /// stored tensor that no part names), all at once. What another optimizer than the plan's keeps
+  /// is one problem.
   Status check(std::span<const StatePart> parts) const;
 
   /// Fills the part, which has data, without its pads. Needs a successful check. BadCheckpoint
