@@ -223,7 +223,8 @@ TEST_F(CudaExperts, ManyRowsGoToFewBinsAndToMany) {
       mode.hostFloat = true;
       const bool manyBins = i % 2, weighed = i / 2 % 2;
       const int64_t tokens = 4 * random.between(100, 200), k = random.between(6, 8),
-                    experts = 4 * (manyBins ? random.between(300, 400) : random.between(1, 20)),
+                    experts = 4 * (manyBins ? random.between(300, 400)
+                                            : random.between(1, i % 4 ? 20 : 250)),
                     local = random.between(manyBins ? 1025 : 1, experts),
                     width = random.between(1, 40), bound = random.between(1, tokens * k);
       std::vector<Operand> in{T(random.normal<float>({tokens, width})),

@@ -13,6 +13,12 @@
 //   placeWhole   a warp a token: positions, and the copies of its row, by parts as large as
 //                registers hold; other warps: zeros to the places past each slot's count
 //
+// Where tokens' numbers are placed, not their rows, and counts are few, two launches do:
+//
+//   rankBlocks   as above
+//   placeNumbers a block a run, which adds up all runs' counts for itself: positions, numbers, and
+//                zeros to its share of the places past the count
+//
 // More bins, or nothing to place:
 //
 //   rankRows     a warp a run; counts [bin, run]
@@ -294,6 +300,60 @@ __global__ void __launch_bounds__(kScanThreads) scanSlots(Sort sort) {
   }
 }
 
+/// Counts that every block of placeNumbers reads: as many as the L2 brings in a few microseconds.
+constexpr int64_t kMostReadCounts = 1 << 16;
+
+/// The numbers of one slot's tokens, after rankBlocks. Threads stand in groups as in scanSlots.
+__global__ void __launch_bounds__(kScanThreads) placeNumbers(Sort sort, int32_t *out, int64_t k) {
+  static_assert(kScanThreads == kRunRows, "a thread a row");
+  __shared__ int32_t partial[33], totals[kScanThreads], befores[kScanThreads];
+  awaitPrevious();
+  const int bins = sort.rule.bins, columns = (bins + 31) / 32 * 32, groups = kScanThreads / columns,
+            bin = int(threadIdx.x) % columns, group = int(threadIdx.x) / columns;
+  int32_t total = 0, before = 0,
+          all; // of the bin's rows: in all runs, and in those before this one
+  if (bin < bins && group < groups) {
+#pragma unroll 8
+    for (int64_t run = group; run < sort.runs; run += groups) {
+      const int32_t count = sort.runCounts[run * bins + bin];
+      total += count;
+      before += run < blockIdx.x ? count : 0;
+    }
+  }
+  totals[threadIdx.x] = total;
+  befores[threadIdx.x] = before;
+  __syncthreads();
+  const bool leads = bin < bins && group == 0;
+  for (int g = 1; leads && g < groups; ++g) {
+    total += totals[g * columns + bin];
+    before += befores[g * columns + bin];
+  }
+  const int32_t start = blockScan(leads ? total : 0, partial, all);
+  if (leads) {
+    befores[bin] = start + before;
+    if (blockIdx.x == 0) {
+      const int64_t room = max(int64_t(0), sort.capacity - start);
+      sort.counts[bin] = int32_t(min(room, int64_t(total)));
+    }
+  }
+  if (threadNumber() == 0)
+    atomicMax(sort.needOut, all); // behind rankBlocks' value
+  __syncthreads();
+  const int64_t row = blockIdx.x * kRunRows + threadIdx.x;
+  if (row < sort.rows) {
+    bool bad = false;
+    const int32_t own = binOf(sort.rule, row, bad);
+    const int64_t place = own < 0 ? sort.capacity : int64_t(befores[own]) + sort.pos[row];
+    const bool there = place < sort.capacity;
+    if (there)
+      out[place] = int32_t(row / k);
+    sort.pos[row] = there ? int32_t(place) : -1;
+  }
+  for (int64_t place = min(int64_t(all), sort.capacity) + threadNumber(); place < sort.capacity;
+       place += threadCount())
+    out[place] = 0;
+}
+
 /// As placeRows, after scanSlots. Warps past the tokens' share the places that stay empty.
 template <typename V, bool weighed>
 __global__ void __launch_bounds__(kWarpBlock)
@@ -394,6 +454,13 @@ Expected<bool> runBlockSort(const Call &call, Sort sort, int64_t k) {
                              size_t(kSortWarps * bins) * sizeof(int32_t), sort);
       !s)
     return s;
+  if (placesNumbers(call) && sort.slots == 1 && bins * sort.runs <= kMostReadCounts) {
+    if (Status s = launchEarly(call, placeNumbers, unsigned(sort.runs), kScanThreads, 0, sort,
+                               call.output<int32_t>(0), k);
+        !s)
+      return s;
+    return true;
+  }
   if (Status s = launchEarly(call, scanSlots, unsigned(sort.slots), kScanThreads, 0, sort); !s)
     return s;
   if (Status s = place(call, sort, tokens + std::min(places, kZeroWarps), tokens, k, true); !s)
