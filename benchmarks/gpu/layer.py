@@ -3,8 +3,8 @@
 Belongs here: the shapes, our program in the `moe` dialect, the peers, and the numbers of one layer. Does not: rounds and tables (measure.py, report.py).
 
 The program takes tokens, router, bias and weights as states, so that a step moves nothing between host and device. Its backward program is what
-`moe-opt --moe-vjp` makes of it: gradients of tokens, router, bias and weights for a given cotangent; those of weights are bf16, as peers' are, and
-in f32 in a mode of its own.
+`moe-opt --moe-vjp` makes of it: gradients of tokens, router, bias and weights for a given cotangent; cotangent and gradients are bf16, as peers' are,
+and f32 in a mode of its own.
 """
 
 import re
@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from moira.runtime import Session
 from moira.tools import Failed, run_tool
 
@@ -87,7 +88,8 @@ def compile_layer(shape, mode, plan, target="sm_90", layers=1):
     source = Path(plan).with_suffix(".mlir")
     source.write_text(program(shape, layers))
     if mode != "forward":
-        checked(run_tool("moe-opt", source, "--moe-vjp", *(["--moe-narrow-gradients"] if mode != WIDE else []), "-o", source))
+        narrow = [] if mode == WIDE else ["--moe-narrow-gradients", "--moe-narrow-cotangents"]
+        checked(run_tool("moe-opt", source, "--moe-vjp", *narrow, "-o", source))
     source.write_text(with_states(source.read_text()))
     checked(run_tool("moe-opt", source, f"--target={target}", "--report=none", "-o", plan))
 
@@ -123,8 +125,8 @@ class Numbers:
         """Into our session's states."""
         import torch
 
-        wanted = {state.name for state in session.states}
-        tensors = {"d_y": self.cotangent.float()}
+        wanted = {state.name: state.dtype for state in session.states}
+        tensors = {"d_y": self.cotangent.float() if wanted.get("d_y") == np.float32 else self.cotangent}
         for i, layer in enumerate(self.layers):
             tensors[numbered("x", i)] = self.tokens[i]
             tensors.update({f"{name}{i}": tensor for name, tensor in zip(("router", "bias", "up", "down"), layer)})

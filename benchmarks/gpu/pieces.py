@@ -187,12 +187,8 @@ def compile_piece(piece, plan, target="sm_90"):
     source = Path(plan).with_suffix(".mlir")
     source.write_text(program(piece))
     if piece.mode == "both":
-        layer.checked(run_tool("moe-opt", source, "--moe-vjp", "--moe-narrow-gradients", "-o", source))
-        text, wide = source.read_text(), piece.result.replace("bf16", "f32")
-        # The cotangent in the type of the result, as PyTorch has it; gradients are so, too.
-        for old, new in ((f'{wide} {{moe.name = "d.y"', f'{piece.result} {{moe.name = "d.y"'), (f": ({wide}, {piece.result}", f": ({piece.result}, {piece.result}")):
-            text = text.replace(old, new)
-        source.write_text(text)
+        # Cotangent and gradients in the type of the result and the operands, as PyTorch has them.
+        layer.checked(run_tool("moe-opt", source, "--moe-vjp", "--moe-narrow-gradients", "--moe-narrow-cotangents", "-o", source))
     if piece.result:
         source.write_text(layer.with_states(source.read_text()))
     layer.checked(run_tool("moe-opt", source, f"--target={target}", "--report=none", *piece.options, "-o", plan))

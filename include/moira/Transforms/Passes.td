@@ -55,6 +55,11 @@ def MoeNarrowGradients : Dist_Pass<"moe-narrow-gradients"> {
   let statistics = [Statistic<"narrowed", "narrowed", "Gradients that became bf16">];
 }
 
+def MoeNarrowCotangents : Dist_Pass<"moe-narrow-cotangents"> {
+  let summary = "Take cotangents of bf16 results, and give gradients of bf16 arguments, in bf16";
+  let statistics = [Statistic<"narrowed", "narrowed", "Cotangents and gradients that became bf16">];
+}
+
 def MoeMasterWeights : Dist_Pass<"moe-master-weights"> {
   let summary = "Keep every state that has a gradient in f32, and round it where products take it narrower";
   let statistics = [Statistic<"states", "states", "States that were widened">];
