@@ -168,6 +168,23 @@ template <typename Op> static SmallVector<NamedAttribute> vocabulary(B &b, Op op
           b.offset("column_offset", op.getColumnOffsetAttr())};
 }
 
+/// The statistics whose call finds the maximum too, on a GPU, which then reads the logits once:
+/// between the two nothing joins ranks, and nobody else waits for the maximum. Else null.
+static moe::CrossEntropyStatsOp statisticsWith(moe::RowMaxOp max, B &b) {
+  if (!b.isForGpu())
+    return {};
+  for (Operation *user : max->getUsers()) {
+    auto stats = dyn_cast<moe::CrossEntropyStatsOp>(user);
+    if (stats && stats.getX() == max.getX() &&
+        stats.getColumnOffsetAttr() == max.getColumnOffsetAttr() &&
+        llvm::all_of(max->getUsers(), [&](Operation *other) {
+          return other == stats || stats->isBeforeInBlock(other);
+        }))
+      return stats;
+  }
+  return {};
+}
+
 void LoweringTable::addLosses() {
   add<moe::NextTokensOp>(+[](moe::NextTokensOp op, B &b) {
     SmallVector<Value> inputs{b.view(op.getIds())};
@@ -177,12 +194,19 @@ void LoweringTable::addLosses() {
     return success();
   });
   add<moe::RowMaxOp>(+[](moe::RowMaxOp op, B &b) {
-    b.call("row_max", {b.view(op.getX())}, {b.define(op.getResult())}, vocabulary(b, op));
+    if (!statisticsWith(op, b))
+      b.call("row_max", {b.view(op.getX())}, {b.define(op.getResult())}, vocabulary(b, op));
     return success();
   });
   add<moe::CrossEntropyStatsOp>(+[](moe::CrossEntropyStatsOp op, B &b) {
-    b.call("cross_entropy_stats", {b.view(op.getX()), b.view(op.getMax()), b.view(op.getLabels())},
-           {b.define(op.getResult())}, vocabulary(b, op));
+    auto max = op.getMax().getDefiningOp<moe::RowMaxOp>();
+    if (max && statisticsWith(max, b) == op)
+      b.call("row_max_stats", {b.view(op.getX()), b.view(op.getLabels())},
+             {b.define(max.getResult()), b.define(op.getResult())}, vocabulary(b, op));
+    else
+      b.call("cross_entropy_stats",
+             {b.view(op.getX()), b.view(op.getMax()), b.view(op.getLabels())},
+             {b.define(op.getResult())}, vocabulary(b, op));
     return success();
   });
   add<moe::CrossEntropyStatsGradOp>(+[](moe::CrossEntropyStatsGradOp op, B &b) {

@@ -171,6 +171,7 @@ static void checkVocabulary(CallCheck &c) {
 
 void check_row_max(CallCheck &c) { checkVocabulary(c); }
 void check_cross_entropy_stats(CallCheck &c) { checkVocabulary(c); }
+void check_row_max_stats(CallCheck &c) { checkVocabulary(c); }
 void check_cross_entropy_stats_grad(CallCheck &c) { checkVocabulary(c); }
 
 static void checkSmoothing(CallCheck &c) {

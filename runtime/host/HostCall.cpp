@@ -133,7 +133,8 @@ constexpr Entry table[] = {
 /// rounds, and what is made of a loss's logits.
 constexpr bool mixes(std::string_view name) {
   return name == "rope" || name == "rms_sums" || name == "choice_dots" || name == "scale" ||
-         name == "row_max" || name == "cross_entropy_stats" || name.ends_with("_grad");
+         name == "row_max" || name == "cross_entropy_stats" || name == "row_max_stats" ||
+         name.ends_with("_grad");
 }
 
 /// Checks operands against a Calls.def list ("x:T[t..,D] ids:i32[t..,k]"): how many, and their

@@ -1,6 +1,6 @@
 //===- Losses.cpp - reference losses and their gradients ------------------===//
-// next_tokens, row_max, cross_entropy_stats, cross_entropy, ratio and gradients. In the
-// accumulator's type but for logits and their gradient; sums are made in double.
+// next_tokens, row_max, cross_entropy_stats, both in one, cross_entropy, ratio and gradients. In
+// the accumulator's type but for logits and their gradient; sums are made in double.
 //===----------------------------------------------------------------------===//
 #include "SampleTree.h"
 #include "Widened.h"
@@ -27,6 +27,23 @@ struct Columns {
     int64_t at = int64_t(label) - first;
     return label >= 0 && at >= 0 && at < count ? at : -1;
   }
+  template <typename A> A largest(const Widened<A> &x) const {
+    return count ? *std::max_element(x.data(), x.data() + count)
+                 : -std::numeric_limits<A>::infinity();
+  }
+  /// The three sums of a row.
+  template <typename A> void statistics(const Widened<A> &x, A max, int32_t label, A *out) const {
+    double exponentials = 0, sum = 0;
+    for (int64_t c = 0; c < count; ++c) {
+      double centred = double(x[c]) - double(max);
+      exponentials += std::exp(centred);
+      sum += centred;
+    }
+    int64_t at = of(label);
+    out[0] = A(exponentials);
+    out[1] = at < 0 ? A(0) : A(double(x[at]) - double(max));
+    out[2] = A(sum);
+  }
 };
 
 } // namespace
@@ -52,32 +69,28 @@ template <typename> Status next_tokens(const Call &call) {
 template <typename S> Status row_max(const Call &call) {
   using A = Accumulator<S>;
   Columns columns(call, call.in[0]);
-  for (int64_t t = 0, n = call.out[0].elements(); t < n; ++t) {
-    Widened<A> x(call.in[0], t * columns.width, columns.width);
-    call.output<A>(0)[t] = columns.count ? *std::max_element(x.data(), x.data() + columns.count)
-                                         : -std::numeric_limits<A>::infinity();
-  }
+  for (int64_t t = 0, n = call.out[0].elements(); t < n; ++t)
+    call.output<A>(0)[t] =
+        columns.largest(Widened<A>(call.in[0], t * columns.width, columns.width));
   return {};
 }
 
 template <typename S> Status cross_entropy_stats(const Call &call) {
   using A = Accumulator<S>;
   Columns columns(call, call.in[0]);
-  const A *max = call.input<A>(1);
-  const int32_t *labels = call.input<int32_t>(2);
-  A *out = call.output<A>(0);
-  for (int64_t t = 0, n = call.in[1].elements(); t < n; ++t, out += 3) {
+  for (int64_t t = 0, n = call.in[1].elements(); t < n; ++t)
+    columns.statistics(Widened<A>(call.in[0], t * columns.width, columns.width),
+                       call.input<A>(1)[t], call.input<int32_t>(2)[t], call.output<A>(0) + 3 * t);
+  return {};
+}
+
+template <typename S> Status row_max_stats(const Call &call) {
+  using A = Accumulator<S>;
+  Columns columns(call, call.in[0]);
+  for (int64_t t = 0, n = call.in[1].elements(); t < n; ++t) {
     Widened<A> x(call.in[0], t * columns.width, columns.width);
-    double exponentials = 0, sum = 0;
-    for (int64_t c = 0; c < columns.count; ++c) {
-      double centred = double(x[c]) - double(max[t]);
-      exponentials += std::exp(centred);
-      sum += centred;
-    }
-    int64_t label = columns.of(labels[t]);
-    out[0] = A(exponentials);
-    out[1] = label < 0 ? A(0) : A(double(x[label]) - double(max[t]));
-    out[2] = A(sum);
+    A max = call.output<A>(0)[t] = columns.largest(x);
+    columns.statistics(x, max, call.input<int32_t>(1)[t], call.output<A>(1) + 3 * t);
   }
   return {};
 }
@@ -158,6 +171,7 @@ template <typename S> Status ratio(const Call &call) {
 INSTANTIATE(next_tokens)
 INSTANTIATE(row_max)
 INSTANTIATE(cross_entropy_stats)
+INSTANTIATE(row_max_stats)
 INSTANTIATE(cross_entropy_stats_grad)
 INSTANTIATE(cross_entropy)
 INSTANTIATE(cross_entropy_grad)

@@ -464,6 +464,56 @@ TEST_F(CudaGrad, Routing) {
   }
 }
 
+/// The maximum is found while the sums are made: rows of any width, whose largest value stands
+/// anywhere, rises all the time, or is far from 0; values that are no numbers make what they make
+/// where it is known before.
+TEST_F(CudaGrad, MaximumAndStatisticsInOne) {
+  auto check = [&](Tensor<float> values, const Mode &mode) {
+    const int64_t rows = values.shape[0], width = values.shape[1];
+    Tensor<int32_t> labels = random.ids({rows}, 0, width - 1);
+    labels.values[0] = rows % 2 ? -100 : 0;
+    const std::vector<Operand> in{rounded(T(std::move(values)), mode.dtype), I(labels)},
+        out{A(Shape{rows}), A(Shape{rows, 3})};
+    const CallParams columns = params({{"classes", width}, {"column_offset", 0}});
+    std::vector<std::vector<double>> expected;
+    Status s = runOnHost<double>("row_max_stats", in, out, columns, expected);
+    ASSERT_TRUE(s.ok()) << s.str();
+    const std::vector<Operand> got = runOnGpu(*gpu, "row_max_stats", in, out, columns, mode);
+    for (size_t o = 0; o < 2; ++o)
+      for (size_t i = 0; i < expected[o].size(); ++i) {
+        const double want = expected[o][i], have = got[o].floats().values[i];
+        const bool agree = std::isnan(want)   ? std::isnan(have)
+                           : std::isinf(want) ? have == want
+                                              : std::abs(have - want) <= 1e-5 * std::abs(want);
+        EXPECT_TRUE(agree) << have << " for " << want << ": output " << o << " at " << i << " of "
+                           << rows << " rows of " << width;
+      }
+  };
+  for (const Mode &mode : allModes()) {
+    for (int64_t width : {1, 7, 8, 2048, 8200, 151936, 0, 0, 0, 0, 0, 0})
+      for (float slope : {0.0f, 40.0f, -40.0f}) {
+        const int64_t rows = random.between(1, 4);
+        if (width == 0)
+          width = random.between(1, 30000);
+        Tensor<float> values = random.normal<float>({rows, width});
+        for (size_t i = 0; i < values.values.size(); ++i)
+          values.values[i] += slope * float(int64_t(i) % width) / float(width) + 10 * slope;
+        check(std::move(values), mode);
+      }
+    for (int64_t width : {5, 64, 20000}) {
+      Tensor<float> values = random.normal<float>({6, width});
+      auto row = [&](int64_t r) { return values.values.begin() + r * width; };
+      std::fill(row(0), row(1), -INFINITY);
+      std::fill(row(1), row(2) - 1, -INFINITY);
+      std::fill(row(2), row(2) + width / 2, -INFINITY);
+      row(3)[width / 2] = INFINITY;
+      row(4)[width / 2] = NAN;
+      row(5)[width - 1] = -INFINITY;
+      check(std::move(values), mode);
+    }
+  }
+}
+
 TEST_F(CudaGrad, Losses) {
   Mode mode = summing(Mode());
   Tensor<int32_t> labels = random.ids({3, 11}, 0, 96);
@@ -479,13 +529,22 @@ TEST_F(CudaGrad, Losses) {
         CallParams columns =
             params({{"classes", std::max<int64_t>(97, width - 7)}, {"column_offset", first}});
         Operand logits = t({3, 11, width});
-        if (first < columns.integer("classes"))
+        if (first < columns.integer("classes")) {
           expectAgrees(*gpu, "row_max", {logits}, {A(Shape{3, 11})}, columns, mode);
-        else
+          expectAgrees(*gpu, "row_max_stats", {logits, I(labels)},
+                       {A(Shape{3, 11}), A(Shape{3, 11, 3})}, columns, mode);
+        } else {
+          const std::vector<float> none(33, -INFINITY), zeros(99, 0);
           EXPECT_EQ(runOnGpu(*gpu, "row_max", {logits}, {A(Shape{3, 11})}, columns, mode)[0]
                         .floats()
                         .values,
-                    std::vector<float>(33, -INFINITY));
+                    none);
+          std::vector<Operand> both =
+              runOnGpu(*gpu, "row_max_stats", {logits, I(labels)},
+                       {A(Shape{3, 11}), A(Shape{3, 11, 3})}, columns, mode);
+          EXPECT_EQ(both[0].floats().values, none);
+          EXPECT_EQ(both[1].floats().values, zeros);
+        }
         expectAgrees(*gpu, "cross_entropy_stats", {logits, a({3, 11}), I(labels)},
                      {A(Shape{3, 11, 3})}, columns, mode);
         expectAgrees(*gpu, "cross_entropy_stats_grad",

@@ -551,6 +551,27 @@ TEST(HostCalls, GluGradOfRowsIsThatOfItsParts) {
   }
 }
 
+/// Also of columns that are pads, and of none that is a class.
+TEST(HostCalls, MaximumAndStatisticsInOneAreThoseOfTwoCalls) {
+  Random random(testSeed() + 11);
+  for (int i = 0; i < 40; ++i) {
+    const int64_t rows = random.between(1, 6), width = random.between(1, 50);
+    const CallFlavor flavor = flavors[i % 2];
+    const CallParams columns = params(
+        {{"classes", random.between(1, 60)}, {"column_offset", i % 3 ? 0 : random.between(0, 30)}});
+    const Tensor<float> x = random.normal<float>({rows, width});
+    Tensor<int32_t> labels = random.ids({rows}, 0, 59);
+    labels.values[0] = -100;
+    Tensor<float> max({rows}), stats({rows, 3}), bothMax({rows}), bothStats({rows, 3});
+    ASSERT_TRUE(call("row_max", flavor, {x}, {max}, columns).ok());
+    ASSERT_TRUE(call("cross_entropy_stats", flavor, {x, max, labels}, {stats}, columns).ok());
+    const Status s = call("row_max_stats", flavor, {x, labels}, {bothMax, bothStats}, columns);
+    ASSERT_TRUE(s.ok()) << s.str();
+    EXPECT_EQ(bothMax.values, max.values);
+    EXPECT_EQ(bothStats.values, stats.values);
+  }
+}
+
 TEST(HostCalls, CombineAgreesAndSkipsMissingRows) {
   Random random(testSeed() + 4);
   for (int i = 0; i < 40; ++i) {

@@ -75,6 +75,7 @@ TEST(CallRegistry, EveryDimensionIsTied) {
                                           "grouped_bias_grad input 0 dim 0",
                                           "row_max input 0 dim 2",
                                           "cross_entropy_stats input 0 dim 2",
+                                          "row_max_stats input 0 dim 2",
                                           "expert_load input 0 dim 0",
                                           "expert_load input 0 dim 1",
                                           "expert_load input 0 dim 2",

@@ -1,12 +1,12 @@
 //===- AttentionTools.h - who sees what ---------------------------*- C++ -*-===//
 // Visibility of keys, the summary of a run of keys that lets a kernel pass over those that no query
-// of its block sees, and the exponential of weights. Shared by all attention kernels, so that they
-// cannot disagree.
+// of its block sees. Shared by all attention kernels, so that they cannot disagree.
 //===----------------------------------------------------------------------===//
 #ifndef MOIRA_RT_CUDA_KERNELS_ATTENTIONTOOLS_H
 #define MOIRA_RT_CUDA_KERNELS_ATTENTIONTOOLS_H
 
 #include "DeviceTools.h"
+#include "Exponential.h"
 
 namespace moira::rt::cuda {
 
@@ -42,14 +42,6 @@ __device__ inline void queryRange(const AttentionArgs &a, int64_t first, int32_t
   }
   least = __reduce_min_sync(kAllLanes, low);
   greatest = __reduce_max_sync(kAllLanes, high);
-}
-
-/// Exponentials are powers of two of so many times the exponent.
-inline constexpr float kPerNat = 1.44269504088896341f;
-__device__ inline float powerOfTwo(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
 }
 
 /// none: no query sees any key; all: the tile is full and every query sees every key.

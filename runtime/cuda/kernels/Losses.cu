@@ -1,7 +1,9 @@
 //===- Losses.cu - losses and their gradients --------------------------------===//
-// next_tokens, row_max, cross_entropy_stats, cross_entropy, ratio and gradients. One block a row of
-// logits, which are f32 or bf16; the sum over tokens is made by one block in one order.
+// next_tokens, row_max, cross_entropy_stats, both in one, cross_entropy, ratio and gradients. One
+// block a row of logits, which are f32 or bf16; the sum over tokens is made by one block in one
+// order.
 //===----------------------------------------------------------------------===//
+#include "Exponential.h"
 #include "GradTools.h"
 
 #include <algorithm>
@@ -71,13 +73,16 @@ __device__ float blockSum(float own) {
   return overWarps(warpSum(own), 0.0f, [](float a, float b) { return a + b; });
 }
 
+__device__ float blockMax(float own) {
+  for (int step = 16; step > 0; step /= 2)
+    own = fmaxf(own, __shfl_xor_sync(kAllLanes, own, step));
+  return overWarps(own, -INFINITY, [](float a, float b) { return fmaxf(a, b); });
+}
+
 __global__ void largest(Reader x, float *out, Columns columns, bool packs) {
-  auto larger = [](float a, float b) { return fmaxf(a, b); };
   float most = -INFINITY;
   forClasses(x, blockIdx.x, columns, packs, [&](float v) { most = fmaxf(most, v); });
-  for (int step = 16; step > 0; step /= 2)
-    most = fmaxf(most, __shfl_xor_sync(kAllLanes, most, step));
-  most = overWarps(most, -INFINITY, larger);
+  most = blockMax(most);
   if (threadIdx.x == 0)
     out[blockIdx.x] = most;
 }
@@ -97,6 +102,79 @@ __global__ void statistics(Reader x, const float *max, const int32_t *labels, fl
   int64_t label = columns.of(labels[t]);
   out[3 * t] = exponentials;
   out[3 * t + 1] = label < 0 ? 0.0f : x[t * columns.width + label] - most;
+  out[3 * t + 2] = sum;
+}
+
+/// What a thread knows of the values it has read: the largest, and the sums over all less that.
+struct Running {
+  float most = -INFINITY, exponentials = 0, sum = 0, count = 0;
+
+  /// From here on `larger` is the largest. A row of nothing but -inf gives no numbers, as it does
+  /// where the largest is known before.
+  __device__ void raise(float larger) {
+    if (count > 0) {
+      exponentials *= expf(most - larger);
+      sum += count * (most - larger);
+    }
+    most = larger;
+  }
+  template <typename T, int n> __device__ void take(const Pack<T, n> &pack) {
+    float values[n], larger = most;
+#pragma unroll
+    for (int u = 0; u < n; ++u) {
+      values[u] = toFloat(pack.v[u]);
+      larger = fmaxf(larger, values[u]);
+    }
+    if (larger > most)
+      raise(larger);
+    // Until there is a number, exponentials are 0 less anything.
+    float centre = most == -INFINITY ? 0.0f : most, powers = 0, all = 0;
+#pragma unroll
+    for (int u = 0; u < n; ++u) {
+      float centred = values[u] - centre;
+      powers += powerOfTwo(kPerNat * centred);
+      all += centred;
+    }
+    exponentials += powers;
+    sum += all;
+    count += n;
+  }
+};
+
+/// Packs of which a thread starts to read the last before it has the first.
+constexpr int kUnderWay = 4;
+
+/// `largest` and `statistics` of logits that are read once.
+template <typename T>
+__global__ void __launch_bounds__(kWarpBlock)
+    largestAndStatistics(const T *x, const int32_t *labels, float *max, float *out, Columns columns,
+                         bool packs) {
+  int64_t t = blockIdx.x, label = columns.of(labels[t]);
+  const T *row = x + t * columns.width;
+  const auto *neighbours = reinterpret_cast<const Pack<T, kNeighbours> *>(row);
+  float atLabel = label < 0 ? 0.0f : toFloat(row[label]);
+  int64_t whole = packs ? columns.count / kNeighbours : 0;
+  Running own;
+  for (int64_t c = threadIdx.x; c < whole; c += int64_t(blockDim.x) * kUnderWay) {
+    Pack<T, kNeighbours> held[kUnderWay];
+#pragma unroll
+    for (int u = 0; u < kUnderWay; ++u)
+      if (c + u * blockDim.x < whole)
+        held[u] = neighbours[c + u * blockDim.x];
+#pragma unroll
+    for (int u = 0; u < kUnderWay; ++u)
+      if (c + u * blockDim.x < whole)
+        own.take(held[u]);
+  }
+  for (int64_t c = whole * kNeighbours + threadIdx.x; c < columns.count; c += blockDim.x)
+    own.take(Pack<T, 1>{row[c]});
+  own.raise(blockMax(own.most));
+  float exponentials = blockSum(own.exponentials), sum = blockSum(own.sum);
+  if (threadIdx.x != 0)
+    return;
+  max[t] = own.most;
+  out[3 * t] = exponentials;
+  out[3 * t + 1] = label < 0 ? 0.0f : atLabel - own.most;
   out[3 * t + 2] = sum;
 }
 
@@ -204,6 +282,21 @@ Status ops::cross_entropy_stats(const Call &call) {
       Reader(call.in[0]), call.input<float>(1), call.input<int32_t>(2), call.output<float>(0),
       columns, inPacks(columns.width, call.in[0]));
   return launched(call);
+}
+
+Status ops::row_max_stats(const Call &call) {
+  int64_t rows = call.in[1].elements();
+  if (rows == 0)
+    return {};
+  const TensorRef &logits = call.in[0];
+  Columns columns(call, logits);
+  auto run = [&]<typename T>(const T *x) {
+    largestAndStatistics<<<unsigned(rows), threadsOfRow(columns), 0, call.stream()>>>(
+        x, call.input<int32_t>(1), call.output<float>(0), call.output<float>(1), columns,
+        inPacks(columns.width, logits));
+    return launched(call);
+  };
+  return logits.dtype == fb::DType::bf16 ? run(call.input<bf16>(0)) : run(call.input<float>(0));
 }
 
 Status ops::cross_entropy_stats_grad(const Call &call) {
