@@ -11,10 +11,13 @@ using namespace mlir;
 using namespace moira;
 
 /// What every program goes through once it is instructions.
-static void addPlanPasses(OpPassManager &passes) {
+static void addPlanPasses(OpPassManager &passes, bool reference = false) {
   OpPassManager &plans = passes.nest<plan::PlanOp>();
   // While instructions may still be moved freely: no addresses, no events.
   plans.addPass(createPlanSchedulePass());
+  // Behind the schedule, which begins updates with the first sum of squares.
+  if (!reference)
+    plans.addPass(createPlanFuseSquaresPass());
   // The order is fixed now; only what crosses queues needs an event.
   plans.addPass(createPlanInsertEventsPass());
   // Last, because memory is reused only where order and events allow it.
@@ -98,7 +101,7 @@ LogicalResult moira::buildPlan(ModuleOp localized, ModuleOp global, const PlanOp
   keepReference(*source);
   OwningOpRef<ModuleOp> reference = runOnClone(*source, [&](OpPassManager &passes) {
     passes.addPass(createPlanLowerPass(options, /*reference=*/true));
-    addPlanPasses(passes);
+    addPlanPasses(passes, /*reference=*/true);
   });
   if (!reference)
     return failure();
@@ -117,6 +120,7 @@ void moira::registerPlanPasses() {
   registerPass([] { return createPlanLowerPass(); });
   registerPass([] { return createPlanMergeCallsPass(); });
   registerPass([] { return createPlanSchedulePass(); });
+  registerPass([] { return createPlanFuseSquaresPass(); });
   registerPass([] { return createPlanInsertEventsPass(); });
   registerPass([] { return createPlanAllocatePass(); });
   registerPass([] { return createPlanBuildKernelsPass(); });

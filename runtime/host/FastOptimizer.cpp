@@ -20,9 +20,11 @@ constexpr int64_t kBlock = 1 << 15;
 /// Blocks of a task, so that a thread has a run of memory to itself.
 constexpr int64_t kTaskBlocks = 8;
 
+int64_t blocksOf(int64_t n) { return (n + kBlock - 1) / kBlock; }
+
 /// fn(first, last) for the blocks of n elements, on this thread and its workers.
 template <typename Fn> void forBlocks(int64_t n, Fn fn) {
-  int64_t blocks = (n + kBlock - 1) / kBlock;
+  int64_t blocks = blocksOf(n);
   parallelFor((blocks + kTaskBlocks - 1) / kTaskBlocks, [&](int64_t task) {
     for (int64_t b = task * kTaskBlocks, end = std::min(blocks, b + kTaskBlocks); b < end; ++b)
       fn(b * kBlock, std::min(n, (b + 1) * kBlock));
@@ -99,6 +101,14 @@ MOIRA_VECTORS double squaresBlock(const float *__restrict x, int64_t n) {
   return sum;
 }
 
+/// Of the blocks' sums, in their order.
+float total(const std::vector<double> &sums) {
+  double sum = 0;
+  for (double one : sums)
+    sum += one;
+  return float(sum);
+}
+
 MOIRA_VECTORS void widenBlock(const Bf16 *__restrict x, float *__restrict out, int64_t n) {
   for (int64_t i = 0; i < n; ++i)
     out[i] = __builtin_bit_cast(float, uint32_t(x[i].bits) << 16);
@@ -148,9 +158,18 @@ template <typename S> Status fast::adamw(const Call &call) {
   AdamW p = adamwAt(call, *call.input<int32_t>(2));
   const Gradient grad(call.in[0]);
   float *w = call.output<float>(0), *m = call.output<float>(1), *v = call.output<float>(2);
-  forBlocks(call.out[0].elements(), [&](int64_t i, int64_t end) {
-    grad.take(i, end, [&](const float *g) { adamwBlock(g, w + i, m + i, v + i, end - i, p); });
+  int64_t n = call.out[0].elements();
+  const bool addsUp = call.out.size() > 3;
+  std::vector<double> sums(addsUp ? size_t(blocksOf(n)) : 0);
+  forBlocks(n, [&](int64_t i, int64_t end) {
+    grad.take(i, end, [&](const float *g) {
+      if (addsUp)
+        sums[size_t(i / kBlock)] = squaresBlock(g, end - i);
+      adamwBlock(g, w + i, m + i, v + i, end - i, p);
+    });
   });
+  if (addsUp)
+    *call.output<float>(3) = total(sums);
   return {};
 }
 
@@ -212,14 +231,11 @@ template <typename S> Status fast::squares(const Call &call) {
     return ref::squares<S>(call);
   const Gradient grad(call.in[0]);
   int64_t n = call.in[0].elements();
-  std::vector<double> sums(size_t((n + kBlock - 1) / kBlock));
+  std::vector<double> sums(size_t(blocksOf(n)));
   forBlocks(n, [&](int64_t i, int64_t end) {
     grad.take(i, end, [&](const float *x) { sums[size_t(i / kBlock)] = squaresBlock(x, end - i); });
   });
-  double sum = 0;
-  for (double one : sums)
-    sum += one;
-  *call.output<float>(0) = float(sum);
+  *call.output<float>(0) = total(sums);
   return {};
 }
 

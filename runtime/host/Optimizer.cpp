@@ -42,6 +42,13 @@ std::pair<size_t, size_t> keptBySquares(const Call &call) {
 
 template <typename S> Status ref::adamw(const Call &call) {
   using A = Accumulator<S>;
+  if (call.out.size() > 3) {
+    const Widened<A> grad(call.in[0]);
+    double sum = 0;
+    for (int64_t i = 0, n = call.out[0].elements(); i < n; ++i)
+      sum += double(grad[i]) * double(grad[i]);
+    call.output<A>(3)[0] = A(sum);
+  }
   updateAdamW(call, scalar<A>(call, 3), *call.input<int32_t>(2), 0, call.out[0].elements(),
               call.output<A>(0));
   return {};

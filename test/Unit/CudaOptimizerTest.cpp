@@ -123,6 +123,33 @@ TEST_F(CudaOptimizer, AdamW) {
     }
 }
 
+TEST_F(CudaOptimizer, AdamWAddsUpSquaresOfItsGradient) {
+  CallParams p =
+      params({}, {{"beta1", 0.9}, {"beta2", 0.999}, {"eps", 1e-8}, {"weight_decay", 0.1}});
+  std::vector<Shape> shapes;
+  for (int64_t n : kSizes)
+    shapes.push_back({n});
+  shapes.push_back({3, random.between(1, 2000), random.between(1, 40)});
+  shapes.push_back({4096 * 1024 + 5}); // more than all blocks make in one round, also in fours
+  shapes.push_back({4096 * 1024 * 2 + 4});
+  for (const Shape &shape : shapes) {
+    std::vector<Operand> in{gradient(shape), one(0.02f), number(7)};
+    std::vector<Operand> places{A(normal(shape)), A(normal(shape)), A(positive(shape)), one(5)};
+    expectUpdates("adamw", in, places, p);
+    in.push_back(one(0.3f)); // which the sum is without
+    expectUpdates("adamw", in, places, p);
+  }
+  // Of nothing, 0.
+  OnDevice none(A(Shape{0}), fb::DType::f32, false), rate(one(0.1f), fb::DType::f32, false),
+      step(number(1), fb::DType::f32, false), sum(one(5), fb::DType::f32, false);
+  mustWork(cudaDeviceSynchronize());
+  ASSERT_TRUE(cuda::runCudaCall("adamw", std::vector{none.ref(), rate.ref(), step.ref()},
+                                std::vector{none.ref(), none.ref(), none.ref(), sum.ref()}, p,
+                                gpu->context));
+  EXPECT_EQ(gpu->finish(), 0);
+  EXPECT_EQ(sum.read(one(5)).floats().values, std::vector<float>{0});
+}
+
 TEST_F(CudaOptimizer, AdamWOfExpertsPassesOverThoseWithoutTokens) {
   CallParams p =
       params({}, {{"beta1", 0.9}, {"beta2", 0.999}, {"eps", 1e-8}, {"weight_decay", 0.1}});

@@ -58,6 +58,39 @@ TEST_F(HostOptimizer, AdamWFollowsItsFormulas) {
   }
 }
 
+TEST_F(HostOptimizer, AdamWAddsUpSquaresOfItsGradient) {
+  // Not of factor * grad; and nothing else changes.
+  CallParams p =
+      params({}, {{"beta1", 0.9}, {"beta2", 0.95}, {"eps", 1e-6}, {"weight_decay", 0.1}});
+  Tensor<float> rate = one<float>(0.01), factor = one<float>(0.5);
+  Tensor<int32_t> step = one<int32_t>(3);
+  for (CallFlavor flavor : kFlavors)
+    for (int64_t n : {0, 1, 15, 17, 32767, 32768, 32769, 100001})
+      for (bool isNarrow : {false, true}) {
+        Tensor<float> grad = random.normal<float>({n}), w = random.normal<float>({n}), m({n}),
+                      v({n}), squares = one<float>(7), alone = one<float>(7);
+        Tensor<Bf16> narrow({n});
+        double sum = 0;
+        for (size_t i = 0; i < size_t(n); ++i) {
+          if (isNarrow)
+            grad.values[i] = float(narrow.values[i] = Bf16(grad.values[i]));
+          m.values[i] = grad.values[i] / 2, v.values[i] = 1;
+          sum += double(grad.values[i]) * double(grad.values[i]);
+        }
+        Tensor<float> w1 = w, m1 = m, v1 = v;
+        std::vector<TensorRef> in{isNarrow ? TensorRef(narrow) : TensorRef(grad), rate, step,
+                                  factor};
+        ASSERT_TRUE(call("adamw", flavor, in, {w, m, v, squares}, p));
+        ASSERT_TRUE(call("adamw", flavor, in, {w1, m1, v1}, p));
+        ASSERT_TRUE(call("squares", flavor, {in[0]}, {alone}, {}));
+        EXPECT_FLOAT_EQ(squares.values[0], float(sum));
+        EXPECT_EQ(squares.values, alone.values);
+        EXPECT_EQ(w.values, w1.values);
+        EXPECT_EQ(m.values, m1.values);
+        EXPECT_EQ(v.values, v1.values);
+      }
+}
+
 TEST_F(HostOptimizer, ExpertsWithoutTokensArePassedOver) {
   // Each expert alone by adamw, at its own step, in the steps in which it has tokens.
   const int64_t experts = 3, each = 40000; // more than a block

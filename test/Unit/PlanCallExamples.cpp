@@ -130,7 +130,7 @@ std::vector<Example> examples() {
       {"sample", {f({2, 1, 100}), f({2}), i({4})}, {i({2, 1})}, {offset("row_offset", 2, kDp)}},
       {"adamw",
        {f({2, 8, 16}), f({1}), i({1}), f({1})},
-       {f({2, 8, 16}), f({2, 8, 16}), f({2, 8, 16})},
+       {f({2, 8, 16}), f({2, 8, 16}), f({2, 8, 16}), f({1})},
        {real("beta1", 0.9), real("beta2", 0.999), real("eps", 1e-8), real("weight_decay", 0.01)}},
       {"expert_adamw",
        {f({2, 8, 16}), f({1}), f({2}), f({1})},

@@ -232,4 +232,29 @@ TEST(HostilePlan, Updates) {
       trainPlan());
 }
 
+/// adamw reads what it updates, and gives a sum of squares that nothing has written before.
+TEST(HostilePlan, SumsOfUpdates) {
+  PlanSpec plan = trainPlan();
+  plan.calls = {"adamw"};
+  ProgramSpec &p = plan.programs[0];
+  p.arenas[0].bytes = 192, p.arenas[1].bytes = 320;
+  p.states.push_back({.name = "w.v", .shape = {4}, .dims = {{}}, .offset = 128});
+  p.views.push_back({0, 128, 0, fb::DType::f32, {4}});
+  p.views.push_back({1, 192, 0, fb::DType::f32, {1}});
+  p.instrs[1] = {fb::InstrKind::call,
+                 0,
+                 0,
+                 {0, 1, 2},
+                 {3, 4, 5, 6},
+                 {realParam("beta1", 0.9), realParam("beta2", 0.9), realParam("eps", 1e-8),
+                  realParam("weight_decay", 0)}};
+  std::vector<uint8_t> bytes = plan.build();
+  Expected<PlanFile> file = PlanFile::fromBytes(bytes);
+  EXPECT_TRUE(file) << file.status().str();
+  expectRefused(
+      {{"no state", [](auto &p) { p.programs[0].views[5] = {1, 256, 0, fb::DType::f32, {4}}; },
+        PlanOrder, "reads bytes that nothing has written"}},
+      plan);
+}
+
 } // namespace

@@ -32,6 +32,9 @@ std::unique_ptr<mlir::Pass> createPlanMergeCallsPass();
 /// `--plan-schedule`: orders each program so that dense work stands between an exchange and its
 /// first use.
 std::unique_ptr<mlir::Pass> createPlanSchedulePass();
+/// `--plan-fuse-squares`: updates add up the squares of the gradients that they read, where they do
+/// not wait for the norm.
+std::unique_ptr<mlir::Pass> createPlanFuseSquaresPass();
 /// `--plan-insert-events`: record and wait where a value crosses queues.
 std::unique_ptr<mlir::Pass> createPlanInsertEventsPass();
 /// `--plan-allocate`: addresses for all views, sizes for all arenas.

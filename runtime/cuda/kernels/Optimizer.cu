@@ -22,14 +22,15 @@ struct AdamW {
 };
 
 /// The n elements of one parameter, at its step `at`; a thread makes `each` neighbours, of which n
-/// is a multiple.
-template <int each, typename G>
-__device__ void updateAdamW(const G *grad, const float *lr, float at, const float *factor, float *w,
-                            float *m, float *v, int64_t n, AdamW p) {
+/// is a multiple. Returns the sum of grad * grad of the thread's own if it `addsUp`.
+template <int each, bool addsUp, typename G>
+__device__ double updateAdamW(const G *grad, const float *lr, float at, const float *factor,
+                              float *w, float *m, float *v, int64_t n, AdamW p) {
   using Part = Pack<float, each>;
   // 1 - beta^at = -expm1(at * ln beta)
   const float rate = *lr / -expm1f(at * p.log1), root = rsqrtf(-expm1f(at * p.log2));
   const float decay = 1 - *lr * p.weightDecay, scale = factor ? *factor : 1;
+  double squares = 0;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n / each;
        i += int64_t(gridDim.x) * kThreads) {
     const auto grads = reinterpret_cast<const Pack<G, each> *>(grad)[i];
@@ -37,6 +38,10 @@ __device__ void updateAdamW(const G *grad, const float *lr, float at, const floa
          second = reinterpret_cast<Part *>(v)[i];
 #pragma unroll
     for (int u = 0; u < each; ++u) {
+      if constexpr (addsUp) {
+        const double value = toFloat(grads.v[u]);
+        squares += value * value;
+      }
       const float g = scale * toFloat(grads.v[u]);
       first.v[u] = p.beta1 * first.v[u] + p.rest1 * g;
       second.v[u] = p.beta2 * second.v[u] + p.rest2 * (g * g);
@@ -46,12 +51,29 @@ __device__ void updateAdamW(const G *grad, const float *lr, float at, const floa
     reinterpret_cast<Part *>(v)[i] = second;
     reinterpret_cast<Part *>(w)[i] = weights;
   }
+  return squares;
 }
 
 template <int each, typename G>
 __global__ void adamwOfOne(const G *grad, const float *lr, const int32_t *step, const float *factor,
                            float *w, float *m, float *v, int64_t n, AdamW p) {
-  updateAdamW<each>(grad, lr, float(*step), factor, w, m, v, n, p);
+  updateAdamW<each, false>(grad, lr, float(*step), factor, w, m, v, n, p);
+}
+
+/// The same, and the sum of grad * grad: a part of it for each block, which is all of one block.
+template <int each, typename G>
+__global__ void adamwWithSquares(const G *grad, const float *lr, const int32_t *step,
+                                 const float *factor, float *w, float *m, float *v, int64_t n,
+                                 AdamW p, double *partial, float *out) {
+  static_assert(kThreads == kSumThreads);
+  const double sum =
+      blockSum(updateAdamW<each, true>(grad, lr, float(*step), factor, w, m, v, n, p));
+  if (threadIdx.x != 0)
+    return;
+  if (gridDim.x == 1)
+    *out = float(sum);
+  else
+    partial[blockIdx.x] = sum;
 }
 
 /// An expert for each blockIdx.y. Its steps are counted behind this launch: all blocks read them.
@@ -61,7 +83,7 @@ __global__ void adamwOfExperts(const G *grad, const float *lr, const float *load
                                float *v, int64_t n, AdamW p) {
   int64_t e = blockIdx.y, at = e * n;
   if (load[e] != 0)
-    updateAdamW<each>(grad + at, lr, steps[e] + 1, factor, w + at, m + at, v + at, n, p);
+    updateAdamW<each, false>(grad + at, lr, steps[e] + 1, factor, w + at, m + at, v + at, n, p);
 }
 
 __global__ void countSteps(const float *load, float *steps, int64_t experts) {
@@ -186,8 +208,29 @@ AdamW adamwOf(const Call &call) {
 
 } // namespace
 
+/// The order of the sum depends on sizes and alignment alone.
+static Status addUpInAdamW(const Call &call, int64_t n) {
+  constexpr unsigned kBlocks = 4096; // several times what a device runs at once
+  Scratch scratch(call.context);
+  double *partial = n > kThreads ? scratch.take<double>(kBlocks) : nullptr;
+  if (n > kThreads && !partial)
+    return noScratch(call);
+  return launchInPacks(call, n, [&]<int each, typename G>(std::integral_constant<int, each>, G) {
+    const unsigned blocks = std::clamp(blocksFor(n / each), 1u, kBlocks);
+    adamwWithSquares<each><<<blocks, kThreads, 0, call.stream()>>>(
+        call.input<G>(0), call.input<float>(1), call.input<int32_t>(2),
+        call.in.size() > 3 ? call.input<float>(3) : nullptr, call.output<float>(0),
+        call.output<float>(1), call.output<float>(2), n, adamwOf(call), partial,
+        call.output<float>(3));
+    if (blocks > 1)
+      addChunks<<<1, kSumThreads, 0, call.stream()>>>(partial, blocks, call.output<float>(3));
+  });
+}
+
 Status ops::adamw(const Call &call) {
   int64_t n = call.out[0].elements();
+  if (call.out.size() > 3)
+    return addUpInAdamW(call, n);
   if (n == 0)
     return {};
   return launchInPacks(call, n, [&]<int each, typename G>(std::integral_constant<int, each>, G) {
