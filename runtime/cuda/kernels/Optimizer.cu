@@ -210,7 +210,8 @@ AdamW adamwOf(const Call &call) {
 
 /// The order of the sum depends on sizes and alignment alone.
 static Status addUpInAdamW(const Call &call, int64_t n) {
-  constexpr unsigned kBlocks = 4096; // several times what a device runs at once
+  constexpr unsigned kBlocks =
+      1 << 14; // many times what a device runs at once: the last ones count
   Scratch scratch(call.context);
   double *partial = n > kThreads ? scratch.take<double>(kBlocks) : nullptr;
   if (n > kThreads && !partial)

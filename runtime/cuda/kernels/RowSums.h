@@ -48,6 +48,7 @@ __global__ void sumChunks(int64_t n, int64_t chunks, int64_t length, Term term, 
 
 static __global__ void addChunks(const double *partial, int64_t chunks, float *out) {
   double sum = 0;
+#pragma unroll 16
   for (int64_t c = threadIdx.x; c < chunks; c += kSumThreads)
     sum += partial[blockIdx.x * chunks + c];
   sum = blockSum(sum);
