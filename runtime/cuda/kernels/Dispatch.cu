@@ -310,8 +310,7 @@ __global__ void __launch_bounds__(kScanThreads) placeNumbers(Sort sort, int32_t 
   awaitPrevious();
   const int bins = sort.rule.bins, columns = (bins + 31) / 32 * 32, groups = kScanThreads / columns,
             bin = int(threadIdx.x) % columns, group = int(threadIdx.x) / columns;
-  int32_t total = 0, before = 0,
-          all; // of the bin's rows: in all runs, and in those before this one
+  int32_t all, total = 0, before = 0; // rows: all, the bin's, and the bin's in runs before this one
   if (bin < bins && group < groups) {
 #pragma unroll 8
     for (int64_t run = group; run < sort.runs; run += groups) {
