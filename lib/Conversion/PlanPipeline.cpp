@@ -56,6 +56,8 @@ static void addProgramPasses(OpPassManager &passes, const PlanOptions &options) 
   if (options.target != "host") {
     passes.nest<func::FuncOp>().addPass(createPlanFuseGluGradPass());
     passes.nest<func::FuncOp>().addPass(createPlanFuseGluPass());
+    // Kernels may do it beside what they do.
+    passes.nest<func::FuncOp>().addPass(createPlanRoundCotangentsPass());
   }
   // On tensors, where producers and consumers are one step apart.
   passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
@@ -116,6 +118,7 @@ void moira::registerPlanPasses() {
   registerPass([] { return createPlanOffloadPass(); });
   registerPass([] { return createPlanFuseGluGradPass(); });
   registerPass([] { return createPlanFuseGluPass(); });
+  registerPass([] { return createPlanRoundCotangentsPass(); });
   registerPass([] { return createPlanFuseKernelsPass(); });
   registerPass([] { return createPlanLowerPass(); });
   registerPass([] { return createPlanMergeCallsPass(); });
