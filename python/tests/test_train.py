@@ -147,6 +147,29 @@ def test_a_directory_with_checkpoints_is_not_overwritten(tmp_path):
     assert again.code == 1 and again.error_ids == ["MOE-0102"] and "--resume" in again.err
 
 
+def test_the_directory_may_be_a_link(tmp_path):
+    """As to a larger disk: what lies there is found, gone on from, and not overwritten."""
+    plan = compiled("olmoe", tmp_path)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "run").symlink_to("disk")
+    run = f"--checkpoint={tmp_path}/run"
+    train("olmoe", plan, tmp_path / "m.jsonl", "--steps=2", "--save-every=1", run)
+    again = run_tool("moe-run", *arguments("olmoe", plan, tmp_path / "m.jsonl", "--steps=3", run))
+    assert again.code == 1 and "run holds step-2 already" in again.err, again
+    resumed = run_tool("moe-run", *arguments("olmoe", plan, tmp_path / "m.jsonl", "--steps=3", run, "--resume"))
+    assert resumed.code == 0 and f"resumed from {tmp_path}/run/step-2" in resumed.err, resumed
+    assert sorted(p.name for p in (tmp_path / "disk").iterdir()) == ["LATEST", "step-2", "step-3"]
+    verified = run_tool("moe-ckpt", "verify", tmp_path / "run")
+    assert verified.code == 0 and "run/step-3: training checkpoint of step 3" in verified.out, verified
+
+
+def test_a_directory_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path):
+    plan = compiled("olmoe", tmp_path)
+    (tmp_path / "run").symlink_to("run")
+    refused = run_tool("moe-run", *arguments("olmoe", plan, tmp_path / "m.jsonl", "--steps=1", f"--checkpoint={tmp_path}/run", "--resume"))
+    assert refused.code == 2 and refused.error_ids == ["MOE-0106"] and "run cannot be read" in refused.err, refused
+
+
 def test_damaged_checkpoint_is_refused(tmp_path):
     plan = compiled("olmoe", tmp_path)
     run = ("--steps=1", f"--checkpoint={tmp_path}/run")

@@ -9,8 +9,10 @@
 #include "moira/rt/Metrics.h"
 #include "moira/rt/RouteTrace.h"
 
+#include <cerrno>
 #include <chrono>
 #include <cmath>
+#include <cstring>
 
 namespace moira::rt {
 namespace {
@@ -160,6 +162,13 @@ Expected<TrainTask> TrainTask::open(const PlanFile &file, const TrainPrograms &p
   }
   if (options.checkpoint.empty())
     return task;
+  // A directory that cannot be read may hold checkpoints, which a run from the beginning would
+  // replace.
+  std::vector<std::string> names;
+  if (int error = FileSystem::real().list(options.checkpoint + "/", names);
+      error != 0 && error != ENOENT && error != ENOTDIR)
+    return Status(ErrorId::FileNotFound, "--checkpoint=" + options.checkpoint +
+                                             " cannot be read: " + std::strerror(error));
   std::vector<std::string> there = listCheckpoints(options.checkpoint, FileSystem::real());
   if (!options.resume && !there.empty())
     return Status(ErrorId::BadUsage,

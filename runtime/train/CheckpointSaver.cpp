@@ -83,7 +83,7 @@ void CheckpointSaver::removeTree(const std::string &path) {
 
 void CheckpointSaver::removeUnfinished() {
   std::vector<std::string> names;
-  if (files.list(directory, names) != 0)
+  if (files.list(namedByUser(directory), names) != 0)
     return;
   for (const std::string &name : names) {
     std::string_view stem = std::string_view(name).substr(0, name.find('.'));

@@ -21,6 +21,10 @@ inline constexpr std::string_view kUnfinished = ".tmp";
 
 inline std::string stepName(uint64_t step) { return "step-" + std::to_string(step); }
 
+/// A directory that a user has named may be a link to it, as runs often are to a larger disk. What
+/// lies within may not.
+inline std::string namedByUser(const std::string &directory) { return directory + "/"; }
+
 /// The number in a name that stepName() makes.
 inline std::optional<uint64_t> stepOf(std::string_view name) {
   constexpr std::string_view prefix = "step-";

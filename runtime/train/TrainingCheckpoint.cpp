@@ -144,7 +144,7 @@ struct Shared {
 
 std::vector<std::string> listCheckpoints(const std::string &directory, FileSystem &files) {
   std::vector<std::string> names, steps;
-  if (files.list(directory, names) != 0)
+  if (files.list(namedByUser(directory), names) != 0)
     return {};
   for (const std::string &name : names)
     if (stepOf(name))
@@ -185,10 +185,8 @@ Status adviseOnDamage(const Status &problem, const std::string &directory, const
 
 Expected<TrainingCheckpoint> TrainingCheckpoint::open(const std::string &path, FileSystem &files) {
   std::vector<std::string> names;
-  if (int error = files.list(path, names))
-    return error == ELOOP || error == ENOTDIR
-               ? damaged(path + ": is not a directory, or a link to one")
-               : cannotOpen(path, error);
+  if (int error = files.list(namedByUser(path), names))
+    return error == ENOTDIR ? damaged(path + ": is not a directory") : cannotOpen(path, error);
   TrainingCheckpoint checkpoint;
   checkpoint.files = &files;
   checkpoint.directory = path;

@@ -39,7 +39,8 @@ public:
   virtual int open(const std::string &path, File &file, uint64_t &bytes) = 0;
   /// Exactly these bytes; ENODATA if the file ends before them.
   virtual int read(File file, uint64_t offset, std::span<uint8_t> bytes) = 0;
-  /// The names in a directory, sorted; ELOOP if the path itself is a link.
+  /// The names in a directory, sorted; ELOOP if the path itself is a link (which a slash
+  /// behind it follows).
   virtual int list(const std::string &path, std::vector<std::string> &names) = 0;
 
   /// The machine's.
