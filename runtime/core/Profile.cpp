@@ -3,9 +3,9 @@
 //===----------------------------------------------------------------------===//
 #include "moira/rt/Profile.h"
 
-#include <cerrno>
+#include "moira/rt/OutputFile.h"
+
 #include <cstdio>
-#include <cstring>
 #include <nlohmann/json.hpp>
 
 namespace moira::rt {
@@ -46,9 +46,10 @@ static std::string spanName(const RankProfile::Span &span, const fb::Program &pr
 Status writeProfile(const std::string &path, const fb::Plan &plan,
                     std::span<const fb::Program *const> programs,
                     const std::vector<RankProfile> &ranks) {
-  std::FILE *file = std::fopen(path.c_str(), "we");
-  if (!file)
-    return Status(ErrorId::CannotWrite, path + ": " + std::strerror(errno));
+  Expected<OutputFile> output = OutputFile::create(path);
+  if (!output)
+    return output.takeStatus();
+  std::FILE *file = output->stream();
   // Written piece by piece: long runs have more events than one JSON value should hold.
   const char *separator = "{\"traceEvents\":[\n";
   auto put = [&](const nlohmann::json &event) {
@@ -101,10 +102,7 @@ Status writeProfile(const std::string &path, const fb::Plan &plan,
     }
   }
   std::fputs(*separator == '{' ? "{\"traceEvents\":[]}\n" : "\n]}\n", file);
-  bool failed = std::ferror(file) != 0;
-  if (std::fclose(file) != 0 || failed)
-    return Status(ErrorId::CannotWrite, path + ": " + std::strerror(errno));
-  return {};
+  return output->commit();
 }
 
 } // namespace moira::rt

@@ -8,6 +8,7 @@
 #include "SparseLayers.h"
 #include "TrainingSource.h"
 
+#include "moira/rt/OutputFile.h"
 #include "moira/rt/TrainingCheckpoint.h"
 
 #include <cstdio>
@@ -195,8 +196,11 @@ int run(int argc, char **argv) {
 } // namespace
 
 int main(int argc, char **argv) {
+  rt::openStandardStreams();
   try {
-    return run(argc, argv);
+    int code = run(argc, argv);
+    rt::Status printed = rt::finishStdout();
+    return code == 0 && !printed ? fail(printed) : code;
   } catch (const std::exception &error) {
     return fail(rt::Status(rt::ErrorId::Internal, error.what()));
   }

@@ -4,16 +4,14 @@
 // weight; the flow of data; where each rank stands and what it holds; or what another plan has
 // otherwise.
 //===----------------------------------------------------------------------===//
+#include "moira/rt/OutputFile.h"
 #include "moira/rt/PlanSummary.h"
 #include "moira/rt/Suggest.h"
 
 #include <CLI/CLI.hpp>
 
-#include <cerrno>
 #include <charconv>
 #include <cstdio>
-#include <cstring>
-#include <fstream>
 #include <iostream>
 
 using namespace moira::rt;
@@ -30,15 +28,6 @@ int fail(const Status &status) {
 }
 
 int leaveWith(const Status &status) { return status.ok() ? 0 : fail(status); }
-
-Status writeFile(const std::string &path, const std::string &text) {
-  std::ofstream file(path, std::ios::binary);
-  file << text;
-  file.close();
-  if (!file)
-    return {ErrorId::CannotWrite, path + ": " + std::strerror(errno)};
-  return {};
-}
 
 /// "3" or "0-7" within the plan's ranks.
 Status parseRanks(const std::string &text, uint64_t ranks, uint64_t &first, uint64_t &last) {
@@ -88,6 +77,7 @@ void printRanks(const PlanSummary &summary, uint64_t first, uint64_t last) {
 } // namespace
 
 int main(int argc, char **argv) {
+  openStandardStreams();
   CLI::App app(
       "Shows what a plan will do: mesh, memory, communication, queues, the shard of every weight.");
   std::string path, ranks, html, dot, other;
@@ -124,25 +114,25 @@ int main(int argc, char **argv) {
   if (!file)
     return fail(file.status());
   if (!dot.empty())
-    return leaveWith(writeFile(dot, graphDot(*file)));
+    return leaveWith(writeOutputFile(dot, graphDot(*file)));
   PlanSummary summary = summarize(*file);
   if (!html.empty())
-    return leaveWith(writeFile(html, summaryHtml(summary)));
+    return leaveWith(writeOutputFile(html, summaryHtml(summary)));
   if (!other.empty()) {
     Expected<PlanFile> second = PlanFile::open(other);
     if (!second)
       return fail(second.status());
     std::string text = diffText(summary, summarize(*second));
     std::cout << (text.empty() ? "no difference\n" : text);
-    return 0;
+    return leaveWith(finishStdout());
   }
   if (!ranks.empty()) {
     uint64_t first = 0, last = 0;
     if (Status status = parseRanks(ranks, summary.ranks, first, last); !status)
       return fail(status);
     printRanks(summary, first, last);
-    return 0;
+    return leaveWith(finishStdout());
   }
   std::cout << (json ? summaryJson(summary) : summaryText(summary));
-  return 0;
+  return leaveWith(finishStdout());
 }

@@ -4,9 +4,28 @@
 //===----------------------------------------------------------------------===//
 #include "mlir/Tools/mlir-opt/MlirOptMain.h"
 #include "moira/Driver/Compiler.h"
+#include "moira/rt/OutputFile.h"
 #include "llvm/Support/raw_ostream.h"
 
+namespace {
+
+/// The exit code. The streams' destructors would end the process over what could not be written.
+int leaveWith(int code) {
+  llvm::outs().flush();
+  if (std::error_code error = llvm::outs().error(); error && code == 0) {
+    moira::rt::Status status(moira::rt::ErrorId::CannotWrite, "stdout: " + error.message());
+    llvm::errs() << status.str();
+    code = status.exitCode();
+  }
+  llvm::outs().clear_error();
+  llvm::errs().clear_error();
+  return code;
+}
+
+} // namespace
+
 int main(int argc, char **argv) {
+  moira::rt::openStandardStreams();
   moira::registerMoiraPasses();
   if (!moira::wantsCompiler(argc, argv)) {
     mlir::DialectRegistry registry;
@@ -18,7 +37,7 @@ int main(int argc, char **argv) {
   moira::rt::Status status = moira::parseCompilerOptions(argc, argv, options, help);
   if (!status) {
     llvm::errs() << status.str();
-    return status.exitCode();
+    return leaveWith(status.exitCode());
   }
-  return help ? 0 : moira::runCompiler(options);
+  return leaveWith(help ? 0 : moira::runCompiler(options));
 }

@@ -6,6 +6,7 @@
 #include "Options.h"
 
 #include "moira/rt/Communicator.h"
+#include "moira/rt/OutputFile.h"
 #include "moira/rt/Simulate.h"
 #include "moira/rt/Spawn.h"
 
@@ -146,9 +147,15 @@ int run(int argc, char **argv) {
 } // namespace
 
 int main(int argc, char **argv) {
+  rt::openStandardStreams();
   rt::followParent();
   try {
-    return run(argc, argv);
+    int code = run(argc, argv);
+    rt::Status printed = rt::finishStdout();
+    if (code != 0 || printed.ok())
+      return code;
+    say(textOf(printed));
+    return printed.exitCode();
   } catch (const std::exception &error) {
     say(rt::Status(rt::ErrorId::Internal, error.what()).str());
     return rt::exitCodeOf(rt::ErrorId::Internal);

@@ -1,0 +1,109 @@
+"""Shows that results arrive whole or not at all, and that a failure leaves what was there.
+"""
+
+import os
+import resource
+import signal
+import subprocess
+
+import pytest
+
+from common import GOLDEN
+from moira import compile_plan
+from moira.tools import Finished, program
+
+MIXTRAL = GOLDEN / "mixtral"
+SHAPE = ("--batch=2", "--seq=24")
+
+
+@pytest.fixture(scope="module")
+def plans(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plans")
+    for task in ("forward", "train", "generate"):
+        more = ("--max-seq=40",) if task == "generate" else ()
+        compile_plan(MIXTRAL, folder / f"{task}.moeplan", *SHAPE, f"--task={task}", "--mesh=ep=2", *more)
+    return folder
+
+
+def ran(name, *arguments, limit=None, closed=(), **streams):
+    """Like run_tool, with no file growing over `limit` bytes, and with these standard streams closed."""
+
+    def before():
+        for stream in closed:
+            os.close(stream)
+        if limit is not None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+    done = subprocess.run([program(name), *map(str, arguments)], timeout=120, preexec_fn=before, **pipes)
+    return Finished([name, *arguments], done.returncode, (done.stdout or b"").decode(), (done.stderr or b"").decode())
+
+
+def files(folder=MIXTRAL):
+    return (f"--weights={folder}", f"--inputs={folder / 'io.safetensors'}")
+
+
+# name -> the file that is written, and how
+WRITTEN = {
+    "plan": ("p.moeplan", lambda plans, path: ("moe-opt", MIXTRAL, *SHAPE, "-o", path)),
+    "ir": ("x.mlir", lambda plans, path: ("moe-opt", MIXTRAL, *SHAPE, "--compile-to=partition", "-o", path)),
+    "phases": ("1-import.mlir", lambda plans, path: ("moe-opt", MIXTRAL, *SHAPE, f"--dump-phases-to={path.parent}", "-o", path.parent / "p.moeplan")),
+    "page": ("x.html", lambda plans, path: ("moe-inspect", plans / "train.moeplan", f"--html={path}")),
+    "graph": ("x.dot", lambda plans, path: ("moe-inspect", plans / "train.moeplan", f"--dot={path}")),
+    "simulation": ("x.json", lambda plans, path: ("moe-run", plans / "train.moeplan", "--device=sim", f"--profile={path}")),
+    "profile": ("y.json", lambda plans, path: ("moe-run", plans / "train.moeplan", *files(), "--steps=20", f"--profile={path}")),
+}
+
+
+@pytest.mark.parametrize("what", WRITTEN)
+def test_a_full_disk_leaves_the_older_file(what, plans, tmp_path):
+    name, command = WRITTEN[what]
+    path = tmp_path / name
+    path.write_text("older")
+    limit = 100_000 if what == "profile" else 5000  # a run has the plan's kernels in a file of its own
+    failed = ran(*command(plans, path), limit=limit)
+    assert failed.code == 5 and failed.error_ids == ["MOE-0107"] and str(path) in failed.err and "LLVM ERROR" not in failed.err, failed
+    assert path.read_text() == "older" and [p.name for p in tmp_path.iterdir()] == [name]
+    whole = ran(*command(plans, path))
+    assert whole.code == 0 and path.stat().st_size > limit, whole
+    assert not [p.name for p in tmp_path.iterdir() if "tmp" in p.name]
+
+
+def test_any_name_may_be_written(plans, tmp_path):
+    folder = tmp_path / "100% ä\n'\""
+    folder.mkdir()
+    compile_plan(MIXTRAL, folder / "%n.moeplan", *SHAPE, "--mesh=ep=2")
+    assert (folder / "%n.moeplan").read_bytes() == (plans / "forward.moeplan").read_bytes()
+
+
+# What has its results on stdout.
+PRINTED = {
+    "ir": lambda plans: ("moe-opt", MIXTRAL, *SHAPE, "--compile-to=import"),
+    "report": lambda plans: ("moe-opt", MIXTRAL, *SHAPE, "--report=json", "-o", "/dev/null"),
+    "summary": lambda plans: ("moe-inspect", plans / "forward.moeplan"),
+    "json": lambda plans: ("moe-inspect", plans / "forward.moeplan", "--json"),
+    "ranks": lambda plans: ("moe-inspect", plans / "forward.moeplan", "--ranks=0-1"),
+    "difference": lambda plans: ("moe-inspect", plans / "forward.moeplan", f"--diff={plans / 'train.moeplan'}"),
+    "simulation": lambda plans: ("moe-run", plans / "forward.moeplan", "--device=sim"),
+    "tokens": lambda plans: ("moe-run", plans / "generate.moeplan", *files(), "--max-new-tokens=3", "--stream"),
+    "verified": lambda plans: ("moe-ckpt", "verify", MIXTRAL),
+}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("what", PRINTED)
+def test_what_does_not_arrive_on_stdout_is_a_failure(what, plans):
+    with open("/dev/full", "wb") as full:
+        failed = ran(*PRINTED[what](plans), stdout=full)
+    assert failed.code == 5 and failed.error_ids == ["MOE-0107"] and "stdout" in failed.err and "LLVM ERROR" not in failed.err, failed
+
+
+def test_closed_streams_keep_their_lines_out_of_files(plans, tmp_path):
+    closed = (0, 1, 2)
+    assert ran("moe-opt", MIXTRAL, *SHAPE, "--mesh=ep=2", "-o", tmp_path / "p.moeplan", closed=closed).code == 0
+    assert (tmp_path / "p.moeplan").read_bytes() == (plans / "forward.moeplan").read_bytes()
+    assert ran("moe-run", plans / "forward.moeplan", *files(), f"--outputs={tmp_path / 'closed'}", closed=closed).code == 0
+    assert ran("moe-run", plans / "forward.moeplan", *files(), f"--outputs={tmp_path / 'open'}").code == 0
+    assert (tmp_path / "closed").read_bytes() == (tmp_path / "open").read_bytes()
+    assert ran("moe-inspect", plans / "train.moeplan", f"--html={tmp_path / 'page'}", closed=closed).code == 0
