@@ -18,6 +18,7 @@
 #include "moira/Import/Importer.h"
 #include "moira/Target/Plan/PlanFileIO.h"
 #include "moira/Transforms/Passes.h"
+#include "moira/rt/OutputFile.h"
 #include "moira/rt/PlanSummary.h"
 #include "llvm/Support/CommandLine.h"
 #include "llvm/Support/FileSystem.h"
@@ -725,7 +726,14 @@ int moira::runCompiler(const CompilerOptions &options) {
     return rt::exitCodeOf(ErrorId::UnknownFlag);
   }
   Compilation compilation(options);
-  Status status = compilation.run();
+  // IR may be written over what it was made from, a model may not.
+  bool isModel =
+      llvm::sys::fs::is_directory(options.model) || StringRef(options.model).ends_with(".json");
+  Status status = isModel ? rt::checkReplaced({{"-o " + options.output, options.output}},
+                                              {{"the model " + options.model, options.model}})
+                          : Status();
+  if (status)
+    status = compilation.run();
   llvm::errs() << status.str();
   return status.exitCode();
 }

@@ -1,4 +1,5 @@
-"""Shows that results arrive whole or not at all, and that a failure leaves what was there.
+"""Shows that results arrive whole or not at all, that a failure leaves what was there, and that no output takes the place of what a program reads or of
+another output.
 """
 
 import os
@@ -9,7 +10,8 @@ import subprocess
 import pytest
 
 from common import GOLDEN
-from moira import compile_plan
+from errors import assert_refused
+from moira import compile_plan, run_tool
 from moira.tools import Finished, program
 
 MIXTRAL = GOLDEN / "mixtral"
@@ -23,6 +25,15 @@ def plans(tmp_path_factory):
         more = ("--max-seq=40",) if task == "generate" else ()
         compile_plan(MIXTRAL, folder / f"{task}.moeplan", *SHAPE, f"--task={task}", "--mesh=ep=2", *more)
     return folder
+
+
+@pytest.fixture
+def model(tmp_path):
+    """A writable copy."""
+    (tmp_path / "model").mkdir()
+    for file in ("config.json", "model.safetensors", "io.safetensors"):
+        (tmp_path / "model" / file).write_bytes((MIXTRAL / file).read_bytes())
+    return tmp_path / "model"
 
 
 def ran(name, *arguments, limit=None, closed=(), **streams):
@@ -107,3 +118,36 @@ def test_closed_streams_keep_their_lines_out_of_files(plans, tmp_path):
     assert ran("moe-run", plans / "forward.moeplan", *files(), f"--outputs={tmp_path / 'open'}").code == 0
     assert (tmp_path / "closed").read_bytes() == (tmp_path / "open").read_bytes()
     assert ran("moe-inspect", plans / "train.moeplan", f"--html={tmp_path / 'page'}", closed=closed).code == 0
+
+
+# what would be lost, and the command line of the program
+REPLACED = {
+    "inputs": ("io.safetensors", lambda m, p: ("moe-run", p / "forward.moeplan", *files(m), f"--outputs={m}/io.safetensors")),
+    "weights": ("model.safetensors", lambda m, p: ("moe-run", p / "forward.moeplan", *files(m), f"--outputs={m}/model.safetensors")),
+    "weights-by-another-name": ("model.safetensors", lambda m, p: ("moe-run", p / "forward.moeplan", *files(m), f"--outputs={m.parent}/link")),
+    "routing": ("io.safetensors", lambda m, p: ("moe-run", p / "forward.moeplan", *files(m), f"--outputs={m}/o", f"--dump-routing={m}/io.safetensors")),
+    "profile": ("config.json", lambda m, p: ("moe-run", p / "forward.moeplan", *files(m), f"--outputs={m}/o", f"--profile={m}/config.json")),
+    "metrics": ("io.safetensors", lambda m, p: ("moe-run", p / "train.moeplan", *files(m), "--steps=1", f"--metrics={m}/io.safetensors")),
+    "compiled": ("model.safetensors", lambda m, p: ("moe-opt", m, *SHAPE, "-o", m / "model.safetensors")),
+    "config": ("config.json", lambda m, p: ("moe-opt", m / "config.json", *SHAPE, "-o", m / "config.json")),
+    "plan": ("forward.moeplan", lambda m, p: ("moe-inspect", m / "forward.moeplan", f"--html={m}/forward.moeplan")),
+    "plan-of-a-run": ("forward.moeplan", lambda m, p: ("moe-run", m / "forward.moeplan", *files(m), f"--outputs={m}/forward.moeplan")),
+}
+
+
+@pytest.mark.parametrize("what", REPLACED)
+def test_no_output_replaces_what_is_read(what, plans, model):
+    name, command = REPLACED[what]
+    (model / "forward.moeplan").write_bytes((plans / "forward.moeplan").read_bytes())
+    (model.parent / "link").symlink_to("model/model.safetensors")
+    before = (model / name).read_bytes()
+    assert_refused(run_tool(*command(model, plans)), "BadUsage", ["would replace what"])
+    assert (model / name).read_bytes() == before
+
+
+def test_two_outputs_are_two_files(plans, model):
+    one = (f"--outputs={model}/o", f"--dump-routing={model}/../model/o")
+    assert_refused(run_tool("moe-run", plans / "forward.moeplan", *files(model), *one), "BadUsage", ["would be one file"])
+    # A result beside the weights is no part of the model, and may be written anew.
+    for _ in range(2):
+        assert run_tool("moe-run", plans / "forward.moeplan", *files(model), f"--outputs={model}/o.safetensors").code == 0

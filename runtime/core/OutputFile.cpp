@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <cstring>
 #include <fcntl.h>
+#include <filesystem>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <utility>
@@ -17,7 +18,55 @@ Status cannotWrite(const std::string &path, int error) {
   return {ErrorId::CannotWrite, path + ": " + std::strerror(error ? error : EIO)};
 }
 
+bool isSameFile(const std::string &a, const std::string &b) {
+  std::error_code error;
+  return std::filesystem::equivalent(a, b, error);
+}
+
+/// A file that loading a model may read.
+bool isModelFile(std::string_view name) {
+  return name == "config.json" || name == "generation_config.json" ||
+         name == "model.safetensors.index.json" || name == "model.checksums.jsonl" ||
+         (name.starts_with("model") && name.ends_with(".safetensors"));
+}
+
+/// Whether writing `output`, a regular file that exists, changes what `input` holds.
+bool replaces(const std::filesystem::path &output, const std::string &input) {
+  std::error_code error;
+  if (!std::filesystem::is_directory(input, error))
+    return isSameFile(output, input);
+  // A name may be a link to a file of the model, and a file of the model a link to one elsewhere.
+  for (const std::filesystem::path &path : {output, std::filesystem::canonical(output, error)}) {
+    std::filesystem::path name = path.filename();
+    if (isModelFile(name.native()) && isSameFile(output, std::filesystem::path(input) / name))
+      return true;
+  }
+  return false;
+}
+
 } // namespace
+
+Status checkReplaced(const std::vector<NamedPath> &outputs, const std::vector<NamedPath> &inputs) {
+  Status problems;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const NamedPath &output = outputs[i];
+    std::error_code error;
+    std::filesystem::file_status there = std::filesystem::status(output.path, error);
+    bool file = std::filesystem::is_regular_file(there);
+    if (output.path.empty() || (std::filesystem::exists(there) && !file))
+      continue; // devices take several
+    std::filesystem::path whole = std::filesystem::weakly_canonical(output.path, error);
+    for (size_t j = 0; j < i; ++j)
+      if (std::filesystem::weakly_canonical(outputs[j].path, error) == whole)
+        problems.add(ErrorId::BadUsage,
+                     output.words + " and " + outputs[j].words + " would be one file; name two");
+    for (const NamedPath &input : inputs)
+      if (file && !input.path.empty() && replaces(output.path, input.path))
+        problems.add(ErrorId::BadUsage, output.words + " would replace what " + input.words +
+                                            " reads; name another file");
+  }
+  return problems;
+}
 
 Expected<OutputFile> OutputFile::create(const std::string &path) {
   struct stat there;

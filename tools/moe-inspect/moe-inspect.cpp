@@ -108,6 +108,8 @@ int main(int argc, char **argv) {
     problems.add(ErrorId::BadUsage, std::string("no plan given; ") + kUsage);
   if (json + !html.empty() + !dot.empty() + !ranks.empty() + !other.empty() > 1)
     problems.add(ErrorId::BadUsage, "one of --json, --html, --dot, --ranks and --diff at a time");
+  problems.append(checkReplaced({{"--html=" + html, html}, {"--dot=" + dot, dot}},
+                                {{"the plan " + path, path}}));
   if (!problems)
     return fail(problems);
   Expected<PlanFile> file = PlanFile::open(path);

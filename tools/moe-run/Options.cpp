@@ -2,6 +2,7 @@
 // See Options.h.
 //===----------------------------------------------------------------------===//
 #include "Options.h"
+#include "moira/rt/OutputFile.h"
 #include "moira/rt/Simulate.h"
 #include "moira/rt/Suggest.h"
 
@@ -285,6 +286,24 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     problems.add(ErrorId::UnknownFlag, "--timeout must be a number of seconds, 0 or more");
   if (options.checkTolerance && !(*options.checkTolerance >= 0))
     problems.add(ErrorId::UnknownFlag, "--check-tolerance must be a number, 0 or more");
+  if (!problems)
+    return problems;
+
+  auto given = [](const char *option, const std::string &path) {
+    return rt::NamedPath{std::string(option) + "=" + path, path};
+  };
+  std::vector<rt::NamedPath> inputs = {{"the plan " + options.plan, options.plan},
+                                       given("--weights", options.weights),
+                                       given("--inputs", options.inputs),
+                                       given("--route-from", options.routeFrom),
+                                       given("--cluster", line.cluster)};
+  for (const std::string &prefix : train.data)
+    for (const char *file : {".bin", ".idx"})
+      inputs.push_back({"--data=" + prefix, prefix + file});
+  problems.append(rt::checkReplaced(
+      {given("--outputs", options.outputs), given("--dump-routing", options.dumpRouting),
+       given("--profile", options.profile), given("--metrics", train.metrics)},
+      inputs));
   if (!problems)
     return problems;
 

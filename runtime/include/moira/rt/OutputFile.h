@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <string>
 #include <string_view>
+#include <vector>
 
 namespace moira::rt {
 
@@ -38,6 +39,16 @@ private:
 };
 
 Status writeOutputFile(const std::string &path, std::string_view contents);
+
+/// A path and the words that have given it, "--outputs=x" or "the plan x".
+struct NamedPath {
+  std::string words, path;
+};
+
+/// BadUsage for every output that would replace an input, a file of a model that is an input (a
+/// directory), or another output. Empty paths are none. Asks the file system, so a file has its
+/// other names too.
+Status checkReplaced(const std::vector<NamedPath> &outputs, const std::vector<NamedPath> &inputs);
 
 /// At the beginning of a program: a standard stream that is closed leads to /dev/null, so that no
 /// file takes its place and gets the lines that are meant for it.
