@@ -151,3 +151,11 @@ def test_two_outputs_are_two_files(plans, model):
     # A result beside the weights is no part of the model, and may be written anew.
     for _ in range(2):
         assert run_tool("moe-run", plans / "forward.moeplan", *files(model), f"--outputs={model}/o.safetensors").code == 0
+
+
+@pytest.mark.parametrize("option, next", [("--metrics=", "--resume"), ("--metrics", "--resume"), ("--weights=", "--keep=3")])
+def test_an_option_without_its_value_does_not_swallow_the_next_one(option, next, plans, tmp_path):
+    command = (plans / "train.moeplan", *files()[1:], "--steps=1", f"--checkpoint={tmp_path}/run", option, next)
+    name = option.removesuffix("=")
+    assert_refused(run_tool("moe-run", *command, cwd=tmp_path), "UnknownFlag", [f"{name} has no value"])
+    assert list(tmp_path.iterdir()) == []

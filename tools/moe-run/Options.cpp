@@ -28,6 +28,21 @@ std::vector<std::string> normalise(int argc, char **argv) {
   return words;
 }
 
+/// An option that ends with "=", as with a variable of the shell that is empty, and one with
+/// another option behind it: neither is to swallow the next word.
+void checkValues(const CLI::App &app, const std::vector<std::string> &words, Status &problems) {
+  for (size_t i = 0; i < words.size(); ++i) {
+    std::string name = words[i].substr(0, words[i].find('='));
+    const CLI::Option *option = name.starts_with("--") ? app.get_option_no_throw(name) : nullptr;
+    if (!option || option->get_items_expected_max() == 0)
+      continue;
+    bool bare = name.size() == words[i].size();
+    if (bare ? i + 1 < words.size() && words[i + 1].starts_with("--")
+             : name.size() + 1 == words[i].size())
+      problems.add(ErrorId::UnknownFlag, name + " has no value; see moe-run --help");
+  }
+}
+
 /// Of a number that is converted to an unsigned one, which -1 would be the largest of.
 std::string notNegative(const std::string &value) {
   return value.rfind('-', 0) == 0 ? value + " must be 0 or more" : std::string();
@@ -175,6 +190,10 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
       known.push_back("--" + option->get_lnames().front());
 
   std::vector<std::string> words = normalise(argc, argv);
+  Status valueless;
+  checkValues(app, words, valueless);
+  if (!valueless)
+    return valueless;
   std::reverse(words.begin(), words.end()); // as CLI11 takes vectors
   try {
     app.parse(words);
