@@ -120,6 +120,21 @@ def test_closed_streams_keep_their_lines_out_of_files(plans, tmp_path):
     assert ran("moe-inspect", plans / "train.moeplan", f"--html={tmp_path / 'page'}", closed=closed).code == 0
 
 
+def test_training_goes_on_when_nobody_reads_what_it_says(plans, tmp_path):
+    """Neither its lines nor its metrics."""
+    for metrics, said in (tmp_path / "m.jsonl", subprocess.PIPE), ("/dev/stdout", open(tmp_path / "said", "wb")):
+        run = tmp_path / ("run" if said == subprocess.PIPE else "run2")
+        command = [program("moe-run"), plans / "train.moeplan", *files(), "--steps=20", f"--checkpoint={run}", f"--metrics={metrics}"]
+        process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=said)
+        process.stdout.close()
+        if said == subprocess.PIPE:
+            process.stderr.close()
+        assert process.wait(60) == 0
+        assert (run / "step-20").is_dir()
+    assert "the metrics of some steps are lost; training goes on" in (tmp_path / "said").read_text()
+    assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 20
+
+
 # what would be lost, and the command line of the program
 REPLACED = {
     "inputs": ("io.safetensors", lambda m, p: ("moe-run", p / "forward.moeplan", *files(m), f"--outputs={m}/io.safetensors")),

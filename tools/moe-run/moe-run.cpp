@@ -121,6 +121,10 @@ int run(int argc, char **argv) {
   case tool::Command::run:
     break;
   }
+  // Who no longer reads what a run says, or its metrics, does not end it. stdout has results only
+  // of a generation that is followed step by step.
+  if (!line->options.generate || !line->options.generate->stream)
+    std::signal(SIGPIPE, SIG_IGN);
   if (line->options.train) {
     line->options.train->stop = &stopSignal;
     line->options.train->begins = stopTrainingOnSignals;
