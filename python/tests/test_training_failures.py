@@ -186,10 +186,26 @@ def test_metrics_that_cannot_be_written_do_not_end_a_run(start, plan, tmp_path):
     assert steps == sorted(set(steps)) and len(steps) < steps[-1] and running.said().count("metrics of some steps") == 1
 
 
+@pytest.mark.parametrize("options", [(), ("--processes",)])
+def test_two_runs_do_not_save_in_one_directory(options, start, plan, tmp_path):
+    """They would remove parts of each other's checkpoints, until none is whole."""
+    running = start(plan, tmp_path, "--save-every=1000000", *options)
+    second = (plan, *FILES, "--steps=1000000", f"--checkpoint={running.run}", "--save-every=1", "--resume")
+    refused = run_tool("moe-run", *second)
+    assert refused.code == 1 and refused.error_ids == ["MOE-0102"] and "another run saves in --checkpoint=" in refused.err, refused
+    assert list(running.run.iterdir()) == []
+    running.process.send_signal(signal.SIGKILL)  # what is left of it holds nothing for long
+    running.process.wait()
+    again = run_tool("moe-run", plan, *FILES, "--steps=1", f"--checkpoint={running.run}", "--resume")
+    assert again.code == 0 and (running.run / "step-1").is_dir(), again
+
+
 def test_a_last_checkpoint_that_fails_is_a_failure(plan, tmp_path):
     (tmp_path / "file").write_text("")
     ended = run_tool("moe-run", plan, *FILES, "--steps=4", "--save-every=2", f"--checkpoint={tmp_path}/file/run", f"--metrics={tmp_path}/m.jsonl")
     assert ended.code == 5 and ended.err.count("training goes on") == 1 and "the checkpoint of step 4 was not saved" in ended.err, ended
+    first = ended.err.index("file/run: Not a directory; no checkpoint can be saved while that is so")
+    assert first < ended.err.index("step 1/4"), ended  # not only when the steps are done
     assert len((tmp_path / "m.jsonl").read_text().splitlines()) == 4
 
 

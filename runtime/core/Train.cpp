@@ -13,6 +13,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <thread>
+#include <unistd.h>
 
 namespace moira::rt {
 namespace {
@@ -169,7 +171,8 @@ Expected<TrainTask> TrainTask::open(const PlanFile &file, const TrainPrograms &p
       error != 0 && error != ENOENT && error != ENOTDIR)
     return Status(ErrorId::FileNotFound, "--checkpoint=" + options.checkpoint +
                                              " cannot be read: " + std::strerror(error));
-  std::vector<std::string> there = listCheckpoints(options.checkpoint, FileSystem::real());
+  task.there = listCheckpoints(options.checkpoint, FileSystem::real());
+  const std::vector<std::string> &there = task.there;
   if (!options.resume && !there.empty())
     return Status(ErrorId::BadUsage,
                   format("--checkpoint=%s holds %s already; go on from it with --resume, or name "
@@ -438,6 +441,36 @@ Status RankTraining::step(ProgramRunner &runner, uint64_t number, Communicator &
   return {};
 }
 
+Status RankTraining::holdDirectory(RunLock &lock, Communicator &communicator) {
+  const std::string &directory = task.asked.checkpoint;
+  bool holds = communicator.rank() == 0;
+  Group world = worldGroup(communicator);
+  for (int tries = 0;; ++tries) {
+    int32_t busy = holds && !lock.take(directory), any = 0;
+    if (Status status = communicator.allReduce(world, &busy, &any, 1, fb::DType::i32,
+                                               fb::Reduce::max, "asking for the directory");
+        !status)
+      return status;
+    if (!any)
+      break;
+    if (tries == 0)
+      note("waiting for another run that saves in --checkpoint=" + directory);
+    if (tries == 60)
+      return agree(Status(ErrorId::BadUsage, "another run saves in --checkpoint=" + directory +
+                                                 "; end it first, or name another directory"),
+                   communicator, "asking for the directory");
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  if (holds && access(directory.c_str(), W_OK) != 0)
+    note("--checkpoint=" + directory + ": " + std::strerror(errno) +
+         "; no checkpoint can be saved while that is so");
+  Status mine;
+  if (holds && listCheckpoints(directory, FileSystem::real()) != task.there)
+    mine.add(ErrorId::BadUsage, "another run has changed --checkpoint=" + directory +
+                                    " while this one began; give the same command again");
+  return agree(mine, communicator, "looking at the directory again");
+}
+
 Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator &communicator,
                          const std::function<void(const std::string &)> &say) {
   bool speaks = communicator.rank() == 0;
@@ -454,6 +487,10 @@ Status RankTraining::run(ProgramRunner &runner, RankRoutes *routes, Communicator
     }
 
   const TrainOptions &asked = task.asked;
+  RunLock lock;
+  if (!asked.checkpoint.empty())
+    if (Status status = holdDirectory(lock, communicator); !status)
+      return status;
   Parts parts = partsOf(runner);
   Expected<uint64_t> done = begin(parts, runner);
   Status mine = done ? Status() : done.takeStatus();

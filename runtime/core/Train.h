@@ -10,6 +10,7 @@
 #include "moira/rt/Profile.h"
 #include "moira/rt/ProgramRunner.h"
 #include "moira/rt/Run.h"
+#include "moira/rt/RunLock.h"
 #include "moira/rt/Schedule.h"
 #include "moira/rt/TokenData.h"
 
@@ -75,6 +76,7 @@ private:
   TrainPrograms programs;
   const InputSet *inputs = nullptr; // of the first program
   std::optional<InputSet> settings; // of the update, if that is a program of its own
+  std::vector<std::string> there;   // the checkpoints in the run's directory
   std::optional<TrainingCheckpoint> from;
   Schedule schedule;
   std::optional<TokenReader> reader; // of `input_ids`
@@ -122,6 +124,8 @@ private:
     std::vector<size_t> states;
   };
   Parts partsOf(ProgramRunner &runner) const;
+  /// Waits a little for another run there, whose processes may be ending.
+  Status holdDirectory(RunLock &lock, Communicator &communicator);
   /// Loads or draws what the run begins with; the number of steps that are done.
   Expected<uint64_t> begin(const Parts &parts, ProgramRunner &runner);
   /// Reads this rank's rows of the next batch.
