@@ -3,8 +3,10 @@ give what NumPy gives, every changed byte is found, bad input is refused with th
 
 import json
 import shutil
+import signal
 import struct
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -495,6 +497,23 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert ended.returncode == 5 and "error MOE-0107: " in ended.stderr, ended.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing(number, tmp_path):
+    ends = set()
+    for _ in range(20):
+        command = [program("moe-ckpt"), "export-hf", GOLDEN / "mixtral", tmp_path / "t", "--max-shard-size=10KB"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        while process.poll() is None and not list(tmp_path.glob("t.*.tmp/*")):
+            time.sleep(0.0001)
+        process.send_signal(number)
+        process.communicate(timeout=30)
+        ends.add(process.returncode)
+        assert process.returncode in (0, -number) and not list(tmp_path.glob("t.*"))
+        assert (tmp_path / "t").exists() == (process.returncode == 0)
+        shutil.rmtree(tmp_path / "t", ignore_errors=True)
+    assert -number in ends
 
 
 def test_memory_is_bounded(tmp_path):

@@ -2,10 +2,13 @@
 #include "Staging.h"
 
 #include <cerrno>
+#include <csignal>
 #include <cstring>
 #include <fcntl.h>
 #include <filesystem>
+#include <mutex>
 #include <sys/stat.h>
+#include <thread>
 #include <unistd.h>
 
 namespace moira::ckpt {
@@ -25,6 +28,39 @@ Status syncDirectory(const std::string &path) {
   return {};
 }
 
+/// What is to be removed; one at a time is being made.
+static std::mutex stagedMutex;
+static std::string &staged = *new std::string; // signals may come after main()
+
+static void setStaged(const std::string &path) {
+  std::lock_guard guard(stagedMutex);
+  staged = path;
+}
+
+void removeStagingOnSignals() {
+  static sigset_t signals;
+  sigemptyset(&signals);
+  for (int number : {SIGHUP, SIGINT, SIGTERM}) {
+    struct sigaction now;
+    if (sigaction(number, nullptr, &now) == 0 && now.sa_handler != SIG_IGN)
+      sigaddset(&signals, number);
+  }
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  std::thread([] {
+    int number = 0;
+    sigwait(&signals, &number);
+    stagedMutex.lock(); // for good: nothing is published any more
+    std::error_code error;
+    // Whoever is writing may make a file while the directory is emptied.
+    for (int tries = 0; tries < 100 && !staged.empty(); ++tries)
+      if (std::filesystem::remove_all(staged, error); !std::filesystem::exists(staged, error))
+        break;
+    std::signal(number, SIG_DFL);
+    pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+    std::raise(number);
+  }).detach();
+}
+
 Staging::Staging(std::string given) : directory(std::move(given)) {
   while (directory.size() > 1 && directory.back() == '/')
     directory.pop_back();
@@ -33,8 +69,10 @@ Staging::Staging(std::string given) : directory(std::move(given)) {
 
 Staging::~Staging() {
   std::error_code error;
-  if (made)
-    std::filesystem::remove_all(temporary, error);
+  if (!made)
+    return;
+  std::filesystem::remove_all(temporary, error);
+  setStaged("");
 }
 
 Status Staging::make() {
@@ -46,15 +84,20 @@ Status Staging::make() {
   if (mkdir(temporary.c_str(), 0777) != 0)
     return cannotWrite(directory, "creating " + temporary + ": " + std::strerror(errno));
   made = true;
+  setStaged(temporary);
   return {};
 }
 
 Status Staging::publish() {
   if (Status status = syncDirectory(temporary); !status)
     return status;
-  if (rename(temporary.c_str(), directory.c_str()) != 0)
-    return cannotWrite(directory,
-                       std::string("renaming the finished directory: ") + std::strerror(errno));
+  {
+    std::lock_guard guard(stagedMutex);
+    if (rename(temporary.c_str(), directory.c_str()) != 0)
+      return cannotWrite(directory,
+                         std::string("renaming the finished directory: ") + std::strerror(errno));
+    staged.clear();
+  }
   made = false;
   std::filesystem::path parent = std::filesystem::path(directory).parent_path();
   return syncDirectory(parent.empty() ? "." : parent.string());

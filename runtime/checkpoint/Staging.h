@@ -13,6 +13,10 @@ namespace moira::ckpt {
 /// Makes the entries of a directory durable.
 rt::Status syncDirectory(const std::string &path);
 
+/// Makes a signal that ends the process remove what it has not published first. To be called before
+/// the process has other threads.
+void removeStagingOnSignals();
+
 /// <directory>.<process>.tmp, removed unless it is published; a crash leaves it.
 class Staging {
 public:

@@ -6,6 +6,7 @@
 #include "Checksums.h"
 #include "Options.h"
 #include "SparseLayers.h"
+#include "Staging.h"
 #include "TrainingSource.h"
 
 #include "moira/rt/OutputFile.h"
@@ -197,6 +198,7 @@ int run(int argc, char **argv) {
 
 int main(int argc, char **argv) {
   rt::openStandardStreams();
+  ckpt::removeStagingOnSignals();
   try {
     int code = run(argc, argv);
     rt::Status printed = rt::finishStdout();
