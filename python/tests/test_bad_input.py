@@ -434,6 +434,7 @@ RUN_COMMANDS = [
     ("save-every-negative", ["--steps=2", "--save-every=-1"], "UnknownFlag", ["--save-every", "-1"]),
     ("keep-negative", ["--steps=2", "--keep=-1"], "UnknownFlag", ["--keep", "-1"]),
     ("weights-read-and-drawn", ["--steps=2", "--init=1"], "BadUsage", ["--weights", "--init", "give one"]),
+    ("ranks-are-the-plan-s", ["--ranks=4"], "BadUsage", ["--ranks is for moe-run doctor", "--mesh"]),
     ("tokens-of-two-files", ["--steps=2", "--data=x"], "BadUsage", ["--data", "--inputs", "give one"]),
 ]
 

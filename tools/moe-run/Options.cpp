@@ -121,8 +121,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
                  "cores); results do not depend on it");
   app.add_flag("--graphs,!--no-graphs", options.graphs,
                "record what is static of the first step and replay it (CUDA; default on)");
-  app.add_option("--ranks", line.ranks,
-                 "doctor: ranks of the collectives' self test on CUDA devices");
+  CLI::Option *ranks = app.add_option(
+      "--ranks", line.ranks, "doctor: ranks of the collectives' self test on CUDA devices");
   app.add_option("--timeout", options.timeoutSeconds,
                  "seconds that a rank waits for another one, 0 for ever")
       ->capture_default_str();
@@ -299,6 +299,9 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     problems.add(ErrorId::UnknownFlag, "--repeat must be a number of steps, 0 or more");
   if (options.threads < 0 || options.threads > 1024)
     problems.add(ErrorId::UnknownFlag, "--threads must be 1 to 1024");
+  if (ranks->count() && options.plan != "doctor")
+    problems.add(ErrorId::BadUsage, "--ranks is for moe-run doctor; a plan has the ranks that "
+                                    "moe-opt --mesh=… has given it");
   if (line.ranks < 1 || line.ranks > 64)
     problems.add(ErrorId::UnknownFlag, "--ranks must be 1 to 64");
   if (!(options.timeoutSeconds >= 0) || std::isinf(options.timeoutSeconds))
