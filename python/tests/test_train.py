@@ -3,6 +3,7 @@ can be ended at any time and taken up again to the bit.
 """
 
 import json
+import os
 import signal
 import subprocess
 import time
@@ -105,6 +106,14 @@ def test_metrics_may_go_through_a_pipe(tmp_path):
     assert [json.loads(line)["step"] for line in finished.out.splitlines()] == [1, 2, 3]
     finished = run_tool("moe-run", *arguments("olmoe", plan, "/dev/full", "--steps=3"), timeout=30)
     assert finished.code == 0 and "the metrics of some steps are lost; training goes on" in finished.err, finished
+
+
+@pytest.mark.skipif(not os.path.isdir("/sys/kernel"), reason="no /sys here")
+def test_metrics_that_cannot_be_made_say_why(tmp_path):
+    plan = compiled("olmoe", tmp_path)
+    refused = run_tool("moe-run", *arguments("olmoe", plan, "/sys/m.jsonl", "--steps=1"))
+    assert refused.code == 5 and refused.error_ids == ["MOE-0107"], refused
+    assert "Permission denied" in refused.err or "Read-only" in refused.err or "not permitted" in refused.err, refused
 
 
 def test_resumed_run_is_the_uninterrupted_one(tmp_path):

@@ -47,8 +47,8 @@ Expected<RecordFile> RecordFile::open(const std::string &path, int64_t length) {
   RecordFile records;
   records.path = path;
   records.length = length;
-  records.file.reset(std::fopen(path.c_str(), "ab"));
   records.cuts = holdsLines(path);
+  records.file.reset(std::fopen(path.c_str(), "ab"));
   if (!records.file || (records.cuts && ftruncate(fileno(records.file.get()), length) != 0) ||
       std::setvbuf(records.file.get(), nullptr, _IONBF, 0) != 0)
     return cannotWrite(path);
