@@ -82,9 +82,8 @@ std::function<std::string(StringRef)> takeBytes(std::optional<uint64_t> &store) 
   return [&store](StringRef text) -> std::string {
     StringRef digits = text.take_while(isDigit), suffix = text.drop_front(digits.size());
     suffix.consume_back("iB") || suffix.consume_back("B");
-    uint64_t number,
-        shift =
-            suffix.empty() ? 0 : 10 * (1 + StringRef("KMGT").find_insensitive(suffix.take_front()));
+    size_t unit = StringRef(" KMGT").find_insensitive(suffix.empty() ? " " : suffix);
+    uint64_t number, shift = unit == StringRef::npos ? 64 : 10 * unit;
     if (digits.getAsInteger(10, number) || number == 0 || suffix.size() > 1 || shift > 40 ||
         number > (uint64_t(1) << 50 >> shift))
       return "expects bytes, e.g. 40000000000 or 40G, got '" + text.str() + "'";

@@ -58,6 +58,8 @@ COMMAND_LINES = [
     ("batch-zero", ["--batch=0", "--seq=24"], ("UnknownFlag", "BadUsage"), ["--batch", "0"]),
     ("seq-negative", ["--batch=4", "--seq=-3"], ("UnknownFlag", "BadUsage"), ["--seq", "-3"]),
     ("batch-overflows", ["--batch=99999999999999999999999", "--seq=24"], ("UnknownFlag", "BadUsage"), ["--batch"]),
+    ("limit-of-no-unit", [*SHAPE, "--memory-limit=10XB"], "UnknownFlag", ["--memory-limit expects bytes", "10XB"]),
+    ("limit-of-no-number", [*SHAPE, "--memory-limit=GiB"], "UnknownFlag", ["--memory-limit expects bytes", "GiB"]),
     ("unknown-task", [*SHAPE, "--task=dance"], ("UnknownFlag", "BadUsage"), ["dance", "forward"]),
     ("unknown-dtype", [*SHAPE, "--dtype=f17"], ("UnknownFlag", "BadUsage"), ["f17", "f32", "bf16"]),
     ("unknown-target", [*SHAPE, "--target=z80"], ("UnknownFlag", "BadUsage"), ["z80", "host"]),
