@@ -499,6 +499,12 @@ def test_a_full_disk_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_target_that_is_a_link_is_refused_before_the_work(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "t").symlink_to("empty")
+    assert_refused(ckpt("export-hf", GOLDEN / "mixtral", tmp_path / "t"), "CannotWrite", ["exists already"])
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing(number, tmp_path):
     ends = set()

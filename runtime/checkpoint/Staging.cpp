@@ -77,9 +77,9 @@ Staging::~Staging() {
 
 Status Staging::make() {
   std::error_code error;
-  if (std::filesystem::exists(std::filesystem::symlink_status(directory, error)) &&
-      !(std::filesystem::is_directory(directory, error) &&
-        std::filesystem::is_empty(directory, error)))
+  std::filesystem::file_status there = std::filesystem::symlink_status(directory, error);
+  if (std::filesystem::exists(there) &&
+      !(std::filesystem::is_directory(there) && std::filesystem::is_empty(directory, error)))
     return cannotWrite(directory, "exists already; name a directory that does not");
   if (mkdir(temporary.c_str(), 0777) != 0)
     return cannotWrite(directory, "creating " + temporary + ": " + std::strerror(errno));
