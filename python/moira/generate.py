@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. One prompt's text is printed as it is made, several prompts' when all are whole, a line `[row] text` each."""
     fields = vars(_parse(arguments))
     model, prompts = fields.pop("model"), fields.pop("prompt")
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # tokens may be characters that a terminal lacks
     try:
         if len(prompts) == 1:
             for _, text in stream(model, prompts, **fields):
@@ -54,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return code if code > 0 else 128 - code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # nobody reads on; Python would try once more when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return 0
 
 

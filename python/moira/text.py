@@ -143,7 +143,11 @@ def _cached_plan(model: Path, options: Options, arguments: Sequence[str]) -> Pat
     """The plan that moe-opt makes with these arguments, from the cache where it is there."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moira"
     cache = Path(options.cache) if options.cache else default
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(dir=cache).cleanup()
+    except OSError as error:
+        raise Unusable(f"error MOE-0107: cannot keep plans in {cache}: {error.strerror}; name another directory with --cache", 5) from error
     compiler = Path(program("moe-opt"))
     files = [compiler, *sorted(p for p in model.iterdir() if p.name == "config.json" or ".safetensors" in p.name)]
     key = hashlib.sha256()
@@ -199,6 +203,10 @@ def stream(model: str | Path, prompts: Sequence[str], **fields) -> Iterator[tupl
     model = Path(model)
     config = _Config.read(model)
     tokenizer = load_tokenizer(model)
+    if options.max_new_tokens < 1:
+        raise Unusable(f"error MOE-0101: --max-new-tokens={options.max_new_tokens} must be at least 1", 1)
+    if any("\ud800" <= character <= "\udfff" for prompt in prompts for character in prompt):
+        raise Unusable("error MOE-0102: a prompt is not UTF-8", 1)
     rows = [tokenizer.encode(prompt).ids for prompt in prompts]
     if not rows or not all(rows):
         raise Unusable("error MOE-0102: a prompt has no tokens; every prompt needs at least one", 1)

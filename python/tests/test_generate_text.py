@@ -125,7 +125,7 @@ def test_draws_depend_on_the_seed(model, tmp_path):
 
 def command(*arguments, **env):
     path = {"PYTHONPATH": str(ROOT / "python"), **env}
-    line = [sys.executable, "-m", "moira.generate", *map(str, arguments)]
+    line = [sys.executable, "-m", "moira.generate", *(a if isinstance(a, bytes) else str(a) for a in arguments)]
     return subprocess.run(line, capture_output=True, text=True, env={**os.environ, **path}, timeout=300)
 
 
@@ -139,6 +139,17 @@ def test_command_line(model, tmp_path):
     assert one.stdout == texts[0] + "\n" and one.returncode == 0, one.stderr
 
 
+def test_where_it_is_printed(model, tmp_path):
+    """A terminal may lack characters, and a reader may have enough."""
+    options = (model, "--prompt", PROMPTS[1], "--max-new-tokens=30", "--ignore-eos", f"--cache={tmp_path}")
+    ended = command(*options, PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0 and "?" in ended.stdout and not ended.stderr, ended.stderr
+    line = [sys.executable, "-m", "moira.generate", *map(str, options)]
+    process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT / "python")})
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
+
+
 def test_what_is_wrong_is_said(model, tmp_path):
     """With ids and exit codes of docs/errors.md; what the programs refuse comes through."""
 
@@ -150,7 +161,10 @@ def test_what_is_wrong_is_said(model, tmp_path):
         assert ended.stdout == ""
 
     refused("UnknownFlag", "--max-new-tokns", options=["--max-new-tokns=3"])
+    refused("UnknownFlag", "--max-new-tokens=0 must be at least 1", options=["--max-new-tokens=0"])
     refused("BadUsage", "prompt", prompt="")
+    refused("BadUsage", "a prompt is not UTF-8", prompt=b"\xff")
+    refused("CannotWrite", "tokenizer.json", "--cache", options=[f"--cache={model}/tokenizer.json"])
     refused("MeshDoesNotDivide", "ep=3", options=["--mesh=ep=3"])
     refused("UnknownFlag", "f17", options=["--dtype=f17"])
     (model / "tokenizer.json").write_text("{}")
