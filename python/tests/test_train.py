@@ -4,6 +4,7 @@ can be ended at any time and taken up again to the bit.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -177,6 +178,18 @@ def test_a_directory_that_cannot_be_read_is_not_taken_for_an_empty_one(tmp_path)
     (tmp_path / "run").symlink_to("run")
     refused = run_tool("moe-run", *arguments("olmoe", plan, tmp_path / "m.jsonl", "--steps=1", f"--checkpoint={tmp_path}/run", "--resume"))
     assert refused.code == 2 and refused.error_ids == ["MOE-0106"] and "run cannot be read" in refused.err, refused
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(tmp_path):
+    plan = compiled("olmoe", tmp_path)
+    run = ("--steps=1", f"--checkpoint={tmp_path}/run")
+    train("olmoe", plan, tmp_path / "m.jsonl", *run)
+    shutil.rmtree(tmp_path / "run" / "step-1")
+    refused = run_tool("moe-run", *arguments("olmoe", plan, tmp_path / "m.jsonl", *run, "--resume"))
+    assert refused.code == 2 and refused.error_ids == ["MOE-0307"] and "remove LATEST" in refused.err, refused
+    assert (tmp_path / "m.jsonl").read_text().count("\n") == 1
+    (tmp_path / "run" / "LATEST").unlink()
+    train("olmoe", plan, tmp_path / "m.jsonl", *run, "--resume")
 
 
 def test_damaged_checkpoint_is_refused(tmp_path):

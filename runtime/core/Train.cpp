@@ -9,6 +9,7 @@
 #include "moira/rt/Metrics.h"
 #include "moira/rt/RouteTrace.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -178,6 +179,13 @@ Expected<TrainTask> TrainTask::open(const PlanFile &file, const TrainPrograms &p
                   format("--checkpoint=%s holds %s already; go on from it with --resume, or name "
                          "another directory",
                          options.checkpoint.c_str(), there.back().c_str()));
+  // Only a save writes LATEST: what it named has been removed, or was left behind in a copy.
+  if (options.resume && there.empty() &&
+      std::find(names.begin(), names.end(), "LATEST") != names.end())
+    return Status(ErrorId::BadCheckpoint,
+                  format("%s/LATEST names a checkpoint, and none is there; remove LATEST to begin "
+                         "at the beginning",
+                         options.checkpoint.c_str()));
   if (options.resume && !there.empty()) {
     Expected<TrainingCheckpoint> from = TrainingCheckpoint::open(options.checkpoint);
     if (!from) {
