@@ -69,7 +69,9 @@ void BuildKernelsPass::runOnOperation() {
     return;
   llvm::Expected<Code> code = compile(specs);
   if (!code) {
-    plan.emitOpError("MOE-0699: ") << llvm::toString(code.takeError());
+    // Without an id of its own it is a defect.
+    std::string problem = llvm::toString(code.takeError());
+    plan.emitOpError(StringRef(problem).starts_with("MOE-") ? "" : "MOE-0699: ") << problem;
     return signalPassFailure();
   }
   // readPlan names sections by their number too.

@@ -81,6 +81,14 @@ def test_a_full_disk_leaves_the_older_file(what, plans, tmp_path):
     assert not [p.name for p in tmp_path.iterdir() if "tmp" in p.name]
 
 
+@pytest.mark.parametrize("limit, folder", [(0, "."), (None, "missing")])
+def test_temporary_files_that_cannot_be_made_are_no_defect(limit, folder, tmp_path):
+    environment = {**os.environ, "TMPDIR": str(tmp_path / folder)}
+    failed = ran("moe-opt", MIXTRAL, *SHAPE, "-o", tmp_path / "p.moeplan", limit=limit, env=environment)
+    assert failed.code == 5 and failed.error_ids == ["MOE-0107"] and "$TMPDIR" in failed.err, failed
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_any_name_may_be_written(plans, tmp_path):
     folder = tmp_path / "100% ä\n'\""
     folder.mkdir()

@@ -41,13 +41,19 @@ private:
 };
 } // namespace
 
+/// The user's disk is full or not writable, which is nobody's defect.
+static llvm::Error noTemporaryFile(const std::string &what) {
+  return llvm::createStringError("MOE-0107: " + what +
+                                 "; $TMPDIR says where temporary files are made");
+}
+
 llvm::Expected<std::string> moira::kernels::linkSharedObject(llvm::StringRef object) {
   static std::mutex mutex;
   std::lock_guard<std::mutex> lock(mutex);
 
   llvm::SmallString<128> folder;
   if (std::error_code error = llvm::sys::fs::createUniqueDirectory("moira-link", folder))
-    return llvm::createStringError(error, "a temporary folder cannot be made");
+    return noTemporaryFile("a folder for temporary files cannot be made: " + error.message());
   llvm::scope_exit cleanUp([&] { llvm::sys::fs::remove_directories(folder); });
   llvm::SmallString<128> input(folder), output(folder);
   llvm::sys::path::append(input, "kernels.o");
@@ -62,7 +68,7 @@ llvm::Expected<std::string> moira::kernels::linkSharedObject(llvm::StringRef obj
       os.clear_error();
     }
     if (error)
-      return llvm::createStringError(error, "%s cannot be written", input.c_str());
+      return noTemporaryFile(input.str().str() + ": " + error.message());
   }
 
   // -z defs: an undefined symbol is an error. No build id, no comment of a path: the bytes depend
@@ -77,6 +83,9 @@ llvm::Expected<std::string> moira::kernels::linkSharedObject(llvm::StringRef obj
   bool linked = lld::elf::link(arguments, logStream, logStream, /*exitEarly=*/false,
                                /*disableOutput=*/false);
   lld::CommonLinkerContext::destroy();
+  if (std::string full = std::make_error_code(std::errc::no_space_on_device).message();
+      !linked && log.find(full) != std::string::npos)
+    return noTemporaryFile(output.str().str() + ": " + full);
   if (!linked)
     return llvm::createStringError("linking failed: %s", log.c_str());
   auto image = llvm::MemoryBuffer::getFile(output, /*IsText=*/false,
