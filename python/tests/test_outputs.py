@@ -57,7 +57,7 @@ def files(folder=MIXTRAL):
 
 # name -> the file that is written, and how
 WRITTEN = {
-    "plan": ("p.moeplan", lambda plans, path: ("moe-opt", MIXTRAL, *SHAPE, "-o", path)),
+    "plan": ("p.moeplan", lambda plans, path: ("moe-opt", MIXTRAL, *SHAPE, "--task=train", "--mesh=ep=2", "-o", path)),
     "ir": ("x.mlir", lambda plans, path: ("moe-opt", MIXTRAL, *SHAPE, "--compile-to=partition", "-o", path)),
     "phases": ("1-import.mlir", lambda plans, path: ("moe-opt", MIXTRAL, *SHAPE, f"--dump-phases-to={path.parent}", "-o", path.parent / "p.moeplan")),
     "page": ("x.html", lambda plans, path: ("moe-inspect", plans / "train.moeplan", f"--html={path}")),
@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_the_older_file(what, plans, tmp_path):
     name, command = WRITTEN[what]
     path = tmp_path / name
     path.write_text("older")
-    limit = 100_000 if what == "profile" else 5000  # a run has the plan's kernels in a file of its own
+    limit = 100_000 if what in ("plan", "profile") else 5000  # both have the plan's kernels in a file of their own
     failed = ran(*command(plans, path), limit=limit)
     assert failed.code == 5 and failed.error_ids == ["MOE-0107"] and str(path) in failed.err and "LLVM ERROR" not in failed.err, failed
     assert path.read_text() == "older" and [p.name for p in tmp_path.iterdir()] == [name]
@@ -81,7 +81,7 @@ def test_a_full_disk_leaves_the_older_file(what, plans, tmp_path):
     assert not [p.name for p in tmp_path.iterdir() if "tmp" in p.name]
 
 
-@pytest.mark.parametrize("limit, folder", [(0, "."), (None, "missing")])
+@pytest.mark.parametrize("limit, folder", [(0, "."), (20_000, "."), (None, "missing")])
 def test_temporary_files_that_cannot_be_made_are_no_defect(limit, folder, tmp_path):
     environment = {**os.environ, "TMPDIR": str(tmp_path / folder)}
     failed = ran("moe-opt", MIXTRAL, *SHAPE, "-o", tmp_path / "p.moeplan", limit=limit, env=environment)

@@ -14,7 +14,11 @@
 #include "llvm/Support/MemoryBuffer.h"
 #include "llvm/Support/Path.h"
 #include "llvm/Support/raw_ostream.h"
+#include <cerrno>
+#include <cstring>
+#include <fcntl.h>
 #include <mutex>
+#include <unistd.h>
 
 LLD_HAS_DRIVER(elf)
 
@@ -47,6 +51,17 @@ static llvm::Error noTemporaryFile(const std::string &what) {
                                  "; $TMPDIR says where temporary files are made");
 }
 
+/// Whether a file of so many bytes could be written here, which is tried; 0 or the error.
+static int reserve(const char *path, size_t bytes) {
+  int fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+  if (fd < 0)
+    return errno;
+  int error = posix_fallocate(fd, 0, static_cast<off_t>(bytes));
+  close(fd);
+  unlink(path);
+  return error == EOPNOTSUPP || error == EINVAL ? 0 : error;
+}
+
 llvm::Expected<std::string> moira::kernels::linkSharedObject(llvm::StringRef object) {
   static std::mutex mutex;
   std::lock_guard<std::mutex> lock(mutex);
@@ -71,6 +86,11 @@ llvm::Expected<std::string> moira::kernels::linkSharedObject(llvm::StringRef obj
       return noTemporaryFile(input.str().str() + ": " + error.message());
   }
 
+  // LLD writes through a mapping, where a full disk is a SIGBUS: ask for the room first.
+  constexpr size_t kAlignments = 64 << 10;
+  if (int error = reserve(output.c_str(), object.size() + kAlignments))
+    return noTemporaryFile(output.str().str() + ": " + std::strerror(error));
+
   // -z defs: an undefined symbol is an error. No build id, no comment of a path: the bytes depend
   // on the object alone.
   const char *arguments[] = {
@@ -83,9 +103,6 @@ llvm::Expected<std::string> moira::kernels::linkSharedObject(llvm::StringRef obj
   bool linked = lld::elf::link(arguments, logStream, logStream, /*exitEarly=*/false,
                                /*disableOutput=*/false);
   lld::CommonLinkerContext::destroy();
-  if (std::string full = std::make_error_code(std::errc::no_space_on_device).message();
-      !linked && log.find(full) != std::string::npos)
-    return noTemporaryFile(output.str().str() + ": " + full);
   if (!linked)
     return llvm::createStringError("linking failed: %s", log.c_str());
   auto image = llvm::MemoryBuffer::getFile(output, /*IsText=*/false,
