@@ -2,6 +2,7 @@
 give what NumPy gives, every changed byte is found, bad input is refused with the right id, and a directory is written whole or not at all."""
 
 import json
+import os
 import shutil
 import signal
 import struct
@@ -193,6 +194,9 @@ def test_side_file_that_does_not_fit(tmp_path):
         assert_refused(ckpt("verify", model), "ChecksumMismatch", [word])
     done("verify", model, "--write-checksums")
     assert side.read_text() == good
+    side.unlink()
+    os.mkfifo(side)
+    assert_refused(ckpt("verify", model, timeout=30), "FileNotFound", ["not a regular file"])
 
 
 def crc32c(data):

@@ -192,6 +192,7 @@ def test_every_class_is_simulated(make, simulate):
     "options, file, error, words",
     [
         (["--cluster=b400"], None, "MOE-0106", ["b400", "h100"]),
+        (["--cluster=/tmp"], None, "MOE-0106", ["/tmp is no file", "h100"]),
         (["--cluster=FILE"], "{", "MOE-0101|MOE-0201", ["cluster.json"]),
         (["--cluster=FILE"], '{"like": "h300"}', "MOE-0204", ["like", "h200"]),
         (["--cluster=FILE"], '{"node_rat": 1}', "MOE-0203", ["node_rat", "did you mean node_rate"]),

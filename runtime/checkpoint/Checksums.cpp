@@ -88,6 +88,9 @@ json tensorRecord(const rt::Checkpoint &checkpoint, const rt::Checkpoint::Entry 
 
 /// Calls `visit` with every line, parsed. BadChecksums for the first that is none.
 template <typename F> Status forEachRecord(const std::string &path, F &&visit) {
+  // A pipe that nobody writes to would be waited for.
+  if (std::error_code error; !std::filesystem::is_regular_file(path, error))
+    return Status(ErrorId::FileNotFound, "cannot open " + path + ": not a regular file");
   std::ifstream in(path, std::ios::binary);
   if (!in)
     return Status(ErrorId::FileNotFound, "cannot open " + path + ": " + std::strerror(errno));

@@ -8,6 +8,7 @@
 #include "moira/rt/Suggest.h"
 
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -167,7 +168,8 @@ Expected<SimCluster> SimCluster::open(const std::string &nameOrFile) {
   if (const SimCluster *known = find(nameOrFile))
     return *known;
   std::ifstream file(nameOrFile);
-  if (!file)
+  std::error_code error;
+  if (!file || std::filesystem::is_directory(nameOrFile, error))
     return Status(ErrorId::FileNotFound,
                   "--cluster=" + nameOrFile + " is no file and none of " + knownNames());
   return readCluster(nameOrFile, file);
