@@ -204,7 +204,7 @@ def test_damaged_checkpoint_is_refused(tmp_path):
     assert refused.code == 2 and refused.error_ids == ["MOE-0307"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_told_to_end_it_saves_and_leaves(number, tmp_path):
     plan = compiled("olmoe", tmp_path, "--mesh=ep=2")
     metrics = tmp_path / "m.jsonl"

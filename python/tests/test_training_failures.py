@@ -107,7 +107,7 @@ class Running:
 
 
 # To the launcher, or as a terminal does it, to everybody.
-@pytest.mark.parametrize("number, everybody", [(signal.SIGINT, True), (signal.SIGTERM, False)])
+@pytest.mark.parametrize("number, everybody", [(signal.SIGINT, True), (signal.SIGTERM, False), (signal.SIGHUP, True)])
 def test_ranks_as_processes_are_told_to_end(number, everybody, start, plan, tmp_path):
     running = start(plan, tmp_path, "--processes")
     (os.killpg if everybody else os.kill)(running.process.pid, number)
@@ -119,6 +119,15 @@ def test_ranks_as_processes_are_told_to_end(number, everybody, start, plan, tmp_
     assert whole.code == 0, whole
     for name in ("rank-00000.safetensors", "rank-00001.safetensors"):
         assert (running.run / f"step-{last}" / name).read_bytes() == (tmp_path / "whole" / f"step-{last}" / name).read_bytes()
+
+
+def test_a_shell_that_ends_hangs_up_twice(start, plan, tmp_path):
+    running = start(plan, tmp_path)
+    for _ in range(3):
+        running.process.send_signal(signal.SIGHUP)
+        time.sleep(0.001)
+    assert running.end() == 128 + signal.SIGHUP, running.said()
+    assert (running.run / "LATEST").read_text().startswith(f"step-{running.steps()} ")
 
 
 # mpirun passes SIGUSR1 on at once; on SIGTERM it waits for the time that it is given here, sends it, waits again, and sends SIGKILL.

@@ -33,10 +33,11 @@ void say(const std::string &text) {
 /// The signal that is to end training after its step.
 std::atomic<int> stopSignal = 0;
 
-/// SIGINT, SIGTERM and SIGUSR1 (which mpirun and srun pass on at once) end training after its step
-/// from here on. Where this process was started by hand a second one ends it at once. Launchers
-/// pass signals on, some of them twice, and have a SIGKILL for those who take too long; a moe-run
-/// that has started its ranks passes on SIGTERM, so the terminal's SIGINT is not for them.
+/// SIGINT, SIGTERM, SIGHUP (of a terminal that is closed) and SIGUSR1 (which mpirun and srun pass
+/// on at once) end training after its step from here on. Where this process was started by hand a
+/// second one ends it at once. Launchers pass signals on, some of them twice, and have a SIGKILL
+/// for those who take too long; a moe-run that has started its ranks passes on SIGTERM, so the
+/// terminal's SIGINT is not for them.
 void stopTrainingOnSignals() {
   std::string launcher = rt::discoverLaunch().launcher;
   struct sigaction action = {};
@@ -47,6 +48,7 @@ void stopTrainingOnSignals() {
       bool second = stopSignal.exchange(number) != 0; // two threads may take one each
       for (int any : {SIGINT, SIGTERM, SIGUSR1})
         std::signal(any, SIG_DFL);
+      std::signal(SIGHUP, SIG_IGN); // a shell repeats what its terminal has sent
       if (second)
         std::raise(number);
     };
@@ -57,6 +59,10 @@ void stopTrainingOnSignals() {
   if (launcher == "moe-run")
     action.sa_handler = SIG_IGN;
   sigaction(SIGINT, &action, nullptr);
+  struct sigaction hangup; // nohup has it ignored
+  if ((launcher == "none" || launcher == "moe-run") && sigaction(SIGHUP, nullptr, &hangup) == 0 &&
+      hangup.sa_handler != SIG_IGN)
+    sigaction(SIGHUP, &action, nullptr);
 }
 
 /// All problems, up to a number that nobody reads.
