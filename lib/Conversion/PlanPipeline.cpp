@@ -56,9 +56,9 @@ static void addProgramPasses(OpPassManager &passes, const PlanOptions &options) 
   if (options.target != "host") {
     passes.nest<func::FuncOp>().addPass(createPlanFuseGluGradPass());
     passes.nest<func::FuncOp>().addPass(createPlanFuseGluPass());
-    // Kernels may do it beside what they do.
-    passes.nest<func::FuncOp>().addPass(createPlanRoundCotangentsPass());
   }
+  // Before kernels, which may do it beside what they do.
+  passes.nest<func::FuncOp>().addPass(createPlanRoundCotangentsPass());
   // On tensors, where producers and consumers are one step apart.
   passes.nest<func::FuncOp>().addPass(createPlanFuseKernelsPass());
   passes.addPass(createPlanLowerPass(options));

@@ -1,8 +1,8 @@
 //===- RoundCotangents.cpp - --plan-round-cotangents -----------------------===//
-// On a GPU the gradients of products of bf16 round cotangents in f32, each for itself and as many at
-// a time as fit its room to work in. Here each cotangent is rounded once, where it is made: by the
-// product that gives it, if nobody wants it wider, or by a kernel that --plan-fuse-kernels may make
-// part of another one.
+// Gradients of products of bf16 take cotangents in f32, too, but on a GPU each rounds them for
+// itself, as many at a time as fit its room to work in. Here a cotangent is rounded once, where it
+// is made: by the product that gives it, if nobody wants it wider, or by a kernel that
+// --plan-fuse-kernels may make part of another one. For all targets, so that these compute alike.
 //===----------------------------------------------------------------------===//
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "moira/Conversion/PlanPasses.h"
@@ -53,7 +53,8 @@ private:
   void round(Value cotangent) {
     ++numRounded;
     Operation *maker = cotangent.getDefiningOp();
-    auto narrow = cast<RankedTensorType>(cotangent.getType()).clone(BFloat16Type::get(&getContext()));
+    auto narrow =
+        cast<RankedTensorType>(cotangent.getType()).clone(BFloat16Type::get(&getContext()));
     auto product = dyn_cast<moe::LinearInputGradOp>(maker);
     if (product && isBF16(product.getW()) && llvm::all_of(cotangent.getUses(), isRounded)) {
       cotangent.setType(narrow);

@@ -19,7 +19,7 @@ std::unique_ptr<mlir::Pass> createPlanFuseGluGradPass();
 /// `--plan-fuse-glu`: localized functions for a GPU; marks gated units that become part of the
 /// product before them, and selections of rows that it gathers.
 std::unique_ptr<mlir::Pass> createPlanFuseGluPass();
-/// `--plan-round-cotangents`: localized functions for a GPU; rounds a cotangent once for all
+/// `--plan-round-cotangents`: localized functions; rounds a cotangent once for all
 /// products of bf16 that take it. Before --plan-fuse-kernels.
 std::unique_ptr<mlir::Pass> createPlanRoundCotangentsPass();
 /// `--plan-fuse-kernels`: localized functions; puts row ops that one kernel can run into
