@@ -116,6 +116,7 @@ public:
     }
   }
 
+  /// What no state takes. Tensors without an element (of no shared experts, say) say nothing.
   void rest(ArrayRef<StoredTensor> stored) {
     SmallVector<GlobPattern> known;
     for (const std::string &glob : spec.modelClass->unusedTensors)
@@ -123,7 +124,7 @@ public:
     for (const StoredTensor &tensor : stored)
       if (seen.contains(tensor.name))
         continue;
-      else if (inUnusedLayer(tensor.name) ||
+      else if (is_contained(tensor.shape, 0) || inUnusedLayer(tensor.name) ||
                any_of(known, [&](const GlobPattern &glob) { return glob.match(tensor.name); }))
         unused.push_back(tensor.name);
       else
