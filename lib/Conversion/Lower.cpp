@@ -4,6 +4,7 @@
 //===----------------------------------------------------------------------===//
 #include "ProgramBuilder.h"
 #include "moira/Conversion/PlanPasses.h"
+#include "moira/Conversion/PlanPipeline.h"
 
 using namespace mlir;
 using namespace moira;
@@ -36,8 +37,7 @@ static void addKernels(PlanOp plan, const kernels::KernelTable &kernels) {
   }
 }
 
-/// `plan.info` of the module, or one that says what the functions do.
-static InfoAttr infoOf(ModuleOp module) {
+InfoAttr moira::infoOf(ModuleOp module) {
   if (auto info = module->getAttrOfType<InfoAttr>("plan.info"))
     return info;
   Type dtype = Float32Type::get(module.getContext());

@@ -175,9 +175,37 @@ Status Compilation::load() {
   return status;
 }
 
+/// The last phase that has left its mark on a module: plans, local types, exchanges, shardings,
+/// backward parts.
+static Phase phaseOf(ModuleOp module) {
+  bool exchanges = false, reshards = false, sharded = false, local = false;
+  WalkResult plans = module.walk([&](Operation *op) {
+    if (isa<plan::PlanDialect>(op->getDialect()))
+      return WalkResult::interrupt();
+    if (isa<dist::ReshardOp>(op))
+      reshards = true;
+    else if (isa<dist::DistDialect>(op->getDialect()) && !isa<dist::MeshOp>(op))
+      exchanges = true;
+    if (auto function = dyn_cast<func::FuncOp>(op))
+      for (unsigned i = 0; i < function.getNumArguments(); ++i) {
+        auto type = dyn_cast<RankedTensorType>(function.getArgumentTypes()[i]);
+        sharded |= type && isa_and_present<dist::ShardingAttr>(type.getEncoding());
+        local |= function.getArgAttr(i, "dist.global") != nullptr;
+      }
+    return WalkResult::advance();
+  });
+  if (plans.wasInterrupted())
+    return Phase::plan;
+  if (local)
+    return Phase::localize;
+  if (sharded)
+    return exchanges && !reshards ? Phase::partition : Phase::shard;
+  return hasGradients(module) ? Phase::autodiff : Phase::import;
+}
+
 /// Options that were decided before `reached` would be ignored: an error for each.
 static Status checkDecided(const CompilerOptions &options, Phase reached) {
-  constexpr std::pair<const char *, Phase> kDecidedBy[] = {{"task", Phase::import},
+  constexpr std::pair<const char *, Phase> kDecidedBy[] = {{"task", Phase::autodiff},
                                                            {"batch", Phase::import},
                                                            {"micro-batches", Phase::import},
                                                            {"schedule", Phase::import},
@@ -226,6 +254,27 @@ static Status checkDecided(const CompilerOptions &options, Phase reached) {
   return status;
 }
 
+/// A global program of logits is one for --task=forward, grad and train alike: the option decides.
+static Status takeTask(ModuleOp module, const CompilerOptions &options) {
+  auto info = module->getAttrOfType<plan::InfoAttr>("plan.info");
+  StringRef task = info ? info.getTask() : "forward";
+  if (!llvm::is_contained(options.given, "task") || options.task == task)
+    return {};
+  if (task == "generate" || options.task == "generate")
+    return {ErrorId::BadUsage,
+            options.model + " holds a program of --task=" + task.str() +
+                ", --task=" + options.task +
+                " needs another one; generation is for models of the known classes (config.json)"};
+  info = infoOf(module);
+  module->setAttr("plan.info",
+                  plan::InfoAttr::get(module.getContext(), info.getModelClass(), options.task,
+                                      info.getDtype(), info.getBatch(), info.getSeq(),
+                                      info.getParameters(), info.getActiveParameters(),
+                                      info.getTensorsExpected(), info.getTensorsFound(),
+                                      info.getUnusedTensors(), info.getSchedule()));
+  return {};
+}
+
 Status Compilation::loadText() {
   diagnostics.setFallback(ErrorId::InvalidIR);
   if (!llvm::sys::fs::exists(options.model) && options.model != "-")
@@ -239,11 +288,18 @@ Status Compilation::loadText() {
   auto source = std::make_shared<llvm::SourceMgr>();
   source->AddNewSourceBuffer(llvm::MemoryBuffer::getMemBuffer(text->getMemBufferRef()), SMLoc());
   module = parseSourceFile<ModuleOp>(source, &context);
-  reached = options.compileFrom.value_or(Phase::import);
-  if (Status status = checkDecided(options, reached); !status)
-    return status;
   if (!module)
     return problemsOf(diagnostics, "parsing");
+  reached = options.compileFrom ? *options.compileFrom : phaseOf(*module);
+  if (Status status = checkDecided(options, reached); !status)
+    return status;
+  if (options.compileTo && *options.compileTo < reached)
+    return {ErrorId::BadUsage, std::string("--compile-to=") + phaseName(*options.compileTo) +
+                                   " lies before the phase that " + options.model +
+                                   " has reached, " + phaseName(reached)};
+  if (reached == Phase::import)
+    if (Status status = takeTask(*module, options); !status)
+      return status;
   auto info = (*module)->getAttrOfType<plan::InfoAttr>("plan.info");
   return checkTask(options, info ? info.getTask() : "forward");
 }

@@ -7,6 +7,7 @@
 
 #include "mlir/IR/BuiltinOps.h"
 #include "mlir/IR/OwningOpRef.h"
+#include "moira/Dialect/Plan/IR/PlanOps.h"
 #include <string>
 #include <vector>
 
@@ -31,6 +32,9 @@ struct PlanOptions {
 mlir::LogicalResult buildPlan(mlir::ModuleOp localized, mlir::ModuleOp global,
                               const PlanOptions &options,
                               mlir::OwningOpRef<mlir::ModuleOp> &planModule);
+
+/// `plan.info` of the module, or one that says what the functions do.
+plan::InfoAttr infoOf(mlir::ModuleOp module);
 
 /// An arena of a device and what a rank allocates for it, at the initial bound.
 struct ArenaBytes {
