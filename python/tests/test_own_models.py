@@ -291,3 +291,28 @@ def test_a_gate_that_makes_no_sense_is_refused_by_moe_opt(tmp_path):
     model = Decoder(9, 8, layers=[Layer(Attention(2), MoE(4, 8, Router(k=2, score="tanh")))])
     finished = run_tool("moe-opt", model.write(tmp_path, 1, 4), "-o", tmp_path / "p.moeplan")
     assert finished.code == 2 and finished.error_ids == ["MOE-0601"], finished
+
+
+def test_own_model_is_trained_and_exported(tmp_path):
+    """docs/write-your-own-moe.md: gradients, training, and a model directory with the trained weights, though there is no config.json."""
+    model = Decoder(VOCAB, 48, [Layer(Attention(4, rope=Rope()), MoE(4, width=24, router=Router(k=2, renorm="sum")))] * 2)
+    files(model, tmp_path, seed=5)
+    gradients = run(tmp_path, "dp=2,ep=2", "--task=grad", run_options=("--check",))
+    names = checkpoint.read(tmp_path / "model.safetensors").keys()
+    assert {f"grad.{name}" for name in names} | {"loss"} == gradients.keys()
+    losses = {}
+    for mesh, options in (("", ()), ("dp=2,ep=2", ("--zero=3",))):
+        plan, metrics = tmp_path / "train.moeplan", tmp_path / f"{mesh}.jsonl"
+        compile_plan(tmp_path / "model.mlir", plan, "--task=train", "--lr=1e-2", *([f"--mesh={mesh}"] if mesh else []), *options)
+        done = run_tool("moe-run", plan, f"--weights={tmp_path}", f"--inputs={tmp_path}/inputs.safetensors", "--steps=4", f"--metrics={metrics}",
+                        f"--checkpoint={tmp_path}/run-{mesh}")  # fmt: skip
+        assert done.code == 0, done
+        losses[mesh] = [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+    assert relative_error(losses["dp=2,ep=2"], losses[""]) <= 1e-5
+    assert abs(losses[""][0] - gradients["loss"][0]) <= 1e-5 and losses[""][-1] < losses[""][0] - 0.1
+    done = run_tool("moe-ckpt", "export-hf", tmp_path / "run-dp=2,ep=2", tmp_path / "trained", f"--plan={plan}", f"--model={tmp_path}")
+    assert done.code == 0, done
+    assert checkpoint.read(tmp_path / "trained" / "model.safetensors").keys() == names
+    compile_plan(tmp_path / "model.mlir", plan, "--task=grad")
+    run_plan(plan, tmp_path / "trained", tmp_path / "inputs.safetensors", tmp_path / "o.safetensors")
+    assert checkpoint.read(tmp_path / "o.safetensors")["loss"][0] < losses[""][-1]

@@ -134,12 +134,19 @@ private:
 
 } // namespace
 
+/// Whether the plan trains a model of no class: one that is described in Python or in the dialect.
+static bool trainsOwnModel(const rt::PlanFile &plan) {
+  const flatbuffers::String *trained = plan.plan().info()->model_class();
+  return !trained || trained->size() == 0 || trained->string_view() == "custom" ||
+         trained->string_view() == "unknown";
+}
+
 /// BadConfigValue if the config is of another class than the model that the plan trains.
 static Status checkClass(const Config &config, const rt::PlanFile &plan,
                          const std::string &planPath) {
-  const flatbuffers::String *trained = plan.plan().info()->model_class();
-  if (!trained || trained->size() == 0 || trained->string_view() == "custom")
+  if (trainsOwnModel(plan))
     return {};
+  const flatbuffers::String *trained = plan.plan().info()->model_class();
   auto type = config.members.find("model_type");
   if (type != config.members.end() && *type == trained->str())
     return {};
@@ -159,10 +166,16 @@ rt::Expected<std::unique_ptr<ModelSource>> openTrainingModel(const std::string &
     problems.append(checkpoint.takeStatus());
   std::error_code error;
   bool isDirectory = std::filesystem::is_directory(model, error);
-  rt::Expected<Config> config = Config::open(isDirectory ? model + "/config.json" : model);
+  std::string configPath = isDirectory ? model + "/config.json" : model;
+  rt::Expected<rt::PlanFile> plan = rt::PlanFile::open(planPath);
+  // The directory of an own model need not have a config.
+  bool lacksConfig =
+      isDirectory && plan && trainsOwnModel(*plan) && !std::filesystem::exists(configPath, error);
+  rt::Expected<Config> config =
+      lacksConfig ? rt::Expected<Config>(Config{configPath, "{}", nlohmann::ordered_json::object()})
+                  : Config::open(configPath);
   if (!config)
     problems.append(config.takeStatus());
-  rt::Expected<rt::PlanFile> plan = rt::PlanFile::open(planPath);
   if (!plan)
     problems.append(plan.takeStatus());
   if (!problems)
