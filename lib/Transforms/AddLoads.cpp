@@ -63,6 +63,18 @@ private:
     return routings;
   }
 
+  /// The choices by which an optimizer knows the experts that have a gradient. Where choices are
+  /// redirected, the published implementation calls experts for dropped choices too, with weights
+  /// of zero: the gradients are zeros then, but they are there.
+  static Value called(OpBuilder &b, Value routing) {
+    auto redirect = routing.getDefiningOp<moe::RedirectOp>();
+    auto limit = redirect ? redirect.getRouting().getDefiningOp<moe::LimitOp>() : moe::LimitOp();
+    if (!limit)
+      return routing;
+    return moe::RedirectOp::create(b, redirect.getLoc(), routing.getType(), limit->getOperand(0),
+                                   redirect.getFirst(), redirect.getRest());
+  }
+
   void addTo(func::FuncOp func) {
     // States of the same routings share their load, and several programs' parameters are one
     // state's: in program order.
@@ -87,7 +99,7 @@ private:
         auto loadType = RankedTensorType::get({type.getExperts()}, b.getF32Type());
         Value &load = loadOf[routing];
         if (!load)
-          load = moe::ExpertLoadOp::create(b, routing.getLoc(), loadType, routing);
+          load = moe::ExpertLoadOp::create(b, routing.getLoc(), loadType, called(b, routing));
         sum = sum ? moe::AddOp::create(b, routing.getLoc(), loadType, sum, load).getResult() : load;
       }
       statesOf[sum].push_back(state);
