@@ -152,6 +152,13 @@ Status Compilation::load() {
     return loadPlan();
   if (isProgram(model))
     return loadText();
+  if (model.ends_with(".safetensors"))
+    return {ErrorId::BadUsage, options.model + " holds weights: name the directory that it is in, "
+                                               "with its config.json"};
+  if (std::string program = options.model + "/model.mlir";
+      llvm::sys::fs::exists(program) && !llvm::sys::fs::exists(options.model + "/config.json"))
+    return {ErrorId::BadUsage,
+            options.model + " has no config.json; its program is compiled by the name " + program};
   if (options.compileFrom && *options.compileFrom != Phase::import)
     return {ErrorId::BadUsage, std::string("--compile-from=") + phaseName(*options.compileFrom) +
                                    " needs IR (.mlir), " + options.model + " is a model"};
