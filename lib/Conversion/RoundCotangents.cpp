@@ -52,18 +52,14 @@ struct RoundCotangentsPass : PassWrapper<RoundCotangentsPass, OperationPass<func
 private:
   void round(Value cotangent) {
     ++numRounded;
-    Operation *maker = cotangent.getDefiningOp();
-    auto narrow =
-        cast<RankedTensorType>(cotangent.getType()).clone(BFloat16Type::get(&getContext()));
-    auto product = dyn_cast<moe::LinearInputGradOp>(maker);
+    OpBuilder b(&getContext());
+    auto product = cotangent.getDefiningOp<moe::LinearInputGradOp>();
     if (product && isBF16(product.getW()) && llvm::all_of(cotangent.getUses(), isRounded)) {
-      cotangent.setType(narrow);
+      cotangent.setType(cast<RankedTensorType>(cotangent.getType()).clone(b.getBF16Type()));
       return;
     }
-    OpBuilder b(&getContext());
-    b.setInsertionPointAfter(maker);
-    Value rounded = moe::ScaleOp::create(b, maker->getLoc(), narrow, cotangent, llvm::APFloat(1.0));
-    cotangent.replaceUsesWithIf(rounded, isRounded);
+    b.setInsertionPointAfterValue(cotangent);
+    cotangent.replaceUsesWithIf(moe::toElement(b, cotangent, b.getBF16Type()), isRounded);
   }
   Statistic numRounded{this, "rounded", "cotangents that are rounded once"};
 };

@@ -6,6 +6,7 @@
 #include "DiagnosticCollector.h"
 #include "Explain.h"
 #include "Files.h"
+#include "ReachedPhase.h"
 #include "mlir/Dialect/Func/IR/FuncOps.h"
 #include "mlir/IR/AsmState.h"
 #include "mlir/IR/Verifier.h"
@@ -114,15 +115,6 @@ void keepMeshPrograms(ModuleOp module) {
       function.erase();
 }
 
-/// Whether some program has a backward part.
-bool hasGradients(ModuleOp module) {
-  return module
-      .walk([](Operation *op) {
-        return op->hasAttr(kBackwardAttr) ? WalkResult::interrupt() : WalkResult::advance();
-      })
-      .wasInterrupted();
-}
-
 /// Whether updates of weights may be cut: adafactor's are not.
 bool hasStagesOfZero(ModuleOp module) {
   auto info = module->getAttrOfType<plan::InfoAttr>("plan.info");
@@ -180,106 +172,6 @@ Status Compilation::load() {
     status = problemsOf(diagnostics, "import");
   standIns = std::move(summary.standIns);
   return status;
-}
-
-/// The last phase that has left its mark on a module: plans, local types, exchanges, shardings,
-/// backward parts.
-static Phase phaseOf(ModuleOp module) {
-  bool exchanges = false, reshards = false, sharded = false, local = false;
-  WalkResult plans = module.walk([&](Operation *op) {
-    if (isa<plan::PlanDialect>(op->getDialect()))
-      return WalkResult::interrupt();
-    if (isa<dist::ReshardOp>(op))
-      reshards = true;
-    else if (isa<dist::DistDialect>(op->getDialect()) && !isa<dist::MeshOp>(op))
-      exchanges = true;
-    if (auto function = dyn_cast<func::FuncOp>(op))
-      for (unsigned i = 0; i < function.getNumArguments(); ++i) {
-        auto type = dyn_cast<RankedTensorType>(function.getArgumentTypes()[i]);
-        sharded |= type && isa_and_present<dist::ShardingAttr>(type.getEncoding());
-        local |= function.getArgAttr(i, "dist.global") != nullptr;
-      }
-    return WalkResult::advance();
-  });
-  if (plans.wasInterrupted())
-    return Phase::plan;
-  if (local)
-    return Phase::localize;
-  if (sharded)
-    return exchanges && !reshards ? Phase::partition : Phase::shard;
-  return hasGradients(module) ? Phase::autodiff : Phase::import;
-}
-
-/// Options that were decided before `reached` would be ignored: an error for each.
-static Status checkDecided(const CompilerOptions &options, Phase reached) {
-  constexpr std::pair<const char *, Phase> kDecidedBy[] = {{"task", Phase::autodiff},
-                                                           {"batch", Phase::import},
-                                                           {"micro-batches", Phase::import},
-                                                           {"schedule", Phase::import},
-                                                           {"label-smoothing", Phase::autodiff},
-                                                           {"optimizer", Phase::autodiff},
-                                                           {"lr", Phase::autodiff},
-                                                           {"betas", Phase::autodiff},
-                                                           {"eps", Phase::autodiff},
-                                                           {"weight-decay", Phase::autodiff},
-                                                           {"momentum", Phase::autodiff},
-                                                           {"clip-norm", Phase::autodiff},
-                                                           {"bias-update-rate", Phase::autodiff},
-                                                           {"decay-rate", Phase::autodiff},
-                                                           {"clip-threshold", Phase::autodiff},
-                                                           {"scale-parameter", Phase::autodiff},
-                                                           {"seq", Phase::import},
-                                                           {"dec-seq", Phase::import},
-                                                           {"max-seq", Phase::import},
-                                                           {"padding", Phase::import},
-                                                           {"dtype", Phase::import},
-                                                           {"mesh", Phase::shard},
-                                                           {"ragged-bound", Phase::shard},
-                                                           {"zero", Phase::shard},
-                                                           {"deterministic", Phase::autodiff},
-                                                           {"grad-dtype", Phase::autodiff},
-                                                           {"capacity-factor", Phase::autodiff},
-                                                           {"drop-policy", Phase::autodiff},
-                                                           {"min-capacity", Phase::autodiff},
-                                                           {"drop-seed", Phase::autodiff},
-                                                           {"aux-loss", Phase::autodiff},
-                                                           {"aux-loss-domain", Phase::autodiff},
-                                                           {"z-loss", Phase::autodiff},
-                                                           {"router-noise", Phase::autodiff},
-                                                           {"noise-seed", Phase::autodiff},
-                                                           {"recompute", Phase::partition},
-                                                           {"offload", Phase::plan},
-                                                           {"attention-grad", Phase::plan},
-                                                           {"target", Phase::plan},
-                                                           {"host-cpu", Phase::plan}};
-  Status status;
-  for (auto [option, phase] : kDecidedBy)
-    if (phase <= reached && llvm::is_contained(options.given, option))
-      status.add(ErrorId::BadUsage, std::string("--") + option + " is decided by " + options.model +
-                                        ", which has reached the phase " + phaseName(reached) +
-                                        "; leave it out");
-  return status;
-}
-
-/// A global program of logits is one for --task=forward, grad and train alike: the option decides.
-static Status takeTask(ModuleOp module, const CompilerOptions &options) {
-  auto info = module->getAttrOfType<plan::InfoAttr>("plan.info");
-  StringRef task = info ? info.getTask() : "forward";
-  if (!llvm::is_contained(options.given, "task") || options.task == task)
-    return {};
-  if (task == "generate" || options.task == "generate")
-    return {ErrorId::BadUsage,
-            options.model + " holds a program of --task=" + task.str() +
-                ", --task=" + options.task +
-                " needs another one; generation is for models of the known classes (config.json)"};
-  info = infoOf(module);
-  module->setAttr("plan.info",
-                  plan::InfoAttr::get(module.getContext(), info.getModelClass(), options.task,
-                                      info.getDtype(), info.getBatch(), info.getSeq(),
-                                      info.getParameters(), info.getActiveParameters(),
-                                      info.getTensorsExpected(), info.getTensorsFound(),
-                                      info.getUnusedTensors(), info.getSchedule()));
-  return {};
 }
 
 Status Compilation::loadText() {

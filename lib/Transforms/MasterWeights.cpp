@@ -47,7 +47,7 @@ struct MasterWeights : moira::impl::MoeMasterWeightsBase<MasterWeights> {
         if (isa<moe::EmbeddingOp, moe::EmbeddingGradOp>(use.getOwner()))
           continue;
         if (!rounded)
-          rounded = moe::ScaleOp::create(b, param.getLoc(), narrow, param, llvm::APFloat(1.0));
+          rounded = moe::toElement(b, param, narrow.getElementType());
         use.set(rounded);
       }
     });

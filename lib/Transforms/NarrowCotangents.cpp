@@ -30,10 +30,6 @@ bool isF32(Type type) {
   Type element = elementOf(type);
   return element && element.isF32();
 }
-Value converted(OpBuilder &b, Value value, Type element) {
-  auto type = cast<RankedTensorType>(value.getType()).clone(element);
-  return moe::ScaleOp::create(b, value.getLoc(), type, value, llvm::APFloat(1.0));
-}
 
 struct NarrowCotangents : moira::impl::MoeNarrowCotangentsBase<NarrowCotangents> {
   void runOnOperation() override {
@@ -67,7 +63,7 @@ private:
       if (isNarrow(arguments,
                    func.getResultAttrOfType<StringAttr>(result.getOperandNumber(), "moe.name"),
                    "grad.", result.get().getType())) {
-        result.set(converted(b, result.get(), b.getBF16Type()));
+        result.set(moe::toElement(b, result.get(), b.getBF16Type()));
         ++narrowed;
       }
     func.setFunctionType(
@@ -86,7 +82,7 @@ private:
         scale.erase();
       } else if (!isa<moe::ChoiceDotsOp, moe::AttentionGradOp>(use.getOwner())) {
         if (!wide)
-          wide = converted(b, cotangent, b.getF32Type());
+          wide = moe::toElement(b, cotangent, b.getF32Type());
         use.set(wide);
       }
     }

@@ -9,7 +9,6 @@
 #include "moira/rt/Metrics.h"
 #include "moira/rt/RouteTrace.h"
 
-#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cmath>
@@ -167,21 +166,18 @@ Expected<TrainTask> TrainTask::open(const PlanFile &file, const TrainPrograms &p
     return task;
   // A directory that cannot be read may hold checkpoints, which a run from the beginning would
   // replace.
-  std::vector<std::string> names;
-  if (int error = FileSystem::real().list(options.checkpoint + "/", names);
-      error != 0 && error != ENOENT && error != ENOTDIR)
+  RunDirectory directory = lookAtRun(options.checkpoint, FileSystem::real());
+  if (directory.error != 0)
     return Status(ErrorId::FileNotFound, "--checkpoint=" + options.checkpoint +
-                                             " cannot be read: " + std::strerror(error));
-  task.there = listCheckpoints(options.checkpoint, FileSystem::real());
-  const std::vector<std::string> &there = task.there;
+                                             " cannot be read: " + std::strerror(directory.error));
+  const std::vector<std::string> &there = task.there = std::move(directory.steps);
   if (!options.resume && !there.empty())
     return Status(ErrorId::BadUsage,
                   format("--checkpoint=%s holds %s already; go on from it with --resume, or name "
                          "another directory",
                          options.checkpoint.c_str(), there.back().c_str()));
   // Only a save writes LATEST: what it named has been removed, or was left behind in a copy.
-  if (options.resume && there.empty() &&
-      std::find(names.begin(), names.end(), "LATEST") != names.end())
+  if (options.resume && there.empty() && directory.hasLatest)
     return Status(ErrorId::BadCheckpoint,
                   format("%s/LATEST names a checkpoint, and none is there; remove LATEST to begin "
                          "at the beginning",

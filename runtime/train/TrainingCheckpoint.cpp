@@ -142,16 +142,25 @@ struct Shared {
 
 } // namespace
 
-std::vector<std::string> listCheckpoints(const std::string &directory, FileSystem &files) {
-  std::vector<std::string> names, steps;
-  if (files.list(namedByUser(directory), names) != 0)
-    return {};
-  for (const std::string &name : names)
+RunDirectory lookAtRun(const std::string &directory, FileSystem &files) {
+  RunDirectory found;
+  std::vector<std::string> names;
+  if (int error = files.list(namedByUser(directory), names)) {
+    found.error = error == ENOENT || error == ENOTDIR ? 0 : error;
+    return found;
+  }
+  for (const std::string &name : names) {
+    found.hasLatest |= name == kLatestName;
     if (stepOf(name))
-      steps.push_back(name);
-  std::sort(steps.begin(), steps.end(),
+      found.steps.push_back(name);
+  }
+  std::sort(found.steps.begin(), found.steps.end(),
             [](const std::string &a, const std::string &b) { return *stepOf(a) < *stepOf(b); });
-  return steps;
+  return found;
+}
+
+std::vector<std::string> listCheckpoints(const std::string &directory, FileSystem &files) {
+  return lookAtRun(directory, files).steps;
 }
 
 bool isDamage(const Status &problem) {

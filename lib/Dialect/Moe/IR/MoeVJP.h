@@ -23,14 +23,6 @@ inline mlir::RankedTensorType cotangentType(mlir::Value value, mlir::Value eleme
                                      tensorOf(element).getElementType());
 }
 
-/// The same values rounded or widened to `element`.
-inline mlir::Value toElement(mlir::OpBuilder &b, mlir::Value x, mlir::Type element) {
-  if (tensorOf(x).getElementType() == element)
-    return x;
-  auto type = mlir::RankedTensorType::get(tensorOf(x).getShape(), element);
-  return ScaleOp::create(b, x.getLoc(), type, x, llvm::APFloat(1.0));
-}
-
 } // namespace moira::moe
 
 #endif // MOIRA_LIB_DIALECT_MOE_MOEVJP_H

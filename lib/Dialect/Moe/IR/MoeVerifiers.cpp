@@ -104,6 +104,13 @@ ParamOp moe::paramOf(Value weight) {
   return weight.getDefiningOp<ParamOp>();
 }
 
+Value moe::toElement(OpBuilder &b, Value x, Type element) {
+  auto type = cast<RankedTensorType>(x.getType());
+  if (type.getElementType() == element)
+    return x;
+  return ScaleOp::create(b, x.getLoc(), type.clone(element), x, llvm::APFloat(1.0));
+}
+
 LogicalResult ParamOp::verifySymbolUses(SymbolTableCollection &symbolTable) {
   auto state = symbolTable.lookupNearestSymbolFrom<StateOp>(*this, getStateAttr());
   if (!state)

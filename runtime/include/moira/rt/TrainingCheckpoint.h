@@ -30,8 +30,15 @@ struct StatePart {
   std::function<Status(void *to)> read = {}; ///< of one without data: copies the elements
 };
 
-/// The names of the finished checkpoints in `directory` ("step-200"), oldest first; none if there
-/// is no such directory.
+/// What the directory of a run holds.
+struct RunDirectory {
+  std::vector<std::string> steps; ///< names of the finished checkpoints ("step-200"), oldest first
+  bool hasLatest = false;         ///< LATEST, which only a save writes, whatever it says
+  int error = 0;                  ///< why it cannot be read; 0: it can, or there is none
+};
+RunDirectory lookAtRun(const std::string &directory, FileSystem &files);
+
+/// The steps of lookAtRun(); none if it cannot be read.
 std::vector<std::string> listCheckpoints(const std::string &directory, FileSystem &files);
 
 /// Whether files of a checkpoint are missing or damaged, rather than of another run.

@@ -40,6 +40,9 @@ RouterAttr firstRouterOf(mlir::Value routing);
 /// Whether a value is zeros everywhere, by how it is made: the gradient of what no loss depends on.
 bool isZero(mlir::Value value);
 
+/// The same values rounded or widened to `element`.
+mlir::Value toElement(mlir::OpBuilder &b, mlir::Value x, mlir::Type element);
+
 } // namespace moira::moe
 
 #endif // MOIRA_DIALECT_MOE_MOEOPS_H
