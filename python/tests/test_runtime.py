@@ -38,6 +38,16 @@ def test_a_session_gives_what_moe_run_gives(model, name):
         assert len(times) == 3 and all(time > 0 for time in times)
 
 
+def test_sessions_of_several_plans_are_open_at_once(model):
+    folder, tiny, inputs, wanted = model
+    sessions = {name: Session(folder / f"{name}.moeplan", tiny) for name in ("one", "four", "grad")}
+    for name in ("grad", "one", "four"):
+        for key, value in sessions[name].forward(inputs).items():
+            np.testing.assert_array_equal(value, as_state(wanted[name], key, value.shape))
+    for session in sessions.values():
+        session.close()
+
+
 def test_the_reference_program_runs_too(model):
     folder, tiny, inputs, wanted = model
     with Session(folder / "four.moeplan", tiny, REFERENCE_F32) as session:

@@ -80,32 +80,32 @@ std::vector<std::string> missingFeatures(std::string_view features) {
 
 namespace {
 
-Expected<void *> loadObject(std::span<const uint8_t> bytes, size_t section) {
+/// `fd` is the file that the object was loaded from. It stays open as long as the object is used:
+/// the loader takes an object of the same path for the same object, and the next file would get
+/// this one's number.
+Expected<void *> loadObject(std::span<const uint8_t> bytes, size_t section, int &fd) {
   auto fail = [&](const std::string &what) {
     return Status(ErrorId::BadRun,
                   format("section %zu, the plan's host kernels, cannot be loaded: %s", section,
                          what.c_str()));
   };
-  int fd = memfd_create("moira-kernels", MFD_CLOEXEC);
+  fd = memfd_create("moira-kernels", MFD_CLOEXEC);
   if (fd < 0)
     return fail(std::strerror(errno));
   for (size_t done = 0; done < bytes.size();) {
     ssize_t n = write(fd, bytes.data() + done, bytes.size() - done);
     if (n < 0 && errno == EINTR)
       continue;
-    if (n <= 0) {
-      int error = errno;
-      close(fd);
-      return fail(std::strerror(error));
-    }
+    if (n <= 0)
+      return fail(std::strerror(errno));
     done += static_cast<size_t>(n);
   }
   std::string path = format("/proc/self/fd/%d", fd);
   void *handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  const char *error = handle ? nullptr : dlerror();
-  close(fd);
-  if (!handle)
+  if (!handle) {
+    const char *error = dlerror();
     return fail(error ? error : "unknown reason");
+  }
   return handle;
 }
 
@@ -115,6 +115,7 @@ Expected<std::shared_ptr<const HostImages>> HostImages::load(const PlanFile &fil
   const fb::Plan &plan = file.plan();
   std::shared_ptr<HostImages> images(new HostImages());
   images->handles.assign(plan.sections()->size(), nullptr);
+  images->files.assign(plan.sections()->size(), -1);
   images->kernels.assign(plan.kernels()->size(), nullptr);
   Status problems;
   std::string machine = cpuArchitecture();
@@ -142,7 +143,7 @@ Expected<std::shared_ptr<const HostImages>> HostImages::load(const PlanFile &fil
                           list.c_str()));
       continue;
     }
-    Expected<void *> handle = loadObject(file.section(i), i);
+    Expected<void *> handle = loadObject(file.section(i), i, images->files[i]);
     if (!handle) {
       problems.append(handle.takeStatus());
       continue;
@@ -171,6 +172,9 @@ HostImages::~HostImages() {
   for (void *handle : handles)
     if (handle)
       dlclose(handle);
+  for (int fd : files)
+    if (fd >= 0)
+      close(fd);
 }
 
 } // namespace moira::rt

@@ -30,6 +30,7 @@ public:
 private:
   HostImages() = default;
   std::vector<void *> handles;
+  std::vector<int> files; // of the handles
   std::vector<void *> kernels;
 };
 
