@@ -252,7 +252,7 @@ std::vector<OptionSpec> optionTable(CompilerOptions &o) {
       {"weight-decay", "X", "of every weight (default 0.01; adafactor: 0)",
        takeNumber(o.optimizer.weightDecay)},
       {"momentum", "X", "sgd (default 0)", takeNumber(o.optimizer.momentum)},
-      {"clip-norm", "X", "largest norm of all gradients together (default: any)",
+      {"clip-norm", "X", "largest norm of all gradients together (default 0: any)",
        takeNumber(o.optimizer.clipNorm)},
       {"bias-update-rate", "F",
        "train: selection biases move by F a step towards an even load (default: they stay)",
@@ -402,6 +402,32 @@ Status moira::checkTask(const CompilerOptions &options, StringRef task) {
   return status;
 }
 
+/// Options that would change nothing, because another one is missing.
+static Status checkUnused(const CompilerOptions &options) {
+  const std::string &optimizer = options.optimizer.optimizer;
+  bool adafactor = optimizer == "adafactor";
+  const struct {
+    StringRef option, needs;
+    bool met;
+  } rules[] = {{"decay-rate", "is for --optimizer=adafactor", adafactor},
+               {"clip-threshold", "is for --optimizer=adafactor", adafactor},
+               {"scale-parameter", "is for --optimizer=adafactor", adafactor},
+               {"betas", "is for --optimizer=adamw", optimizer == "adamw"},
+               {"eps", "is for --optimizer=adamw and adafactor", optimizer != "sgd"},
+               {"momentum", "is for --optimizer=sgd", optimizer == "sgd"},
+               {"min-capacity", "needs --capacity-factor=F", options.capacityFactor.has_value()},
+               {"drop-seed", "is for --drop-policy=random", options.dropPolicy == "random"},
+               {"aux-loss-domain", "needs --aux-loss=F", options.auxLoss.has_value()},
+               {"noise-seed", "needs --router-noise=on", options.noise.on}};
+  Status status;
+  for (const auto &rule : rules)
+    if (!rule.met && is_contained(options.given, rule.option))
+      status.add(ErrorId::BadUsage, "--" + rule.option.str() + " " + rule.needs.str());
+  if (optimizer == "adamw" && options.optimizer.eps2 != CompilerOptions().optimizer.eps2)
+    status.add(ErrorId::BadUsage, "--eps is one number for --optimizer=adamw; adafactor has two");
+  return status;
+}
+
 Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &options, bool &help) {
   Status status;
   std::vector<OptionSpec> table = optionTable(options);
@@ -476,10 +502,8 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
   if (options.noise.on && options.target != "host")
     status.add(ErrorId::BadUsage, "--router-noise=on is for --target=host in this version: GPUs "
                                   "have no kernel for it yet");
+  status.append(checkUnused(options));
   bool adafactor = options.optimizer.optimizer == "adafactor";
-  for (StringRef name : {"decay-rate", "clip-threshold", "scale-parameter"})
-    if (!adafactor && is_contained(options.given, name))
-      status.add(ErrorId::BadUsage, "--" + name.str() + " is for --optimizer=adafactor");
   if (adafactor && options.zeroStage > 0)
     status.add(ErrorId::BadUsage,
                "--zero is for adamw and sgd: adafactor keeps rows and columns of "

@@ -59,8 +59,8 @@ private:
     }
     updates += gradients->size();
     if (biasRate > 0 && loads.empty())
-      return func.emitError("MOE-0102: --bias-update-rate=")
-             << biasRate.getValue() << ": no gate of this model chooses with a bias of its own";
+      return func.emitError("MOE-0102: --bias-update-rate: no gate of this model chooses with a "
+                            "bias of its own");
     // What has a load and no gradient is a bias that experts are chosen with.
     for (auto [name, load] : loads) {
       auto bias = getOperation().lookupSymbol<moe::StateOp>(name);

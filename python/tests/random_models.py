@@ -48,7 +48,8 @@ class Case:
             options.append(f"--ragged-bound={self.bound}")
         if self.capacity:
             c = self.capacity
-            options += [f"--capacity-factor={c.factor}", f"--drop-policy={c.policy}", f"--min-capacity={c.minimum}", f"--drop-seed={c.seed}"]
+            options += [f"--capacity-factor={c.factor}", f"--drop-policy={c.policy}", f"--min-capacity={c.minimum}"]
+            options += [f"--drop-seed={c.seed}"] if c.policy == "random" else []
         return options
 
     def write(self, directory):
