@@ -437,6 +437,14 @@ RUN_COMMANDS = [
     ("keep-negative", ["--steps=2", "--keep=-1"], "UnknownFlag", ["--keep", "-1"]),
     ("weights-read-and-drawn", ["--steps=2", "--init=1"], "BadUsage", ["--weights", "--init", "give one"]),
     ("ranks-are-the-plan-s", ["--ranks=4"], "BadUsage", ["--ranks is for moe-run doctor", "--mesh"]),
+    ("repeat-not-whole", ["--repeat=2.5"], "UnknownFlag", ["--repeat", "2.5 is no whole number"]),
+    ("learning-rate-no-number", ["--steps=2", "--lr=x"], "UnknownFlag", ["--lr", "x is no number"]),
+    ("seed-negative", ["--seed=-1"], "UnknownFlag", ["--seed", "-1 must be 0 or more"]),
+    ("init-negative", ["--steps=2", "--init=-1"], "UnknownFlag", ["--init", "-1"]),
+    ("tolerance-without-check", ["--check-tolerance=1e-3"], "BadUsage", ["--check-tolerance needs --check"]),
+    ("keep-without-checkpoint", ["--steps=2", "--keep=3", "--resume"], "BadUsage", ["--keep needs --checkpoint", "--resume needs --checkpoint"]),
+    ("deviation-without-draws", ["--steps=2", "--init-deviation=1"], "BadUsage", ["--init-deviation needs --init"]),
+    ("data-seed-without-data", ["--steps=2", "--data-seed=1", "--data-temperature=2"], "BadUsage", ["--data-seed needs --data", "--data-temperature needs"]),
     ("tokens-of-two-files", ["--steps=2", "--data=x"], "BadUsage", ["--data", "--inputs", "give one"]),
 ]
 

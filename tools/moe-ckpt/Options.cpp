@@ -2,6 +2,7 @@
 // See Options.h.
 //===----------------------------------------------------------------------===//
 #include "Options.h"
+#include "../CheckNumbers.h"
 
 #include "moira/rt/Suggest.h"
 
@@ -176,6 +177,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   reshard->add_option("--plan", line.reshard.plan, "a plan for that mesh");
   reshard->add_option("--ranks", line.reshard.ranks, "or so many files of even size");
   app.allow_extras();
+  for (CLI::App *sub : app.get_subcommands({}))
+    checkNumbers(*sub);
 
   try {
     app.parse(argc, argv);

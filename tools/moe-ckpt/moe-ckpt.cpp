@@ -21,7 +21,7 @@ using namespace moira;
 namespace {
 
 int fail(const rt::Status &status) {
-  std::fputs((status.str() + "\n").c_str(), stderr);
+  std::fputs(status.str().c_str(), stderr);
   return status.exitCode();
 }
 

@@ -2,6 +2,7 @@
 // See Options.h.
 //===----------------------------------------------------------------------===//
 #include "Options.h"
+#include "../CheckNumbers.h"
 #include "moira/rt/OutputFile.h"
 #include "moira/rt/Simulate.h"
 #include "moira/rt/Suggest.h"
@@ -43,11 +44,6 @@ void checkValues(const CLI::App &app, const std::vector<std::string> &words, Sta
   }
 }
 
-/// Of a number that is converted to an unsigned one, which -1 would be the largest of.
-std::string notNegative(const std::string &value) {
-  return value.rfind('-', 0) == 0 ? value + " must be 0 or more" : std::string();
-}
-
 void checkGenerate(const rt::GenerateOptions &generate, Status &problems) {
   if (generate.maxNewTokens < 0)
     problems.add(ErrorId::UnknownFlag, format("--max-new-tokens=%lld must be at least 1",
@@ -67,8 +63,6 @@ void checkTrain(const rt::TrainOptions &train, const rt::RunOptions &options, St
     problems.add(ErrorId::BadUsage, "--weights reads weights and --init draws them; give one");
   if (!train.data.empty() && !options.inputs.empty())
     problems.add(ErrorId::BadUsage, "--data and --inputs both give tokens to train on; give one");
-  if (train.checkpoint.empty() && (train.saveEvery || train.resume))
-    problems.add(ErrorId::BadUsage, "--save-every and --resume need --checkpoint=DIR");
   if (!(train.initDeviation >= 0) || std::isinf(train.initDeviation))
     problems.add(ErrorId::UnknownFlag, "--init-deviation must be 0 or more");
   if (!(train.dataTemperature > 0) || std::isinf(train.dataTemperature))
@@ -139,8 +133,10 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
                      "draw tokens from softmax(logits / temperature); 0, the default: take the "
                      "likeliest"),
       app.add_option("--top-p", generate.topP,
-                     "draw among the likeliest tokens that have this probability together"),
-      app.add_option("--top-k", generate.topK, "draw among so many of the likeliest tokens"),
+                     "with --temperature: draw among the likeliest tokens that have this "
+                     "probability together"),
+      app.add_option("--top-k", generate.topK,
+                     "with --temperature: draw among so many of the likeliest tokens"),
       app.add_option("--seed", generate.seed, "of the draws (default 0)"),
       app.add_flag("--stream", generate.stream,
                    "print each step's tokens as a line of JSON on stdout")};
@@ -153,18 +149,15 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
       app.add_option("--report", report, "sim: text (default) or json")};
   app.add_option("--profile", options.profile,
                  "write the time of every instruction to this file, for Perfetto");
-  app.add_flag("--version", version, "print the version");
 
   rt::TrainOptions train;
   std::string profileSteps;
   CLI::Option *steps =
-      app.add_option("--steps", train.steps, "train until so many steps are done (--task=train)")
-          ->check(notNegative);
+      app.add_option("--steps", train.steps, "train until so many steps are done (--task=train)");
   CLI::Option *trainOptions[] = {
       app.add_option("--checkpoint", train.checkpoint, "directory to save the training state in"),
-      app.add_option("--save-every", train.saveEvery, "steps (default: only after the last one)")
-          ->check(notNegative),
-      app.add_option("--keep", train.keep, "checkpoints that stay (default 2)")->check(notNegative),
+      app.add_option("--save-every", train.saveEvery, "steps (default: only after the last one)"),
+      app.add_option("--keep", train.keep, "checkpoints that stay (default 2)"),
       app.add_flag("--resume", train.resume, "go on from the newest checkpoint, if there is one"),
       app.add_option("--metrics", train.metrics, "file of JSON lines, one a step"),
       app.add_option("--profile-steps", profileSteps,
@@ -180,9 +173,11 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
       app.add_option("--data-temperature", train.dataTemperature,
                      "sources of n rows are mixed as n^(1/T) (default 1)"),
       app.add_option("--schedule", train.schedule,
-                     "how it changes (default: as the plan says, else constant): constant, linear, "
-                     "cosine or inverse-sqrt, then "
+                     "how the learning rate changes (default: as the plan says, else constant): "
+                     "constant, linear, cosine or inverse-sqrt, then "
                      ",warmup=STEPS,steps=STEPS,least=RATE")};
+  app.add_flag("--version", version, "print the version");
+  checkNumbers(app);
 
   std::vector<std::string> known = {"--help"};
   for (const CLI::Option *option : app.get_options())
@@ -213,6 +208,11 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   if (generate.maxNewTokens != 0) {
     options.generate = generate;
     checkGenerate(generate, problems);
+    for (const char *name : {"--top-p", "--top-k"})
+      if (generate.temperature == 0 && app.get_option(name)->count())
+        problems.add(ErrorId::BadUsage, std::string(name) +
+                                            " is of draws, and without --temperature=T the "
+                                            "likeliest token is taken; give both, or neither");
   } else {
     for (const CLI::Option *option : generateOptions)
       if (option->count())
@@ -235,6 +235,14 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   if (train.steps != 0) {
     options.train = train;
     checkTrain(train, options, problems);
+    const struct {
+      const char *option, *needs;
+    } rules[] = {{"--save-every", "--checkpoint"}, {"--resume", "--checkpoint"},
+                 {"--keep", "--checkpoint"},       {"--init-deviation", "--init"},
+                 {"--data-seed", "--data"},        {"--data-temperature", "--data"}};
+    for (const auto &rule : rules)
+      if (app.get_option(rule.option)->count() && !app.get_option(rule.needs)->count())
+        problems.add(ErrorId::BadUsage, std::string(rule.option) + " needs " + rule.needs);
   } else if (steps->count()) {
     problems.add(ErrorId::UnknownFlag, "--steps must be at least 1");
   } else {
@@ -298,7 +306,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   if (options.repeat < 0)
     problems.add(ErrorId::UnknownFlag, "--repeat must be a number of steps, 0 or more");
   if (options.threads < 0 || options.threads > 1024)
-    problems.add(ErrorId::UnknownFlag, "--threads must be 1 to 1024");
+    problems.add(ErrorId::UnknownFlag,
+                 "--threads must be 1 to 1024, or 0 for a rank's share of the cores");
   if (ranks->count() && options.plan != "doctor")
     problems.add(ErrorId::BadUsage, "--ranks is for moe-run doctor; a plan has the ranks that "
                                     "moe-opt --mesh=… has given it");
@@ -306,6 +315,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     problems.add(ErrorId::UnknownFlag, "--ranks must be 1 to 64");
   if (!(options.timeoutSeconds >= 0) || std::isinf(options.timeoutSeconds))
     problems.add(ErrorId::UnknownFlag, "--timeout must be a number of seconds, 0 or more");
+  if (options.checkTolerance && !options.check)
+    problems.add(ErrorId::BadUsage, "--check-tolerance needs --check");
   if (options.checkTolerance && !(*options.checkTolerance >= 0))
     problems.add(ErrorId::UnknownFlag, "--check-tolerance must be a number, 0 or more");
   if (!problems)
