@@ -193,6 +193,8 @@ Status prepare(const RunOptions &options, const LaunchInfo &launch, PlanFile &pl
     return wrongWorldSize(plan.plan(), *session.program, launch, options.plan);
 
   Status problems;
+  if (options.check) // known now, and not only behind the run
+    problems.append(findProgram(plan, options.plan, true).takeStatus());
   session.cuda = usesCuda(options, plan, reference, problems);
   if (session.cuda && (launched || ranks == 1))
     problems.append(openDevice(options, launch, session));

@@ -39,7 +39,10 @@ Expected<const fb::Program *> findProgram(const PlanFile &plan, const std::strin
       return program;
   return Status(ErrorId::BadRun,
                 format("%s has no program %s", path.c_str(),
-                       reference ? "reference" : "forward, grad, train or accumulate"));
+                       reference ? "reference; one that was compiled from IR of the phase shard, "
+                                   "partition or localize has none: run it without --check and "
+                                   "--reference"
+                                 : "forward, grad, train or accumulate"));
 }
 
 std::string meshText(const fb::Plan &plan) {
