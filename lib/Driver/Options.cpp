@@ -351,7 +351,10 @@ void printHelp(ArrayRef<OptionSpec> table, ArrayRef<SwitchSpec> switches) {
   for (const SwitchSpec &option : switches)
     outs() << "  --" << left_justify(option.name, 26) << option.help << "\n";
   outs() << "  --mlir-…                    MLIR's debugging options, e.g. "
-            "--mlir-print-ir-after-all\n";
+            "--mlir-print-ir-after-all\n"
+            "  --version                   print the version\n\n"
+            "Exit codes: 0 success, 1 usage, 2 invalid input, 3 infeasible, 4 internal error, 5 an "
+            "I/O failure.\n";
 }
 
 } // namespace

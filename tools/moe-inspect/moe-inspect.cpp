@@ -79,9 +79,12 @@ void printRanks(const PlanSummary &summary, uint64_t first, uint64_t last) {
 int main(int argc, char **argv) {
   openStandardStreams();
   CLI::App app(
-      "Shows what a plan will do: mesh, memory, communication, queues, the shard of every weight.");
+      "Shows what a plan will do: mesh, memory, communication, queues, the shard of every weight.",
+      "moe-inspect");
+  app.footer(
+      "Exit codes: 0 success, 1 usage, 2 invalid input, 4 internal error, 5 an I/O failure.");
   std::string path, ranks, html, dot, other;
-  bool json = false;
+  bool json = false, version = false;
   app.allow_extras();
   app.add_option("PLAN", path, "a .moeplan file");
   app.add_flag("--json", json, "everything as JSON");
@@ -89,6 +92,7 @@ int main(int argc, char **argv) {
   app.add_option("--dot", dot, "write the flow of data, for Graphviz, to this file");
   app.add_option("--ranks", ranks, "coordinates and weights of a rank or a range, e.g. 0-7");
   app.add_option("--diff", other, "what this other .moeplan file has otherwise");
+  app.add_flag("--version", version, "print the version");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError &error) {
@@ -96,10 +100,15 @@ int main(int argc, char **argv) {
       return app.exit(error);
     return fail({ErrorId::UnknownFlag, std::string(error.what()) + "; " + kUsage});
   }
+  if (version) {
+    std::cout << "moe-inspect " MOIRA_VERSION "\n";
+    return leaveWith(finishStdout());
+  }
   Status problems;
   for (const std::string &word : app.remaining()) {
-    std::string near = nearestWord(word.substr(0, word.find('=')),
-                                   {"--json", "--html", "--dot", "--ranks", "--diff", "--help"});
+    std::string near =
+        nearestWord(word.substr(0, word.find('=')),
+                    {"--json", "--html", "--dot", "--ranks", "--diff", "--help", "--version"});
     problems.add(ErrorId::UnknownFlag,
                  "unknown option '" + word + "'" +
                      (near.empty() ? "; see moe-inspect --help" : "; did you mean " + near + "?"));

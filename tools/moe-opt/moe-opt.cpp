@@ -5,6 +5,8 @@
 #include "mlir/Tools/mlir-opt/MlirOptMain.h"
 #include "moira/Driver/Compiler.h"
 #include "moira/rt/OutputFile.h"
+#include "llvm/ADT/STLExtras.h"
+#include "llvm/Config/llvm-config.h"
 #include "llvm/Support/raw_ostream.h"
 
 namespace {
@@ -26,6 +28,10 @@ int leaveWith(int code) {
 
 int main(int argc, char **argv) {
   moira::rt::openStandardStreams();
+  if (llvm::is_contained(llvm::ArrayRef(argv, argc).drop_front(), llvm::StringRef("--version"))) {
+    llvm::outs() << "moe-opt " MOIRA_VERSION " (LLVM " LLVM_VERSION_STRING ")\n";
+    return leaveWith(0);
+  }
   moira::registerMoiraPasses();
   if (!moira::wantsCompiler(argc, argv)) {
     mlir::DialectRegistry registry;
