@@ -74,6 +74,24 @@ def test_partitioning_shows_real_answers():
         assert run_tool("moe-opt", *arguments.split(), cwd=ROOT).out == re.sub("^    ", "", answer, flags=re.MULTILINE)
 
 
+def test_pages_show_real_sizes(tmp_path):
+    """Sizes of plans that stand in the text are those that the compiler makes today."""
+
+    def gib(*options):
+        words = ("examples/olmoe-1b-7b/config.json", "--batch=8", "--seq=1024", "--task=train", "--zero=3", "--target=sm_90", "--mesh=ep=4,tp=2")
+        report = json.loads(run_tool("moe-opt", *words, *options, "--report=json", "--memory-only", cwd=ROOT).out)
+        return f"{report['programs'][0]['memory_per_rank']['total_bytes'] / 2**30:.2f} GiB"
+
+    bf16 = [gib("--dtype=bf16", *more) for more in ((), ("--offload=optimizer",), ("--offload=optimizer+params",))]
+    said = f"has {gib()} on the device; with `--dtype=bf16`, {bf16[0]} without, {bf16[1]} with it, and {bf16[2]} with `--offload=optimizer+params`"
+    assert said in (ROOT / "docs" / "partitioning.md").read_text()
+    for name, mesh in (("mixtral", "dp=2,ep=2"), ("other", "ep=2,tp=2")):
+        run_tool("moe-opt", "test/golden/mixtral", "--batch=2", "--seq=24", f"--mesh={mesh}", "-o", tmp_path / f"{name}.moeplan", cwd=ROOT)
+    diff = run_tool("moe-inspect", tmp_path / "mixtral.moeplan", f"--diff={tmp_path}/other.moeplan").out.splitlines()
+    block = "\n".join(f"    {line}" if line else "" for line in diff[:8])
+    assert block in (ROOT / "docs" / "inspecting.md").read_text(), block
+
+
 def test_compile_your_model_shows_real_errors(tmp_path):
     """Each command that docs/compile-your-model.md shows with what it says, on a model that is wrong in the way that the page tells of."""
     page = (ROOT / "docs" / "compile-your-model.md").read_text().split("## When it does not go through")[1]
