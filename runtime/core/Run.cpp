@@ -36,12 +36,17 @@ Status wrongWorldSize(const fb::Plan &plan, const fb::Program &program, const La
 }
 
 /// Whether the program runs on CUDA devices; PlanTarget in `problems` if it was asked for and
-/// cannot.
+/// cannot, BadUsage if only the devices were named.
 bool usesCuda(const RunOptions &options, const PlanFile &plan, bool reference, Status &problems) {
-  if (reference)
-    return false; // its calls run on the host whatever the plan is for
   std::string target = plan.plan().target()->str();
   bool fits = target != "host";
+  if (!fits && options.device.empty() && !options.devices.empty())
+    problems.add(ErrorId::BadUsage,
+                 format("--devices is for plans for GPUs, and %s is compiled for %s; compile with "
+                        "--target=sm_90, or leave --devices out",
+                        options.plan.c_str(), quoteName(target).c_str()));
+  if (reference)
+    return false; // its calls run on the host whatever the plan is for
   if (options.device.empty())
     return fits;
   bool asked = options.device == "cuda";

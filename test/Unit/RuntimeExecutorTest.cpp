@@ -429,9 +429,21 @@ TEST(RuntimeIo, OtherTargetsAndMissingProgramsAreRefused) {
 
   savePlan(dir / "p.moeplan", inputsPlan());
   options.device = "cuda";
+  options.devices = {0, 0};
   ran = runIt(options);
   ASSERT_FALSE(ran.outcome.status);
   EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::PlanTarget);
+
+  options.device.clear();
+  writeFile(dir / "in.safetensors",
+            safetensorsBytes({testTensor<int64_t>("ids", "I64", {2, 3}, {1, 2, 3, 4, 5, 9})}));
+  ran = runIt(options);
+  ASSERT_EQ(ran.outcome.status.diagnostics().size(), 1u) << ran.outcome.status.str();
+  EXPECT_EQ(ran.outcome.status.diagnostics().front().id, ErrorId::BadUsage);
+  EXPECT_THAT(ran.outcome.status.str(), HasSubstr("--devices is for plans for GPUs"));
+  options.devices.clear();
+  ran = runIt(options);
+  EXPECT_TRUE(ran.outcome.status) << ran.outcome.status.str();
 }
 
 TEST(RuntimeMemory, APlanThatCannotFitIsRefusedBeforeItRuns) {
