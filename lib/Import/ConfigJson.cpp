@@ -110,6 +110,7 @@ std::optional<json::Object> moira::parseConfig(StringRef text, StringRef name, S
   if (text.size() > kConfigBytes)
     return fail(" has " + Twine(text.size()) + " bytes, more than any config needs (limit " +
                 Twine(kConfigBytes) + ")");
+  text.consume_front("\xef\xbb\xbf"); // a byte order mark, which the runtime's readers skip too
   Scanner scanner(text);
   if (std::string problem = scanner.run(); !problem.empty())
     return fail(" is not a valid config: " + problem);

@@ -99,9 +99,9 @@ def write_model(directory, config, tensors, shards=1):
 def read_model(directory):
     """-> (config dict, {tensor name: array}), from a single file or shards."""
     directory = Path(directory)
-    config = json.loads((directory / "config.json").read_text())
+    config = json.loads((directory / "config.json").read_text(encoding="utf-8-sig"))
     index = directory / "model.safetensors.index.json"
-    files = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    files = set(json.loads(index.read_text(encoding="utf-8-sig"))["weight_map"].values()) if index.exists() else {"model.safetensors"}
     tensors = {}
     for file in sorted(files):
         tensors.update(read(directory / file))

@@ -89,9 +89,9 @@ class _Config:
     def read(model: Path) -> _Config:
         path = model / "config.json"
         try:
-            config = json.loads(path.read_text())
+            config = json.loads(path.read_text(encoding="utf-8-sig"))
             own = model / "generation_config.json"
-            generation = json.loads(own.read_text()) if own.exists() else {}
+            generation = json.loads(own.read_text(encoding="utf-8-sig")) if own.exists() else {}
         except OSError as error:
             raise Unusable(f"error MOE-0106: cannot open {path}: {error.strerror}", 2) from None
         except ValueError as error:

@@ -292,6 +292,21 @@ def test_sharded_checkpoint(model, plan, spoil, error, words):
     assert_refused(run(plan, model.parent, weights=model), error, words)
 
 
+def test_a_byte_order_mark_is_skipped_everywhere(model, tmp_path):
+    """Editors of other systems begin files with one. Every program takes it, in a config as in an index."""
+    mark = b"\xef\xbb\xbf"
+    sharded(lambda m, i: mark + json.dumps(i).encode())(model)
+    (model / "config.json").write_bytes(mark + (model / "config.json").read_bytes())
+    compiled = opt(model)
+    assert compiled.code == 0, f"{compiled}"
+    finished = run(tmp_path / "p.moeplan", tmp_path, weights=model)
+    assert finished.code == 0, f"{finished}"
+    verified = run_tool("moe-ckpt", "verify", model)
+    assert verified.code == 0, f"{verified}"
+    config, tensors = checkpoint.read_model(model)
+    assert config == json.loads((TINY / "config.json").read_text()) and tensors.keys() == checkpoint.read_model(TINY)[1].keys()
+
+
 # --- files that are not there, and files that cannot be written ------------------------------------------------------------------
 
 

@@ -241,6 +241,16 @@ TEST(ConfigJson, HostileTextIsRefusedWithItsPlace) {
       << status.str();
 }
 
+TEST(ConfigJson, AByteOrderMarkIsSkippedOnce) {
+  Status status;
+  EXPECT_TRUE(parseConfig("\xef\xbb\xbf{\"a\": 1}", "config.json", status)) << status.str();
+  for (const char *text : {"\xef\xbb\xbf\xef\xbb\xbf{}", "\xef\xbb\xbf", "\xef\xbb{}"}) {
+    Status refused;
+    EXPECT_FALSE(parseConfig(text, "config.json", refused)) << text;
+    expectProblems(refused, {ErrorId::BadJson}, {"config.json", "line 1"});
+  }
+}
+
 TEST(ConfigJson, DamagedConfigsAreReadOrRefusedNeverMore) {
   const char *start[] = {
       R"({"model_type": "mixtral", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -311,6 +311,14 @@ TEST(Checkpoint, OpensShards) {
   EXPECT_EQ(checkpoint->find("c"), nullptr);
 }
 
+TEST(Checkpoint, SkipsAByteOrderMarkAsConfigsMayHaveOne) {
+  TempDir dir;
+  writeShards(dir, "\xef\xbb\xbf"
+                   R"({"weight_map":{"a":"one.safetensors","b":"two.safetensors"}})");
+  auto checkpoint = Checkpoint::open(dir.str());
+  EXPECT_TRUE(checkpoint) << checkpoint.status().str();
+}
+
 TEST(Checkpoint, OpensOneFileAndPrefersIt) {
   TempDir dir;
   writeShards(dir, "{");
