@@ -31,6 +31,22 @@ TEST(Crc32c, KnownValues) {
   EXPECT_EQ(crc32c(bytes.subspan(4), crc32c(bytes.first(4))), 0xE3069283u);
 }
 
+/// Long runs are added up in parts; short ones, of which they can be put together, are not.
+TEST(Crc32c, LongRunsAreTheSumsOfShortOnes) {
+  std::vector<uint8_t> many(100'003);
+  uint32_t next = 1;
+  for (uint8_t &byte : many)
+    byte = static_cast<uint8_t>((next = next * 1664525 + 1013904223) >> 24);
+  for (size_t first : {0, 1, 7, 12'345})
+    for (size_t count : {12'287, 12'288, 12'289, 24'576, 36'871, 87'658}) {
+      std::span<const uint8_t> bytes = std::span<const uint8_t>(many).subspan(first, count);
+      uint32_t sum = 0x12345678, whole = crc32c(bytes, sum);
+      for (size_t done = 0; done < count; done += 1000)
+        sum = crc32c(bytes.subspan(done, std::min<size_t>(1000, count - done)), sum);
+      EXPECT_EQ(whole, sum) << first << " " << count;
+    }
+}
+
 TEST(PlanFile, AcceptsValidPlans) {
   EXPECT_EQ(load(expertPlan().build()).second, "");
   EXPECT_EQ(load(tinyPlan().build()).second, "");
