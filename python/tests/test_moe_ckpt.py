@@ -199,6 +199,40 @@ def test_side_file_that_does_not_fit(tmp_path):
     assert_refused(ckpt("verify", model, timeout=30), "FileNotFound", ["not a regular file"])
 
 
+@pytest.mark.parametrize("command", [("convert", "--dtype=bf16"), ("convert", "--layout=separate"), ("export-hf",), ("prune", "--keep=3", "--random=1")])
+def test_damage_gets_no_new_checksums(command, tmp_path):
+    """What is read whole is checked, and nothing is written of a model that is damaged. Without records, or with those of others, all is read."""
+    model = copy_golden("mixtral", tmp_path / "model")
+    done("convert", model, tmp_path / "stacked", "--layout=stacked")
+    model = tmp_path / "stacked"
+    done("verify", model, "--write-checksums")
+    header, _ = checkpoint.read_raw(model / "model.safetensors")
+    stacked = [n for n, e in header.items() if len(e["shape"]) == 3]
+    good = (model / "model.safetensors").read_bytes()
+    (length,) = struct.unpack("<Q", good[:8])
+    number = 0
+    for name in ("lm_head.weight", "model.layers.1.input_layernorm.weight", stacked[0], stacked[-1]):
+        if command[0] == "prune" and name in stacked:
+            continue
+        bad = bytearray(good)
+        bad[8 + length + header[name]["data_offsets"][1] - 1] ^= 4
+        (model / "model.safetensors").write_bytes(bad)
+        assert_refused(ckpt(command[0], model, tmp_path / "out", *command[1:], "--checksums"), "ChecksumMismatch", [name, "--write-checksums"])
+        assert not (tmp_path / "out").exists()
+        done("verify", model, "--write-checksums")
+        done(command[0], model, tmp_path / f"out-{number}", *command[1:], "--checksums")
+        (model / "model.safetensors").write_bytes(good)
+        done("verify", model, "--write-checksums")
+        number += 1
+    side = model / "model.checksums.jsonl"
+    for text in ('{"tensor":"lm_head.weight","crc32c":"xyz"}', '{"tensor":"lm_head.weight","crc32c":"0"}', '{"tensor":3,"crc32c":"00000000"}', "{}"):
+        side.write_text(text + "\n")
+        assert_refused(ckpt(command[0], model, tmp_path / "out", *command[1:]), "ChecksumMismatch", ["line 1 is no record"])
+        assert not (tmp_path / "out").exists()
+    side.write_text('{"tensor":"ghost","crc32c":"00000000"}\n')
+    done(command[0], model, tmp_path / "others", *command[1:])
+
+
 def crc32c(data):
     crc = 0xFFFFFFFF
     for byte in data:

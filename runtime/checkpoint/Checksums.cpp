@@ -6,11 +6,11 @@
 #include "Config.h"
 #include "ModelWriter.h"
 #include "Staging.h"
-#include "moira/rt/Checkpoint.h"
 #include "moira/rt/PlanFile.h"
 
 #include <algorithm>
 #include <cerrno>
+#include <charconv>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -152,6 +152,31 @@ Status writeChecksums(const std::string &directory) {
     return status;
   }
   return syncDirectory(directory);
+}
+
+rt::Expected<std::vector<std::optional<uint32_t>>> readSums(const rt::Checkpoint &checkpoint) {
+  std::vector<std::optional<uint32_t>> sums(checkpoint.tensors().size());
+  std::string side = checkpoint.path() + "/" + kChecksumFile;
+  if (std::error_code error; !std::filesystem::exists(side, error))
+    return sums;
+  auto take = [&](const json &record) {
+    auto name = record.find("tensor"), sum = record.find("crc32c");
+    if (name == record.end())
+      return record.contains("file");
+    if (!name->is_string() || sum == record.end() || !sum->is_string())
+      return false;
+    const auto &digits = sum->get_ref<const std::string &>();
+    uint32_t value = 0;
+    auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value, 16);
+    if (error != std::errc() || hex(value) != digits)
+      return false;
+    if (const rt::Checkpoint::Entry *entry = checkpoint.find(name->get<std::string>()))
+      sums[static_cast<size_t>(entry - checkpoint.tensors().data())] = value;
+    return true;
+  };
+  if (Status status = forEachRecord(side, take); !status)
+    return status;
+  return sums;
 }
 
 rt::Expected<Verified> verifyCheckpoint(const std::string &directory) {

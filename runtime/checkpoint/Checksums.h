@@ -6,9 +6,9 @@
 #ifndef MOIRA_CHECKPOINT_CHECKSUMS_H
 #define MOIRA_CHECKPOINT_CHECKSUMS_H
 
-#include "moira/rt/Status.h"
+#include "moira/rt/Checkpoint.h"
 
-#include <cstdint>
+#include <optional>
 
 namespace moira::ckpt {
 
@@ -16,6 +16,10 @@ inline constexpr const char *kChecksumFile = "model.checksums.jsonl";
 
 /// Writes (or replaces) the side file of the checkpoint in `directory`.
 rt::Status writeChecksums(const std::string &directory);
+
+/// The checksum that the side file has for each of checkpoint.tensors(), for who reads them anyway;
+/// none for all where there is no side file. ChecksumMismatch if it cannot be read as one.
+rt::Expected<std::vector<std::optional<uint32_t>>> readSums(const rt::Checkpoint &checkpoint);
 
 struct Verified {
   uint64_t tensors = 0, bytes = 0, files = 0;

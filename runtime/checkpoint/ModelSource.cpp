@@ -1,7 +1,8 @@
 //===- ModelSource.cpp - Hugging Face directories as sources --------------===//
 #include "ModelSource.h"
 
-#include "moira/rt/Checkpoint.h"
+#include "Checksums.h"
+#include "moira/rt/PlanFile.h"
 
 #include <algorithm>
 #include <cstring>
@@ -10,6 +11,7 @@
 namespace moira::ckpt {
 namespace {
 
+using rt::ErrorId;
 using rt::Status;
 
 /// What is carried along: names, or ends of names.
@@ -29,6 +31,21 @@ constexpr const char *kCompanions[] = {"generation_config.json",
                                        "LICENSE.md"};
 constexpr const char *kCompanionEnds[] = {".model", ".jinja", ".tiktoken"};
 
+/// Adds up a tensor that is read from front to back; of others nothing can be said.
+struct RunningSum {
+  std::optional<uint32_t> wanted;
+  uint64_t read = 0;
+  uint32_t sum = 0;
+
+  void add(uint64_t offset, std::span<const uint8_t> bytes) {
+    if (!wanted || (offset != read && offset != 0))
+      return;
+    sum = rt::crc32c(bytes, offset == 0 ? 0 : sum);
+    read = offset + bytes.size();
+  }
+  bool differs(uint64_t bytes) const { return wanted && read == bytes && sum != *wanted; }
+};
+
 class HuggingFaceSource final : public ModelSource {
 public:
   HuggingFaceSource(std::string directory, Config config, rt::Checkpoint checkpoint)
@@ -43,9 +60,14 @@ public:
   const std::vector<rt::TensorSpec> &tensors() const override { return specs; }
 
   Status read(size_t tensor, uint64_t offset, std::span<uint8_t> to) const override {
+    if (Status status = openSums(); !status)
+      return status;
     const rt::Checkpoint::Entry &entry = checkpoint.tensors()[tensor];
     std::span<const uint8_t> data = checkpoint.data(entry).subspan(offset, to.size());
     std::memcpy(to.data(), data.data(), to.size());
+    sums[tensor].add(offset, to);
+    if (sums[tensor].differs(entry.info->bytes))
+      return damaged(entry, sums[tensor]);
     if (offset + to.size() == entry.info->bytes)
       checkpoint.release(entry);
     return {};
@@ -54,10 +76,32 @@ public:
   std::vector<std::string> companions() const override { return companionsOf(directory); }
 
 private:
+  /// At the first reading: who only looks at the model may be about to write them anew.
+  Status openSums() const {
+    if (!sums.empty())
+      return {};
+    rt::Expected<std::vector<std::optional<uint32_t>>> wanted = readSums(checkpoint);
+    if (!wanted)
+      return wanted.takeStatus();
+    for (std::optional<uint32_t> sum : *wanted)
+      sums.push_back({sum});
+    return {};
+  }
+
+  static Status damaged(const rt::Checkpoint::Entry &entry, const RunningSum &sum) {
+    return Status(ErrorId::ChecksumMismatch,
+                  rt::format("%s: tensor %s has the checksum %08x, %s says %08x; fetch the weights "
+                             "again, or write new checksums with moe-ckpt verify "
+                             "--write-checksums if they were changed on purpose",
+                             entry.file->path().c_str(), rt::quoteName(entry.info->name).c_str(),
+                             sum.sum, kChecksumFile, *sum.wanted));
+  }
+
   std::string directory;
   Config itsConfig;
   rt::Checkpoint checkpoint;
   std::vector<rt::TensorSpec> specs;
+  mutable std::vector<RunningSum> sums; // by tensor; empty before the first reading
 };
 
 } // namespace

@@ -24,7 +24,8 @@ public:
   /// Sorted by name.
   virtual const std::vector<rt::TensorSpec> &tensors() const = 0;
   /// Copies part of a tensor: [offset, offset + to.size()) lies in it. Reading is from front to
-  /// back where it can be chosen.
+  /// back where it can be chosen; what is read so to its end is checked against its checksum where
+  /// there is one (ChecksumMismatch).
   virtual rt::Status read(size_t tensor, uint64_t offset, std::span<uint8_t> to) const = 0;
   /// Paths of the files that belong to the model beside config and weights: tokenizer, generation
   /// defaults, licence.
