@@ -6,6 +6,7 @@
 //===----------------------------------------------------------------------===//
 #include "QueueClocks.h"
 #include "moira/Conversion/PlanPasses.h"
+#include "moira/rt/CallRegistry.h"
 
 using namespace mlir;
 using namespace moira;
@@ -13,10 +14,11 @@ using namespace moira::plan;
 
 namespace {
 
-/// An update without a factor and without a sum yet.
+/// An update without a factor, its last input, and without a sum yet.
 bool mayAddUp(CallOp call) {
-  return call.getCallee() == "adamw" && call.getInputs().size() == 3 &&
-         call.getOutputs().size() == 3;
+  const rt::CallDesc &desc = *rt::findCall(std::string_view(call.getCallee()));
+  return call.getOutputs().size() == rt::squaresOutput(desc) &&
+         call.getInputs().size() < desc.inputs.size();
 }
 
 /// A sum over all elements.

@@ -12,6 +12,7 @@
 #include "ProgramBuilder.h"
 #include "QueueClocks.h"
 #include "moira/Conversion/PlanPasses.h"
+#include "moira/rt/CallRegistry.h"
 #include <deque>
 
 using namespace mlir;
@@ -38,7 +39,11 @@ struct InsertEventsPass : PassWrapper<InsertEventsPass, OperationPass<PlanOp>> {
 /// Whether --plan-fuse-squares made it of two calls.
 bool addsUp(InstructionInterface instr) {
   auto call = dyn_cast<CallOp>(instr.getOperation());
-  return call && call.getCallee() == "adamw" && call.getOutputs().size() > 3;
+  if (!call)
+    return false;
+  const rt::CallDesc &desc = *rt::findCall(std::string_view(call.getCallee()));
+  std::optional<size_t> squares = rt::squaresOutput(desc);
+  return squares && call.getOutputs().size() > *squares;
 }
 
 void InsertEventsPass::holdBack(ArrayRef<InstructionInterface> instrs,

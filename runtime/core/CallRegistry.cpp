@@ -158,6 +158,13 @@ const CallDesc *findCall(std::string_view name) {
   return it == index.end() ? nullptr : it->second;
 }
 
+std::optional<size_t> squaresOutput(const CallDesc &call) {
+  for (size_t i = 0; i < call.outputs.size(); ++i)
+    if (call.outputs[i].role == "squares")
+      return i;
+  return std::nullopt;
+}
+
 Expected<OffsetRange> offsetRange(int64_t factor, std::span<const uint8_t> axes,
                                   std::span<const uint32_t> axisSizes) {
   constexpr int64_t kLimit = int64_t(1) << 40;

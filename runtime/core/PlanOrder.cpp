@@ -219,11 +219,12 @@ bool OrderCheck::isWholeState(uint32_t view, const fb::State *&state) const {
   return true;
 }
 
-/// An update reads what it writes, whole states or other memory, but for adamw's sum of squares.
+/// An update reads what it writes, whole states or other memory, but for a sum of squares.
 void OrderCheck::checkUpdate(size_t index, size_t queue, const fb::Instr &instr) {
-  const size_t updated = ctx.parent.calls[instr.target()]->name == "adamw" ? 3 : SIZE_MAX;
-  for (size_t i = 0; i < std::min(updated, sizeOf(instr.outputs())); ++i)
-    read(index, queue, instr.outputs()->Get(i));
+  const std::optional<size_t> squares = squaresOutput(*ctx.parent.calls[instr.target()]);
+  for (size_t i = 0; i < sizeOf(instr.outputs()); ++i)
+    if (i != squares)
+      read(index, queue, instr.outputs()->Get(i));
   checkWritten(index, instr);
 }
 

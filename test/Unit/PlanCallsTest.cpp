@@ -34,6 +34,18 @@ TEST(CallRegistry, EveryCallHasAnAcceptedExample) {
   EXPECT_EQ(findCall("lineaR"), nullptr);
 }
 
+TEST(CallRegistry, OnlyAdamWMayAddUpSquares) {
+  for (const CallDesc &call : allCalls()) {
+    std::optional<size_t> squares = squaresOutput(call);
+    EXPECT_EQ(squares.has_value(), call.name == "adamw") << call.name;
+    if (squares) {
+      EXPECT_EQ(squares, call.outputs.size() - 1);
+      EXPECT_TRUE(call.outputs[*squares].optional);
+      EXPECT_EQ(call.inputs.back().role, "factor");
+    }
+  }
+}
+
 TEST(CallRegistry, AccumulationFollowsTheComputeType) {
   Example e{"sum_squares", {f({2, 16}, -1, DType::bf16)}, {f({2})}, {integer("norm_dims", 1)}};
   CallEnv bf16 = env(), f64 = env();

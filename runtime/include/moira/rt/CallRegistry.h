@@ -10,6 +10,7 @@
 #include "plan_generated.h"
 
 #include <cstdint>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -96,6 +97,10 @@ Status checkCall(const CallDesc &call, std::span<const CallOperand> inputs,
 inline bool choosesExperts(std::string_view call) {
   return call == "route" || call == "sampled_route";
 }
+
+/// Which output of an update is the sum of its gradient's squares, which may be left out: it is
+/// only written, while an update reads all others where they lie. Nothing where the call has none.
+std::optional<size_t> squaresOutput(const CallDesc &call);
 
 /// Smallest and largest value that an offset takes over all ranks, and what each axis adds at most
 /// (per axis of `axisSizes`). Fails on an unknown or repeated axis (PlanIndex) or numbers beyond
