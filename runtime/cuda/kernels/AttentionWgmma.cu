@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             copyBox(to + c * kBlockBytes, shared, (c - ownBlocks) * kBlock, sharedFrom,
                     int32_t(row), int32_t(b), done);
       };
-      if (lane == 0) {
+      if (electOne()) {
         arriveExpecting(barrier(queriesFull, 0), keyBlocks * kBlockBytes);
         copy(base, maps.q, maps.q2, int32_t(h), int32_t(h), query0, barrier(queriesFull, 0));
       }
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             positions[stage * kKeys + i * 32 + lane] = keys.position[i];
             masks[stage * kKeys + i * 32 + lane] = keys.mask[i];
           }
-        if (lane > 0) {
+        if (!electOne()) {
           arrive(barrier(keysFull, stage));
         } else {
           tiles[stage] = KeyTile(end ? 0 : first, sight);

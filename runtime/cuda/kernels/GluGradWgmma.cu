@@ -172,7 +172,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
           ring.release(ring.stage);
           ring.advance();
           if (stored >= 0) {
-            if (laneNumber() == 0)
+            if (electOne())
               waitStores<0>();
             __syncwarp();
             releaseStored();
@@ -194,7 +194,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
       };
       ring.waitFull();
       multiply(false);
-      if (laneNumber() == 0)
+      if (electOne())
         waitStores<0>();
       __syncwarp();
       releaseStored();
@@ -232,7 +232,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
         if (row0 + kSlabRows <= work.rows) {
           publishToCopies();
           __syncwarp();
-          if (laneNumber() == 0) {
+          if (electOne()) {
             storeBox(dz, column, 0, int32_t(row), 0, sharedAddress(gates));
             storeBox(dz, column, 1, int32_t(row), 0, sharedAddress(ups));
             storeBox(act, column, int32_t(row), sharedAddress(made));
@@ -245,7 +245,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
           copySlab(ups, args.dz + (row * 2 + 1) * n + column, 2 * n, rows, n - column);
           copySlab(made, args.act + row * n + column, n, rows, n - column);
         }
-        if (laneNumber() == 0) {
+        if (electOne()) {
           commitStores();
           waitStores<1>(); // the part before, whose stage and slab are free now
         }
@@ -264,7 +264,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
       }
       work = next;
     }
-    if (laneNumber() == 0)
+    if (electOne())
       waitStores<0>(); // shared memory lives until it is read
     __syncwarp();
     releaseStored();

@@ -72,7 +72,7 @@ __device__ void storeBoth(float (&sum)[128], const CUtensorMap &result, const CU
          *out = half ? slabs : up + kSlabValues;
     const int32_t column = work.column + half * kSlabColumns;
     auto free = [&] { // what was stored from slabs is read
-      if (laneNumber() == 0)
+      if (electOne())
         waitStores<0>();
       __syncwarp();
     };
@@ -89,7 +89,7 @@ __device__ void storeBoth(float (&sum)[128], const CUtensorMap &result, const CU
     if (whole) {
       publishToCopies();
       __syncwarp();
-      if (laneNumber() == 0) {
+      if (electOne()) {
         storeBox(kept, column, 0, int32_t(row), 0, sharedAddress(gate));
         storeBox(kept, column, 1, int32_t(row), 0, sharedAddress(up));
         storeBox(result, column, int32_t(row), sharedAddress(out));
@@ -208,7 +208,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
       }
       work = next;
     }
-    if (laneNumber() == 0)
+    if (electOne())
       waitStores<0>(); // shared memory lives until it is read
   }
   __syncwarp();

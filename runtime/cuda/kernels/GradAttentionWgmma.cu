@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1)
           copyBox(to + S::ownKeyBytes + c * kBlockBytes, other, c * kBlock, otherHead, row,
                   int32_t(keys ? b : batch), done);
       };
-      if (lane == 0) {
+      if (electOne()) {
         arriveExpecting(ownBarrier, kConsumers * S::ownBytes);
         for (int c = 0; c < kConsumers; ++c)
           copyTile(base + c * S::ownBytes, byKeys, h0, tile0 + c, ownBarrier);
@@ -145,7 +145,7 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       };
       auto finish = [&] {
-        if (lane == 0) {
+        if (electOne()) {
           waitFor(emptyBarrier(stage), parity);
           more[stage] = 0;
           arrive(fullBarrier(stage));
@@ -162,7 +162,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                 from + lane < otherTiles && sight(own, otherRanges[from + lane]) != Sight::none;
             for (uint32_t left = __ballot_sync(kAllLanes, seen); left; left &= left - 1) {
               const int64_t tile = from + __ffs(int(left)) - 1;
-              if (lane == 0) {
+              if (electOne()) {
                 waitFor(emptyBarrier(stage), parity);
                 more[stage] = 1;
                 const uint32_t done = fullBarrier(stage),

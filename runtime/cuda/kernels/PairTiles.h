@@ -132,7 +132,7 @@ struct GatheredRows {
 template <bool gather, typename Ring, typename Copies>
 __device__ void fillStages(Ring ring, const Start *starts, const Sizes &sizes, int32_t width,
                            const GatheredRows &from, int32_t *flag, const Copies &copies) {
-  if (!gather && threadIdx.x != 0)
+  if (!gather && !(isFirstWarp() && electOne()))
     return;
   const int chunk = int(threadIdx.x) % 8, row0 = int(threadIdx.x) / 8,
             steps = int((sizes.k + kDepth - 1) / kDepth);
@@ -184,7 +184,7 @@ __device__ void fillStages(Ring ring, const Start *starts, const Sizes &sizes, i
           pending = -1;
         }
       waitFor(ring.empty(ring.stage), ring.parity ^ 1);
-      if (threadIdx.x == 0) {
+      if (!gather || (isFirstWarp() && electOne())) {
         arriveExpecting(ring.full(ring.stage), copies.bytes(now, s));
         copies(now, s, ring);
       }

@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     return tile;
   };
   if (warp == kMultipliers) { // weights
-    if (laneNumber() == 0) {
+    if (electOne()) {
       const uint64_t policy = readOncePolicy();
       const int32_t rowsOfGroup = gated ? 2 * sizes.n : sizes.n, second = gated ? sizes.n : kHalf;
       bool waited = !args.settled;

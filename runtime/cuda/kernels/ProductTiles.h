@@ -172,7 +172,7 @@ __device__ inline void storeSlabs(const float *sum, const CUtensorMap &map, bf16
   const int lane = laneNumber();
   if (row0 >= tile.count)
     return;
-  if (lane == 0)
+  if (electOne())
     waitStores<0>(); // the slabs are read
   __syncwarp();
 #pragma unroll
@@ -181,7 +181,7 @@ __device__ inline void storeSlabs(const float *sum, const CUtensorMap &map, bf16
   if (row0 + kSlabRows <= tile.count) {
     publishToCopies();
     __syncwarp();
-    if (lane == 0) {
+    if (electOne()) {
 #pragma unroll
       for (int slab = 0; slab < count; ++slab)
         storeBox(map, tile.column + slab * kSlabColumns, tile.row + row0,

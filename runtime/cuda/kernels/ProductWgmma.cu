@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int steps = int((sizes.k + kDepth - 1) / kDepth), warpgroup = int(threadIdx.x) / kWarpgroup;
   if (warpgroup == 0) {
     giveRegisters<56>();
-    if (threadIdx.x == 0) {
+    if (isFirstWarp() && electOne()) {
       Place place;
       for (uint32_t index = blockIdx.x;; index += gridDim.x) {
         const Tile tile = tileAt(starts, sizes, index);
@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       storeWarp(sum, result, slabs, out, tile, warp * kSlabRows, sizes.n);
       tile = next;
     }
-    if (laneNumber() == 0)
+    if (electOne())
       waitStores<0>(); // shared memory lives until it is read
   }
 }

@@ -39,6 +39,21 @@ __device__ inline void arriveInPair(uint32_t barrier, uint32_t rank) {
                : "memory");
 }
 
+/// True for one lane, of all of a warp. Where it decides who copies, the compiler knows that one
+/// thread does, and needs no loop over those that might.
+__device__ inline bool electOne() {
+  uint32_t elected;
+  asm volatile("{\n"
+               ".reg .pred p;\n"
+               "elect.sync _|p, 0xffffffff;\n"
+               "selp.b32 %0, 1, 0, p;\n"
+               "}\n"
+               : "=r"(elected));
+  return elected != 0;
+}
+/// Whether this is the block's first warp, as something that its lanes agree on.
+__device__ inline bool isFirstWarp() { return __shfl_sync(kAllLanes, threadIdx.x / 32, 0) == 0; }
+
 // --- tensor copies
 // ---------------------------------------------------------------------------------
 
