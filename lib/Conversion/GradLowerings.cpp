@@ -142,12 +142,10 @@ void LoweringTable::addExpertGradients() {
     if (!counts)
       return failure();
     SmallVector<Value> inputs{b.view(op.getDy()), counts, b.view(op.getRows())};
-    SmallVector<NamedAttribute> params{b.integer("contract", op.getContract())};
-    if (op.getSamples()) {
+    if (op.getSamples())
       inputs.push_back(b.view(op.getSamples()));
-      params.push_back(b.text("with", "counts"));
-    }
-    b.call("grouped_weight_grad", inputs, {b.define(op.getResult())}, params);
+    b.call("grouped_weight_grad", inputs, {b.define(op.getResult())},
+           {b.integer("contract", op.getContract())});
     return success();
   });
   add<moe::GroupedBiasGradOp>(+[](moe::GroupedBiasGradOp op, B &b) -> LogicalResult {

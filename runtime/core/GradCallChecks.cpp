@@ -134,22 +134,9 @@ void check_grouped_glu_grad(CallCheck &c) {
 }
 
 void check_grouped_weight_grad(CallCheck &c) {
-  c.fixed("n");
-  c.fixedRun("N");
+  checkGrouped(c);
   c.fixedRun("K");
   checkSampleCounts(c);
-  auto rowsOf = [&](const char *run, const char *tokens) {
-    if (!c.hasInput(tokens))
-      return c.run(run);
-    c.fixedRun(run);
-    c.runFitsInt32(run, "tokens");
-    return Shape{c.dim("R")};
-  };
-  const Shape dy = rowsOf("t", "dy_tokens"), rows = rowsOf("u", "row_tokens");
-  if (dy.size() != 1 || dy != rows)
-    c.fail(format("dy has %s rows, and rows %s", shapeText(dy).c_str(), shapeText(rows).c_str()));
-  else
-    c.fitsInt32(dy[0], "rows");
 }
 
 void check_grouped_bias_grad(CallCheck &c) {

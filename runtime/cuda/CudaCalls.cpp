@@ -78,8 +78,8 @@ std::string describeErrorFlag(int32_t code) {
     return "the groups of a grouped product are negative or more than its rows; the plan or its "
            "data is damaged: compile the plan again";
   case Fault::row:
-    return "combine reads a row or a grouped product a token that does not exist; the plan or its "
-           "data is damaged: compile the plan again";
+    return "combine reads a row or grouped_glu a token that does not exist; the plan or its data "
+           "is damaged: compile the plan again";
   case Fault::slot:
     return "a step writes rows of a state that it does not have; the plan or its data is damaged: "
            "compile the plan again";

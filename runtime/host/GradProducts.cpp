@@ -205,60 +205,14 @@ template <typename A, typename Products> Status groupedInputGrad(const Call &cal
   return s;
 }
 
-/// An input whose rows lie in order, or are named by the numbers that the optional operand `tokens`
-/// gives.
-template <typename A> class OrderedRows {
-public:
-  OrderedRows(const Call &call, size_t input, std::string_view tokens, int64_t width)
-      : tensor(call.in[input]), all(tensor), width(width) {
-    const int at = call.params.optional(tokens);
-    gathered = at >= 0;
-    if (gathered)
-      numbers = {call.input<int32_t>(size_t(3 + at)), size_t(call.in[size_t(3 + at)].elements())};
-  }
-  int64_t count() const { return gathered ? int64_t(numbers.size()) : tensor.shape[0]; }
-  /// Puts the first `used` rows in order. They are there from now on.
-  Status gather(const Call &call, int64_t used) {
-    if (!gathered)
-      return {};
-    const int64_t available = width ? tensor.elements() / width : 0;
-    picked.reserve(size_t(used * width));
-    for (int64_t row = 0; row < used; ++row) {
-      const int64_t from = numbers[size_t(row)];
-      if (from < 0 || from >= available)
-        return badCall(call, format("row %lld is token %lld of %lld", (long long)row,
-                                    (long long)from, (long long)available));
-      picked.insert(picked.end(), all.data() + from * width, all.data() + (from + 1) * width);
-    }
-    return {};
-  }
-  const A *data() const { return gathered ? picked.data() : all.data(); }
-
-private:
-  const TensorRef &tensor;
-  Widened<A> all;
-  int64_t width;
-  std::span<const int32_t> numbers;
-  bool gathered;
-  std::vector<A> picked;
-};
-
 template <typename A, typename Products> Status groupedWeightGrad(const Call &call) {
   if (Status s = checkTrailing(call, "contract", {&call.in[2], &call.out[0]}); !s)
     return s;
-  const int64_t inner = trailing(call.in[2], call.params.integer("contract")),
-                outer = product(call.out[0].shape, 1,
-                                call.out[0].shape.size() - size_t(call.params.integer("contract")));
-  OrderedRows<A> dy(call, 0, "dy_tokens", outer), rows(call, 2, "row_tokens", inner);
-  const int64_t room = std::min(dy.count(), rows.count());
-  int64_t used = 0;
-  if (Status s = forEachGroup(call, room, used, [](auto...) { return Status(); }); !s)
-    return s;
-  if (Status s = dy.gather(call, used); !s)
-    return s;
-  if (Status s = rows.gather(call, used); !s)
-    return s;
-  if (call.params.optional("counts") >= 0) {
+  const int64_t inner = product(call.in[2].shape, 1, call.in[2].shape.size()),
+                outer = product(call.in[0].shape, 1, call.in[0].shape.size()),
+                room = call.in[0].shape[0];
+  Widened<A> dy(call.in[0]), rows(call.in[2]);
+  if (call.in.size() > 3) { // counts of samples
     std::vector<RowRange> ranges;
     if (Status s = sampleRanges(call, 3, room, ranges); !s)
       return s;
@@ -266,6 +220,7 @@ template <typename A, typename Products> Status groupedWeightGrad(const Call &ca
     return transposedBySample<Products>(call, ranges, call.in[3].shape[0], dy.data(), rows.data(),
                                         out.data(), outer, inner);
   }
+  int64_t used = 0;
   return forEachGroup(call, room, used, [&](int64_t first, int64_t n, int64_t e) {
     Rounded<A> out(call.out[0], e * outer * inner, outer * inner);
     return Products::transposed(call, dy.data() + first * outer, rows.data() + first * inner,

@@ -135,24 +135,15 @@ void WorkReader::noteRows(const fb::Instr &instr, const std::string &name) {
 
 /// Rows of experts of a grouped product, all that there is room for.
 double WorkReader::rowsOf(const fb::Instr &instr, const std::string &name) const {
-  uint32_t index = instr.inputs()->Get(0);
-  if (name == "grouped_glu") {
-    index = instr.outputs()->Get(0);
-  } else if (name == "grouped_weight_grad") {
-    const fb::Param *with = paramOf(instr, "with");
-    if (with && with->s() && with->s()->string_view().find("dy_tokens") != std::string_view::npos)
-      index = instr.inputs()->Get(instr.inputs()->size() - 1); // the numbers of its rows
-  }
-  const fb::View *view = program.views()->Get(index);
+  const fb::View *view = program.views()->Get(name == "grouped_glu" ? instr.outputs()->Get(0)
+                                                                    : instr.inputs()->Get(0));
   return double(view->shape()->Get(0)) *
          (view->bound_dim() >= 0 ? double(program.bound_initial()) : 1);
 }
 
 double WorkReader::productFlops(const fb::Instr &instr, const std::string &name) const {
-  // Whatever the rows of an operand that is gathered from.
-  if (name == "grouped_glu" || name == "grouped_weight_grad") {
-    const uint32_t w =
-        name == "grouped_glu" ? instr.inputs()->Get(2) : instr.outputs()->Get(0); // [n,..]
+  if (name == "grouped_glu") { // of w [n,2,F..,K..], whatever the rows of x, which is gathered from
+    const uint32_t w = instr.inputs()->Get(2);
     return 2 * rowsOf(instr, name) * elementsOf(w) /
            double(program.views()->Get(w)->shape()->Get(0));
   }

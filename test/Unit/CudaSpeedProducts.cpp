@@ -152,36 +152,14 @@ void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &squa
     mustRun(gpu, "grouped_weight_grad", {x.ref(), groups.ref(), mid.slice({rows, s.f}, 0)},
             {downWeights}, kContract);
   };
-  // The same of rows that lie among the tokens.
-  Big tokens({s.tokens, s.d}, kBf16), order({rows}, std::vector<int32_t>(size_t(rows))),
-      ids({s.tokens, s.k}, choices.values), pos({s.tokens, s.k}, choices.values),
-      need({1}, std::vector<int32_t>{0}), needOut({1}, std::vector<int32_t>{0});
-  mustRun(gpu, "select_tokens", {ids.ref(), need.ref()},
-          {order.ref(), groups.ref(), pos.ref(), needOut.ref()},
-          params({{"experts", s.experts}, {"expert_offset", 0}}));
-  auto gatheringBy = [](const char *with) {
-    return params({{"contract", 1}}, {}, {{"with", with}});
-  };
-  auto gathered = [&] {
-    mustRun(gpu, "grouped_weight_grad", {mid.ref(), groups.ref(), tokens.ref(), order.ref()},
-            {weights.ref()}, gatheringBy("row_tokens"));
-  };
-  auto downGathered = [&] {
-    mustRun(gpu, "grouped_weight_grad",
-            {tokens.ref(), groups.ref(), mid.slice({rows, s.f}, 0), order.ref()}, {downWeights},
-            gatheringBy("dy_tokens"));
-  };
-  std::vector<double> denseTimes, upTimes, downTimes, inputTimes, weightTimes, gatheredTimes,
-      downWeightTimes, downGatheredTimes;
+  std::vector<double> denseTimes, upTimes, downTimes, inputTimes, weightTimes, downWeightTimes;
   for (int round = 0; round < 5; ++round) {
     denseTimes.push_back(millisecondsOf(gpu, 3, 1, dense));
     upTimes.push_back(millisecondsOf(gpu, 3, 1, up));
     downTimes.push_back(millisecondsOf(gpu, 3, 1, down));
     inputTimes.push_back(millisecondsOf(gpu, 3, 1, inputGrad));
     weightTimes.push_back(millisecondsOf(gpu, 3, 1, weightGrad));
-    gatheredTimes.push_back(millisecondsOf(gpu, 3, 1, gathered));
     downWeightTimes.push_back(millisecondsOf(gpu, 3, 1, downWeightGrad));
-    downGatheredTimes.push_back(millisecondsOf(gpu, 3, 1, downGathered));
   }
   const double full = 2.0 * 8192 * 8192 * 8192 / medianOf(denseTimes) / 1e9,
                upRate = 4.0 * double(rows * s.d * s.f) / medianOf(upTimes) / 1e9,
@@ -196,9 +174,7 @@ void measureLayer(Gpu &gpu, Random &random, const LayerShape &s, const Big &squa
   };
   print("                 gradients of up: rows", 1, inputTimes);
   print(", weights", 1, weightTimes);
-  print(", gathered", 1, gatheredTimes);
   print("\n                 of down: weights", 0.5, downWeightTimes);
-  print(", gathered", 0.5, downGatheredTimes);
   std::printf("\n");
 }
 

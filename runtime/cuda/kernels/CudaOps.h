@@ -171,25 +171,16 @@ struct DenseProduct {
 /// By cuBLASLt; false, and nothing done, where it is not there or has no algorithm.
 Expected<bool> multiplyDense(const Call &call, const DenseProduct &product);
 
-/// Numbers below `limit` that stand for rows in order; or none.
-struct RowNumbers {
-  const int32_t *data = nullptr;
-  int64_t limit = 0;
-};
-
 /// out[g,n,k] = sum of dy[r,n] * x[r,k] over the rows r of group g, in f32 or rounded to bf16;
-/// zeros for a group without rows. dy [m,n] and x [m,k] are bf16; with numbers, row r is the r-th
-/// of these.
+/// zeros for a group without rows. dy [m,n] and x [m,k] are bf16.
 struct WeightGradient {
   const void *dy, *x;
   void *out;
   fb::DType outDtype;
   const int32_t *groups;
   int64_t groupCount, m, n, k;
-  RowNumbers dyNumbers = {}, xNumbers = {};
 };
-/// Whether launchWeightGradient, which needs a Hopper GPU, takes it: aligned to 16 bytes, numbers
-/// for one operand at most.
+/// Whether launchWeightGradient, which needs a Hopper GPU, takes it: aligned to 16 bytes.
 bool fitsWgmma(const WeightGradient &gradient);
 Status launchWeightGradient(const Call &call, const WeightGradient &gradient);
 /// Whether launchProductFewRows takes it: bf16, aligned, and groups of few rows on average, so that

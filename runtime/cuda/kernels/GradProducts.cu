@@ -14,16 +14,6 @@ namespace {
 
 constexpr int kTile = 32;
 
-/// The i-th, or i; -1, and a fault, if there is no such row.
-__device__ int64_t numberAt(const RowNumbers &numbers, int64_t i, int32_t *flag) {
-  if (!numbers.data)
-    return i;
-  if (uint32_t(numbers.data[i]) < uint64_t(numbers.limit))
-    return numbers.data[i];
-  raise(flag, Fault::row);
-  return -1;
-}
-
 /// out[z][r,c] = Σ_i a[z][i,r] · b[z][i,c]. Strides count elements: of i and r in a, of i and c in
 /// b, and of one z in each.
 struct Product {
@@ -33,7 +23,6 @@ struct Product {
   int64_t aInner, aRow, aNext, bInner, bColumn, bNext, outNext;
   const int32_t *groups; // null: none; else z is a group of `grouped` elements' run
   bool innerGrouped;     // the run is one of i, else of r
-  RowNumbers aNumbers = {}, bNumbers = {}; // i stands for the i-th of these, where they are given
 };
 
 /// First element and size of the z-th group; size 0, and a fault, if the groups do not fit. By
@@ -73,12 +62,12 @@ __global__ void multiply(Product p, int32_t *flag) {
   for (int64_t i0 = 0; i0 < inner; i0 += kTile) {
     for (int j = y; j < kTile; j += 8) {
       int64_t i = i0 + j, r = row0 + x, c = column0 + x;
-      int64_t aAt = i < inner ? numberAt(p.aNumbers, firstInner + i, flag) : -1,
-              bAt = i < inner ? numberAt(p.bNumbers, firstInner + i, flag) : -1;
-      aTile[j][x] =
-          aAt >= 0 && r < rows ? p.a[z * p.aNext + aAt * p.aInner + (firstRow + r) * p.aRow] : 0.0f;
-      bTile[j][x] =
-          bAt >= 0 && c < p.columns ? p.b[z * p.bNext + bAt * p.bInner + c * p.bColumn] : 0.0f;
+      aTile[j][x] = i < inner && r < rows
+                        ? p.a[z * p.aNext + (firstInner + i) * p.aInner + (firstRow + r) * p.aRow]
+                        : 0.0f;
+      bTile[j][x] = i < inner && c < p.columns
+                        ? p.b[z * p.bNext + (firstInner + i) * p.bInner + c * p.bColumn]
+                        : 0.0f;
     }
     __syncthreads();
     for (int i = 0; i < kTile; ++i)
@@ -206,8 +195,7 @@ Status launch(const Call &call, const Product &p, int64_t count) {
     return {};
   // Small products make too few large tiles to fill a device.
   constexpr int64_t kEnough = 64;
-  bool wide = ceilDiv(p.columns, kWide) * ceilDiv(p.rows, kWide) * count >= kEnough &&
-              !p.aNumbers.data && !p.bNumbers.data;
+  bool wide = ceilDiv(p.columns, kWide) * ceilDiv(p.rows, kWide) * count >= kEnough;
   int64_t tile = wide ? kWide : kTile;
   int64_t down = ceilDiv(p.rows, tile);
   if (down > 65535 || count > 65535)
@@ -449,25 +437,15 @@ Status ops::grouped_input_grad(const Call &call) {
 }
 
 Status ops::grouped_weight_grad(const Call &call) {
-  if (call.params.optional("counts") >= 0) // of samples, to add up rows by
+  if (call.in.size() > 3) // counts of samples, to add up rows by
     return notOnCuda(call, "plans of --deterministic");
   if (Status s = checkTrailing(call, "contract", {&call.in[2], &call.out[0]}); !s)
     return s;
-  int64_t contract = call.params.integer("contract");
+  int64_t contract = call.params.integer("contract"), rows = call.in[0].shape[0];
   int64_t k = trailing(call.in[2], contract), groups = call.in[1].elements(),
           n = groups * k ? call.out[0].elements() / (groups * k) : 0;
   if (groups * n * k == 0)
     return {};
-  auto numbersOf = [&](std::string_view role, size_t operand, int64_t width) {
-    const int at = call.params.optional(role);
-    return at < 0 ? RowNumbers{}
-                  : RowNumbers{call.input<int32_t>(size_t(3 + at)),
-                               call.in[operand].elements() / width};
-  };
-  const RowNumbers dyNumbers = numbersOf("dy_tokens", 0, n),
-                   rowNumbers = numbersOf("row_tokens", 2, k);
-  const int64_t rows =
-      dyNumbers.data || rowNumbers.data ? call.in.back().elements() : call.in[0].shape[0];
   if (areBf16(call.in[0], call.in[2])) {
     const WeightGradient gradient{call.in[0].data,
                                   call.in[2].data,
@@ -477,15 +455,13 @@ Status ops::grouped_weight_grad(const Call &call) {
                                   groups,
                                   rows,
                                   n,
-                                  k,
-                                  dyNumbers,
-                                  rowNumbers};
+                                  k};
     if (fitsWgmma(gradient) && isHopper())
       return launchWeightGradient(call, gradient);
   }
   return launch(call,
                 {Reader(call.in[0]), Reader(call.in[2]), Writer(call.out[0]), n, k, rows, n, 1, 0,
-                 k, 1, 0, n * k, call.input<int32_t>(1), true, dyNumbers, rowNumbers},
+                 k, 1, 0, n * k, call.input<int32_t>(1), true},
                 groups);
 }
 
