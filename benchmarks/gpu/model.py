@@ -17,9 +17,11 @@ from moira.tools import compile_plan
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 RATE = 1e-5
-# config, layers that are kept of it (None: all), task, batch, sequence
+# config, layers that are kept of it (None: all), task, batch, sequence, and what moe-opt gets besides for a GPU
 MODELS = {
     "Qwen3-4-layers": ("qwen3-30b-a3b", 4, "train", 4, 4096),
+    # attention's gradient by sums in any order, as the peer's is
+    "Qwen3-4-layers-fastest": ("qwen3-30b-a3b", 4, "train", 4, 4096, "--attention-grad=fastest"),
     "OLMoE": ("olmoe-1b-7b", None, "forward", 4, 2048),
 }
 
@@ -32,14 +34,14 @@ class Row:
     bytes, goal = None, {"ahead": 2}
 
     def __post_init__(self):
-        folder, layers, self.task, self.batch, self.sequence = MODELS[self.shape]
+        folder, layers, self.task, self.batch, self.sequence, *self.options = MODELS[self.shape]
         self.config = config_of(folder, layers)
         self.title, self.plan = f"{self.shape} {self.task} {self.batch} x {self.sequence}", f"model-{self.shape}.moeplan"
         self.flops = flops(self.config, self.batch, self.sequence) * (3 if self.task == "train" else 1)
 
     def compile(self, plan, target="sm_90"):
         compile_model(self.config, plan, f"--task={self.task}", f"--batch={self.batch}", f"--seq={self.sequence}", "--dtype=bf16",
-                      *(["--grad-dtype=bf16"] if self.task == "train" else []), "--padding=off", f"--target={target}")
+                      *(["--grad-dtype=bf16"] if self.task == "train" else []), "--padding=off", f"--target={target}", *(self.options if target != "host" else []))
 
     @contextmanager
     def contestants(self, plan, clock, options):

@@ -122,8 +122,8 @@ def test_a_model_is_the_peers(tmp_path, monkeypatch, shape):
     """A smaller one of the same class: the loss before training, or logits, and a step of everyone."""
     small = {"vocab_size": 96, "hidden_size": 32, "head_dim": 8, "num_attention_heads": 4, "num_key_value_heads": 4, "moe_intermediate_size": 16, "intermediate_size": 16,
              "num_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 2, "eos_token_id": 1, "pad_token_id": 0, "bos_token_id": 1}
-    folder, _, task, _, _ = model.MODELS[shape]
-    monkeypatch.setitem(model.MODELS, shape, (folder, 2, task, 2, 16))
+    folder, _, task, _, _, *more = model.MODELS[shape]
+    monkeypatch.setitem(model.MODELS, shape, (folder, 2, task, 2, 16, *more))
     row = model.Row(shape, device="cpu")
     row.config |= {key: value for key, value in small.items() if key in row.config or key == "vocab_size"}
     row.compile(tmp_path / row.plan, target="host")
