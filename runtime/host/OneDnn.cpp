@@ -19,6 +19,7 @@ const OneDnn *OneDnn::get() {
       return found;
     found.sgemm = reinterpret_cast<decltype(found.sgemm)>(dlsym(handle, "dnnl_sgemm"));
     // Found among the libraries that oneDNN itself needs.
+    found.threads = reinterpret_cast<decltype(found.threads)>(dlsym(handle, "omp_get_max_threads"));
     found.setThreads =
         reinterpret_cast<decltype(found.setThreads)>(dlsym(handle, "omp_set_num_threads"));
     return found;

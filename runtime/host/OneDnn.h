@@ -10,7 +10,9 @@ namespace moira::rt::host {
 
 struct OneDnn {
   decltype(&dnnl_sgemm) sgemm = nullptr;
-  void (*setThreads)(int) = nullptr; // of the OpenMP runtime that it uses, per calling thread
+  // Of the OpenMP runtime that it uses, if it does, per calling thread.
+  int (*threads)() = nullptr;
+  void (*setThreads)(int) = nullptr;
 
   /// The library, or null if it cannot be loaded. Thread-safe.
   static const OneDnn *get();

@@ -38,7 +38,32 @@ private:
   sigset_t before;
 };
 
+/// OpenMP has one thread here while it lives: sharing out is parallelTry's, and bits must not
+/// depend on it. The setting is also that of whoever else uses OpenMP on this thread, who gets it
+/// back.
+class OneThread {
+public:
+  explicit OneThread(const OneDnn &given) : library(given) {
+    if (!library.threads || !library.setThreads)
+      return;
+    before = library.threads();
+    if (before != 1)
+      library.setThreads(1);
+  }
+  ~OneThread() {
+    if (before != 1)
+      library.setThreads(before);
+  }
+  OneThread(const OneThread &) = delete;
+  OneThread &operator=(const OneThread &) = delete;
+
+private:
+  const OneDnn &library;
+  int before = 1;
+};
+
 dnnl_status_t run(const OneDnn &library, const Sgemm &p) {
+  OneThread alone(library);
   SignalsHeld held;
   return library.sgemm(p.transposeA ? 'T' : 'N', p.transposeB ? 'T' : 'N', p.m, p.n, p.k, p.alpha,
                        p.a, p.lda, p.b, p.ldb, p.beta, p.c, p.ldc);
@@ -55,10 +80,7 @@ Status sgemm(const Call &call, const Sgemm &p) {
         p.c[i * p.ldc + j] = p.beta == 0 ? 0 : p.beta * p.c[i * p.ldc + j];
     return {};
   }
-  const OneDnn *library = OneDnn::get();
-  thread_local const bool alone = (library->setThreads ? library->setThreads(1) : void(), true);
-  (void)alone;
-  dnnl_status_t result = run(*library, p);
+  dnnl_status_t result = run(*OneDnn::get(), p);
   if (result == dnnl_success)
     return {};
   return Status(result == dnnl_out_of_memory ? ErrorId::OutOfMemory : ErrorId::Internal,
