@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <memory>
+#include <pthread.h>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -103,12 +104,21 @@ private:
 thread_local int threadsOfCalls = 1;
 thread_local std::unique_ptr<Workers> workers; // of this rank thread, once it has had work for them
 
+/// After a fork the child has a copy of the workers' memory, and none of their threads to join:
+/// what it got is left alone, and it makes its own.
+void forgetWorkersInChildren() {
+  [[maybe_unused]] static const int once =
+      pthread_atfork(nullptr, nullptr, [] { (void)workers.release(); });
+}
+
 } // namespace
 
 void runTasks(int32_t tasks, void (*task)(void *context, int32_t i), void *context) {
   if (tasks > 1 && threadsOfCalls > 1) {
-    if (!workers)
+    if (!workers) {
+      forgetWorkersInChildren();
       workers = std::make_unique<Workers>(threadsOfCalls - 1);
+    }
     workers->run(tasks, task, context);
     return;
   }

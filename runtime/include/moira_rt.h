@@ -5,7 +5,8 @@
 // Functions that can fail return a code that is 0 on success and else the exit code that moe-run
 // would give (1 misuse, 2 invalid input, 3 infeasible, 4 internal, 5 rank lost or I/O);
 // moira_last_error() then has the text. A session is used by one thread at a time; different
-// sessions are independent.
+// sessions are independent. A child that is forked has sessions on the host of its own; it leaves
+// those on a GPU alone.
 #ifndef MOIRA_RT_H
 #define MOIRA_RT_H
 

@@ -4,6 +4,12 @@
 #include "HostTesting.h"
 #include "OneDnn.h"
 #include "Sgemm.h"
+#include "moira/rt/HostThreads.h"
+
+#include <atomic>
+#include <sys/wait.h>
+#include <thread>
+#include <unistd.h>
 
 namespace moira::rt::host {
 namespace {
@@ -23,6 +29,30 @@ TEST(HostProcess, GetsItsThreadsOfOpenMpBack) {
   }
   EXPECT_EQ(c[3], 22);
   library->setThreads(before);
+}
+
+TEST(HostProcess, MayForkBetweenCalls) {
+  setHostThreads(3);
+  auto sum = [] {
+    std::atomic<int> total = 0;
+    parallelFor(64, [&](int64_t i) { total += int(i); });
+    return total.load();
+  };
+  EXPECT_EQ(sum(), 2016); // makes workers, which a child has none of
+  pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    bool right = sum() == 2016;
+    for (int i = 0; i < 4; ++i)
+      std::thread([] {}).join(); // takes the stack of a thread that is not here
+    setHostThreads(2);           // ends those of before
+    std::exit(right && sum() == 2016 ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  EXPECT_EQ(sum(), 2016);
+  setHostThreads(1);
 }
 
 } // namespace
