@@ -118,6 +118,9 @@ def test_misuse_is_told(model):
         assert session.forward(inputs)["logits"].any()
     with Session(folder / "four.moeplan", tiny) as session, pytest.raises(Refused, match="error MOE-0508: .*4"):
         session.write(session.states[0].name, np.zeros(session.states[0].shape, session.states[0].dtype))
+    compile_plan(tiny, folder / "parts.moeplan", f"--batch={BATCH}", f"--seq={SEQ}", "--task=train", "--micro-batches=2")
+    with pytest.raises(Refused, match="error MOE-0508: .*in parts"):
+        Session(folder / "parts.moeplan", tiny)
     compile_plan(tiny, folder / "gpus.moeplan", f"--batch={BATCH}", f"--seq={SEQ}", "--mesh=ep=2", "--target=sm_90")
     with pytest.raises(Refused, match="error MOE-0508: .*2 ranks on GPUs"):
         Session(folder / "gpus.moeplan", tiny)

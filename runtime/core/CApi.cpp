@@ -78,6 +78,15 @@ Status useDevice(moira_session &session, const char *path) {
   return {};
 }
 
+/// A session runs one program, so it would add up gradients for ever.
+Status checkNoParts(const fb::Program &program, const char *path) {
+  if (program.name()->string_view() != "accumulate")
+    return {};
+  return Status(ErrorId::BadRun, format("%s takes a step's batch in parts; train it with moe-run, "
+                                        "or compile it with --micro-batches=1",
+                                        path));
+}
+
 Status openSession(moira_session &session, const char *path, const char *weights,
                    moira_program kind) {
   Expected<PlanFile> plan = PlanFile::open(path);
@@ -92,7 +101,8 @@ Status openSession(moira_session &session, const char *path, const char *weights
   session.run.f64 = kind == MOIRA_REFERENCE_F64;
   if (kind == MOIRA_MESH)
     session.run.second = generatePrograms(session.plan.plan()).decode;
-  Status status = useDevice(session, path);
+  Status status = checkNoParts(**program, path);
+  status.append(useDevice(session, path));
   status.append(session.run.prepare(static_cast<int>((*program)->ranks())));
   if (weights)
     status.append(session.run.openWeights(weights));
