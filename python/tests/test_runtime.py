@@ -6,7 +6,7 @@ import pytest
 
 from common import ROOT
 from moira import checkpoint, compile_plan, run_plan, run_tool
-from moira.runtime import MESH, REFERENCE_F32, Refused, Session, version
+from moira.runtime import MESH, REFERENCE_F32, Refused, Session, library, version
 
 BATCH, SEQ = 2, 8
 
@@ -74,6 +74,8 @@ def test_generation_gives_the_tokens_of_moe_run(model, tmp_path, mesh):
                     session.generate(bad, 1)
             with pytest.raises(Refused, match="error MOE-0508: .*room for 6 new tokens"):
                 session.generate(prompts, 7)
+            # As C has a count of -1.
+            assert library().moira_generate(session._handle, prompts.ctypes.data, *prompts.shape, 2**64 - 1, ids.ctypes.data, None) == 2
 
 
 def test_states_are_written_from_arrays_and_addresses(model):
@@ -104,6 +106,8 @@ def test_misuse_is_told(model):
         Session(folder / "absent", tiny)
     with pytest.raises(Refused, match="error MOE-0106"):
         Session(folder / "one.moeplan", folder / "absent")
+    with pytest.raises(Refused, match="error MOE-0102: 7 is no moira_program"):
+        Session(folder / "one.moeplan", tiny, 7)
     with Session(folder / "one.moeplan", tiny, MESH) as session:
         with pytest.raises(Refused, match="error MOE-0502: .*input_ids"):
             session.steps({}, 1)

@@ -8,6 +8,7 @@
 #include "moira/rt/Run.h"
 
 #include <exception>
+#include <new>
 
 using namespace moira::rt;
 namespace fb = moira::fb;
@@ -34,6 +35,8 @@ template <typename Fn> int guarded(Fn body) {
   try {
     Status status = body();
     return status ? 0 : failed(status);
+  } catch (const std::bad_alloc &) {
+    return failed(Status(ErrorId::OutOfMemory, "memory for the runtime's own tables"));
   } catch (const std::exception &error) {
     return failed(Status(ErrorId::Internal, error.what()));
   }
@@ -48,6 +51,13 @@ Expected<fb::DType> typeOf(moira_dtype type) {
   if (type < MOIRA_F32 || type > MOIRA_U8)
     return Status(ErrorId::BadUsage, format("%d is no moira_dtype", static_cast<int>(type)));
   return types[type];
+}
+
+Status checkProgram(moira_program kind) {
+  int number = static_cast<int>(kind);
+  if (number < MOIRA_MESH || number > MOIRA_REFERENCE_F64)
+    return Status(ErrorId::BadUsage, format("%d is no moira_program", number));
+  return {};
 }
 
 Status noState(size_t index, size_t count) {
@@ -89,6 +99,8 @@ Status checkNoParts(const fb::Program &program, const char *path) {
 
 Status openSession(moira_session &session, const char *path, const char *weights,
                    moira_program kind) {
+  if (Status known = checkProgram(kind); !known)
+    return known;
   Expected<PlanFile> plan = PlanFile::open(path);
   if (!plan)
     return plan.takeStatus();
@@ -120,12 +132,16 @@ Status takeInputs(moira_session &session, const moira_tensor *inputs, size_t cou
   std::map<std::string, HostTensor> tensors;
   for (size_t i = 0; i < count; ++i) {
     const moira_tensor &in = inputs[i];
-    if (!in.name || !in.data || in.rank < 0 || (in.rank > 0 && !in.shape))
+    if (!in.name || !in.data || (in.rank > 0 && !in.shape))
       return nullArgument();
+    if (in.rank < 0)
+      return Status(ErrorId::BadUsage, format("%s has %d dimensions", in.name, in.rank));
     Expected<fb::DType> type = typeOf(in.dtype);
     if (!type)
       return type.takeStatus();
-    tensors[in.name] = {*type, {in.shape, in.shape + in.rank}, in.data};
+    HostTensor tensor{*type, {in.shape, in.shape + in.rank}, in.data};
+    if (!tensors.emplace(in.name, std::move(tensor)).second)
+      return Status(ErrorId::BadInput, format("inputs: %s is given twice", in.name));
   }
   Expected<InputSet> set = InputSet::fromMemory(tensors, *session.run.program);
   if (!set)
@@ -147,6 +163,8 @@ Status generate(moira_session &session, const int32_t *prompts, size_t rows, siz
   if (!programs)
     return Status(ErrorId::BadRun,
                   "the plan generates no tokens; compile the model with --task=generate");
+  if (count > INT32_MAX)
+    return Status(ErrorId::BadRun, format("no plan has room for %zu new tokens", count));
   GenerateOptions options;
   options.maxNewTokens = static_cast<int64_t>(count);
   options.ignoreEos = true;
@@ -302,6 +320,8 @@ int moira_run_files(const char *plan, const char *weights, const char *inputs, c
   return guarded([&]() -> Status {
     if (!plan || !weights || !inputs || !outputs)
       return nullArgument();
+    if (Status known = checkProgram(program); !known)
+      return known;
     RunOptions options;
     options.plan = plan;
     options.weights = weights;

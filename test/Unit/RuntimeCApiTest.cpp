@@ -101,6 +101,10 @@ TEST(RuntimeCApi, MisuseGivesCodesAndMessages) {
   EXPECT_EQ(moira_open(nullptr, "", MOIRA_MESH), nullptr);
   EXPECT_EQ(moira_open((dir / "absent").c_str(), "", MOIRA_MESH), nullptr);
   EXPECT_THAT(moira_last_error(), HasSubstr("MOE-0106"));
+  auto unknown = static_cast<moira_program>(3);
+  EXPECT_EQ(moira_open((dir / "p.moeplan").c_str(), (dir / "model").c_str(), unknown), nullptr);
+  EXPECT_THAT(moira_last_error(), HasSubstr("3 is no moira_program"));
+  EXPECT_EQ(moira_run_files("", "", "", "", unknown), 1);
   moira_session *session =
       moira_open((dir / "p.moeplan").c_str(), (dir / "model").c_str(), MOIRA_MESH);
   ASSERT_TRUE(session) << moira_last_error();
@@ -117,6 +121,13 @@ TEST(RuntimeCApi, MisuseGivesCodesAndMessages) {
   EXPECT_EQ(moira_generate(session, ids, 1, 1, 1, ids, nullptr), 2);
   EXPECT_THAT(moira_last_error(), HasSubstr("MOE-0508"));
   bad[0].dtype = MOIRA_F32;
+  moira_tensor twice[] = {bad[0], bad[0]};
+  EXPECT_EQ(moira_forward(session, twice, 2), 2);
+  EXPECT_THAT(moira_last_error(), HasSubstr("x is given twice"));
+  bad[0].rank = -1;
+  EXPECT_EQ(moira_forward(session, bad, 1), 1);
+  EXPECT_THAT(moira_last_error(), HasSubstr("x has -1 dimensions"));
+  bad[0].rank = 2;
   EXPECT_EQ(moira_forward(session, bad, 1), 0) << moira_last_error();
   moira_close(session);
   moira_close(nullptr);
