@@ -114,7 +114,10 @@ class Session:
     def generate(self, prompts, count):
         """(`count` new tokens of each row, [rows, count]; milliseconds of each step, the prompts' first): greedily, also past stop tokens (moira_rt.h).
         The prompts are [rows, tokens of each]."""
-        prompts = np.ascontiguousarray(prompts, np.int32)
+        given = np.asarray(prompts)
+        prompts = np.ascontiguousarray(given, np.int32)
+        if given.ndim != 2 or not np.array_equal(prompts, given):
+            raise ValueError(f"prompts are [rows, tokens of each] of int32, not {given.dtype} {list(given.shape)}")
         ids, times = np.zeros((len(prompts), count), np.int32), np.zeros(count)
         _checked(library().moira_generate(self._handle, prompts.ctypes.data, *prompts.shape, count, ids.ctypes.data, times.ctypes.data))
         return ids, times.tolist()

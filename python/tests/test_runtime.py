@@ -72,6 +72,9 @@ def test_generation_gives_the_tokens_of_moe_run(model, tmp_path, mesh):
             for bad, why in ((prompts[:1], r"prompts of shape \[1, 6\]: the plan was compiled for \[2, up to 8\]"), (prompts - 1000, "token -.* of a prompt is out of range 0..")):
                 with pytest.raises(Refused, match=f"error MOE-0502: {why}"):
                     session.generate(bad, 1)
+            for bad in (prompts[0], prompts[:, :, None], prompts + np.int64(2**32), prompts + 0.5):
+                with pytest.raises(ValueError, match="prompts are"):
+                    session.generate(bad, 1)
             with pytest.raises(Refused, match="error MOE-0508: .*room for 6 new tokens"):
                 session.generate(prompts, 7)
             # As C has a count of -1.
