@@ -92,6 +92,19 @@ def test_states_are_written_from_arrays_and_addresses(model):
         np.testing.assert_array_equal(session.forward(inputs)["logits"], wanted["one"]["logits"])
 
 
+@pytest.mark.parametrize("options", [(), ("--capacity-factor=1", "--drop-policy=random")])
+def test_a_plan_that_trains_begins_at_step_1(model, options):
+    folder, tiny, inputs, _ = model
+    compile_plan(tiny, folder / "train.moeplan", f"--batch={BATCH}", f"--seq={SEQ}", "--task=train", *options)
+    losses = []
+    for steps in (({}, {}), [{"step": np.array([i], np.int32)} for i in (1, 1)]):
+        with Session(folder / "train.moeplan", tiny) as session:
+            losses.append([session.forward(inputs | step)["loss"].item() for step in steps])
+            with pytest.raises(Refused, match=r"error MOE-0502: .*step\[0\] = 0 is out of range 1"):
+                session.forward(inputs | {"step": np.array([0], np.int32)})
+    assert losses[0] == losses[1] and np.isfinite(losses).all()
+
+
 def as_state(tensors, name, shape):
     """A tensor of the bundled model (mixtral) as its state is shaped: experts' tensors are one stack."""
     name = name.replace(".mlp.", ".block_sparse_moe.")
