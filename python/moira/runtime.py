@@ -10,6 +10,7 @@ found in $MOIRA_LIB, else in ../lib of where the programs are (tools.py). NumPy 
 
 import ctypes
 import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,13 +82,15 @@ def _checked(code):
 
 
 class Session:
-    """A plan that is open, with its weights. Used by one thread at a time; `close` gives its memory back."""
+    """A plan that is open, with its weights. Used by one thread at a time; `close` gives its memory back, as does forgetting the session."""
 
     def __init__(self, plan, weights=None, program=MESH):
         """Without weights all states are zeros until they are written."""
         self._handle = library().moira_open(os.fsencode(plan), None if weights is None else os.fsencode(weights), program)
         if not self._handle:
             raise Refused(library().moira_last_error().decode())
+        self._close = weakref.finalize(self, library().moira_close, self._handle)
+        self._close.atexit = False  # the process's end gives all back
         self.states = []
         for i in range(library().moira_state_count(self._handle)):
             got = _Tensor()
@@ -136,9 +139,8 @@ class Session:
         _checked(library().moira_write_state(self._handle, index, data))
 
     def close(self):
-        if self._handle:
-            library().moira_close(self._handle)
-            self._handle = None
+        self._handle = None
+        self._close()  # only the first time
 
     def __enter__(self):
         return self

@@ -1,6 +1,8 @@
 """Shows that plans run inside a Python process with the values of a run by moe-run, that states can be written from memory, and that misuse
 becomes the errors of the programs."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,16 @@ def test_sessions_of_several_plans_are_open_at_once(model):
             np.testing.assert_array_equal(value, as_state(wanted[name], key, value.shape))
     for session in sessions.values():
         session.close()
+
+
+def test_a_session_that_is_forgotten_is_closed(model):
+    folder, tiny, _, _ = model
+    files = lambda: len(list(Path("/proc/self/fd").iterdir()))
+    before = files()
+    session = Session(folder / "one.moeplan", tiny)
+    assert files() > before  # its kernels
+    del session
+    assert files() == before
 
 
 def test_the_reference_program_runs_too(model):
