@@ -72,9 +72,13 @@ def load_tokenizer(model: str | Path):
             f"error MOE-0106: cannot open {path}; moira needs it to make tokens of text, moe-run --max-new-tokens takes tokens as they are", 2
         )
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing more special
         raise Unusable(f"error MOE-0201: {path} is no tokenizer: {error}", 2) from None
+    # The file may keep how its batches were made in training; a prompt is all of its tokens and no others.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 @dataclass(frozen=True)
@@ -101,9 +105,10 @@ class _Config:
             return generation.get(name) if generation.get(name) is not None else config.get(name)
 
         stops = first("eos_token_id")
-        stops = frozenset(stops if isinstance(stops, list) else [] if stops is None else [stops])
+        stops = frozenset(token for token in (stops if isinstance(stops, list) else [stops]) if token is not None and token >= 0)
         pad = first("pad_token_id")
-        return _Config(stops, pad if pad is not None else min(stops, default=0), bool(config.get("is_encoder_decoder")))
+        has_pad = pad is not None and pad >= 0  # -1 is none, as moe-run has it
+        return _Config(stops, pad if has_pad else min(stops, default=0), bool(config.get("is_encoder_decoder")))
 
 
 class _Pieces:

@@ -78,6 +78,20 @@ def expected(model, prompts, count, stops):
     return rows
 
 
+def test_a_prompt_is_all_of_its_tokens_and_no_others(model, tmp_path):
+    """Also where tokenizer.json cuts and pads, and a config says -1 for no token."""
+    options = {"max_new_tokens": 4, "cache": tmp_path / "cache"}
+    want = [generate(model, [prompt], **options)[0] for prompt in PROMPTS]
+    tokenizer = bytes_tokenizer()
+    tokenizer.enable_truncation(max_length=5)
+    tokenizer.enable_padding(length=24, pad_id=0, pad_token="!")
+    tokenizer.save(str(model / "tokenizer.json"))
+    for file in ("config.json", "generation_config.json"):
+        config = json.loads((model / file).read_text())
+        (model / file).write_text(json.dumps(config | {"pad_token_id": -1}))
+    assert generate(model, PROMPTS, **options) == want
+
+
 @pytest.mark.parametrize("make", [bytes_tokenizer, words_tokenizer])
 def test_pieces_add_up(make):
     """For random tokens, most of which are parts of characters, and for real text."""
