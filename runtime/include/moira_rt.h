@@ -91,7 +91,9 @@ int moira_write_state(moira_session *session, size_t index, const void *data);
 size_t moira_output_count(const moira_session *session);
 int moira_output(const moira_session *session, size_t index, moira_tensor *output);
 
-/* moe-run PLAN --weights=… --inputs=… --outputs=…: from files to a file. */
+/* moe-run PLAN --weights=… --inputs=… --outputs=…: from files to a file. In a process of mpirun,
+   srun or torchrun it is also one rank of them as moe-run is, and where another rank is lost the
+   process ends; sessions know nothing of launchers. */
 int moira_run_files(const char *plan, const char *weights, const char *inputs, const char *outputs,
                     moira_program program);
 
