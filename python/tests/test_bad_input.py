@@ -472,7 +472,26 @@ def test_moe_run_command_line(plan, tmp_path, options, error, words):
 def test_moe_run_needs_its_files(plan):
     assert_refused(run_tool("moe-run", plan), ("BadUsage", "UnknownFlag"), ["--weights", "--inputs", "--outputs"])
     finished = run_tool("moe-run", plan, f"--weights={TINY}", f"--inputs={TINY}/inputs.safetensors")
-    assert_refused(finished, ("BadUsage", "UnknownFlag"), ["--outputs", "--steps=N"])
+    assert_refused(finished, "BadUsage", ["missing: --outputs=FILE;"])
+    # Without a plan nobody knows what it is to do.
+    assert_refused(run_tool("moe-run"), "BadUsage", ["the plan file", "--outputs", "to train --steps=N"])
+
+
+def test_a_plan_of_a_task_says_what_that_needs(tmp_path):
+    """A number of steps or of tokens that is missing is a mistake on the command line, not a plan that cannot be run."""
+    files = (f"--weights={TINY}", f"--inputs={TINY}/inputs.safetensors")
+    plans = {}
+    for task in ("train", "generate"):
+        plans[task] = tmp_path / f"{task}.moeplan"
+        compile_plan(TINY, plans[task], *SHAPE, f"--task={task}")
+    train = run_tool("moe-run", plans["train"])
+    assert_refused(train, "BadUsage", ["missing: --steps=N, --weights=DIR or --init=SEED, --inputs=FILE or --data=PREFIXES;"])
+    assert "--outputs" not in train.err
+    assert_refused(run_tool("moe-run", plans["train"], *files), "BadUsage", ["missing: --steps=N;"])
+    assert_refused(run_tool("moe-run", plans["train"], *files, f"--outputs={tmp_path}/o"), "BadUsage", ["trains", "--steps=N"])
+    generate = run_tool("moe-run", plans["generate"], *files)
+    assert_refused(generate, "BadUsage", ["missing: --max-new-tokens=N, --outputs=FILE or --stream;"])
+    assert_refused(run_tool("moe-run", plans["train"], *files, "--lr=1"), "BadUsage", ["--lr", "--steps=N"])
 
 
 def test_moe_inspect_command_line(plan):

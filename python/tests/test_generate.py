@@ -217,11 +217,11 @@ def test_stream_check_and_processes(tmp_path):
 @pytest.mark.parametrize(
     "task, options, error",
     (
-        ("generate", (), "MOE-0508"),
+        ("generate", (), "MOE-0102"),
         ("generate", ("--max-new-tokens=25",), "MOE-0508"),
         ("generate", ("--max-new-tokens=4", "--temperature=1", "--top-p=2"), "MOE-0101"),
         ("generate", ("--max-new-tokens=4", "--temperature=-1"), "MOE-0101"),
-        ("generate", ("--temperature=1",), "MOE-0508"),
+        ("generate", ("--temperature=1",), "MOE-0102"),
         ("generate", ("--max-new-tokens=4", "--top-k=5"), "MOE-0102"),
         ("generate", ("--max-new-tokens=4", "--dump-routing=r.safetensors"), "MOE-0508"),
         ("forward", ("--max-new-tokens=4",), "MOE-0508"),

@@ -117,7 +117,7 @@ Status openRoutes(const fb::Plan &plan, bool dump, const std::string &from, RunS
 /// The batch of a step, and what a run of a plan that trains needs besides.
 Status openTraining(const RunOptions &options, RunSession &session) {
   if (!options.train)
-    return Status(ErrorId::BadRun, options.plan + " trains: say how many steps with --steps=N");
+    return Status(ErrorId::BadUsage, options.plan + " trains: say how many steps with --steps=N");
   Expected<TrainPrograms> programs = trainPrograms(*session.plan, *session.program);
   if (!programs)
     return programs.takeStatus();
@@ -156,8 +156,8 @@ Status openInputs(const RunOptions &options, RunSession &session) {
     return {};
   }
   if (!options.generate)
-    return Status(ErrorId::BadRun, options.plan + " generates tokens: say how many with "
-                                                  "--max-new-tokens=N");
+    return Status(ErrorId::BadUsage, options.plan + " generates tokens: say how many with "
+                                                    "--max-new-tokens=N");
   if (!options.dumpRouting.empty() || !options.routeFrom.empty())
     return Status(ErrorId::BadRun, "--dump-routing and --route-from are for one step; " +
                                        options.plan + " generates tokens in many");

@@ -4,6 +4,7 @@
 #include "Options.h"
 #include "../CheckNumbers.h"
 #include "moira/rt/OutputFile.h"
+#include "moira/rt/PlanFile.h"
 #include "moira/rt/Simulate.h"
 #include "moira/rt/Suggest.h"
 
@@ -71,6 +72,47 @@ void checkTrain(const rt::TrainOptions &train, const rt::RunOptions &options, St
     problems.add(ErrorId::UnknownFlag, "--keep must be at least 2");
   if (train.lr && !(*train.lr >= 0 && !std::isinf(*train.lr)))
     problems.add(ErrorId::UnknownFlag, format("--lr=%g must be 0 or more", *train.lr));
+}
+
+/// What the plan was compiled for, by the compiler's word; "" where it cannot be opened.
+std::string taskOf(const std::string &path) {
+  rt::Expected<rt::PlanFile> plan = rt::PlanFile::open(path);
+  const flatbuffers::String *task = plan ? plan->plan().info()->task() : nullptr;
+  return task ? task->str() : "";
+}
+
+/// BadUsage with all that a run lacks. Only then is the plan asked what it is for, as one that
+/// trains needs other things than one that computes outputs.
+Status checkMissing(const rt::RunOptions &options) {
+  bool begins = options.train && (options.train->resume || options.train->init);
+  bool noWeights = options.weights.empty() && !begins;
+  bool noInputs = options.inputs.empty() && (!options.train || options.train->data.empty());
+  bool streams = options.generate && options.generate->stream;
+  bool noOutputs = options.outputs.empty() && !options.check && !streams && !options.train;
+  if (!options.plan.empty() && !noWeights && !noInputs && !noOutputs)
+    return {};
+
+  std::string task = options.plan.empty() ? "" : taskOf(options.plan);
+  bool trains = options.train || task == "train";
+  bool generates = !trains && (options.generate || task == "generate");
+  std::string missing;
+  auto need = [&](bool lacks, const char *what) {
+    if (lacks)
+      missing += (missing.empty() ? "" : ", ") + std::string(what);
+  };
+  need(options.plan.empty(), "the plan file");
+  need(trains && !options.train, "--steps=N");
+  need(generates && !options.generate, "--max-new-tokens=N");
+  need(noWeights, trains ? "--weights=DIR or --init=SEED" : "--weights=DIR");
+  need(noInputs, trains ? "--inputs=FILE or --data=PREFIXES" : "--inputs=FILE");
+  need(noOutputs && !trains, generates ? "--outputs=FILE or --stream" : "--outputs=FILE");
+  std::string usage = "moe-run PLAN ";
+  usage += trains ? "--steps=N " : generates ? "--max-new-tokens=N " : "";
+  usage += "--weights=DIR --inputs=FILE";
+  usage += trains ? "" : " --outputs=FILE";
+  if (task.empty() && !trains && !generates)
+    usage += ", to train --steps=N instead of --outputs";
+  return Status(ErrorId::BadUsage, "missing: " + missing + "; " + usage);
 }
 
 } // namespace
@@ -216,9 +258,9 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   } else {
     for (const CLI::Option *option : generateOptions)
       if (option->count())
-        problems.add(ErrorId::BadRun, option->get_name() +
-                                          " is for generating tokens; say how many with "
-                                          "--max-new-tokens=N");
+        problems.add(ErrorId::BadUsage, option->get_name() +
+                                            " is for generating tokens; say how many with "
+                                            "--max-new-tokens=N");
   }
   if (!profileSteps.empty()) {
     unsigned long long first = 0, last = 0;
@@ -248,7 +290,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   } else {
     for (const CLI::Option *option : trainOptions)
       if (option->count())
-        problems.add(ErrorId::BadRun,
+        problems.add(ErrorId::BadUsage,
                      option->get_name() + " is for training; say how long with --steps=N");
   }
   std::vector<std::string> extraWords;
@@ -351,27 +393,12 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     return line;
   }
   options.mayStartAgain = true;
-  std::string missing;
-  auto need = [&](const std::string &value, const char *what) {
-    if (value.empty())
-      missing += (missing.empty() ? "" : ", ") + std::string(what);
-  };
-  need(options.plan, "the plan file");
-  if (!options.train || (!options.train->resume && !options.train->init))
-    need(options.weights, "--weights=DIR");
-  if (!options.train || options.train->data.empty())
-    need(options.inputs, "--inputs=FILE");
   if (options.train && (options.check || options.repeat || !options.outputs.empty() ||
                         !options.dumpRouting.empty() || !options.routeFrom.empty()))
     return Status(ErrorId::BadUsage, "training takes no --check, --repeat, --outputs, "
                                      "--dump-routing or --route-from");
-  if (!options.check && !generate.stream && !options.train)
-    need(options.outputs, "--outputs=FILE");
-  if (!missing.empty())
-    return Status(ErrorId::BadUsage,
-                  "missing: " + missing +
-                      "; moe-run PLAN --weights=DIR --inputs=FILE --outputs=FILE, to train "
-                      "--steps=N instead of --outputs");
+  if (Status missing = checkMissing(options); !missing)
+    return missing;
   return line;
 }
 

@@ -23,8 +23,7 @@ struct CommandLine {
 };
 
 /// Reads argv. UnknownFlag (the nearest known option is named), BadUsage for what is missing or
-/// does not go together, BadRun for options of programs that plans of this version do not have; all
-/// problems at once.
+/// does not go together; all problems at once.
 rt::Expected<CommandLine> parseCommandLine(int argc, char **argv);
 
 } // namespace moira::tool
