@@ -494,6 +494,12 @@ def test_a_plan_of_a_task_says_what_that_needs(tmp_path):
     assert_refused(run_tool("moe-run", plans["train"], *files, "--lr=1"), "BadUsage", ["--lr", "--steps=N"])
 
 
+def test_training_names_the_options_that_it_does_not_take(plan, tmp_path):
+    refused = run(plan, tmp_path, "--steps=2", "--dump-routing=x")
+    assert_refused(refused, "BadUsage", ["training takes no --outputs", "training takes no --dump-routing"])
+    assert "--check" not in refused.err and "--repeat" not in refused.err and "--route-from" not in refused.err, refused
+
+
 def test_moe_inspect_command_line(plan):
     assert_refused(run_tool("moe-inspect", plan, "--jason"), "UnknownFlag", ["--jason", "--json"])
     assert_refused(run_tool("moe-inspect"), ("BadUsage", "UnknownFlag"))

@@ -393,10 +393,12 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     return line;
   }
   options.mayStartAgain = true;
-  if (options.train && (options.check || options.repeat || !options.outputs.empty() ||
-                        !options.dumpRouting.empty() || !options.routeFrom.empty()))
-    return Status(ErrorId::BadUsage, "training takes no --check, --repeat, --outputs, "
-                                     "--dump-routing or --route-from");
+  if (options.train)
+    for (const char *name : {"--check", "--repeat", "--outputs", "--dump-routing", "--route-from"})
+      if (app.get_option(name)->count())
+        problems.add(ErrorId::BadUsage, std::string("training takes no ") + name);
+  if (!problems)
+    return problems;
   if (Status missing = checkMissing(options); !missing)
     return missing;
   return line;
