@@ -452,6 +452,9 @@ RUN_COMMANDS = [
     ("keep-negative", ["--steps=2", "--keep=-1"], "UnknownFlag", ["--keep", "-1"]),
     ("weights-read-and-drawn", ["--steps=2", "--init=1"], "BadUsage", ["--weights", "--init", "give one"]),
     ("ranks-are-the-plan-s", ["--ranks=4"], "BadUsage", ["--ranks is for moe-run doctor", "--mesh"]),
+    ("graphs-of-a-plan-for-the-host", ["--no-graphs"], "BadUsage", ["--no-graphs is for plans for GPUs", "is compiled for 'host'"]),
+    ("graphs-on-the-host", ["--device=host", "--no-graphs"], "BadUsage", ["--no-graphs is for --device=cuda"]),
+    ("graphs-of-a-simulation", ["--device=sim", "--graphs"], "BadUsage", ["--graphs is for --device=cuda"]),
     ("repeat-not-whole", ["--repeat=2.5"], "UnknownFlag", ["--repeat", "2.5 is no whole number"]),
     ("learning-rate-no-number", ["--steps=2", "--lr=x"], "UnknownFlag", ["--lr", "x is no number"]),
     ("seed-negative", ["--seed=-1"], "UnknownFlag", ["--seed", "-1 must be 0 or more"]),
@@ -492,6 +495,19 @@ def test_a_plan_of_a_task_says_what_that_needs(tmp_path):
     generate = run_tool("moe-run", plans["generate"], *files)
     assert_refused(generate, "BadUsage", ["missing: --max-new-tokens=N, --outputs=FILE or --stream;"])
     assert_refused(run_tool("moe-run", plans["train"], *files, "--lr=1"), "BadUsage", ["--lr", "--steps=N"])
+
+
+def test_doctor(tmp_path):
+    assert_refused(run_tool("moe-run", "doctr", cwd=tmp_path), "FileNotFound", ["cannot open doctr", "did you mean moe-run doctor?"])
+    (tmp_path / "doctr").write_bytes(b"")  # then it is a plan's name
+    assert_refused(run_tool("moe-run", "doctr", cwd=tmp_path), "BadUsage", ["missing: --weights=DIR"])
+    nothing = {"CUDA_VISIBLE_DEVICES": ""}
+    finished = run_tool("moe-run", "doctor", env=nothing)
+    assert finished.code == 0 and "passed" in finished.out, finished
+    for option in ("--ranks=2", "--devices=0"):
+        finished = run_tool("moe-run", "doctor", option, env=nothing)
+        assert finished.code == 5 and finished.error_ids == ["MOE-0509"], finished
+        assert option.split("=")[0] in finished.err and "self test" in finished.out, finished
 
 
 def test_training_names_the_options_that_it_does_not_take(plan, tmp_path):

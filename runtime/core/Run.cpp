@@ -36,15 +36,20 @@ Status wrongWorldSize(const fb::Plan &plan, const fb::Program &program, const La
 }
 
 /// Whether the program runs on CUDA devices; PlanTarget in `problems` if it was asked for and
-/// cannot, BadUsage if only the devices were named.
+/// cannot, BadUsage for other options that only devices have.
 bool usesCuda(const RunOptions &options, const PlanFile &plan, bool reference, Status &problems) {
   std::string target = plan.plan().target()->str();
   bool fits = target != "host";
-  if (!fits && options.device.empty() && !options.devices.empty())
+  auto refuse = [&](const char *option) {
     problems.add(ErrorId::BadUsage,
-                 format("--devices is for plans for GPUs, and %s is compiled for %s; compile with "
-                        "--target=sm_90, or leave --devices out",
-                        options.plan.c_str(), quoteName(target).c_str()));
+                 format("%s is for plans for GPUs, and %s is compiled for %s; compile with "
+                        "--target=sm_90, or leave %s out",
+                        option, options.plan.c_str(), quoteName(target).c_str(), option));
+  };
+  if (!fits && options.device.empty() && !options.devices.empty())
+    refuse("--devices");
+  if (!fits && options.device.empty() && options.graphs)
+    refuse(*options.graphs ? "--graphs" : "--no-graphs");
   if (reference)
     return false; // its calls run on the host whatever the plan is for
   if (options.device.empty())
@@ -71,7 +76,7 @@ Status openDevice(const RunOptions &options, const LaunchInfo &launch, RunSessio
   session.plugin = *plugin;
   session.device = *device;
   session.device.timeoutSeconds = options.timeoutSeconds;
-  session.device.graphs = options.graphs;
+  session.device.graphs = options.graphs.value_or(true);
   return {};
 }
 

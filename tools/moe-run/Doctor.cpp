@@ -110,13 +110,28 @@ int testDevices(const CommandLine &line) {
   SpawnOptions spawn;
   spawn.program = ownProgram();
   spawn.arguments = ownArguments();
-  spawn.ranks = line.ranks;
+  spawn.ranks = line.ranks.value_or(1);
   std::fflush(stdout);
   Expected<SpawnResult> result = runRanksAsProcesses(spawn);
   Status status = result ? result->status : result.takeStatus();
   if (!status)
     std::fputs(status.str().c_str(), stderr);
   return status ? result->exitCode : status.exitCode();
+}
+
+/// Without a device a test that was asked for is not passed; one that was not asked for is left
+/// out.
+int refuseTest(const CommandLine &line) {
+  const char *asks = line.ranks ? "--ranks" : line.options.devices.empty() ? "" : "--devices";
+  if (!*asks)
+    return 0;
+  Status status(ErrorId::DeviceUnavailable,
+                format("%s asks for a test of CUDA devices, and there is none here; leave it out "
+                       "to see what this machine has",
+                       asks));
+  std::fflush(stdout);
+  std::fputs(status.str().c_str(), stderr);
+  return status.exitCode();
 }
 
 } // namespace
@@ -165,7 +180,7 @@ int runDoctor(const CommandLine &line) {
   std::printf("self test   collectives of 4 thread ranks: %s\n", test ? "passed" : "FAILED");
   if (!test)
     std::fputs(test.str().c_str(), stderr);
-  int deviceCode = devices > 0 ? testDevices(line) : 0;
+  int deviceCode = devices > 0 ? testDevices(line) : refuseTest(line);
   return test ? deviceCode : test.exitCode();
 }
 

@@ -13,6 +13,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstdio>
+#include <unistd.h>
 
 namespace moira::tool {
 namespace {
@@ -92,6 +93,10 @@ Status checkMissing(const rt::RunOptions &options) {
   if (!options.plan.empty() && !noWeights && !noInputs && !noOutputs)
     return {};
 
+  if (access(options.plan.c_str(), F_OK) != 0 && !rt::nearestWord(options.plan, {"doctor"}).empty())
+    return Status(ErrorId::FileNotFound, "cannot open " + options.plan +
+                                             ": No such file or directory; did you mean moe-run "
+                                             "doctor?");
   std::string task = options.plan.empty() ? "" : taskOf(options.plan);
   bool trains = options.train || task == "train";
   bool generates = !trains && (options.generate || task == "generate");
@@ -121,7 +126,8 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   CommandLine line;
   rt::RunOptions &options = line.options;
   std::string reference, devices;
-  bool version = false;
+  bool version = false, graphs = true;
+  int ranks = 1;
   CLI::App app("Runs a plan: all ranks on this machine (threads on the host, processes on CUDA "
                "devices), or, "
                "started by mpirun, srun or torchrun, one rank.",
@@ -155,10 +161,11 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   app.add_option("--threads", options.threads,
                  "threads of each rank's library calls on the host (default: its share of the "
                  "cores); results do not depend on it");
-  app.add_flag("--graphs,!--no-graphs", options.graphs,
-               "record what is static of the first step and replay it (CUDA; default on)");
-  CLI::Option *ranks = app.add_option(
-      "--ranks", line.ranks, "doctor: ranks of the collectives' self test on CUDA devices");
+  CLI::Option *graphsOption =
+      app.add_flag("--graphs,!--no-graphs", graphs,
+                   "record what is static of the first step and replay it (CUDA; default on)");
+  CLI::Option *ranksOption = app.add_option(
+      "--ranks", ranks, "doctor: ranks of the collectives' self test on CUDA devices");
   app.add_option("--timeout", options.timeoutSeconds,
                  "seconds that a rank waits for another one, 0 for ever")
       ->capture_default_str();
@@ -345,15 +352,22 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
   }
   if (!options.devices.empty() && (options.device == "host" || options.device == "sim"))
     problems.add(ErrorId::BadUsage, "--devices is for --device=cuda");
+  if (graphsOption->count())
+    options.graphs = graphs;
+  if (options.graphs && (options.device == "host" || options.device == "sim"))
+    problems.add(ErrorId::BadUsage,
+                 std::string(graphs ? "--graphs" : "--no-graphs") + " is for --device=cuda");
   if (options.repeat < 0)
     problems.add(ErrorId::UnknownFlag, "--repeat must be a number of steps, 0 or more");
   if (options.threads < 0 || options.threads > 1024)
     problems.add(ErrorId::UnknownFlag,
                  "--threads must be 1 to 1024, or 0 for a rank's share of the cores");
-  if (ranks->count() && options.plan != "doctor")
+  if (ranksOption->count())
+    line.ranks = ranks;
+  if (line.ranks && options.plan != "doctor")
     problems.add(ErrorId::BadUsage, "--ranks is for moe-run doctor; a plan has the ranks that "
                                     "moe-opt --mesh=… has given it");
-  if (line.ranks < 1 || line.ranks > 64)
+  if (ranks < 1 || ranks > 64)
     problems.add(ErrorId::UnknownFlag, "--ranks must be 1 to 64");
   if (!(options.timeoutSeconds >= 0) || std::isinf(options.timeoutSeconds))
     problems.add(ErrorId::UnknownFlag, "--timeout must be a number of seconds, 0 or more");

@@ -6,6 +6,7 @@
 
 #include "moira/rt/Run.h"
 
+#include <optional>
 #include <string>
 
 namespace moira::tool {
@@ -15,8 +16,8 @@ enum class Command { run, simulate, doctor, help, version };
 struct CommandLine {
   Command command = Command::run;
   rt::RunOptions options;
-  int ranks = 1;       // command doctor: of the self test on devices
-  std::string cluster; // command simulate: a known one or a file
+  std::optional<int> ranks; // command doctor: of the self test on devices; empty: 1
+  std::string cluster;      // command simulate: a known one or a file
   double expertLoad = 1;
   bool json = false;
   std::string helpText; // command help

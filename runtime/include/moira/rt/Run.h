@@ -67,8 +67,8 @@ struct RunOptions {
   std::optional<TrainOptions> train;           // of plans that train
   std::optional<GenerateOptions> generate;     // of plans that generate
   bool processes = false;                      // a process a rank also on the host
-  int threads = 0;    // of each rank's library calls on the host; 0: its share of the cores
-  bool graphs = true; // devices may record and replay what is static
+  int threads = 0;            // of each rank's library calls on the host; 0: its share of the cores
+  std::optional<bool> graphs; // devices may record and replay what is static; empty: they may
   /// Whether ranks that need a process each may be made by starting this program again with its own
   /// arguments. Otherwise that is BadRun.
   bool mayStartAgain = false;
