@@ -7,7 +7,6 @@
 #include "llvm/ADT/StringExtras.h"
 #include "llvm/ADT/StringRef.h"
 #include "llvm/Support/FileSystem.h"
-#include "llvm/Support/Process.h"
 #include "llvm/Support/raw_ostream.h"
 
 #include <cmath>
@@ -339,10 +338,12 @@ std::string hintFor(StringRef name, ArrayRef<OptionSpec> table, ArrayRef<SwitchS
 }
 
 void printHelp(ArrayRef<OptionSpec> table, ArrayRef<SwitchSpec> switches) {
-  outs() << "moe-opt MODEL [options] -o FILE      compile a model for a mesh\n"
-            "moe-opt FILE.mlir --some-pass …      run passes (moe-opt --list-passes names them)\n\n"
-            "MODEL is a model directory (config.json and safetensors), a config.json alone, .mlir "
-            "or .mlirbc text of any phase, or a .moeplan.\n\n";
+  outs()
+      << "moe-opt MODEL [options] -o FILE      compile a model for a mesh\n"
+         "moe-opt FILE.mlir --some-pass …      run passes (moe-opt --list-passes names them); - is "
+         "stdin\n\n"
+         "MODEL is a model directory (config.json and safetensors), a config.json alone, .mlir "
+         "or .mlirbc text of any phase, or a .moeplan.\n\n";
   for (const OptionSpec &option : table)
     outs() << "  --" << left_justify((option.name + "=" + option.value).str(), 26) << option.help
            << "\n";
@@ -380,7 +381,7 @@ bool moira::wantsCompiler(int argc, char **argv) {
       hasModel |= !arg.ends_with(".mlir") && !arg.ends_with(".mlirbc") && arg != "-";
     }
   }
-  return hasModel || writesPlan || (argc == 1 && sys::Process::StandardInIsUserInput());
+  return hasModel || writesPlan || argc == 1;
 }
 
 bool moira::isProgram(StringRef model) {
@@ -435,7 +436,11 @@ Status moira::parseCompilerOptions(int argc, char **argv, CompilerOptions &optio
   Status status;
   std::vector<OptionSpec> table = optionTable(options);
   std::vector<SwitchSpec> switches = switchTable(options);
-  help = argc == 1;
+  help = false;
+  if (argc == 1)
+    return Status(ErrorId::BadUsage, "no model given; moe-opt MODEL [options] -o FILE compiles "
+                                     "one, moe-opt - reads a module from stdin, and moe-opt "
+                                     "--help lists the options");
   std::vector<std::string> models;
   for (int i = 1; i < argc; ++i) {
     StringRef arg = argv[i];

@@ -7,6 +7,7 @@ but have a right checksum are made in C++ (test/Unit); here are the mistakes tha
 import json
 import os
 import struct
+import subprocess
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from common import ROOT
 from errors import assert_refused
 from moira import checkpoint, compile_plan, run_tool
+from moira.tools import program
 
 TINY = ROOT / "examples" / "tiny-moe"
 SHAPE = ("--batch=4", "--seq=24")
@@ -77,6 +79,21 @@ COMMAND_LINES = [
 def test_moe_opt_command_line(model, options, error, words):
     assert_refused(opt(model, *options), error, words)
     assert not (model.parent / "p.moeplan").exists()
+
+
+def test_moe_opt_says_what_it_needs(tmp_path):
+    """An empty stdin is no module that somebody has asked to read. Where one is asked for, it is read."""
+    text = tmp_path / "module.mlir"
+    text.write_text("func.func @f() { return }")
+    for stdin in ("/dev/null", text):
+        with open(stdin) as opened:
+            done = subprocess.run([program("moe-opt")], stdin=opened, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stdout) == (1, ""), done
+        assert "error MOE-0102: no model given; moe-opt MODEL" in done.stderr and "moe-opt - reads a module from stdin" in done.stderr, done
+    for option in ("-", "--canonicalize"):
+        with open(text) as opened:
+            done = subprocess.run([program("moe-opt"), option], stdin=opened, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and "func.func @f()" in done.stdout, done
 
 
 def test_mesh_that_does_not_divide_says_everything_at_once(model):

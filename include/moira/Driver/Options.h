@@ -65,7 +65,7 @@ struct CompilerOptions {
 };
 
 /// True if the command line means the compiler: it has a compiler option, or its model is not MLIR
-/// text for the pass driver.
+/// text for the pass driver, or it is empty.
 bool wantsCompiler(int argc, char **argv);
 
 /// True if the model is IR or a plan, which says itself what its task is.

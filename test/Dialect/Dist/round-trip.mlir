@@ -1,6 +1,6 @@
 // Every op and attribute of the dist dialect prints and parses back to itself, custom and generic form.
 // RUN: moe-opt %s --verify-roundtrip | FileCheck %s
-// RUN: moe-opt %s --mlir-print-op-generic | moe-opt | FileCheck %s
+// RUN: moe-opt %s --mlir-print-op-generic | moe-opt - | FileCheck %s
 
 // CHECK: dist.mesh @mesh ["dp", "ep", "tp"] = [2, 2, 2]
 dist.mesh @mesh ["dp", "ep", "tp"] = [2, 2, 2]

@@ -1,6 +1,6 @@
 // The ops of programs that generate tokens print and parse back to themselves, custom and generic form.
 // RUN: moe-opt %s --verify-roundtrip | FileCheck %s
-// RUN: moe-opt %s --mlir-print-op-generic | moe-opt | FileCheck %s
+// RUN: moe-opt %s --mlir-print-op-generic | moe-opt - | FileCheck %s
 
 // CHECK: moe.state @cache.0.k : tensor<2x32x4x16xf32> layer 0
 moe.state @cache.0.k : tensor<2x32x4x16xf32> layer 0

@@ -1,6 +1,6 @@
 // Updates print and parse back to themselves, custom and generic form.
 // RUN: moe-opt %s --verify-roundtrip | FileCheck %s
-// RUN: moe-opt %s --mlir-print-op-generic | moe-opt | FileCheck %s
+// RUN: moe-opt %s --mlir-print-op-generic | moe-opt - | FileCheck %s
 
 moe.state @w : tensor<8x4xf32>
 moe.state @w.m : tensor<8x4xf32>

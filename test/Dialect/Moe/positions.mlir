@@ -1,6 +1,6 @@
 // Ops on positions print and parse back to themselves, custom and generic form.
 // RUN: moe-opt %s --verify-roundtrip | FileCheck %s
-// RUN: moe-opt %s --mlir-print-op-generic | moe-opt | FileCheck %s
+// RUN: moe-opt %s --mlir-print-op-generic | moe-opt - | FileCheck %s
 
 // CHECK-LABEL: func.func @positions
 func.func @positions(%ids: tensor<2x6xi32>, %counts: tensor<2x6xi32>, %one: tensor<1xi32>, %table: tensor<32x4xf32>) {

@@ -1,6 +1,6 @@
 // Every gradient and loss op prints and parses back to itself, custom and generic form.
 // RUN: moe-opt %s --verify-roundtrip | FileCheck %s
-// RUN: moe-opt %s --mlir-print-op-generic | moe-opt | FileCheck %s
+// RUN: moe-opt %s --mlir-print-op-generic | moe-opt - | FileCheck %s
 
 func.func @f0(%ids: tensor<2x6xi32>, %dy: tensor<2x6x8xf32>, %w: tensor<9x8xf32>) {
   // CHECK: moe.embedding_grad %{{.*}}, %{{.*}} like %{{.*}} : (tensor<2x6xi32>, tensor<2x6x8xf32>, tensor<9x8xf32>) -> tensor<9x8xf32>

@@ -1,6 +1,6 @@
 // Every op of the moe dialect prints and parses back to itself, custom and generic form.
 // RUN: moe-opt %s --verify-roundtrip | FileCheck %s
-// RUN: moe-opt %s --mlir-print-op-generic | moe-opt | FileCheck %s
+// RUN: moe-opt %s --mlir-print-op-generic | moe-opt - | FileCheck %s
 
 // CHECK: moe.state @experts.w : tensor<8x2x112x64xf32> from <names = ["e.{e}.w1", "e.{e}.w3"], per_expert = true, disk_shape = [112, 64]> layer 0
 moe.state @experts.w : tensor<8x2x112x64xf32> from #moe.source<names = ["e.{e}.w1", "e.{e}.w3"], per_expert = true, disk_shape = [112, 64]> layer 0

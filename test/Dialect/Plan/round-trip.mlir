@@ -1,6 +1,6 @@
 // Every op, type and attribute of the plan dialect prints and parses back to itself, custom and generic form.
 // RUN: moe-opt %s --verify-roundtrip | FileCheck %s
-// RUN: moe-opt %s --mlir-print-op-generic | moe-opt | FileCheck %s
+// RUN: moe-opt %s --mlir-print-op-generic | moe-opt - | FileCheck %s
 
 // CHECK: plan.plan "host" mesh ["dp", "ep"] = [2, 2] by "moira" info <model_class = "mixtral", task = "forward", dtype = f32, batch = 4, seq = 12,
 plan.plan "host" mesh ["dp", "ep"] = [2, 2] by "moira" info #plan.info<model_class = "mixtral", task = "forward", dtype = f32, batch = 4,
