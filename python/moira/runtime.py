@@ -76,9 +76,13 @@ def version():
     return library().moira_version().decode()
 
 
+def _refused():
+    return Refused(library().moira_last_error().decode().rstrip("\n"))
+
+
 def _checked(code):
     if code:
-        raise Refused(library().moira_last_error().decode())
+        raise _refused()
 
 
 class Session:
@@ -88,7 +92,7 @@ class Session:
         """Without weights all states are zeros until they are written."""
         self._handle = library().moira_open(os.fsencode(plan), None if weights is None else os.fsencode(weights), program)
         if not self._handle:
-            raise Refused(library().moira_last_error().decode())
+            raise _refused()
         self._close = weakref.finalize(self, library().moira_close, self._handle)
         self._close.atexit = False  # the process's end gives all back
         self.states = []

@@ -130,8 +130,9 @@ def as_state(tensors, name, shape):
 def test_misuse_is_told(model):
     folder, tiny, inputs, _ = model
     assert version() in run_tool("moe-run", "--version").out
-    with pytest.raises(Refused, match="error MOE-0106: .*absent"):
+    with pytest.raises(Refused, match="error MOE-0106: .*absent") as refused:
         Session(folder / "absent", tiny)
+    assert str(refused.value) == str(refused.value).strip()
     with pytest.raises(Refused, match="error MOE-0106"):
         Session(folder / "one.moeplan", folder / "absent")
     with pytest.raises(Refused, match="error MOE-0102: 7 is no moira_program"):
