@@ -45,7 +45,7 @@ InfoAttr moira::infoOf(ModuleOp module) {
     dtype = state.getTensorType().getElementType();
     break;
   }
-  return InfoAttr::get(module.getContext(), "unknown", "forward", dtype, 0, 0, 0, 0, 0, 0,
+  return InfoAttr::get(module.getContext(), "custom", "forward", dtype, 0, 0, 0, 0, 0, 0,
                        ArrayAttr(), StringAttr());
 }
 

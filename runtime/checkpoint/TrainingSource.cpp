@@ -137,8 +137,7 @@ private:
 /// Whether the plan trains a model of no class: one that is described in Python or in the dialect.
 static bool trainsOwnModel(const rt::PlanFile &plan) {
   const flatbuffers::String *trained = plan.plan().info()->model_class();
-  return !trained || trained->size() == 0 || trained->string_view() == "custom" ||
-         trained->string_view() == "unknown";
+  return !trained || trained->size() == 0 || trained->string_view() == "custom";
 }
 
 /// BadConfigValue if the config is of another class than the model that the plan trains.

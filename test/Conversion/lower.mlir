@@ -3,7 +3,7 @@
 // RUN: moe-opt %s --plan-fuse-kernels --plan-lower | FileCheck %s
 // RUN: moe-opt %s --plan-lower=target=sm_90 | FileCheck %s --check-prefix=CALLS
 
-// CHECK: plan.plan "host" mesh ["tp"] = [2] by "moira 0.1.0" info <model_class = "unknown"
+// CHECK: plan.plan "host" mesh ["tp"] = [2] by "moira 0.1.0" info <model_class = "custom"
 // CHECK: plan.kernel @rms_norm computes "{{.*}}rms_norm{{.*}}" takes [#plan.operand<in row 8xf32>, #plan.operand<in shared 8xf32>, #plan.operand<out row 8xf32>]
 // CHECK-NOT: plan.kernel
 // CHECK: plan.state "table" : tensor<7x8xf32, #dist.sharding<[{tp} pad 1, {}]>> in "state" at 0 from #moe.source<names = ["t"], disk_shape = [7, 8]>
