@@ -4,9 +4,11 @@
 #include "moira/rt/Metrics.h"
 
 #include <cerrno>
+#include <charconv>
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <limits>
 #include <nlohmann/json.hpp>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -33,13 +35,26 @@ std::optional<uint64_t> stepOfLine(const std::string &line) {
   return value["step"].get<uint64_t>();
 }
 
+/// JSON of a number. One that is an f32, as losses and learning rates are, has no more digits than
+/// tell it from other f32: 0.0001, not 9.99999975e-05.
+std::string numberText(double value) {
+  if (!std::isfinite(value))
+    return "null";
+  bool fits = std::fabs(value) <= std::numeric_limits<float>::max();
+  float narrow = fits ? static_cast<float>(value) : 0;
+  if (!fits || narrow != value)
+    return format("%.9g", value);
+  char text[32];
+  auto [end, error] = std::to_chars(text, text + sizeof text, narrow, std::chars_format::general);
+  return std::string(text, end);
+}
+
 } // namespace
 
 std::string metricsLine(const StepMetrics &metrics) {
   std::string line = format("{\"step\":%llu", (unsigned long long)metrics.step);
   for (const auto &[name, value] : metrics.values)
-    line += "," + nlohmann::json(name).dump() + ":" +
-            (std::isfinite(value) ? format("%.9g", value) : "null");
+    line += "," + nlohmann::json(name).dump() + ":" + numberText(value);
   return line + "}";
 }
 

@@ -7,6 +7,7 @@
 #include "moira/rt/Metrics.h"
 #include "moira/rt/Schedule.h"
 
+#include <bit>
 #include <cmath>
 #include <gmock/gmock.h>
 #include <sstream>
@@ -79,6 +80,26 @@ TEST(Metrics, ResumedRunsTakeUpTheirLines) {
   write(0, 2); // from the beginning
   EXPECT_EQ(contents(path), five.substr(0, contents(path).size()));
   EXPECT_FALSE(JsonLines::open(directory / "no/such.jsonl", 0));
+}
+
+TEST(Metrics, NumbersHaveTheDigitsThatTellThemApart) {
+  for (auto [value, text] : {std::pair(double(1e-4f), "0.0001"),
+                             {double(0.1f), "0.1"},
+                             {double(1e-5f), "1e-05"},
+                             {double(5.54517746f), "5.5451775"},
+                             {double(16777216.f), "1.6777216e+07"},
+                             {double(-3e38f), "-3e+38"},
+                             {0.0, "0"},
+                             {1e-4, "0.0001"}, // no f32, nor are the next ones
+                             {1.0 / 3, "0.333333333"},
+                             {1e39, "1e+39"},
+                             {double(INFINITY), "null"}})
+    EXPECT_EQ(metricsLine({7, {{"x", value}}}), format("{\"step\":7,\"x\":%s}", text));
+  for (uint32_t bits = 1; bits < 0x7f800000; bits += 0x12345) {
+    auto value = std::bit_cast<float>(bits);
+    std::string line = metricsLine({0, {{"x", value}}});
+    EXPECT_EQ(std::strtof(line.c_str() + line.find("\"x\":") + 4, nullptr), value) << line;
+  }
 }
 
 /// CRC-32C bit by bit, masked as records have it.
