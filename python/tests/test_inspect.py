@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from common import GOLDEN
+from common import GOLDEN, ROOT
 from moira import compile_plan, inspect_plan, run_tool
 
 SHAPE = ("--batch=2", "--seq=24")
@@ -141,6 +141,27 @@ def test_graph_has_what_data_takes(plans, tmp_path):
     assert edges[of["lm_head"], of["logits"]] == bytes_text(24 * 256 * 4)
     into_gate = {nodes[a].split("\\n")[0] for (a, b) in edges if b == of[layer + "mlp.gate"]}
     assert into_gate == {layer + "post_attention_layernorm"}
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory):
+    """The hand-written program, with what pages and graphs have to escape in its names."""
+    folder = tmp_path_factory.mktemp("odd")
+    text = (ROOT / "examples" / "hand-written" / "block.mlir").read_text().replace('"input_ids"', r'"in\22<i>\\n&"').replace("@embed", r'@"em\22<b>\\N&"')
+    embedding = "(tensor<4x8xi32>, tensor<50x16xf32>) -> tensor<4x8x16xf32>"
+    (folder / "odd.mlir").write_text(text.replace(embedding, embedding + r' loc("lo\22<c>\\l&.0.x")'))
+    compile_plan(folder / "odd.mlir", folder / "odd.moeplan", "--mesh=dp=2")
+    return folder / "odd.moeplan"
+
+
+def test_names_are_escaped(odd, tmp_path):
+    inspect(odd, f"--dot={tmp_path / 'plan.dot'}")
+    nodes, _ = graph((tmp_path / "plan.dot").read_text())
+    labels = {label.split(r"\n")[0] if label[:2] == "lo" else label for label in nodes.values()}
+    assert {r"in\"<i>\\n&", r"lo\"<c>\\l&.0.x"} <= labels
+    inspect(odd, f"--html={tmp_path / 'page.html'}")
+    assert 'em"<b>\\N&' in Page((tmp_path / "page.html").read_text()).cells
+    assert 'em"<b>\\N&' in {w["name"] for w in inspect_plan(odd)["programs"][0]["weights"]}
 
 
 def test_comparison(plans):

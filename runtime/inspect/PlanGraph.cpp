@@ -45,15 +45,18 @@ bool isUpdate(const std::string &call) {
   return calls.contains(call);
 }
 
-std::string quoted(const std::string &text) {
-  std::string out = "\"";
+/// Text within quotes. A backslash would make other words of what follows it.
+std::string escaped(const std::string &text) {
+  std::string out;
   for (char c : text) {
     if (c == '"' || c == '\\')
       out += '\\';
     out += c;
   }
-  return out + "\"";
+  return out;
 }
+
+std::string quoted(const std::string &text) { return "\"" + escaped(text) + "\""; }
 
 class Graph {
 public:
@@ -215,7 +218,7 @@ private:
 
   std::string nodeText(size_t i) const {
     const Node &node = nodes[i];
-    std::string label = node.title;
+    std::string label = escaped(node.title);
     if (node.exchange)
       label += format("\\n%u call%s, %s", node.work.begin()->second,
                       node.work.begin()->second == 1 ? "" : "s", bytesText(node.sent).c_str());
@@ -225,12 +228,12 @@ private:
         line += (line.empty() ? "" : ", ") + name +
                 (count > 1 ? " × " + std::to_string(count) : std::string());
         if (line.size() > 48) {
-          label += "\\n" + line;
+          label += "\\n" + escaped(line);
           line.clear();
         }
       }
     if (!line.empty() && line != node.title)
-      label += "\\n" + line;
+      label += "\\n" + escaped(line);
     if (node.stateBytes)
       label += "\\nreads " + bytesText(node.stateBytes) + " of weights";
     const char *look = node.exchange       ? ", style=\"rounded,filled\", fillcolor=\"#f6d6b0\""
