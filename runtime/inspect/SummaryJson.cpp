@@ -92,5 +92,6 @@ std::string moira::rt::summaryJson(const PlanSummary &s) {
            {"programs", Json::array()}};
   for (const ProgramSummary &p : s.programs)
     out["programs"].push_back(toJson(p));
-  return out.dump(2) + "\n";
+  // Of words that are no names nobody has said that they are UTF-8.
+  return out.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
 }
