@@ -5,6 +5,8 @@
 #include "ProgramBuilder.h"
 #include "moira/Conversion/PlanPasses.h"
 #include "moira/Conversion/PlanPipeline.h"
+#include "moira/rt/PlanFile.h"
+#include "llvm/ADT/StringMap.h"
 
 using namespace mlir;
 using namespace moira;
@@ -49,6 +51,57 @@ InfoAttr moira::infoOf(ModuleOp module) {
                        ArrayAttr(), StringAttr());
 }
 
+/// An error for what cannot be the name of something in a plan. `op` is what has it.
+static LogicalResult checkName(Operation *op, StringRef name, const Twine &what) {
+  if (rt::isName(name))
+    return success();
+  return op->emitError("MOE-0601: the name of ")
+         << what << " must be 1 to 512 bytes of UTF-8 without control characters";
+}
+
+/// Names of arguments, or of results: each once. Those that lack one are reported where they are
+/// lowered.
+template <typename NameOf>
+static LogicalResult checkPorts(func::FuncOp function, unsigned count, const char *what,
+                                NameOf nameOf) {
+  llvm::StringMap<unsigned> first;
+  for (unsigned i = 0; i < count; ++i) {
+    StringAttr name = nameOf(i);
+    if (!name)
+      continue;
+    if (failed(checkName(function, name, what + Twine(" ") + Twine(i))))
+      return failure();
+    auto [before, isNew] = first.try_emplace(name, i);
+    if (!isNew)
+      return function.emitError("MOE-0601: ") << what << "s " << before->second << " and " << i
+                                              << " are both called '" << name.getValue() << "'";
+  }
+  return success();
+}
+
+/// What would make a plan that no runtime opens.
+static LogicalResult checkNames(ModuleOp module) {
+  for (auto state : module.getOps<moe::StateOp>()) {
+    if (failed(checkName(state, state.getSymName(), "a state")))
+      return failure();
+    if (moe::SourceAttr source = state.getSourceAttr())
+      for (auto name : source.getNames().getAsRange<StringAttr>())
+        if (failed(checkName(state, name, "a state's tensor")))
+          return failure();
+  }
+  for (auto function : module.getOps<func::FuncOp>()) {
+    if (failed(checkName(function, function.getName(), "a program")) ||
+        failed(checkPorts(
+            function, function.getNumArguments(), "argument",
+            [&](unsigned i) { return function.getArgAttrOfType<StringAttr>(i, "moe.name"); })) ||
+        failed(checkPorts(function, function.getNumResults(), "result", [&](unsigned i) {
+          return function.getResultAttrOfType<StringAttr>(i, "moe.name");
+        })))
+      return failure();
+  }
+  return success();
+}
+
 namespace {
 
 struct LowerPass : PassWrapper<LowerPass, OperationPass<ModuleOp>> {
@@ -83,6 +136,8 @@ struct LowerPass : PassWrapper<LowerPass, OperationPass<ModuleOp>> {
 
 void LowerPass::runOnOperation() {
   ModuleOp module = getOperation();
+  if (failed(checkNames(module)))
+    return signalPassFailure();
   MeshInfo mesh = reference ? MeshInfo() : dist::getMesh(module);
   OpBuilder builder = OpBuilder::atBlockEnd(module.getBody());
   SmallVector<StringRef> axes;

@@ -8,6 +8,43 @@
 #include <cstring>
 #include <unordered_set>
 
+namespace moira::rt {
+namespace {
+
+/// Bytes of the first character of `text`; 0 if that is no UTF-8.
+size_t characterBytes(std::string_view text) {
+  auto at = [&](size_t i) { return i < text.size() ? uint32_t(uint8_t(text[i])) : 0; };
+  uint32_t first = at(0);
+  if (first < 0x80)
+    return 1;
+  size_t bytes = first < 0xe0 ? 2 : first < 0xf0 ? 3 : 4;
+  uint32_t code = first & (0xff >> (bytes + 1));
+  for (size_t i = 1; i < bytes; ++i) {
+    if ((at(i) & 0xc0) != 0x80)
+      return 0;
+    code = code << 6 | (at(i) & 0x3f);
+  }
+  constexpr uint32_t kLeast[] = {0x80, 0x800, 0x10000}; // of so many bytes; less is overlong
+  bool surrogate = code >= 0xd800 && code < 0xe000;
+  bool fits = first >= 0xc0 && code >= kLeast[bytes - 2] && code < 0x110000 && !surrogate;
+  return fits ? bytes : 0;
+}
+
+} // namespace
+
+bool isName(std::string_view text) {
+  if (text.empty() || text.size() > verify::kMaxName)
+    return false;
+  for (size_t bytes = 0; !text.empty(); text.remove_prefix(bytes)) {
+    bytes = characterBytes(text);
+    if (bytes == 0 || uint8_t(text[0]) < 0x20 || text[0] == 0x7f)
+      return false;
+  }
+  return true;
+}
+
+} // namespace moira::rt
+
 namespace moira::rt::verify {
 
 std::string quoted(std::string_view text) {
@@ -27,13 +64,11 @@ bool checkName(const flatbuffers::String *name, const std::string &where, Report
                                               where.c_str(), name ? name->size() : 0, kMaxName));
     return false;
   }
-  for (unsigned char c : name->string_view())
-    if (c < 0x20 || c == 0x7f) {
-      report.add(ErrorId::PlanStructure,
-                 where + ": the name " + quoted(name) + " has unprintable bytes");
-      return false;
-    }
-  return true;
+  if (isName(name->string_view()))
+    return true;
+  report.add(ErrorId::PlanStructure,
+             where + ": the name " + quoted(name) + " has unprintable bytes");
+  return false;
 }
 
 bool checkCount(size_t count, size_t limit, const std::string &what, Report &report) {

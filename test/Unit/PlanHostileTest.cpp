@@ -28,6 +28,8 @@ TEST(HostilePlan, Tables) {
       {"unknown call", [](auto &p) { p.calls[1] = "linearr"; }, PlanUnknownCall, "\"linearr\""},
       {"unprintable name", [](auto &p) { p.forward().arenas[0].name = "a\x1b[31m"; }, PlanStructure,
        "unprintable"},
+      {"name of no text", [](auto &p) { p.forward().arenas[0].name = "a\xff"; }, PlanStructure,
+       "unprintable"},
       {"no program", [](auto &p) { p.programs.clear(); }, PlanStructure, "no program"},
       {"two programs of one name", [](auto &p) { p.reference().name = "forward"; }, PlanStructure,
        "\"forward\": the name is used twice"},

@@ -170,6 +170,17 @@ TEST(PlanLowering, WhatTheLocalizePhaseLeftIsAnError) {
        "MOE-0601: argument 0 has no moe.name"},
       {R"mlir(func.func @forward(%x: tensor<2xf32> {moe.name = "x"}) -> tensor<2xf32> { return %x : tensor<2xf32> })mlir",
        "MOE-0601: result 0 has no moe.name"},
+      {R"mlir(func.func @forward(%x: tensor<2xf32> {moe.name = "x\0A"}) { return })mlir",
+       "MOE-0601: the name of argument 0 must be 1 to 512 bytes of UTF-8"},
+      {R"mlir(func.func @forward(%x: tensor<2xf32> {moe.name = "x"}) -> (tensor<2xf32> {moe.name = "\FF"}) { return %x : tensor<2xf32> })mlir",
+       "MOE-0601: the name of result 0 must be"},
+      {R"mlir(func.func @"" (%x: tensor<2xf32> {moe.name = "x"}) { return })mlir",
+       "MOE-0601: the name of a program must be"},
+      {R"mlir(moe.state @"\01" : tensor<2xf32>)mlir", "MOE-0601: the name of a state must be"},
+      {R"mlir(moe.state @s : tensor<2xf32> from <names = ["a\0A"], disk_shape = [2]>)mlir",
+       "MOE-0601: the name of a state's tensor must be"},
+      {R"mlir(func.func @forward(%x: tensor<2xf32> {moe.name = "x"}, %y: tensor<2xf32> {moe.name = "x"}) { return })mlir",
+       "MOE-0601: arguments 0 and 1 are both called 'x'"},
       {R"mlir(func.func @forward(%x: tensor<2xf32> {moe.name = "x"}) -> (tensor<2xf32> {moe.name = "y"}) {
                 %0 = func.call @forward(%x) : (tensor<2xf32>) -> tensor<2xf32>
                 return %0 : tensor<2xf32>

@@ -71,6 +71,10 @@ statesOf(const fb::Plan &plan, const fb::Program &program) {
 bool isSavedByExpert(const flatbuffers::Vector<flatbuffers::Offset<fb::State>> &states,
                      const fb::State &state);
 
+/// Whether something in a plan may be called so: 1 to 512 bytes of UTF-8 without control
+/// characters. Names come to stand in terminals, and in files of JSON, which hold nothing else.
+bool isName(std::string_view text);
+
 /// The semantic rules on a structurally sound FlatBuffer; `sectionBytes` is the file from its first
 /// byte. All problems are reported.
 Status verifyPlan(const fb::Plan &plan, std::span<const uint8_t> file);
