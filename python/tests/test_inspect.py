@@ -1,6 +1,7 @@
 """Shows that moe-inspect's page, graph and comparison say what its JSON says (which test_communication.py, test_memory.py and test_recipes.py hold
 against formulas), and that they are sound HTML and a sound graph."""
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -160,7 +161,9 @@ def test_names_are_escaped(odd, tmp_path):
     labels = {label.split(r"\n")[0] if label[:2] == "lo" else label for label in nodes.values()}
     assert {r"in\"<i>\\n&", r"lo\"<c>\\l&.0.x"} <= labels
     inspect(odd, f"--html={tmp_path / 'page.html'}")
-    assert 'em"<b>\\N&' in Page((tmp_path / "page.html").read_text()).cells
+    page = Page((tmp_path / "page.html").read_text())
+    assert "custom on dp=2" in page.words and not any("batch" in word for word in page.words)  # which no hand-written program says
+    assert 'em"<b>\\N&' in page.cells
     assert 'em"<b>\\N&' in {w["name"] for w in inspect_plan(odd)["programs"][0]["weights"]}
 
 
@@ -190,6 +193,26 @@ def test_comparison(plans):
         assert bool(re.search(rf"^  {re.escape(name)} +{before} -> {after}$", text, re.M)) == (before != after)
 
 
+def test_comparison_hides_nothing(plans, odd, tmp_path):
+    """What has the same words, and what is in no summary."""
+    plan = tmp_path / "p.moeplan"
+    kind, *options = PLANS["train"]
+    compile_plan(GOLDEN / kind, plan, *options, "--lr=0.5")
+    assert inspect(plans["train"], f"--diff={plan}") == "no difference of what is shown; the files differ\n"
+    # An expert fewer for a token: the model has as many parameters, and some bytes fewer are sent.
+    config = json.loads((GOLDEN / kind / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_experts_per_tok": config["num_experts_per_tok"] - 1}))
+    compile_plan(tmp_path / "config.json", plan, *options)
+    text = inspect(plans["train"], f"--diff={plan}")
+    active = [inspect_plan(p)["active_parameters"] for p in (plans["train"], plan)]
+    assert re.search(rf"^  active for a token +{active[0]} -> {active[1]}$", text, re.M) and "  parameters " not in text
+    for line in text.splitlines():
+        if words := re.match(r" .*  (\S.*\S) +-> (\S+( \S+)*)", line):
+            assert words[1] != words[2], line
+    text = inspect(odd, f"--diff={plan}")
+    assert re.search(r"batch x sequence +not said -> 2 x 24", text) and re.search(r"parameters +not said -> \d+", text)
+
+
 def test_comparison_of_tasks(plans):
     text = inspect(plans["forward"], f"--diff={plans['train']}")
     assert "program forward: only in the first plan" in text and "program train: only in the second plan" in text
@@ -202,5 +225,7 @@ def test_bad_words(plans, tmp_path):
     assert done.code == 5 and "none/x.html" in done.err
     done = run_tool("moe-inspect", plans["forward"], f"--diff={tmp_path}/none.moeplan")
     assert done.code == 2 and "none.moeplan" in done.err
+    done = run_tool("moe-inspect", plans["forward"], plans["train"])
+    assert done.code == 1 and "unexpected argument" in done.err and "--diff=OTHER" in done.err
     done = run_tool("moe-inspect", plans["forward"], "--htlm=x")
     assert done.code == 1 and "did you mean --html" in done.err

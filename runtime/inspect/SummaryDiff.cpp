@@ -11,6 +11,14 @@ using namespace moira::rt;
 
 namespace {
 
+/// Both numbers as words; in full where the words are the same and the numbers are not.
+std::pair<std::string, std::string> bytesTexts(uint64_t a, uint64_t b) {
+  std::string first = bytesText(a), second = bytesText(b);
+  if (a == b || first != second)
+    return {first, second};
+  return {std::to_string(a) + " B", std::to_string(b) + " B"};
+}
+
 /// Lines "  name   old -> new", aligned, of one topic; nothing where all are equal.
 class Topic {
 public:
@@ -25,8 +33,9 @@ public:
     std::string change;
     if (before && after)
       change = format("%+.1f %%", 100.0 * (double(after) - double(before)) / double(before));
+    auto [first, second] = bytesTexts(before, after);
     if (before != after)
-      rows.push_back({name, bytesText(before), bytesText(after), change});
+      rows.push_back({name, first, second, change});
   }
 
   std::string text() const {
@@ -80,9 +89,14 @@ Topic describePlan(const PlanSummary &a, const PlanSummary &b) {
   topic.add("task", a.task, b.task);
   topic.add("type", a.dtype, b.dtype);
   topic.add("target", a.target, b.target);
-  topic.add("batch x sequence", number(a.batch) + " x " + number(a.seq),
-            number(b.batch) + " x " + number(b.seq));
-  topic.add("parameters", countText(a.parameters), countText(b.parameters));
+  auto shape = [&](const PlanSummary &s) {
+    return s.batch ? number(s.batch) + " x " + number(s.seq) : "not said";
+  };
+  topic.add("batch x sequence", shape(a), shape(b));
+  // In full, as two numbers may have the same words.
+  auto count = [&](uint64_t n) { return n ? number(n) : "not said"; };
+  topic.add("parameters", count(a.parameters), count(b.parameters));
+  topic.add("active for a token", count(a.activeParameters), count(b.activeParameters));
   topic.add("mesh", meshText(a), meshText(b));
   topic.add("ranks", number(a.ranks), number(b.ranks));
   return topic;
@@ -113,13 +127,17 @@ Topic describeCommunication(const ProgramSummary &a, const ProgramSummary &b) {
       totalCollectives(a), totalCollectives(b),
       [](const CollectiveSummary &c) { return c.axes + " " + c.kind; },
       [&](const std::string &name, const CollectiveSummary *x, const CollectiveSummary *y) {
-        auto words = [](const CollectiveSummary *c) {
+        auto payload = bytesTexts(x ? x->payload : 0, y ? y->payload : 0);
+        auto padding = bytesTexts(x ? x->padding : 0, y ? y->padding : 0);
+        auto words = [](const CollectiveSummary *c, const std::string &payload,
+                        const std::string &padding) {
           return c ? format("%llu call%s, %s", (unsigned long long)c->count,
-                            c->count == 1 ? "" : "s", bytesText(c->payload).c_str()) +
-                         (c->padding ? " + padding " + bytesText(c->padding) : "")
+                            c->count == 1 ? "" : "s", payload.c_str()) +
+                         (c->padding ? " + padding " + padding : "")
                    : std::string("none");
         };
-        topic.add(name, words(x), words(y));
+        topic.add(name, words(x, payload.first, padding.first),
+                  words(y, payload.second, padding.second));
       });
   return topic;
 }

@@ -77,11 +77,13 @@ private:
 };
 
 std::string describePlan(const PlanSummary &s) {
-  std::string title = s.modelClass.empty() ? "custom model" : s.modelClass;
+  std::string title = s.modelClass.empty() ? "custom" : s.modelClass;
   std::string text = "<h1>" + escaped(title) + "</h1>\n<p class=soft>";
-  text += format("task %s, %s, batch %lld × sequence %lld, target %s", escaped(s.task).c_str(),
-                 s.dtype.c_str(), static_cast<long long>(s.batch), static_cast<long long>(s.seq),
-                 escaped(s.target).c_str());
+  text += "task " + escaped(s.task) + ", " + s.dtype;
+  if (s.batch) // as in the report
+    text += format(", batch %lld × sequence %lld", static_cast<long long>(s.batch),
+                   static_cast<long long>(s.seq));
+  text += ", target " + escaped(s.target);
   if (s.parameters)
     text += "; " + countText(s.parameters) + " parameters, " + countText(s.activeParameters) +
             " active for a token";
@@ -232,7 +234,8 @@ std::string describeWork(const ProgramSummary &p) {
 } // namespace
 
 std::string moira::rt::summaryHtml(const PlanSummary &summary) {
-  std::string title = summary.modelClass + " on " + meshText(summary);
+  std::string title =
+      (summary.modelClass.empty() ? "custom" : summary.modelClass) + " on " + meshText(summary);
   std::string text = "<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n<meta name=viewport "
                      "content=\"width=device-width\">\n<title>" +
                      escaped(title) + "</title>\n<style>" + kStyle + "</style>\n" +

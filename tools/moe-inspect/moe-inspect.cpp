@@ -106,6 +106,11 @@ int main(int argc, char **argv) {
   }
   Status problems;
   for (const std::string &word : app.remaining()) {
+    if (!word.starts_with("-")) {
+      problems.add(ErrorId::UnknownFlag, "unexpected argument '" + word +
+                                             "'; one plan is shown, and --diff=OTHER compares it");
+      continue;
+    }
     std::string near =
         nearestWord(word.substr(0, word.find('=')),
                     {"--json", "--html", "--dot", "--ranks", "--diff", "--help", "--version"});
@@ -134,7 +139,10 @@ int main(int argc, char **argv) {
     if (!second)
       return fail(second.status());
     std::string text = diffText(summary, summarize(*second));
-    std::cout << (text.empty() ? "no difference\n" : text);
+    bool same = file->checksum() == second->checksum() && file->fileSize() == second->fileSize();
+    if (text.empty()) // a learning rate, say, is in no summary
+      text = same ? "no difference\n" : "no difference of what is shown; the files differ\n";
+    std::cout << text;
     return leaveWith(finishStdout());
   }
   if (!ranks.empty()) {
