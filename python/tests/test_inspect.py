@@ -16,6 +16,7 @@ PLANS = {
     "tensors": ("mixtral", "--batch=4", "--seq=24", "--mesh=ep=2,tp=2"),
     "generate": ("mixtral", *SHAPE, "--mesh=ep=2", "--task=generate", "--max-seq=32"),
     "train": ("deepseek_v3", *SHAPE, "--mesh=dp=2,ep=2", "--task=train", "--zero=2"),
+    "micro": ("olmoe", "--batch=4", "--seq=24", "--mesh=ep=2", "--task=train", "--micro-batches=2"),
     "seq2seq": ("switch_transformers", *SHAPE, "--dec-seq=12", "--task=grad"),
 }
 
@@ -89,6 +90,19 @@ def test_page(name, plans, tmp_path):
             layer = "–" if row["layer"] < 0 else str(row["layer"])
             cells = [row["axes"], row["kind"], layer, str(row["count"]), bytes_text(row["payload_bytes"]), bytes_text(row["padding_bytes"])]
             assert any(page.cells[i : i + 6] == cells for i in range(len(page.cells))), row
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_memory_is_told_in_all_its_parts(name, plans, tmp_path):
+    """Programs share their arenas, so each tells of all of them: the update of micro-batches too, which exchanges nothing."""
+    inspect(plans[name], f"--html={tmp_path / 'page.html'}")
+    cells, text = Page((tmp_path / "page.html").read_text()).cells, inspect(plans[name])
+    programs = [p for p in inspect_plan(plans[name])["programs"] if not p["reference"]]
+    for what, role in (("activations", "activations"), ("expert exchange", "ragged")):
+        sizes = [bytes_text(sum(a["bytes"] for a in p["memory_per_rank"]["arenas"] if a["role"] == role)) for p in programs]
+        sizes = [size for size in sizes if size != "0 B"]
+        assert [cells[i + 1] for i, cell in enumerate(cells) if cell == what] == sizes
+        assert re.findall(rf"^memory a rank .*{what} ([\d.]+ \w+)", text, re.M)[: len(sizes)] == sizes
 
 
 def graph(text):

@@ -121,10 +121,12 @@ std::string describeMemory(const ProgramSummary &p) {
                                             double(bytes) * p.ranks / c.wholeBytes)
                                    : ""});
   parts.push_back({"activations", "activations", bytesOf(p, "activations"), ""});
-  if (p.boundMax)
-    parts.push_back({"ragged", "expert exchange", bytesOf(p, "ragged"),
-                     format("%llu rows a slot at first, %llu at most",
-                            (unsigned long long)p.boundInitial, (unsigned long long)p.boundMax)});
+  if (uint64_t exchange = bytesOf(p, "ragged"); exchange || p.boundMax)
+    parts.push_back(
+        {"ragged", "expert exchange", exchange,
+         p.boundMax ? format("%llu rows a slot at first, %llu at most",
+                             (unsigned long long)p.boundInitial, (unsigned long long)p.boundMax)
+                    : ""});
   std::string text = "<h2>Memory of a rank: " + bytesText(p.totalBytes) + "</h2>\n<div class=bar>";
   for (const Part &part : parts)
     if (part.bytes && p.totalBytes)

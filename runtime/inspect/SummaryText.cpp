@@ -46,9 +46,11 @@ std::string statesText(const ProgramSummary &p, bool onHost) {
 std::string memoryText(const ProgramSummary &p) {
   std::string text = "memory a rank  " + bytesText(p.totalBytes) + ": " + statesText(p, false) +
                      ", activations " + bytesText(bytesOf(p, "activations"));
+  // Programs share their memory: one that exchanges nothing has that of the others too.
+  if (uint64_t exchange = bytesOf(p, "ragged"); exchange || p.boundMax)
+    text += ", expert exchange " + bytesText(exchange);
   if (p.boundMax)
-    text += ", expert exchange " + bytesText(bytesOf(p, "ragged")) +
-            format(" (bound %llu rows a slot, worst case %llu)", (unsigned long long)p.boundInitial,
+    text += format(" (bound %llu rows a slot, worst case %llu)", (unsigned long long)p.boundInitial,
                    (unsigned long long)p.boundMax);
   text += "\n";
   if (p.hostBytes)
