@@ -35,7 +35,7 @@ __device__ inline int partsOf(const Work &work, const Sizes &sizes, uint32_t ran
   return min(kColumns / kSlabColumns, (sizes.n - first + kSlabColumns - 1) / kSlabColumns);
 }
 
-/// What thread 0 copies for a stage.
+/// What one thread copies for a stage.
 struct Copies {
   const CUtensorMap &dy, &w, &z;
   const Sizes &sizes;

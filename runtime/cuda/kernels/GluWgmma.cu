@@ -32,7 +32,7 @@ struct PairArgs {
   int32_t *flag;
 };
 
-/// What thread 0 copies for a stage.
+/// What one thread copies for a stage.
 template <bool gather> struct Copies {
   const CUtensorMap &x, &w;
   const Sizes &sizes;

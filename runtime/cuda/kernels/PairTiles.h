@@ -126,7 +126,7 @@ struct GatheredRows {
 };
 
 /// Fills the stages, by the first warpgroup: the rows' parts of each kDepth of depth, gathered if
-/// `gather`, and whatever thread 0 copies for stage s of a tile: copies(work, s, ring) after it has
+/// `gather`, and what one thread copies for stage s of a tile: copies(work, s, ring) after it has
 /// said how many bytes these are, copies.bytes(work, s). copies.stages(work) counts them; those
 /// behind the depth have no rows.
 template <bool gather, typename Ring, typename Copies>
