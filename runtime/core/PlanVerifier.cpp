@@ -26,7 +26,8 @@ size_t characterBytes(std::string_view text) {
   }
   constexpr uint32_t kLeast[] = {0x80, 0x800, 0x10000}; // of so many bytes; less is overlong
   bool surrogate = code >= 0xd800 && code < 0xe000;
-  bool fits = first >= 0xc0 && code >= kLeast[bytes - 2] && code < 0x110000 && !surrogate;
+  bool begins = first >= 0xc0 && first < 0xf8;
+  bool fits = begins && code >= kLeast[bytes - 2] && code < 0x110000 && !surrogate;
   return fits ? bytes : 0;
 }
 

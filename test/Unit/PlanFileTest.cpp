@@ -47,6 +47,20 @@ TEST(Crc32c, LongRunsAreTheSumsOfShortOnes) {
     }
 }
 
+TEST(PlanFile, NamesAreTextWithoutControlCharacters) {
+  const std::string longest(512, 'x');
+  for (std::string_view good :
+       {"a", " ~", "\u00e9", "\u20ac", "\ud7ff\ue000", "\U00010000", "\U0010ffff", longest.c_str()})
+    EXPECT_TRUE(isName(good)) << good;
+  const std::string tooLong = longest + "x";
+  for (std::string_view bad :
+       {"", "a\n", "\x7f", "\x80", "\xbf", "\xc3", "\xc3(", "\xc1\xbf", "\xe2\x82", "\xe0\x9f\xbf",
+        "\xed\xa0\x80", "\xf0\x8f\xbf\xbf", "\xf4\x90\x80\x80", "\xf8\x90\x80\x80",
+        "\xf9\x80\x80\x80", "\xfc\x90\x80\x80", "\xff\x90\x80\x80", "a\xff", tooLong.c_str()})
+    EXPECT_FALSE(isName(bad)) << testing::PrintToString(bad);
+  EXPECT_FALSE(isName(std::string_view("a\0", 2)));
+}
+
 TEST(PlanFile, AcceptsValidPlans) {
   EXPECT_EQ(load(expertPlan().build()).second, "");
   EXPECT_EQ(load(tinyPlan().build()).second, "");
