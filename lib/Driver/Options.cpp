@@ -406,23 +406,27 @@ Status moira::checkTask(const CompilerOptions &options, StringRef task) {
   return status;
 }
 
-/// Options that would change nothing, because another one is missing.
+/// Options that would change nothing, because another one is missing. One that is given and says
+/// "none of it" is not missing.
 static Status checkUnused(const CompilerOptions &options) {
   const std::string &optimizer = options.optimizer.optimizer;
   bool adafactor = optimizer == "adafactor";
+  // A program may have random drops of its own, whose seed a new capacity takes from here.
+  bool mayDraw = options.dropPolicy.empty() && options.capacityFactor && isProgram(options.model);
   const struct {
     StringRef option, needs;
     bool met;
-  } rules[] = {{"decay-rate", "is for --optimizer=adafactor", adafactor},
-               {"clip-threshold", "is for --optimizer=adafactor", adafactor},
-               {"scale-parameter", "is for --optimizer=adafactor", adafactor},
-               {"betas", "is for --optimizer=adamw", optimizer == "adamw"},
-               {"eps", "is for --optimizer=adamw and adafactor", optimizer != "sgd"},
-               {"momentum", "is for --optimizer=sgd", optimizer == "sgd"},
-               {"min-capacity", "needs --capacity-factor=F", options.capacityFactor.has_value()},
-               {"drop-seed", "is for --drop-policy=random", options.dropPolicy == "random"},
-               {"aux-loss-domain", "needs --aux-loss=F", options.auxLoss.has_value()},
-               {"noise-seed", "needs --router-noise=on", options.noise.on}};
+  } rules[] = {
+      {"decay-rate", "is for --optimizer=adafactor", adafactor},
+      {"clip-threshold", "is for --optimizer=adafactor", adafactor},
+      {"scale-parameter", "is for --optimizer=adafactor", adafactor},
+      {"betas", "is for --optimizer=adamw", optimizer == "adamw"},
+      {"eps", "is for --optimizer=adamw and adafactor", optimizer != "sgd"},
+      {"momentum", "is for --optimizer=sgd", optimizer == "sgd"},
+      {"min-capacity", "needs --capacity-factor=F", options.capacityFactor.has_value()},
+      {"drop-seed", "is for --drop-policy=random", options.dropPolicy == "random" || mayDraw},
+      {"aux-loss-domain", "needs --aux-loss=F", options.auxLoss.has_value()},
+      {"noise-seed", "needs --router-noise=on", is_contained(options.given, "router-noise")}};
   Status status;
   for (const auto &rule : rules)
     if (!rule.met && is_contained(options.given, rule.option))
