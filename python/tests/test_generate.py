@@ -103,11 +103,11 @@ def test_draws_depend_on_the_seed_alone(tmp_path):
 
 
 def test_what_top_k_and_top_p_leave(tmp_path):
-    """One token left over is the greedy one; and draws follow the probabilities."""
+    """One token left over is the greedy one, as is that of a temperature of 0, whatever is left; and draws follow the probabilities."""
     io = golden("olmoe")
     plan = compiled("olmoe", tmp_path, 1)
-    for option in ("--top-k=1", "--top-p=1e-6"):
-        ids, _ = generate(plan, GOLDEN / "olmoe", {"input_ids": io["input_ids"][:1]}, tmp_path, "--temperature=1", option)
+    for options in (("--temperature=1", "--top-k=1"), ("--temperature=1", "--top-p=1e-6"), ("--temperature=0", "--top-k=50", "--top-p=0.9")):
+        ids, _ = generate(plan, GOLDEN / "olmoe", {"input_ids": io["input_ids"][:1]}, tmp_path, *options)
         assert ids.tolist() == io["greedy_ids"].tolist()
     # The first new token of 512 equal rows, against softmax of the golden logits after the prompt.
     rows = np.repeat(io["input_ids"][:1], 512, axis=0)

@@ -258,7 +258,7 @@ rt::Expected<CommandLine> parseCommandLine(int argc, char **argv) {
     options.generate = generate;
     checkGenerate(generate, problems);
     for (const char *name : {"--top-p", "--top-k"})
-      if (generate.temperature == 0 && app.get_option(name)->count())
+      if (!app.get_option("--temperature")->count() && app.get_option(name)->count())
         problems.add(ErrorId::BadUsage, std::string(name) +
                                             " is of draws, and without --temperature=T the "
                                             "likeliest token is taken; give both, or neither");
