@@ -181,13 +181,15 @@ def test_names_are_escaped(odd, tmp_path):
     assert 'em"<b>\\N&' in {w["name"] for w in inspect_plan(odd)["programs"][0]["weights"]}
 
 
-def test_bytes_that_are_no_text_do_not_end_it(tmp_path):
+@pytest.mark.parametrize("word, shown", [(r"a\FFb", "a\ufffdb"), ("", "custom")])
+def test_any_word_is_a_model_s_class(word, shown, tmp_path):
+    """Bytes that are no text do not end a report, and no word is that of programs written by hand."""
     text = (ROOT / "examples" / "hand-written" / "block.mlir").read_text()
-    info = r'model_class = "a\FFb", task = "forward", dtype = f32, batch = 4, seq = 8, parameters = 0, active_parameters = 0'
+    info = f'model_class = "{word}", task = "forward", dtype = f32, batch = 4, seq = 8, parameters = 0, active_parameters = 0'
     info = f"module attributes {{plan.info = #plan.info<{info}, tensors_expected = 0, tensors_found = 0>}} {{"
     (tmp_path / "p.mlir").write_text(text.replace("module {", info))
     compile_plan(tmp_path / "p.mlir", tmp_path / "p.moeplan", "--report=json")
-    assert inspect_plan(tmp_path / "p.moeplan")["model_class"] == "a\ufffdb"
+    assert inspect_plan(tmp_path / "p.moeplan")["model_class"] == shown
 
 
 def test_comparison(plans):

@@ -363,7 +363,8 @@ PlanSummary moira::rt::summarize(const PlanFile &file) {
     out.ranks *= axis->size();
   }
   const fb::ModelInfo &info = *plan.info();
-  out.modelClass = info.model_class() ? info.model_class()->str() : "";
+  if (info.model_class() && info.model_class()->size() > 0)
+    out.modelClass = info.model_class()->str();
   out.task = info.task() ? info.task()->str() : "";
   out.dtype = fb::EnumNameDType(info.dtype());
   out.batch = info.batch();

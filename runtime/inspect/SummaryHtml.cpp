@@ -77,8 +77,7 @@ private:
 };
 
 std::string describePlan(const PlanSummary &s) {
-  std::string title = s.modelClass.empty() ? "custom" : s.modelClass;
-  std::string text = "<h1>" + escaped(title) + "</h1>\n<p class=soft>";
+  std::string text = "<h1>" + escaped(s.modelClass) + "</h1>\n<p class=soft>";
   text += "task " + escaped(s.task) + ", " + s.dtype;
   if (s.batch) // as in the report
     text += format(", batch %lld × sequence %lld", static_cast<long long>(s.batch),
@@ -236,8 +235,7 @@ std::string describeWork(const ProgramSummary &p) {
 } // namespace
 
 std::string moira::rt::summaryHtml(const PlanSummary &summary) {
-  std::string title =
-      (summary.modelClass.empty() ? "custom" : summary.modelClass) + " on " + meshText(summary);
+  std::string title = summary.modelClass + " on " + meshText(summary);
   std::string text = "<!doctype html>\n<html lang=en>\n<meta charset=utf-8>\n<meta name=viewport "
                      "content=\"width=device-width\">\n<title>" +
                      escaped(title) + "</title>\n<style>" + kStyle + "</style>\n" +

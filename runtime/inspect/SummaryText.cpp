@@ -11,9 +11,8 @@ using namespace moira::rt;
 namespace {
 
 std::string header(const PlanSummary &s) {
-  std::string text = format("model          %s, --task=%s, %s",
-                            s.modelClass.empty() ? "custom" : s.modelClass.c_str(), s.task.c_str(),
-                            s.dtype.c_str());
+  std::string text = format("model          %s, --task=%s, %s", s.modelClass.c_str(),
+                            s.task.c_str(), s.dtype.c_str());
   if (s.batch) // a program that was written by hand does not say which of its sizes that is
     text += format(", batch %lld x sequence %lld", static_cast<long long>(s.batch),
                    static_cast<long long>(s.seq));

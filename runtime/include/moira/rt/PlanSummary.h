@@ -81,7 +81,8 @@ struct ProgramSummary {
 };
 
 struct PlanSummary {
-  std::string producer, target, modelClass, task, dtype;
+  std::string producer, target, task, dtype;
+  std::string modelClass = "custom"; // as models of no class have it
   int64_t batch = 0, seq = 0;
   uint64_t parameters = 0, activeParameters = 0, tensorsExpected = 0, tensorsFound = 0;
   std::vector<std::pair<std::string, uint32_t>> mesh;
