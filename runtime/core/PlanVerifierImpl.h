@@ -55,7 +55,7 @@ template <typename T> size_t sizeOf(const flatbuffers::Vector<T> *vector) {
   return vector ? vector->size() : 0;
 }
 
-/// Checks that `name` is 1 to 512 printable bytes.
+/// Checks that it isName().
 bool checkName(const flatbuffers::String *name, const std::string &where, Report &report);
 /// Checks that a count is no larger than its limit.
 bool checkCount(size_t count, size_t limit, const std::string &what, Report &report);
