@@ -38,17 +38,6 @@ struct AddOptimizer : moira::impl::MoeAddOptimizerBase<AddOptimizer> {
   }
 
 private:
-  /// The step's number from 1 on, as an optimizer of step 0 divides by 0. Draws, which take any
-  /// number, may have asked for it before.
-  static Value stepOf(func::FuncOp func, OpBuilder &b) {
-    InputRange range{1, INT32_MAX};
-    Value step = getInput(func, "step", RankedTensorType::get({1}, b.getI32Type()), 1, range);
-    unsigned number = cast<BlockArgument>(step).getArgNumber();
-    func.setArgAttr(number, "moe.fill", b.getF64FloatAttr(1));
-    func.setArgAttr(number, "moe.range", b.getDenseI64ArrayAttr({range.least, range.most}));
-    return step;
-  }
-
   LogicalResult addTo(func::FuncOp func) {
     FailureOr<SmallVector<Gradient>> gradients = takeGradients(func);
     if (failed(gradients))
@@ -57,7 +46,10 @@ private:
       return success();
     OpBuilder b(func.front().getTerminator());
     Value rate = getInput(func, "lr", RankedTensorType::get({1}, b.getF32Type()), lr);
-    Value step = optimizer != "sgd" ? stepOf(func, b) : Value();
+    Value step = optimizer != "sgd" // of step 0 it would divide by 0
+                     ? getInput(func, "step", RankedTensorType::get({1}, b.getI32Type()), 1,
+                                InputRange{1, INT32_MAX})
+                     : Value();
     addTotalLoss(func, b);
     takeLoads(func);
     Value factor = clip(func, b, *gradients);

@@ -3,6 +3,8 @@
 //===----------------------------------------------------------------------===//
 #include "ProgramInputs.h"
 
+#include <algorithm>
+
 using namespace mlir;
 
 Value moira::addInput(func::FuncOp func, StringRef name, Type type, std::optional<double> fill,
@@ -20,11 +22,26 @@ Value moira::addInput(func::FuncOp func, StringRef name, Type type, std::optiona
   return func.getArgument(index);
 }
 
+/// Lets an input that is there already take only what lies in `range` too.
+static void narrow(func::FuncOp func, unsigned index, moira::InputRange range) {
+  Builder b(func.getContext());
+  if (auto own = func.getArgAttrOfType<DenseI64ArrayAttr>(index, "moe.range"))
+    range = {std::max(own[0], range.least), std::min(own[1], range.most)};
+  func.setArgAttr(index, "moe.range", b.getDenseI64ArrayAttr({range.least, range.most}));
+  if (auto fill = func.getArgAttrOfType<FloatAttr>(index, "moe.fill"))
+    func.setArgAttr(index, "moe.fill",
+                    b.getF64FloatAttr(std::clamp(fill.getValueAsDouble(), double(range.least),
+                                                 double(range.most))));
+}
+
 Value moira::getInput(func::FuncOp func, StringRef name, Type type, double fill,
                       std::optional<InputRange> range) {
   for (BlockArgument argument : func.getArguments())
     if (auto own = func.getArgAttrOfType<StringAttr>(argument.getArgNumber(), "moe.name");
-        own && own.getValue() == name)
+        own && own.getValue() == name) {
+      if (range)
+        narrow(func, argument.getArgNumber(), *range);
       return argument;
+    }
   return addInput(func, name, type, fill, range);
 }

@@ -19,7 +19,8 @@ struct InputRange {
 mlir::Value addInput(mlir::func::FuncOp func, llvm::StringRef name, mlir::Type type,
                      std::optional<double> fill, std::optional<InputRange> range = std::nullopt);
 
-/// The input of that name, added if there is none.
+/// The input of that name, added if there is none. One that is there, as another pass asked for it,
+/// then takes only values that lie in both ranges.
 mlir::Value getInput(mlir::func::FuncOp func, llvm::StringRef name, mlir::Type type, double fill,
                      std::optional<InputRange> range = std::nullopt);
 
